@@ -1,0 +1,41 @@
+# Two commands for a newcomer: `make serve` and `make test`. Both make the environment first.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= bundled
+QUANT ?= none
+PORT ?= 8000
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: serve test lint types imports docs clean
+
+serve: $(READY)
+	$(BIN)/greenllm serve $(MODEL) --quantize $(QUANT) --port $(PORT) $(ARGS)
+
+test: lint types imports
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+
+imports: $(READY)
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/python -m evals.docs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("greenllm needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Benchmarks: tokens, joules and what the metering itself costs."""

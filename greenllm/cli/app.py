@@ -1,0 +1,102 @@
+"""The commands. What each needs is imported when it runs, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from greenllm import __version__
+from greenllm.cli.options import with_options
+from greenllm.config import load
+from serving.config import ServeConfig
+
+app = typer.Typer(
+    name="greenllm",
+    help="Green LLM inference and fine-tuning: every request comes back with its joules.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Green LLM inference and fine-tuning: every request comes back with its joules."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+@with_options(ServeConfig, positional="model")
+def serve(flags: Mapping[str, Any], config: Path | None) -> None:
+    """Serve a model over an OpenAI-compatible HTTP API that reports energy per request."""
+    from greenllm.cli.serve import run
+
+    run(load(ServeConfig, flags=flags, file=config, environment=os.environ))
+
+
+@app.command()
+def report(
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the ledger.")] = None,
+    group_by: Annotated[
+        str, typer.Option(help="model, adapter, key, hour, outcome or endpoint.")
+    ] = "model",
+    since: Annotated[str | None, typer.Option(help="Unix seconds or ISO 8601.")] = None,
+    until: Annotated[str | None, typer.Option(help="Unix seconds or ISO 8601.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every receipt to this CSV file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write sums and sessions as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot (.png or .svg).")] = None,
+) -> None:
+    """Print what the ledger holds: joules and grams per group, and whether they add up."""
+    from greenllm.cli.report import Export, run
+
+    run(data_dir, group_by, since, until, Export(csv=csv, json=json, plot=plot))
+
+
+@app.command()
+def estimate(
+    hours: Annotated[float | None, typer.Option(help="Hours of use (with --hardware).")] = None,
+    hardware: Annotated[
+        str, typer.Option(help="'cpu' (this machine's), or a GPU such as 'H100 SXM'.")
+    ] = "cpu",
+    vcpus: Annotated[int | None, typer.Option(help="vCPUs, for --hardware cpu.")] = None,
+    utilisation: Annotated[float, typer.Option(help="Mean load, 0 to 1.")] = 0.5,
+    parameters_b: Annotated[
+        float | None, typer.Option(help="Model size in billions of parameters.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Prompt tokens.")] = 0,
+    completion_tokens: Annotated[int, typer.Option(help="Generated tokens.")] = 0,
+    zone: Annotated[str | None, typer.Option(help="Grid zone for grams.")] = None,
+    pue: Annotated[float, typer.Option(help="Power usage effectiveness.")] = 1.0,
+) -> None:
+    """Estimate energy and carbon offline: hours of hardware, or tokens of a model."""
+    from greenllm.cli.estimate import Question, run
+
+    run(
+        Question(
+            hours=hours,
+            hardware=hardware,
+            vcpus=vcpus,
+            utilisation=utilisation,
+            parameters_b=parameters_b,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            zone=zone,
+            pue=pue,
+        )
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can measure, what was chosen and why, and what could be better."""
+    from greenllm.cli.doctor import run
+
+    run()

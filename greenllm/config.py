@@ -1,0 +1,182 @@
+"""Options: each declared once, as a field of a frozen dataclass with its help text.
+
+A value comes from, last wins: the field's default, a TOML file, the environment (`GREENLLM_` and
+the field's name in capitals), a flag. A key that is no option is an error. The command line is
+generated from the same fields.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from greenllm.core import GreenllmError
+
+ENVIRONMENT_PREFIX = "GREENLLM_"
+T = TypeVar("T")
+
+
+class ConfigError(GreenllmError):
+    """An option is unknown or its value is not allowed; the message names it."""
+
+
+def option(default: Any, help_text: str) -> Any:
+    """Declare an option."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def default_data_dir() -> Path:
+    """Where the ledger lives: XDG_DATA_HOME/greenllm, or ~/.local/share/greenllm."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "greenllm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Options of the engine: the model, how it is run, how it is metered."""
+
+    model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    quantize: Literal["none", "int8", "nf4"] = option(
+        "none", "Quantize the weights with bitsandbytes while loading."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Arithmetic; auto is float32 on CPUs and bfloat16 on GPUs."
+    )
+    device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
+    threads: int = option(0, "CPU threads for the model; 0 is one per core.")
+    max_context: int | None = option(None, "Longest prompt plus answer; default is the model's.")
+    max_num_seqs: int = option(64, "Sequences in one batch, at most.")
+    max_batch_tokens: int = option(512, "Tokens in one step, at most; longer prompts are chunked.")
+    block_size: int = option(16, "Tokens in one KV cache block.")
+    kv_cache_gb: float = option(1.0, "Memory for keys and values, in gigabytes, at most.")
+    prefix_cache: bool = option(True, "Reuse keys and values of common prompt beginnings.")
+    allow_pickle: bool = option(False, "Also load weights stored as pickle, which can run code.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
+    zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")
+    intensity_g_per_kwh: float | None = option(None, "Own grid intensity instead of the zone's.")
+    intensity_source: str | None = option(None, "Who says so; required with an own intensity.")
+    pue: float = option(1.0, "Power usage effectiveness of the site; enters the grams only.")
+    receipt_wait_s: float = option(0.15, "Longest wait for a counter, then provisional.")
+    data_dir: Path | None = option(None, "Folder of the ledger; default is the platform's.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "block_size", "kv_cache_gb"):
+            self._require(getattr(self, name) > 0, name, "must be greater than 0")
+        self._require(self.threads >= 0, "threads", "must not be negative")
+        self._require(
+            self.max_batch_tokens >= self.max_num_seqs,
+            "max_batch_tokens",
+            "must be at least max_num_seqs",
+        )
+        self._require(
+            self.max_context is None or self.max_context > 1, "max_context", "must be at least 2"
+        )
+        self._require(self.pue >= 1, "pue", "must be at least 1")
+        self._require(self.receipt_wait_s >= 0, "receipt_wait_s", "must not be negative")
+        own = self.intensity_g_per_kwh
+        self._require(own is None or own >= 0, "intensity_g_per_kwh", "must not be negative")
+        self._require(
+            (own is None) == (self.intensity_source is None),
+            "intensity_source",
+            "goes together with intensity_g_per_kwh",
+        )
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
+
+    @property
+    def ledger_path(self) -> Path:
+        """The ledger's file."""
+        return (self.data_dir or default_data_dir()) / "ledger.sqlite"
+
+
+def flag(name: str) -> str:
+    """Command-line spelling of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def load(
+    config_type: type[T],
+    *,
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> T:
+    """Build a configuration from all its sources; `flags` that are None were not given.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a forbidden value.
+    """
+    known = {f.name: f for f in fields(typing.cast(Any, config_type))}
+    hints = typing.get_type_hints(config_type)
+    values: dict[str, Any] = {}
+    for name, value in _from_file(file).items():
+        if name not in known:
+            raise ConfigError(f"{file}: unknown option {name!r}")
+        values[name] = convert(f"{file}: {name}", value, hints[name])
+    for name in known:
+        key = ENVIRONMENT_PREFIX + name.upper()
+        if environment and key in environment:
+            values[name] = convert(key, environment[key], hints[name])
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = convert(flag(name), value, hints[name])
+    return config_type(**values)
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def convert(where: str, value: Any, hint: Any) -> Any:
+    """Turn text or a TOML value into an option's type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} must be one of {', '.join(arguments)}, not {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        hint = next(a for a in arguments if a is not type(None))
+        return None if value is None else convert(where, value, hint)
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(convert(where, item, arguments[0]) for item in items)
+    return _convert_scalar(where, value, hint)
+
+
+def _convert_scalar(where: str, value: Any, hint: Any) -> Any:
+    if hint is bool:
+        return _convert_bool(where, value)
+    if isinstance(value, bool) or (hint is int and isinstance(value, float)):
+        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    try:
+        return hint(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}") from error
+
+
+def _convert_bool(where: str, value: Any) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ConfigError(f"{where} must be true or false, not {value!r}")
+
+
+def default_of(spec: Field[Any]) -> Any:
+    """Default of a declared option."""
+    return None if spec.default is MISSING else spec.default

@@ -1,0 +1,371 @@
+"""The vocabulary: what a request asks, what runs in a step, what comes back and what it cost.
+
+Everything else in greenllm speaks in these values. Only the standard library is imported here.
+
+Not covered: text (token ids only), HTTP, tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+Outcome = Literal["completed", "aborted", "failed", "refused"]
+Status = Literal["final", "provisional", "unmetered"]
+Phase = Literal["prefill", "decode"]
+Attribution = Literal["ok", "degraded", "none"]
+
+
+class GreenllmError(Exception):
+    """A failure with a sentence for the user: what, where and what to do."""
+
+
+class InvalidRequestError(GreenllmError):
+    """The request cannot be served as asked; `param` names the culprit."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when a sequence ends.
+
+    `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
+    chosen token. `temperature` 0 is greedy. Penalties follow OpenAI (presence, frequency: on
+    generated tokens) and CTRL, arXiv:1909.05858 (repetition: on prompt and generated tokens).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    max_tokens: int = 16
+    ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if not math.isfinite(value) or not low <= value <= high:
+                raise InvalidRequestError(f"{name} must be in [{low}, {high}], got {value}", name)
+        if self.repetition_penalty == 0 or self.top_p == 0:
+            name = "top_p" if self.top_p == 0 else "repetition_penalty"
+            raise InvalidRequestError(f"{name} must be greater than 0", name)
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequestError("min_tokens is greater than max_tokens", "min_tokens")
+        if any(text == "" for text in self.stop):
+            raise InvalidRequestError("stop holds an empty string", "stop")
+        if any(not -100 <= bias <= 100 for bias in self.logit_bias.values()):
+            raise InvalidRequestError("logit_bias values must be in [-100, 100]", "logit_bias")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens seen so far or on a bias."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or bool(self.logit_bias)
+        )
+
+
+_BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("top_k", 0, 2**31),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 0, 100),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("min_tokens", 0, 2**31),
+    ("max_tokens", 0, 2**31),
+    ("n", 1, 128),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request: one or more prompts, each answered `sampling.n` times.
+
+    The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
+    API key, never the key.
+    """
+
+    request_id: str
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+    model: str
+    endpoint: str = ""
+    key: str | None = None
+    adapter: str | None = None
+    created_s: float = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens in all prompts, each counted once."""
+        return sum(len(prompt) for prompt in self.prompts)
+
+    @property
+    def num_sequences(self) -> int:
+        """Answers asked for."""
+        return len(self.prompts) * self.sampling.n
+
+
+class TextSink(Protocol):
+    """Turns one sequence's generated ids into text and watches for stop strings."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been completed."""
+
+    def push(self, token_id: int) -> str:
+        """Take one id; return the text that is now certain to be part of the answer."""
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of one token and of the most probable ones at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making: its tokens, and the blocks that hold their keys and values.
+
+    `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
+    the `num_remembered` blocks that the prefix cache knows.
+    """
+
+    request: Request
+    index: int
+    token_ids: list[int]
+    prompt_len: int
+    seed: int
+    eos_token_ids: frozenset[int]
+    max_len: int
+    text: TextSink | None = None
+    leader: Sequence | None = None
+    block_table: list[int] = field(default_factory=list)
+    digest: bytes = b""
+    num_remembered: int = 0
+    num_computed: int = 0
+    num_cached: int | None = None
+    queued_s: float = 0.0
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    output_counts: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The request's sampling parameters."""
+        return self.request.sampling
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will be generated."""
+        return self.finish_reason is not None
+
+    @property
+    def in_decode(self) -> bool:
+        """Whether only the newest, generated token is still to be computed."""
+        return self.num_generated > 0 and self.num_computed == len(self.token_ids) - 1
+
+
+def sequences_of(
+    request: Request, *, eos_token_ids: frozenset[int], max_len: int
+) -> list[Sequence]:
+    """Expand a request into its sequences, `n` per prompt; siblings follow the first of them."""
+    sequences: list[Sequence] = []
+    for prompt in request.prompts:
+        leader: Sequence | None = None
+        for choice in range(request.sampling.n):
+            seq = Sequence(
+                request=request,
+                index=len(sequences),
+                token_ids=list(prompt),
+                prompt_len=len(prompt),
+                seed=_choice_seed(request.sampling.seed, choice),
+                eos_token_ids=eos_token_ids,
+                max_len=min(max_len, len(prompt) + request.sampling.max_tokens),
+                leader=leader,
+            )
+            leader = leader or seq
+            sequences.append(seq)
+    return sequences
+
+
+def _choice_seed(seed: int | None, choice: int) -> int:
+    """Seed of one choice: the same for the same request, whatever else is in the batch."""
+    if seed is None:
+        return int.from_bytes(os.urandom(8), "little")
+    return (seed * 1_000_003 + choice) & (2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The part of one sequence that runs in a step: tokens [start, start + num_tokens)."""
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+
+    @property
+    def end(self) -> int:
+        """Position after the last token; also the context length the last token sees."""
+        return self.start + self.num_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens to run."""
+        return self.seq.token_ids[self.start : self.end]
+
+    @property
+    def phase(self) -> Phase:
+        """`decode` once the sequence's prompt has been computed."""
+        return "prefill" if self.start < self.seq.prompt_len else "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step runs: one chunk per sequence, decode first."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all chunks."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the runner returns for a chunk: the chosen token and the log probabilities asked for.
+
+    `prompt` holds one entry for each prompt position in the chunk whose predecessor was in view.
+    """
+
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+    prompt: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token on its way out; `text` is what became certain with it.
+
+    A sequence that ends without generating (max_tokens 0, or an abort) sends one with no
+    `token_id`. `prompt_logprobs` travels with the first.
+    """
+
+    request_id: str
+    index: int
+    token_id: int | None
+    text: str = ""
+    logprob: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one request cost. None means unknown, never zero.
+
+    `active_j` is its share of the steps it took part in; `idle_j` its share of the power the
+    machine draws anyway, for the time it was in the batch. Both are IT energy: PUE enters the grams
+    only. `resident_s` is its share of the machine's time: step durations over requests in the step.
+    `uncertainty` is the relative half-width of a 90 % interval.
+    """
+
+    request_id: str
+    model: str
+    outcome: Outcome
+    created_s: float
+    status: Status
+    method: str
+    measured: bool
+    endpoint: str = ""
+    adapter: str | None = None
+    key: str | None = None
+    http_status: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    duration_s: float = 0.0
+    resident_s: float = 0.0
+    active_j: float | None = None
+    idle_j: float | None = None
+    prefill_j: float | None = None
+    decode_j: float | None = None
+    domains_j: Mapping[str, float] = field(default_factory=dict)
+    flops: float | None = None
+    uncertainty: float | None = None
+    attribution: Attribution = "none"
+    operational_g: float | None = None
+    embodied_g: float | None = None
+    intensity_g_per_kwh: float | None = None
+    intensity_zone: str | None = None
+    intensity_source: str | None = None
+    intensity_year: int | None = None
+    pue: float | None = None
+
+    @property
+    def total_j(self) -> float | None:
+        """Active plus idle share."""
+        return None if self.active_j is None else self.active_j + (self.idle_j or 0.0)
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Total joules per completion token."""
+        total_j = self.total_j
+        return (
+            None
+            if total_j is None or not self.completion_tokens
+            else (total_j / self.completion_tokens)
+        )
+
+    @property
+    def avg_power_w(self) -> float | None:
+        """Total joules over the request's duration."""
+        return (
+            None
+            if self.total_j is None or self.duration_s <= 0
+            else (self.total_j / self.duration_s)
+        )
+
+    @property
+    def gco2e(self) -> float | None:
+        """Operational emissions plus, where they are known, embodied ones."""
+        return None if self.operational_g is None else self.operational_g + (self.embodied_g or 0.0)

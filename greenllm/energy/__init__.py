@@ -1,0 +1,1 @@
+"""Joules and grams: meters, attribution, carbon, the ledger. No torch, no HTTP."""

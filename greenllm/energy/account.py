@@ -1,0 +1,274 @@
+"""The account: every joule the meter counts goes to a request, to idle, to load or to nobody.
+
+Time is cut into windows by meter readings. A busy window is shared out among the requests whose
+work ran in it; a window without work goes to `idle` (or to `load` until serving starts); what
+other processes on the machine caused goes to `unattributed`. After every window
+
+    load + idle + unattributed + finished requests + open requests = meter delta
+
+is checked to 1e-6. A request is `final` once the window with its last step is closed. When the
+meter does not answer for `receipt_wait_s`, a `provisional` receipt with the predicted joules goes
+out first; a later reading makes it final.
+
+Not covered: training (an account of its own, later); spreading a day's idle energy over requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from greenllm.core import Batch, Outcome, Phase, Receipt, Request
+from greenllm.energy.attribution import (
+    CoefficientFit,
+    Work,
+    prior_coefficients,
+    split,
+    total_work,
+)
+from greenllm.energy.bill import Bill
+from greenllm.energy.meter import Meter, Reading, SensorError
+from greenllm.energy.window import IdlePower, Window, take_apart
+from greenllm.shape import ModelShape
+
+log = logging.getLogger(__name__)
+
+CONSERVATION_TOLERANCE = 1e-6
+_LONGEST_WINDOW_S = 1.0
+_STALLED_AFTER_S = 5.0
+_RETRY_S = 0.05
+_FINALISE_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """Joules by destination since the account was opened; together they are `meter_j`."""
+
+    meter_j: float = 0.0
+    load_j: float = 0.0
+    idle_j: float = 0.0
+    unattributed_j: float = 0.0
+    requests_j: float = 0.0
+    open_j: float = 0.0
+
+    @property
+    def residual(self) -> float:
+        """What is missing or too much, relative to the meter."""
+        booked_j = self.load_j + self.idle_j + self.unattributed_j + self.requests_j + self.open_j
+        return abs(self.meter_j - booked_j) / max(abs(self.meter_j), 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a joule was spent on, for the metrics."""
+
+    domain: str
+    phase: str
+    model: str
+    adapter: str
+
+
+class Account:
+    """Charges steps to requests against one meter. Used by one thread."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        shape: ModelShape,
+        *,
+        clock: Callable[[], float],
+        receipt_wait_s: float = 0.15,
+    ) -> None:
+        self.meter = meter
+        self.fit = CoefficientFit(prior_coefficients(shape))
+        self.idle_power = IdlePower(meter.idle_w)
+        self.totals = Totals()
+        self.spent_j: dict[Label, float] = {}
+        self.num_sensor_errors = 0
+        self.num_violations = 0
+        self._shape = shape
+        self._clock = clock
+        self._receipt_wait_s = receipt_wait_s
+        self._bills: dict[str, Bill] = {}
+        self._window: dict[tuple[str, Phase], Work] = {}
+        self._serving = False
+        self._first = self._last = meter.read()
+        self._tried_s = self._last.at_s
+
+    @property
+    def num_open(self) -> int:
+        """Requests without a final receipt."""
+        return len(self._bills)
+
+    def start_serving(self) -> None:
+        """Book everything so far as load."""
+        self._close_window()
+        self._serving = True
+
+    def open(self, request: Request) -> None:
+        """Start a bill. Energy until now belongs to whoever was there before."""
+        if not self._bills:
+            self._close_window()
+        self._bills[request.request_id] = Bill(request, self._clock())
+
+    def charge(self, batch: Batch, duration_s: float) -> None:
+        """Note who took part in a step that just ran, and with how much work."""
+        for key, work in self._works(batch, duration_s):
+            before = self._window.get(key)
+            self._window[key] = work if before is None else before + work
+
+    def _works(self, batch: Batch, duration_s: float) -> Iterator[tuple[tuple[str, Phase], Work]]:
+        """The work of each chunk; a request's first chunk carries its claim on the step."""
+        present = {chunk.seq.request.request_id for chunk in batch.chunks}
+        unclaimed = dict.fromkeys(present, 1 / max(1, len(present)))
+        for chunk in batch.chunks:
+            request = chunk.seq.request
+            claim = unclaimed.pop(request.request_id, 0.0)
+            num_logits = chunk.num_tokens if request.sampling.prompt_logprobs is not None else 1
+            yield (
+                (request.request_id, chunk.phase),
+                Work(
+                    steps=claim,
+                    rows=1.0,
+                    flops=self._shape.flops(chunk.start, chunk.num_tokens, num_logits),
+                    kv_bytes=self._shape.kv_bytes(chunk.start, chunk.num_tokens),
+                    residence_s=claim * duration_s,
+                ),
+            )
+
+    def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> None:
+        """Run a made-up batch before serving: its joules are load, and the fit learns from it."""
+        self._close_window()
+        before = self._last
+        run(batch)
+        self._close_window()
+        window = take_apart(before, self._last, self.idle_power.watts)
+        work = total_work(work for _, work in self._works(batch, window.duration_s))
+        self.fit.observe(work, sum(window.dynamic_j.values()))
+
+    def finish(self, request_id: str, outcome: Outcome, *, cached: int, generated: int) -> None:
+        """End a request; its receipt comes from `settle`."""
+        now_s = self._clock()
+        bill = self._bills[request_id]
+        bill.close(self.meter, outcome, closed_s=now_s, cached=cached, generated=generated)
+
+    def settle_in_s(self) -> float | None:
+        """Seconds until `settle` has something to do; None when nothing is due."""
+        closing = [bill for bill in self._bills.values() if bill.closing]
+        if not closing:
+            return None
+        wait_s = self.meter.period_s if self._tried_s <= self._last.at_s else _RETRY_S
+        if all(bill.sent_provisional for bill in closing):
+            wait_s = _FINALISE_EVERY_S
+        return max(0.0, self._tried_s + wait_s - self._clock())
+
+    def settle(self) -> list[Receipt]:
+        """Close the window when it is time, and return the receipts that are ready."""
+        age_s = self._clock() - self._tried_s
+        due_s = self.settle_in_s()
+        if due_s == 0 or age_s >= _LONGEST_WINDOW_S:
+            self._close_window()
+        return [] if due_s is None else self._ready()
+
+    def drain(self) -> list[Receipt]:
+        """Close the window now and return every receipt that can be made."""
+        self._close_window()
+        return self._ready()
+
+    def _ready(self) -> list[Receipt]:
+        now_s = self._clock()
+        unread = {request_id for request_id, _ in self._window}
+        receipts: list[Receipt] = []
+        for request_id, bill in list(self._bills.items()):
+            if bill.closing is None:
+                continue
+            if request_id not in unread and self._last.at_s >= bill.closed_s:
+                receipts.append(self._finalise(bill))
+            elif not bill.sent_provisional and now_s - bill.closed_s >= self._receipt_wait_s:
+                receipts.append(self._provisional(bill))
+        return receipts
+
+    def _finalise(self, bill: Bill) -> Receipt:
+        del self._bills[bill.request.request_id]
+        self.totals.open_j -= bill.total_j
+        self.totals.requests_j += bill.total_j
+        return bill.final(self.meter, self.fit)
+
+    def _provisional(self, bill: Bill) -> Receipt:
+        bill.sent_provisional = True
+        own = bill.request.request_id
+        pending = {phase: work for (owner, phase), work in self._window.items() if owner == own}
+        return bill.provisional(self.fit, pending, sum(self.idle_power.watts.values()))
+
+    def _close_window(self) -> None:
+        """Read the meter and share out what it counted since the last reading."""
+        self._tried_s = self._clock()
+        try:
+            reading = self.meter.read()
+        except SensorError as error:
+            self.num_sensor_errors += 1
+            log.warning("meter: %s", error)
+            return
+        if self._stands_still(reading):
+            return
+        window = take_apart(self._last, reading, self.idle_power.watts)
+        self._last = reading
+        self._tried_s = reading.at_s
+        self.totals.meter_j = reading.total_j - self._first.total_j
+        self.totals.unattributed_j += window.foreign_j
+        if self._window:
+            self._share_out(window)
+        else:
+            self._book_idle(window)
+        self._check()
+
+    def _check(self) -> None:
+        if self.totals.residual > CONSERVATION_TOLERANCE:
+            self.num_violations += 1
+            log.critical("joules do not add up: %s", self.totals)
+
+    def _stands_still(self, reading: Reading) -> bool:
+        """Whether a sensor has not ticked over a window with work; after a while it is believed."""
+        if not self._window or not reading.joules:
+            return False
+        stuck = reading.total_j <= self._last.total_j
+        return stuck and reading.at_s - self._last.at_s < _STALLED_AFTER_S
+
+    def _book_idle(self, window: Window) -> None:
+        if not self._serving:
+            self.totals.load_j += window.own_j
+            return
+        joules = {d: window.baseline_j[d] + window.dynamic_j[d] for d in window.baseline_j}
+        self.idle_power.learn(window.duration_s, joules)
+        self.totals.idle_j += window.own_j
+
+    def _share_out(self, window: Window) -> None:
+        keys, works = list(self._window), list(self._window.values())
+        self._window = {}
+        dynamic_j = sum(window.dynamic_j.values())
+        baseline_j = sum(window.baseline_j.values())
+        predicted = [self.fit.coefficients.predict_j(work) for work in works]
+        active = split(dynamic_j, predicted)
+        idle = split(baseline_j, [work.residence_s for work in works])
+        for i, (request_id, phase) in enumerate(keys):
+            bill = self._bills[request_id]
+            bill.add(phase, works[i], active_j=active[i], idle_j=idle[i], predicted_j=predicted[i])
+            active_share = active[i] / dynamic_j if dynamic_j > 0 else 0.0
+            idle_share = idle[i] / baseline_j if baseline_j > 0 else 0.0
+            bill.shares_j += active[i] * active_share
+            self._book_domains(bill, phase, window, active_share, idle_share)
+        self.totals.open_j += window.own_j
+        self.fit.observe(total_work(works), dynamic_j)
+
+    def _book_domains(
+        self, bill: Bill, phase: Phase, window: Window, active_share: float, idle_share: float
+    ) -> None:
+        request = bill.request
+        for domain in window.dynamic_j:
+            active_j = window.dynamic_j[domain] * active_share
+            idle_j = window.baseline_j[domain] * idle_share
+            bill.domains_j[domain] = bill.domains_j.get(domain, 0.0) + active_j + idle_j
+            for name, energy_j in ((phase, active_j), ("idle", idle_j)):
+                label = Label(domain, name, request.model, request.adapter or "")
+                self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j

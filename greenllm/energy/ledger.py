@@ -1,0 +1,291 @@
+"""The ledger: one SQLite row per request, and per server session the totals they must add up to.
+
+Contract: `record` writes receipts and the session's totals in one transaction, so that at any
+moment, also after kill -9,
+
+    requests_j (sum of the session's final rows) + idle + load + unattributed + open = meter_j
+
+A receipt replaces an earlier provisional one with the same id, never the other way round. Rows
+that cannot be written now (locked, disk full) are kept in memory and written with the next ones.
+The only module that imports sqlite3. WAL with synchronous=NORMAL: a killed process loses nothing,
+a power cut may lose the last moments.
+
+Not covered: several servers writing one ledger at once beyond SQLite's locking; deletion.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from greenllm.core import GreenllmError, Receipt
+from greenllm.energy.account import Totals
+
+log = logging.getLogger(__name__)
+
+GroupBy = Literal["model", "adapter", "key", "hour", "outcome", "endpoint"]
+GROUPS: dict[str, str] = {
+    "model": "model",
+    "adapter": "adapter",
+    "key": "key",
+    "outcome": "outcome",
+    "endpoint": "endpoint",
+    "hour": "strftime('%Y-%m-%dT%H:00Z', created_s, 'unixepoch')",
+}
+MAX_UNWRITTEN = 100_000
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = []
+migration = MIGRATIONS.append
+
+
+@migration
+def m001_initial(db: sqlite3.Connection) -> None:
+    """Sessions and requests."""
+    db.execute(
+        "CREATE TABLE sessions (session_id TEXT PRIMARY KEY, started_s REAL NOT NULL,"
+        " updated_s REAL NOT NULL, closed INTEGER NOT NULL DEFAULT 0, method TEXT NOT NULL,"
+        " measured INTEGER NOT NULL, meter_j REAL NOT NULL, load_j REAL NOT NULL,"
+        " idle_j REAL NOT NULL, unattributed_j REAL NOT NULL, requests_j REAL NOT NULL,"
+        " open_j REAL NOT NULL)"
+    )
+    db.execute(
+        "CREATE TABLE requests (request_id TEXT PRIMARY KEY, session_id TEXT NOT NULL,"
+        " model TEXT NOT NULL, adapter TEXT, key TEXT, endpoint TEXT NOT NULL,"
+        " outcome TEXT NOT NULL, http_status INTEGER, created_s REAL NOT NULL,"
+        " status TEXT NOT NULL, method TEXT NOT NULL, measured INTEGER NOT NULL,"
+        " prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,"
+        " completion_tokens INTEGER NOT NULL, duration_s REAL NOT NULL, resident_s REAL NOT NULL,"
+        " active_j REAL, idle_j REAL, total_j REAL, prefill_j REAL, decode_j REAL,"
+        " domains_j TEXT NOT NULL, flops REAL, uncertainty REAL, attribution TEXT NOT NULL,"
+        " operational_g REAL, embodied_g REAL, gco2e REAL, intensity_g_per_kwh REAL,"
+        " intensity_zone TEXT, intensity_source TEXT, intensity_year INTEGER, pue REAL)"
+    )
+    db.execute("CREATE INDEX requests_created ON requests (created_s)")
+    db.execute("CREATE INDEX requests_session ON requests (session_id)")
+
+
+_COLUMNS = [f.name for f in fields(Receipt)]
+_DERIVED = ("total_j", "gco2e")
+_UPSERT = (
+    "INSERT INTO requests (session_id, {names}) VALUES (?, {marks})"
+    " ON CONFLICT (request_id) DO UPDATE SET {updates} WHERE requests.status != 'final'"
+).format(
+    names=", ".join([*_COLUMNS, *_DERIVED]),
+    marks=", ".join("?" * (len(_COLUMNS) + len(_DERIVED))),
+    updates=", ".join(f"{name} = excluded.{name}" for name in [*_COLUMNS, *_DERIVED]),
+)
+
+
+class LedgerError(GreenllmError):
+    """The ledger file cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run of a server: what its meter counted and where it went."""
+
+    session_id: str
+    started_s: float
+    updated_s: float
+    closed: bool
+    method: str
+    measured: bool
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Sums of a group of requests; joules are None when none of them was metered."""
+
+    group: str | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    active_j: float | None
+    total_j: float | None
+    gco2e: float | None
+    unmetered: int
+
+
+class Ledger:
+    """An open ledger file. `record` and the queries may be called from different threads."""
+
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+        self.path = path
+        self.num_errors = 0
+        self._unwritten: list[tuple[str, Receipt]] = []
+        self._read_only = read_only
+        self._reading = threading.Lock()
+        try:
+            if not read_only:
+                self._db = _open(str(path))
+                _prepare(self._db)
+            self._reader = _open(f"file:{path}?mode=ro")
+            self._query("SELECT count(*) FROM requests")
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(
+                f"ledger {path}: {error}; move the file away or choose another --data-dir"
+            ) from error
+
+    def _query(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._reading:
+            return self._reader.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def open_session(self, session_id: str, *, method: str, measured: bool) -> None:
+        """Begin a session; its totals start at zero."""
+        now_s = time.time()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0)",
+                (session_id, now_s, now_s, method, measured),
+            )
+
+    def record(
+        self,
+        session_id: str,
+        receipts: Sequence[Receipt],
+        totals: Totals | None = None,
+        *,
+        closed: bool = False,
+    ) -> None:
+        """Write receipts and the session's totals; what a busy or full disk refuses waits."""
+        self._unwritten += [(session_id, receipt) for receipt in receipts]
+        try:
+            with self._transaction() as db:
+                db.executemany(_UPSERT, [_values(*item) for item in self._unwritten])
+                if totals is not None:
+                    _update_session(db, session_id, totals, closed)
+        except sqlite3.Error as error:
+            self.num_errors += 1
+            del self._unwritten[:-MAX_UNWRITTEN]
+            log.error("ledger %s: %s; %d rows wait", self.path, error, len(self._unwritten))
+        else:
+            self._unwritten.clear()
+
+    def receipt(self, request_id: str) -> Receipt | None:
+        """One request's receipt, newest state; None when it is not known."""
+        for _, waiting in reversed(self._unwritten):
+            if waiting.request_id == request_id:
+                return waiting
+        columns = ", ".join(_COLUMNS)
+        found = self._query(f"SELECT {columns} FROM requests WHERE request_id = ?", (request_id,))
+        return _receipt(found[0]) if found else None
+
+    def receipts(self, *, since_s: float = 0.0, until_s: float = 1e12) -> list[Receipt]:
+        """All receipts of a period, oldest first."""
+        columns = ", ".join(_COLUMNS)
+        rows = self._query(
+            f"SELECT {columns} FROM requests WHERE created_s >= ? AND created_s < ?"
+            " ORDER BY created_s, request_id",
+            (since_s, until_s),
+        )
+        return [_receipt(row) for row in rows]
+
+    def sums(
+        self, group_by: str | None = None, *, since_s: float = 0.0, until_s: float = 1e12
+    ) -> list[Row]:
+        """Sums per group, or one row of everything."""
+        group = GROUPS[group_by] if group_by else "NULL"
+        rows = self._query(
+            f"SELECT {group} AS grp, count(*), coalesce(sum(prompt_tokens), 0),"
+            " coalesce(sum(completion_tokens), 0), sum(active_j), sum(total_j), sum(gco2e),"
+            " coalesce(sum(active_j IS NULL), 0)"
+            " FROM requests WHERE created_s >= ? AND created_s < ? GROUP BY grp ORDER BY grp",
+            (since_s, until_s),
+        )
+        return [Row(*row) for row in rows]
+
+    def sessions(self) -> list[Session]:
+        """All sessions, oldest first."""
+        rows = self._query(
+            "SELECT session_id, started_s, updated_s, closed, method, measured, meter_j, load_j,"
+            " idle_j, unattributed_j, requests_j, open_j FROM sessions ORDER BY started_s"
+        )
+        return [
+            Session(row[0], row[1], row[2], bool(row[3]), row[4], bool(row[5]), Totals(*row[6:]))
+            for row in rows
+        ]
+
+    def session_sum_j(self, session_id: str) -> float:
+        """Total joules of a session's final rows."""
+        found = self._query(
+            "SELECT coalesce(sum(total_j), 0) FROM requests"
+            " WHERE session_id = ? AND status = 'final'",
+            (session_id,),
+        )
+        return float(found[0][0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+        if not self._read_only:
+            self._db.close()
+
+
+def _open(target: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        target,
+        uri=target.startswith("file:"),
+        timeout=1.0,
+        check_same_thread=False,
+        isolation_level=None,
+    )
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    _migrate(db)
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring an older file up to date; a newer one is refused, not touched."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise sqlite3.DatabaseError(f"written by a newer greenllm (schema {version})")
+    for number, migrate in enumerate(MIGRATIONS[version:], start=version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        migrate(db)
+        db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+
+
+def _update_session(db: sqlite3.Connection, session_id: str, totals: Totals, closed: bool) -> None:
+    columns = asdict(totals)
+    assignments = ", ".join(f"{name} = :{name}" for name in columns)
+    db.execute(
+        f"UPDATE sessions SET updated_s = :now_s, closed = :closed, {assignments}"
+        " WHERE session_id = :session_id",
+        {**columns, "now_s": time.time(), "closed": closed, "session_id": session_id},
+    )
+
+
+def _values(session_id: str, receipt: Receipt) -> list[Any]:
+    values: dict[str, Any] = {name: getattr(receipt, name) for name in _COLUMNS}
+    values["domains_j"] = json.dumps(dict(receipt.domains_j))
+    return [session_id, *values.values(), receipt.total_j, receipt.gco2e]
+
+
+def _receipt(row: Sequence[Any]) -> Receipt:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values["domains_j"] = json.loads(values["domains_j"])
+    values["measured"] = bool(values["measured"])
+    return Receipt(**values)

@@ -1,0 +1,170 @@
+"""The meter protocol: cumulative joules per domain, and who used the processor meanwhile.
+
+Contract of `read()`: every domain's joules never decrease; a counter that wrapped or was reset is
+made whole before it gets here. A sensor that cannot be read raises `SensorError`, it never returns
+an old or a made-up value. A window of energy is always the difference of two readings.
+
+Domains are `gpu`, `cpu` and `dram`. Not covered: power supplies, fans, disks, networks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+class SensorError(Exception):
+    """A sensor vanished, refused or returned nonsense; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Cumulative counters at one moment.
+
+    `own_cpu_s` is the CPU time of this process tree, `machine_cpu_s` that of everything on the
+    machine; None where it cannot be told, and then all dynamic energy counts as the server's.
+    """
+
+    at_s: float
+    joules: Mapping[str, float] = field(default_factory=dict)
+    own_cpu_s: float | None = None
+    machine_cpu_s: float | None = None
+
+    @property
+    def total_j(self) -> float:
+        """Joules of all domains."""
+        return sum(self.joules.values())
+
+
+class Meter(Protocol):
+    """Reads the counters of one machine."""
+
+    @property
+    def method(self) -> str:
+        """How the joules come about, e.g. `measured:rapl` or `modelled:vcpu-specpower`."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether every domain is read from a sensor."""
+
+    @property
+    def period_s(self) -> float:
+        """Time between two updates of the slowest counter."""
+
+    @property
+    def uncertainty(self) -> float:
+        """Relative half-width of a 90 % interval around the counted joules."""
+
+    @property
+    def idle_w(self) -> Mapping[str, float] | None:
+        """Power per domain with nothing running, where the method knows it beforehand."""
+
+    def read(self) -> Reading:
+        """Read every counter.
+
+        Raises:
+            SensorError: a counter cannot be read.
+        """
+
+
+class NullMeter:
+    """The last rung of the ladder: knows nothing and says so."""
+
+    method = "unknown"
+    measured = False
+    period_s = 0.0
+    uncertainty = 1.0
+    idle_w: Mapping[str, float] | None = None
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def read(self) -> Reading:
+        """Return no domains at all: unknown is not zero."""
+        return Reading(self._clock())
+
+
+class ReplayMeter:
+    """Plays recorded readings back: for tests, demonstrations and fault injection.
+
+    A record of None stands for a sensor that fails at that moment. The last reading repeats.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Reading | None],
+        *,
+        method: str = "replay",
+        measured: bool = True,
+        period_s: float = 0.0,
+        idle_w: Mapping[str, float] | None = None,
+        uncertainty: float = 0.05,
+    ) -> None:
+        self.method = method
+        self.measured = measured
+        self.period_s = period_s
+        self.idle_w = idle_w
+        self.uncertainty = uncertainty
+        self._records = list(records)
+        self._next = 0
+
+    def read(self) -> Reading:
+        """Return the next record."""
+        if not self._records:
+            raise SensorError("replay: no readings recorded")
+        record = self._records[min(self._next, len(self._records) - 1)]
+        self._next += 1
+        if record is None:
+            raise SensorError("replay: recorded sensor failure")
+        return record
+
+
+def load_replay(path: Path) -> ReplayMeter:
+    """Read a recording: one JSON object a line with `at_s`, `joules` and optional CPU times.
+
+    Raises:
+        SensorError: the file is missing, or a line is not such an object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return ReplayMeter([_record(line) for line in lines if line.strip()])
+    except (OSError, ValueError, TypeError) as error:
+        raise SensorError(f"replay: cannot use {path}: {error}") from error
+
+
+def _record(line: str) -> Reading | None:
+    data = json.loads(line)
+    return None if data is None else Reading(**data)
+
+
+class CombinedMeter:
+    """Several meters of disjoint domains, read together."""
+
+    def __init__(self, meters: Iterable[Meter]) -> None:
+        self._meters = tuple(meters)
+        self.method = "+".join(meter.method for meter in self._meters)
+        self.measured = all(meter.measured for meter in self._meters)
+        self.period_s = max(meter.period_s for meter in self._meters)
+        self.uncertainty = max(meter.uncertainty for meter in self._meters)
+
+    @property
+    def idle_w(self) -> Mapping[str, float] | None:
+        """Known only when every part knows it."""
+        parts = [meter.idle_w for meter in self._meters]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return {domain: watts for part in known for domain, watts in part.items()}
+
+    def read(self) -> Reading:
+        """Merge the readings; the CPU times come from the first meter that has them."""
+        readings = [meter.read() for meter in self._meters]
+        joules: dict[str, float] = {}
+        for reading in readings:
+            for domain, value in reading.joules.items():
+                joules[domain] = joules.get(domain, 0.0) + value
+        timed = next((r for r in readings if r.own_cpu_s is not None), readings[0])
+        return Reading(readings[-1].at_s, joules, timed.own_cpu_s, timed.machine_cpu_s)

@@ -1,0 +1,63 @@
+"""Units of energy, time and mass, and rounding to significant digits.
+
+Contract: pure conversions between the units this package uses; every name carries its unit.
+Factors are exact by definition (1 Wh = 3600 J); the year is the Julian year of 365.25 days.
+
+Source: The International System of Units (SI Brochure, 9th edition).
+
+Not covered: temperature, volume, money, and parsing of text with units.
+"""
+
+J_PER_WH = 3_600.0
+J_PER_KWH = 3_600_000.0
+WH_PER_KWH = 1_000.0
+G_PER_KG = 1_000.0
+S_PER_HOUR = 3_600.0
+S_PER_DAY = 86_400.0
+S_PER_YEAR = 365.25 * S_PER_DAY
+
+
+def joules_to_wh(energy_j: float) -> float:
+    """Watt hours of an energy in joules."""
+    return energy_j / J_PER_WH
+
+
+def joules_to_kwh(energy_j: float) -> float:
+    """Kilowatt hours of an energy in joules."""
+    return energy_j / J_PER_KWH
+
+
+def wh_to_joules(energy_wh: float) -> float:
+    """Joules of an energy in watt hours."""
+    return energy_wh * J_PER_WH
+
+
+def kwh_to_joules(energy_kwh: float) -> float:
+    """Joules of an energy in kilowatt hours."""
+    return energy_kwh * J_PER_KWH
+
+
+def hours_to_seconds(time_h: float) -> float:
+    """Seconds of a time in hours."""
+    return time_h * S_PER_HOUR
+
+
+def years_to_seconds(time_years: float) -> float:
+    """Seconds of a time in Julian years."""
+    return time_years * S_PER_YEAR
+
+
+def kg_to_g(mass_kg: float) -> float:
+    """Grams of a mass in kilograms."""
+    return mass_kg * G_PER_KG
+
+
+def significant(value: float, digits: int = 3) -> float:
+    """`value` rounded to `digits` significant digits; zero, infinity and NaN stay as they are.
+
+    Raises:
+        ValueError: `digits` is less than 1.
+    """
+    if digits < 1:
+        raise ValueError(f"digits must be at least 1, not {digits}")
+    return float(f"{value:.{digits - 1}e}")

@@ -1,0 +1,77 @@
+"""The energy between two readings, taken apart: idle floor, our dynamic part, other processes'.
+
+Baseline is idle power times duration, never more than what was counted. The rest is dynamic; on
+CPU and memory the part of it that other processes caused is told by CPU time. Not covered: other
+users of a GPU, whose energy cannot be told from the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from greenllm.energy.meter import Reading
+
+_MIN_IDLE_WINDOW_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Joules per domain of one window; `foreign_j` was caused by other processes."""
+
+    duration_s: float
+    baseline_j: Mapping[str, float]
+    dynamic_j: Mapping[str, float]
+    foreign_j: float
+
+    @property
+    def own_j(self) -> float:
+        """Everything that is not foreign."""
+        return sum(self.baseline_j.values()) + sum(self.dynamic_j.values())
+
+
+class IdlePower:
+    """Power per domain with nothing running: known beforehand, or learnt from idle windows.
+
+    Learnt as a slow average, not a minimum: a server started under load must be able to unlearn.
+    """
+
+    def __init__(self, known_w: Mapping[str, float] | None) -> None:
+        self._fixed = known_w is not None
+        self.watts: dict[str, float] = dict(known_w or {})
+
+    def learn(self, duration_s: float, joules: Mapping[str, float]) -> None:
+        """Follow an idle window; short ones are too coarse for the counters."""
+        if self._fixed or duration_s < _MIN_IDLE_WINDOW_S:
+            return
+        for domain, energy_j in joules.items():
+            now_w = energy_j / duration_s
+            self.watts[domain] = 0.8 * self.watts.get(domain, now_w) + 0.2 * now_w
+
+
+def take_apart(before: Reading, now: Reading, idle_w: Mapping[str, float]) -> Window:
+    """Split the difference of two readings."""
+    duration_s = max(0.0, now.at_s - before.at_s)
+    foreign_share = _foreign_share(before, now)
+    baseline: dict[str, float] = {}
+    dynamic: dict[str, float] = {}
+    foreign_j = 0.0
+    for domain, value in now.joules.items():
+        energy_j = max(0.0, value - before.joules.get(domain, 0.0))
+        baseline[domain] = min(energy_j, idle_w.get(domain, 0.0) * duration_s)
+        moving_j = energy_j - baseline[domain]
+        theirs_j = 0.0 if domain == "gpu" else moving_j * foreign_share
+        dynamic[domain] = moving_j - theirs_j
+        foreign_j += theirs_j
+    return Window(duration_s, baseline, dynamic, foreign_j)
+
+
+def _foreign_share(before: Reading, now: Reading) -> float:
+    """Fraction of the CPU time in between that other processes used; 0 where it cannot be told."""
+    if None in (before.own_cpu_s, now.own_cpu_s, before.machine_cpu_s, now.machine_cpu_s):
+        return 0.0
+    own_s = (now.own_cpu_s or 0.0) - (before.own_cpu_s or 0.0)
+    machine_s = (now.machine_cpu_s or 0.0) - (before.machine_cpu_s or 0.0)
+    if machine_s <= 0:
+        return 0.0
+    return min(1.0, max(0.0, 1 - own_s / machine_s))

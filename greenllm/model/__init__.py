@@ -1,0 +1,1 @@
+"""Weights: what is loaded, how it is quantized, and the model that ships."""

@@ -1,0 +1,38 @@
+"""What is known about a loaded model, without its weights. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from greenllm.core import GreenllmError
+
+Quantization = Literal["none", "int8", "nf4"]
+
+
+class LoadError(GreenllmError):
+    """A model cannot be loaded; the message says what, where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Identity and size of a model as it sits in memory.
+
+    `weight_bytes` counts parameters, buffers and quantization constants. `kept_layers` names
+    linear layers that quantization left alone, because their width does not suit the kernel.
+    """
+
+    name: str
+    source: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    quantization: Quantization
+    dtype: str
+    device: str
+    context_length: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    kept_layers: tuple[str, ...] = ()
+    licence: str | None = None
+    created_s: int = 0

@@ -1,0 +1,287 @@
+"""Loads any decoder-only model that transformers knows, quantized by bitsandbytes if asked.
+
+Contract: weights come from safetensors unless `allow_pickle`; code from the model's folder never
+runs unless `trust_remote_code`. Every failure is a `LoadError` of one sentence. Models larger than
+one device are placed by accelerate (`device_map="auto"`).
+
+Linear layers whose input width is not a multiple of 64 do not suit bitsandbytes' nf4 blocks on CPU;
+they stay as they are, and `ModelInfo.kept_layers` names them.
+
+Not covered: GGUF, GPTQ and AWQ files; encoder-decoders; attention outside transformers' interface.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from greenllm.model.info import LoadError, ModelInfo, Quantization
+from greenllm.shape import ModelShape
+
+log = logging.getLogger(__name__)
+
+BUNDLED = "bundled"
+BUNDLED_PATH = Path(__file__).parent / "bundled"
+NF4_BLOCK = 64
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model; see `EngineConfig` for what each means."""
+
+    quantization: Quantization = "none"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    max_context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run, and what is known about it."""
+
+    model: PreTrainedModel
+    info: ModelInfo
+    shape: ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """Sizes of the unquantized model, counted without allocating it."""
+
+    total: int
+    body: int
+    head: int
+    awkward_layers: tuple[str, ...]
+
+
+def resolve(name: str) -> str:
+    """Folder or hub id behind a model's name."""
+    return str(BUNDLED_PATH) if name == BUNDLED else name
+
+
+def load_model(name: str, options: LoadOptions) -> LoadedModel:
+    """Load a model for inference.
+
+    Raises:
+        LoadError: with the reason, in one sentence.
+    """
+    source = resolve(name)
+    config = load_config(source, options)
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    try:
+        plain = _count(config)
+        kept = plain.awkward_layers if options.quantization == "nf4" else ()
+        model = _load_weights(source, config, options, device, dtype, kept)
+    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError, KeyError) as error:
+        raise LoadError(f"cannot load {name}: {_one_line(error)}") from error
+    if kept:
+        log.warning("nf4 keeps %d layers whose width is not a multiple of 64", len(kept))
+    info = _describe(name, source, config, model, plain.total, options)
+    return LoadedModel(model, replace(info, kept_layers=kept), _shape(config, plain))
+
+
+def load_config(source: str, options: LoadOptions) -> Any:
+    """Read a model's config.json and check that it is a decoder-only language model."""
+    _check_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(f"cannot load {source}: {_one_line(error)}") from error
+    names = list(config.architectures or [])
+    causal = any(name.endswith(_CAUSAL_SUFFIXES) for name in names)
+    if config.is_encoder_decoder or not causal:
+        what = ", ".join(names) or config.model_type
+        raise LoadError(f"{source} is not a decoder-only language model ({what})")
+    if options.quantization != "none" and getattr(config, "quantization_config", None):
+        raise LoadError(f"{source} is already quantized; serve it with --quantize none")
+    return config
+
+
+def _check_folder(source: str) -> None:
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise LoadError(f"{source} has no config.json: not a model folder")
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if looks_local and not path.is_dir():
+        raise LoadError(
+            f"no folder {source}; give a model folder, a hub id owner/name or 'bundled'"
+        )
+
+
+def _device(asked: str) -> str:
+    if asked != "auto":
+        if asked.startswith("cuda") and not torch.cuda.is_available():
+            raise LoadError(f"--device {asked}: no CUDA device here")
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(asked: str, device: str) -> torch.dtype:
+    """Explicit dtype, or what the device computes fast: bf16 on GPUs, fp32 on CPUs."""
+    if asked != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[asked]
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def _count(config: Any) -> _Plain:
+    """Count parameters on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    head_size = 0 if head is None else head.weight.numel()
+    table = embedding.weight.numel()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tied = head is not None and head.weight is embedding.weight
+    body = total - table - (0 if tied else head_size)
+    awkward = tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and module.in_features % NF4_BLOCK
+    )
+    return _Plain(total, body, head_size, awkward)
+
+
+def _load_weights(
+    source: str,
+    config: Any,
+    options: LoadOptions,
+    device: str,
+    dtype: torch.dtype,
+    kept: tuple[str, ...],
+) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        device_map="auto" if device == "cuda" else device,
+        attn_implementation=options.attention,
+        quantization_config=_quantization(options.quantization, dtype, kept),
+        use_safetensors=None if options.allow_pickle else True,
+        trust_remote_code=options.trust_remote_code,
+    )
+    model.eval()
+    return model
+
+
+def _quantization(
+    kind: Quantization, dtype: torch.dtype, kept: tuple[str, ...]
+) -> BitsAndBytesConfig | None:
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", *kept] if kept else None,
+    )
+
+
+def _shape(config: Any, plain: _Plain) -> ModelShape:
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelShape(
+        body_parameters=plain.body,
+        head_parameters=plain.head,
+        num_layers=text.num_hidden_layers,
+        attention_width=heads * head_dim,
+        kv_bytes_per_token=0,
+    )
+
+
+def _describe(
+    name: str,
+    source: str,
+    config: Any,
+    model: PreTrainedModel,
+    parameters: int,
+    options: LoadOptions,
+) -> ModelInfo:
+    text = config.get_text_config()
+    native = getattr(text, "max_position_embeddings", None) or 2048
+    if options.max_context is not None and options.max_context > native:
+        raise LoadError(f"--max-context {options.max_context} exceeds the model's {native}")
+    first = next(model.parameters())
+    return ModelInfo(
+        name=name if name == BUNDLED or not Path(source).is_dir() else Path(source).resolve().name,
+        source=BUNDLED if name == BUNDLED else source,
+        architecture=type(model).__name__,
+        parameters=parameters,
+        weight_bytes=_weight_bytes(model),
+        quantization=options.quantization,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(first.device),
+        context_length=options.max_context or native,
+        vocab_size=text.vocab_size,
+        eos_token_ids=_eos_ids(config, model),
+        licence=_licence(Path(source)),
+        created_s=int(time.time()),
+    )
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of parameters, buffers and bitsandbytes' constants."""
+    size = 0
+    for tensor in [*model.parameters(), *model.buffers()]:
+        size += tensor.numel() * tensor.element_size()
+        for constant in _constants(tensor):
+            size += constant.numel() * constant.element_size()
+    return size
+
+
+def _constants(tensor: torch.Tensor) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    state = getattr(tensor, "quant_state", None)
+    while state is not None:
+        found += [t for t in (state.absmax, state.code) if isinstance(t, torch.Tensor)]
+        state = getattr(state, "state2", None)
+    scale = getattr(tensor, "SCB", None)
+    return [*found, scale] if isinstance(scale, torch.Tensor) else found
+
+
+def _eos_ids(config: Any, model: PreTrainedModel) -> frozenset[int]:
+    """Ids that end an answer: the generation config's, else the model config's."""
+    for holder in (model.generation_config, config.get_text_config()):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def _licence(folder: Path) -> str | None:
+    """The `license` field of a model card's front matter, where there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]
+    return next((ln.partition(":")[2].strip() for ln in lines if ln.startswith("license:")), None)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, json.JSONDecodeError):
+        text = f"not valid JSON: {text}"
+    return text if len(text) <= 300 else text[:297] + "..."

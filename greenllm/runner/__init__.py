@@ -1,0 +1,1 @@
+"""Runners: one ragged batch in, one sample per sequence out."""

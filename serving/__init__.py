@@ -1,0 +1,1 @@
+"""The HTTP edge: an OpenAI-compatible server whose answers carry their joules."""

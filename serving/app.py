@@ -1,0 +1,73 @@
+"""The app factory: routes, error handlers, start and stop.
+
+Contract: `create_app` has no side effects; the engine thread starts and stops with the app's
+lifespan. Refused requests and unknown paths answer with OpenAI's error object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from greenllm import __version__
+from greenllm.core import InvalidRequestError
+from serving import generation, routes
+from serving.errors import ApiError, from_invalid_request
+from serving.requests import new_request_id
+from serving.state import ServerState
+
+MakeState = Callable[[asyncio.AbstractEventLoop], ServerState]
+
+
+def create_app(make_state: MakeState) -> FastAPI:
+    """Build the app; `make_state` is called on the running event loop at start."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = make_state(asyncio.get_running_loop())
+        app.state.server = state
+        state.loop.start()
+        try:
+            yield
+        finally:
+            state.draining = True
+            await asyncio.to_thread(state.loop.stop)
+            state.ledger.close()
+
+    app = FastAPI(
+        title="greenllm",
+        version=__version__,
+        summary="OpenAI-compatible inference; every answer carries its joules.",
+        lifespan=lifespan,
+    )
+    app.include_router(generation.router)
+    app.include_router(routes.router)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(InvalidRequestError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    return app
+
+
+async def _on_api_error(_: HttpRequest, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error.response(new_request_id("req"))
+
+
+async def _on_invalid_request(_: HttpRequest, error: Exception) -> Response:
+    if not isinstance(error, InvalidRequestError):
+        raise error
+    return from_invalid_request(error).response(new_request_id("req"))
+
+
+async def _on_http_error(http: HttpRequest, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    message = f"{http.method} {http.url.path}: {error.detail}"
+    return ApiError(error.status_code, message).response(new_request_id("req"))

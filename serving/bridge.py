@@ -1,0 +1,143 @@
+"""Between asyncio and the engine thread.
+
+Tokens of requests that are not streamed are only collected; their handler wakes once, with the
+receipt. Streams wake once per engine step, not once per token.
+
+Contract: every submission ends with a receipt (provisional at worst), or with `EngineDownError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from greenllm.core import Receipt, Request, Token
+
+
+class QueueFullError(Exception):
+    """Too many requests in flight; `retry_after_s` says when to come back."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__("too many requests in flight")
+        self.retry_after_s = retry_after_s
+
+
+class EngineDownError(Exception):
+    """The engine thread has stopped."""
+
+
+class Submission:
+    """One request in flight, as its handler sees it."""
+
+    def __init__(self, request: Request, *, streaming: bool) -> None:
+        self.request = request
+        self.streaming = streaming
+        self.receipt: Receipt | None = None
+        self.broken = False
+        self.tokens: deque[Token] = deque()
+        self.wake = asyncio.Event()
+
+    async def batches(self, keep_alive_s: float) -> AsyncIterator[list[Token] | None]:
+        """Yield tokens as they come, None when nothing came for `keep_alive_s`.
+
+        Ends once the receipt is there.
+        """
+        while self.receipt is None:
+            try:
+                await asyncio.wait_for(self.wake.wait(), keep_alive_s)
+            except TimeoutError:
+                yield None
+                continue
+            self.wake.clear()
+            self._check()
+            if batch := self._take():
+                yield batch
+        if batch := self._take():
+            yield batch
+
+    async def complete(self) -> list[Token]:
+        """Wait for the receipt; return all tokens."""
+        while self.receipt is None:
+            await self.wake.wait()
+            self.wake.clear()
+            self._check()
+        return self._take()
+
+    def _take(self) -> list[Token]:
+        return [self.tokens.popleft() for _ in range(len(self.tokens))]
+
+    def _check(self) -> None:
+        if self.broken:
+            raise EngineDownError("the engine stopped; see the server's log")
+
+
+class Bridge:
+    """Submits requests to an engine loop and routes its results back."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        submit: Callable[[Request], None],
+        abort: Callable[[str], None],
+        max_in_flight: int,
+    ) -> None:
+        self._loop = loop
+        self._submit = submit
+        self._abort = abort
+        self._max_in_flight = max_in_flight
+        self._open: dict[str, Submission] = {}
+        self._mean_duration_s = 1.0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests without a receipt."""
+        return len(self._open)
+
+    def submit(self, request: Request, *, streaming: bool) -> Submission:
+        """Hand a request to the engine.
+
+        Raises:
+            QueueFullError: too many requests are in flight.
+        """
+        if len(self._open) >= self._max_in_flight:
+            raise QueueFullError(max(1, round(self._mean_duration_s)))
+        submission = Submission(request, streaming=streaming)
+        self._open[request.request_id] = submission
+        self._submit(request)
+        return submission
+
+    def cancel(self, submission: Submission) -> None:
+        """The client is gone: stop generating. The receipt still goes to the ledger."""
+        if submission.receipt is None:
+            self._abort(submission.request.request_id)
+
+    def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
+        """Take results; called on the engine thread."""
+        wake: set[Submission] = set()
+        for token in tokens:
+            submission = self._open.get(token.request_id)
+            if submission is not None:
+                submission.tokens.append(token)
+                if submission.streaming:
+                    wake.add(submission)
+        if wake or receipts:
+            self._loop.call_soon_threadsafe(self._deliver, wake, receipts)
+
+    def _deliver(self, wake: set[Submission], receipts: Sequence[Receipt]) -> None:
+        for receipt in receipts:
+            submission = self._open.pop(receipt.request_id, None)
+            if submission is not None:
+                submission.receipt = receipt
+                self._mean_duration_s += 0.1 * (receipt.duration_s - self._mean_duration_s)
+                wake.add(submission)
+        for submission in wake:
+            submission.wake.set()
+
+    def break_all(self) -> None:
+        """The engine is down: wake everybody with an error."""
+        for submission in self._open.values():
+            submission.broken = True
+            submission.wake.set()
+        self._open.clear()

@@ -1,0 +1,28 @@
+"""Options of the HTTP server, on top of the engine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from greenllm.config import EngineConfig, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(EngineConfig):
+    """Everything `greenllm serve` can be told."""
+
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+    port: int = option(8000, "Port to listen on.")
+    served_model_name: str | None = option(None, "Name clients use for the model.")
+    api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
+    max_queue: int = option(256, "Requests in flight before new ones get 429.")
+    max_body_mb: float = option(8.0, "Largest request body, in megabytes.")
+    keep_alive_s: float = option(15.0, "Seconds between keep-alive comments in a silent stream.")
+    drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
+        for name in ("max_queue", "max_body_mb", "keep_alive_s"):
+            self._require(getattr(self, name) > 0, name, "must be greater than 0")
+        self._require(self.drain_timeout_s >= 0, "drain_timeout_s", "must not be negative")

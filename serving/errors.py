@@ -1,0 +1,74 @@
+"""Errors as OpenAI clients expect them: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from greenllm.core import InvalidRequestError
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self, request_id: str) -> JSONResponse:
+        """The error as an HTTP response."""
+        headers = {"X-Request-Id": request_id, **self.headers}
+        return JSONResponse(self.body(), status_code=self.status, headers=headers)
+
+
+def from_invalid_request(error: InvalidRequestError) -> ApiError:
+    """A request the engine cannot serve."""
+    too_long = "context" in str(error) and error.param in ("prompt", "max_tokens")
+    code = "context_length_exceeded" if too_long else None
+    return ApiError(400, str(error), param=error.param, code=code)
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a body, by name."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    names = [part for part in first["loc"] if isinstance(part, int) or part.islower()]
+    param = ".".join(str(part) for part in names) or None
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {first['msg']}")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown parameter: {param}", param=param, code="unknown_parameter")
+    return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")

@@ -1,0 +1,197 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ValidationError
+
+from greenllm.core import InvalidRequestError, Receipt, Request, Token
+from serving.answers import Choice, chat_answer, gather, text_answer
+from serving.bridge import EngineDownError, Submission
+from serving.energy import energy_headers, link_headers
+from serving.errors import ApiError, from_invalid_request, from_validation
+from serving.requests import chat_request, completion_request, new_request_id
+from serving.schemas import ChatBody, CompletionBody, SamplingBody
+from serving.state import ServerState, disconnected, read_body, state_of
+from serving.stream import ChatChunks, TextChunks, events
+
+router = APIRouter()
+B = TypeVar("B", bound=BaseModel)
+CLIENT_CLOSED_REQUEST = 499
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, object]:
+    """OpenAPI description of a body that the route parses itself."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
+
+
+@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody))
+async def chat_completions(http: HttpRequest) -> Response:
+    """Answer a conversation."""
+    state = state_of(http)
+    request_id = new_request_id("chatcmpl")
+
+    async def answer() -> Response:
+        body, key = await _open(http, state, ChatBody)
+        request = chat_request(
+            body,
+            state.tokenizer,
+            request_id=request_id,
+            key=key,
+            context=state.engine.info.context_length,
+        )
+        if body.stream:
+            chunks = ChatChunks(request, state.tokenizer, _hidden(state, request))
+            return _stream(state, request, body, chunks)
+        return await _complete(
+            http,
+            state,
+            request,
+            lambda choices, receipt: chat_answer(request, choices, receipt, state.tokenizer),
+        )
+
+    return await _guarded(http, state, request_id, answer)
+
+
+@router.post("/v1/completions", openapi_extra=body_schema(CompletionBody))
+async def completions(http: HttpRequest) -> Response:
+    """Continue one or more prompts."""
+    state = state_of(http)
+    request_id = new_request_id("cmpl")
+
+    async def answer() -> Response:
+        body, key = await _open(http, state, CompletionBody)
+        request = completion_request(body, state.tokenizer, request_id=request_id, key=key)
+        echo = bool(body.echo)
+        if body.stream:
+            hidden = _hidden(state, request)
+            chunks = TextChunks(request, state.tokenizer, hidden, echo=echo)
+            return _stream(state, request, body, chunks)
+        return await _complete(
+            http,
+            state,
+            request,
+            lambda choices, receipt: text_answer(
+                request, choices, receipt, state.tokenizer, echo=echo
+            ),
+        )
+
+    return await _guarded(http, state, request_id, answer)
+
+
+async def _open(http: HttpRequest, state: ServerState, kind: type[B]) -> tuple[B, str | None]:
+    """Authenticate, read and validate."""
+    key = state.key_of(http)
+    raw = await read_body(http, state.config.max_body_mb)
+    try:
+        body = kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise from_validation(error) from error
+    if isinstance(body, SamplingBody):
+        state.check_model(body.model)
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
+    return body, key
+
+
+async def _guarded(
+    http: HttpRequest,
+    state: ServerState,
+    request_id: str,
+    answer: Callable[[], Awaitable[Response]],
+) -> Response:
+    """Run a handler; whatever refuses the request leaves a row in the ledger."""
+    try:
+        return await answer()
+    except InvalidRequestError as error:
+        refusal = from_invalid_request(error)
+    except ApiError as error:
+        refusal = error
+    except EngineDownError as error:
+        return ApiError(500, str(error)).response(request_id)
+    _record_refusal(http, state, request_id, refusal.status)
+    return refusal.response(request_id)
+
+
+def _record_refusal(
+    http: HttpRequest, state: ServerState, request_id: str, http_status: int
+) -> None:
+    """A refused request has a row too; its few joules are part of `idle` or of others' windows."""
+    receipt = Receipt(
+        request_id=request_id,
+        model=state.model_names[0],
+        outcome="refused",
+        created_s=time.time(),
+        status="unmetered",
+        method="none",
+        measured=False,
+        endpoint=http.url.path,
+        http_status=http_status,
+    )
+    state.record_refusal(receipt)
+
+
+def _hidden(state: ServerState, request: Request) -> frozenset[int]:
+    return state.hidden_ids | frozenset(request.sampling.stop_token_ids)
+
+
+def _stream(
+    state: ServerState, request: Request, body: SamplingBody, chunks: ChatChunks | TextChunks
+) -> Response:
+    submission = state.submit(request, streaming=True)
+    options = body.stream_options
+    return StreamingResponse(
+        events(
+            submission,
+            state.bridge,
+            chunks,
+            include_usage=options is not None and options.include_usage,
+            keep_alive_s=state.config.keep_alive_s,
+        ),
+        media_type="text/event-stream",
+        headers={**link_headers(request.request_id), "Cache-Control": "no-cache"},
+    )
+
+
+async def _complete(
+    http: HttpRequest,
+    state: ServerState,
+    request: Request,
+    make_body: Callable[[list[Choice], Receipt], dict[str, object]],
+) -> Response:
+    submission = state.submit(request, streaming=False)
+    tokens = await _wait(http, state, submission)
+    if tokens is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    receipt = submission.receipt
+    if receipt is None:
+        raise EngineDownError("the request ended without a receipt")
+    failure = next((token for token in tokens if token.finish_reason == "error"), None)
+    if failure is not None:
+        error = ApiError(500, f"generation failed: {failure.text}", headers=energy_headers(receipt))
+        return error.response(request.request_id)
+    choices = gather(tokens, request.num_sequences, _hidden(state, request))
+    return JSONResponse(make_body(choices, receipt), headers=energy_headers(receipt))
+
+
+async def _wait(
+    http: HttpRequest, state: ServerState, submission: Submission
+) -> list[Token] | None:
+    """Wait for the answer; None when the client went away, and then nothing more is computed."""
+    answer = asyncio.create_task(submission.complete())
+    gone = asyncio.create_task(disconnected(http))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await answer if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
+        state.bridge.cancel(submission)

@@ -1,0 +1,124 @@
+"""`GET /metrics`: Prometheus, base units, counters that end in `_total`.
+
+Engine counters are read when scraped; histograms are fed as requests finish. Names are listed in
+the README. Not covered: OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from greenllm.core import Receipt
+from greenllm.energy.account import Label
+from greenllm.engine import Stats
+
+_JOULE_BUCKETS = (0.001, 0.01, 0.1, 1, 10, 100, 1e3, 1e4, 1e5)
+_SECOND_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(
+        self, stats: Callable[[], Stats], spent_j: Callable[[], Mapping[Label, float]]
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineCollector(stats, spent_j))
+        labels = ["model", "outcome"]
+        self._energy = Histogram(
+            "greenllm_request_energy_joules",
+            "Total joules per request.",
+            labels,
+            buckets=_JOULE_BUCKETS,
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "greenllm_request_duration_seconds",
+            "Time from admission to the last token.",
+            labels,
+            buckets=_SECOND_BUCKETS,
+            registry=self._registry,
+        )
+
+    def observe(self, receipt: Receipt) -> None:
+        """Count a finished request."""
+        labels = (receipt.model, receipt.outcome)
+        self._duration.labels(*labels).observe(receipt.duration_s)
+        if receipt.total_j is not None:
+            self._energy.labels(*labels).observe(receipt.total_j)
+
+    def render(self) -> bytes:
+        """The text exposition."""
+        return generate_latest(self._registry)
+
+
+class _EngineCollector:
+    """Turns engine statistics into metric families at scrape time."""
+
+    def __init__(
+        self, stats: Callable[[], Stats], spent_j: Callable[[], Mapping[Label, float]]
+    ) -> None:
+        self._stats = stats
+        self._spent_j = spent_j
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield all families."""
+        stats = self._stats()
+        yield from _gauges(stats)
+        yield from _counters(stats)
+        yield self._energy()
+        yield _account(stats)
+
+    def _energy(self) -> Metric:
+        family = CounterMetricFamily(
+            "greenllm_energy_joules",
+            "Joules charged to requests, as of the last reading.",
+            labels=["domain", "phase", "model", "adapter"],
+        )
+        for label, energy_j in dict(self._spent_j()).items():
+            family.add_metric([label.domain, label.phase, label.model, label.adapter], energy_j)
+        return family
+
+
+def _gauges(stats: Stats) -> Iterable[Metric]:
+    values = {
+        "greenllm_requests_waiting": ("Sequences waiting for a place.", stats.num_waiting),
+        "greenllm_requests_running": ("Sequences in the batch.", stats.num_running),
+        "greenllm_kv_blocks": ("Blocks of the KV cache.", stats.num_blocks),
+        "greenllm_kv_blocks_free": ("Free blocks of the KV cache.", stats.num_free_blocks),
+    }
+    for name, (text, value) in values.items():
+        yield GaugeMetricFamily(name, text, value=value)
+
+
+def _counters(stats: Stats) -> Iterable[Metric]:
+    values = {
+        "greenllm_steps": ("Batches run.", stats.num_steps),
+        "greenllm_preemptions": ("Sequences that lost their blocks.", stats.num_preemptions),
+        "greenllm_prompt_tokens": ("Prompt tokens of finished requests.", stats.prompt_tokens),
+        "greenllm_cached_tokens": ("Prompt tokens found in the cache.", stats.cached_tokens),
+        "greenllm_completion_tokens": ("Generated tokens.", stats.completion_tokens),
+        "greenllm_sensor_errors": ("Readings that failed.", stats.num_sensor_errors),
+        "greenllm_conservation_violations": (
+            "Windows whose joules did not add up.",
+            stats.num_violations,
+        ),
+    }
+    for name, (text, value) in values.items():
+        yield CounterMetricFamily(name, text, value=value)
+
+
+def _account(stats: Stats) -> Metric:
+    family = CounterMetricFamily(
+        "greenllm_account_joules",
+        "Joules by destination; they add up to the meter's.",
+        labels=["destination"],
+    )
+    totals = stats.totals
+    for name in ("load", "idle", "unattributed", "requests"):
+        family.add_metric([name], getattr(totals, f"{name}_j"))
+    return family

@@ -1,0 +1,133 @@
+"""From HTTP bodies to `core.Request`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+
+from greenllm.core import InvalidRequestError, Request, SamplingParams
+from greenllm.tokenizer import Tokenizer
+from serving.schemas import ChatBody, CompletionBody, SamplingBody
+
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+def new_request_id(prefix: str) -> str:
+    """A unique id that sorts by time."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
+
+
+def fingerprint(key: str | None) -> str | None:
+    """What the ledger knows a key by."""
+    return None if key is None else "key-" + hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def chat_request(
+    body: ChatBody, tokenizer: Tokenizer, *, request_id: str, key: str | None, context: int
+) -> Request:
+    """Render the messages and make a request; without a limit the answer may fill the context."""
+    _check_chat(body)
+    text = tokenizer.chat(
+        [message.plain() for message in body.messages], add_generation_prompt=True
+    )
+    prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if limit is None:
+        limit = max(1, context - len(prompt))
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return Request(
+        request_id=request_id,
+        prompts=(prompt,),
+        sampling=_sampling(body, max_tokens=limit, logprobs=logprobs),
+        model=body.model,
+        endpoint="/v1/chat/completions",
+        key=key,
+        created_s=time.time(),
+    )
+
+
+def _check_chat(body: ChatBody) -> None:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise InvalidRequestError(
+            "give max_tokens or max_completion_tokens, not both", "max_completion_tokens"
+        )
+
+
+def completion_request(
+    body: CompletionBody, tokenizer: Tokenizer, *, request_id: str, key: str | None
+) -> Request:
+    """Encode the prompts and make a request."""
+    prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, tokenizer))
+    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    return Request(
+        request_id=request_id,
+        prompts=prompts,
+        sampling=_sampling(body, max_tokens=limit, logprobs=body.logprobs),
+        model=body.model,
+        endpoint="/v1/completions",
+        key=key,
+        created_s=time.time(),
+    )
+
+
+def _prompt_ids(
+    prompt: str | list[str] | list[int] | list[list[int]], tokenizer: Tokenizer
+) -> list[Sequence[int]]:
+    if isinstance(prompt, str):
+        return [tokenizer.encode(prompt)]
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty", "prompt")
+    if any(item == "" or item == [] for item in prompt):
+        raise InvalidRequestError("a prompt is empty", "prompt")
+    ids = [item for item in prompt if isinstance(item, int)]
+    if ids:
+        return [ids]
+    return [tokenizer.encode(item) if isinstance(item, str) else item for item in _lists(prompt)]
+
+
+def _lists(prompt: list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    return [item for item in prompt if not isinstance(item, int)]
+
+
+def _sampling(body: SamplingBody, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    given = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(0, body.top_k),
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "min_tokens": body.min_tokens,
+        "ignore_eos": body.ignore_eos,
+        "n": body.n,
+    }
+    return SamplingParams(
+        logit_bias=_logit_bias(body.logit_bias),
+        seed=body.seed,
+        stop=tuple(stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=_prompt_logprobs(body),
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+
+
+def _prompt_logprobs(body: SamplingBody) -> int | None:
+    """Echoed prompts are scored when log probabilities are asked for."""
+    if isinstance(body, CompletionBody) and body.echo and body.logprobs is not None:
+        return body.logprobs
+    return body.prompt_logprobs
+
+
+def _logit_bias(bias: dict[str, float] | None) -> dict[int, float]:
+    try:
+        return {int(token): value for token, value in (bias or {}).items()}
+    except ValueError as error:
+        raise InvalidRequestError("logit_bias keys must be token ids", "logit_bias") from error

@@ -1,0 +1,210 @@
+"""Everything that does not generate: models, tokens, energy, health, metrics."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+
+from greenllm.energy.ledger import GROUPS
+from serving.energy import receipt_object
+from serving.errors import ApiError, from_validation
+from serving.generation import body_schema
+from serving.schemas import DetokenizeBody, TokenizeBody
+from serving.state import ServerState, read_body, state_of
+
+router = APIRouter()
+B = TypeVar("B", bound=BaseModel)
+_ENERGY_PARAMETERS = frozenset({"since", "until", "group_by"})
+
+
+@router.get("/v1/models")
+async def models(http: HttpRequest) -> dict[str, Any]:
+    """List what is served."""
+    state = state_of(http)
+    state.key_of(http)
+    return {"object": "list", "data": [_model(state)]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
+    """Describe one model."""
+    state = state_of(http)
+    state.key_of(http)
+    state.check_model(model_id)
+    return _model(state)
+
+
+def _model(state: ServerState) -> dict[str, Any]:
+    info = state.engine.info
+    return {
+        "id": state.model_names[0],
+        "object": "model",
+        "created": info.created_s,
+        "owned_by": "greenllm",
+        "root": info.source,
+        "parent": None,
+        "aliases": list(state.model_names[1:]),
+        "architecture": info.architecture,
+        "parameters": info.parameters,
+        "weight_bytes": info.weight_bytes,
+        "quantization": info.quantization,
+        "unquantized_layers": list(info.kept_layers),
+        "dtype": info.dtype,
+        "device": info.device,
+        "max_model_len": info.context_length,
+        "vocab_size": info.vocab_size,
+        "license": info.licence,
+    }
+
+
+@router.post("/tokenize", openapi_extra=body_schema(TokenizeBody))
+@router.post("/v1/tokenize", include_in_schema=False)
+async def tokenize(http: HttpRequest) -> dict[str, Any]:
+    """Text or messages to ids."""
+    state = state_of(http)
+    body = await _body(http, state, TokenizeBody)
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give either prompt or messages", param="prompt")
+    if body.messages is None:
+        ids = state.tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+    else:
+        text = state.tokenizer.chat(
+            [message.plain() for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt,
+        )
+        ids = state.tokenizer.encode(text, add_special_tokens=False)
+    limit = state.engine.info.context_length
+    return {"tokens": ids, "count": len(ids), "max_model_len": limit}
+
+
+@router.post("/detokenize", openapi_extra=body_schema(DetokenizeBody))
+@router.post("/v1/detokenize", include_in_schema=False)
+async def detokenize(http: HttpRequest) -> dict[str, Any]:
+    """Ids to text."""
+    state = state_of(http)
+    body = await _body(http, state, DetokenizeBody)
+    size = state.tokenizer.vocab_size
+    if any(not 0 <= token < size for token in body.tokens):
+        raise ApiError(400, f"token ids must be in [0, {size})", param="tokens")
+    return {"prompt": state.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+
+@router.get("/tokenizer_info")
+@router.get("/v1/tokenizer_info", include_in_schema=False)
+async def tokenizer_info(http: HttpRequest) -> dict[str, Any]:
+    """Special tokens and chat template."""
+    state = state_of(http)
+    state.key_of(http)
+    return state.tokenizer.describe()
+
+
+async def _body(http: HttpRequest, state: ServerState, kind: type[B]) -> B:
+    state.key_of(http)
+    raw = await read_body(http, state.config.max_body_mb)
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+@router.get("/v1/energy/{request_id}")
+def receipt(http: HttpRequest, request_id: str) -> dict[str, Any]:
+    """One request's receipt, as the ledger has it."""
+    state = state_of(http)
+    key = state.key_of(http)
+    found = state.ledger.receipt(request_id)
+    if found is None or (state.config.api_keys and found.key not in (key, None)):
+        raise ApiError(404, f"no receipt for {request_id!r}", param="request_id")
+    return receipt_object(found)
+
+
+@router.get("/v1/energy")
+def energy(http: HttpRequest) -> dict[str, Any]:
+    """Sums over a period: `since`, `until` (unix seconds or ISO 8601) and `group_by`."""
+    state = state_of(http)
+    state.key_of(http)
+    query = dict(http.query_params)
+    unknown = set(query) - _ENERGY_PARAMETERS
+    if unknown:
+        name = min(unknown)
+        raise ApiError(400, f"unknown parameter: {name}", param=name, code="unknown_parameter")
+    group_by = query.get("group_by")
+    if group_by is not None and group_by not in GROUPS:
+        choices = ", ".join(GROUPS)
+        raise ApiError(400, f"group_by must be one of {choices}", param="group_by")
+    rows = state.ledger.sums(
+        group_by,
+        since_s=_moment("since", query.get("since"), 0.0),
+        until_s=_moment("until", query.get("until"), 1e12),
+    )
+    totals = state.engine.stats().totals
+    return {
+        "object": "energy.report",
+        "group_by": group_by,
+        "data": [
+            {
+                "group": row.group,
+                "requests": row.requests,
+                "prompt_tokens": row.prompt_tokens,
+                "completion_tokens": row.completion_tokens,
+                "active_joules": row.active_j,
+                "energy_joules": row.total_j,
+                "gco2e": row.gco2e,
+                "unmetered_requests": row.unmetered,
+            }
+            for row in rows
+        ],
+        "session": {
+            "meter_joules": totals.meter_j,
+            "load_joules": totals.load_j,
+            "idle_joules": totals.idle_j,
+            "unattributed_joules": totals.unattributed_j,
+            "request_joules": totals.requests_j,
+            "open_joules": totals.open_j,
+            "residual": totals.residual,
+        },
+    }
+
+
+def _moment(name: str, text: str | None, default_s: float) -> float:
+    """Unix seconds of a query parameter."""
+    if text is None:
+        return default_s
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        message = f"{name} must be unix seconds or ISO 8601, not {text!r}"
+        raise ApiError(400, message, param=name) from error
+
+
+@router.get("/health")
+async def health(http: HttpRequest) -> Response:
+    """Whether the engine turns."""
+    alive = state_of(http).loop.is_alive
+    body = {"status": "ok" if alive else "failed"}
+    return JSONResponse(body, status_code=200 if alive else 503)
+
+
+@router.get("/ready")
+async def ready(http: HttpRequest) -> Response:
+    """Whether new requests are taken."""
+    state = state_of(http)
+    takes = state.loop.is_alive and not state.draining
+    return JSONResponse({"ready": takes, "time": time.time()}, status_code=200 if takes else 503)
+
+
+@router.get("/metrics")
+async def metrics(http: HttpRequest) -> Response:
+    """Prometheus."""
+    return Response(state_of(http).metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,225 @@
+"""Puts a server together and runs it: socket first, then the model, then HTTP.
+
+The port is taken before the model is loaded, so that a port in use costs a second and not a
+minute. Everything that can go wrong before serving is a `GreenllmError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import uvicorn
+
+from greenllm.core import GreenllmError, Receipt, Token
+from greenllm.energy.account import Account
+from greenllm.energy.carbon import EmbodiedModel
+from greenllm.energy.grid import CustomIntensity, IntensityTable, StaticIntensity, UnknownZoneError
+from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.ledger import Ledger
+from greenllm.energy.meter import Meter
+from greenllm.energy.policy import CarbonPolicy
+from greenllm.engine import NativeEngine
+from greenllm.engine_loop import EngineLoop
+from greenllm.model.loader import LoadOptions, resolve
+from greenllm.runner.torch import load_torch_runner
+from greenllm.runner.warmup import warm_up
+from greenllm.tokenizer import Tokenizer, load_tokenizer
+from serving.app import create_app
+from serving.bridge import Bridge
+from serving.config import ServeConfig
+from serving.metrics import Metrics
+from serving.state import ServerState
+
+log = logging.getLogger(__name__)
+
+
+class StartError(GreenllmError):
+    """The server cannot start; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A loaded model with its account and ledger, ready to serve."""
+
+    engine: NativeEngine
+    tokenizer: Tokenizer
+    ledger: Ledger
+    session_id: str
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """Bind the listening socket.
+
+    Raises:
+        StartError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise StartError(f"{reason}; choose another --port") from error
+    listener.listen(2048)
+    return listener
+
+
+def carbon_policy(config: ServeConfig) -> CarbonPolicy:
+    """The configured intensity, PUE and embodied share.
+
+    Raises:
+        StartError: the zone is unknown.
+    """
+    if config.intensity_g_per_kwh is not None:
+        value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
+        return CarbonPolicy(value, config.pue, _embodied(config))
+    try:
+        intensity = IntensityTable.load().lookup(config.zone)
+    except UnknownZoneError as error:
+        raise StartError(str(error)) from error
+    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config))
+
+
+def _embodied(config: ServeConfig) -> EmbodiedModel | None:
+    """Known for CPU servers only; with a GPU the figure would be far too low."""
+    on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
+    return None if on_gpu else EmbodiedModel.per_vcpu(read_cpu_info().num_vcpus)
+
+
+def open_ledger(config: ServeConfig, meter: Meter) -> tuple[Ledger, str]:
+    """Open the ledger and begin a session.
+
+    Raises:
+        StartError: the folder cannot be made.
+    """
+    path = config.ledger_path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot make the data folder {path.parent}: {error.strerror}") from error
+    ledger = Ledger(path)
+    session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
+    ledger.open_session(session_id, method=meter.method, measured=meter.measured)
+    return ledger, session_id
+
+
+def build(config: ServeConfig, meter: Meter) -> Parts:
+    """Load everything a server needs; what the meter counted meanwhile is booked as `load`.
+
+    Raises:
+        GreenllmError: with the reason.
+    """
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    policy = carbon_policy(config)
+    tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
+    runner = load_torch_runner(
+        config.model,
+        LoadOptions(
+            quantization=config.quantize,
+            dtype=config.dtype,
+            device=config.device,
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+            max_context=config.max_context,
+        ),
+        block_size=config.block_size,
+        kv_cache_bytes=int(config.kv_cache_gb * 1e9),
+        max_num_seqs=config.max_num_seqs,
+    )
+    account = Account(
+        meter, runner.shape, clock=time.monotonic, receipt_wait_s=config.receipt_wait_s
+    )
+    engine = NativeEngine(
+        runner,
+        account,
+        policy,
+        text_stream=tokenizer.stream,
+        clock=time.monotonic,
+        max_num_seqs=config.max_num_seqs,
+        max_batch_tokens=config.max_batch_tokens,
+        prefix_cache=config.prefix_cache,
+    )
+    warm_up(runner, account)
+    ledger, session_id = open_ledger(config, meter)
+    account.start_serving()
+    return Parts(engine, tokenizer, ledger, session_id)
+
+
+def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoop) -> ServerState:
+    """Connect the parts on a running event loop."""
+    engine, account = parts.engine, parts.engine.account
+
+    def publish(tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
+        for receipt in receipts:
+            if receipt.status != "provisional":
+                metrics.observe(receipt)
+        bridge.publish(tokens, receipts)
+
+    def on_failure() -> None:
+        loop.call_soon_threadsafe(bridge.break_all)
+
+    engine_loop = EngineLoop(
+        engine,
+        parts.ledger,
+        parts.session_id,
+        publish,
+        on_failure=on_failure,
+    )
+    bridge = Bridge(
+        loop,
+        submit=engine_loop.submit,
+        abort=engine_loop.abort,
+        max_in_flight=config.max_queue,
+    )
+    metrics = Metrics(engine.stats, lambda: account.spent_j)
+    return ServerState(config, engine, parts.tokenizer, parts.ledger, engine_loop, bridge, metrics)
+
+
+def serve(
+    config: ServeConfig, meter: Meter, on_ready: Callable[[ServeConfig, Parts, int], None]
+) -> None:
+    """Serve until a signal comes; `on_ready` is told when requests are taken.
+
+    Raises:
+        GreenllmError: the server cannot start.
+    """
+    listener = take_port(config.host, config.port)
+    try:
+        parts = build(config, meter)
+        app = create_app(lambda loop: make_state(config, parts, loop))
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
+            ),
+            on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
+        )
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it is up."""
+
+    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as usual, then tell."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
