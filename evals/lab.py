@@ -1,0 +1,166 @@
+"""What the benchmarks share: an engine in this process, a server in another, rounds, medians.
+
+Rounds of the things compared are interleaved, because machines are noisy; results are medians and
+ratios of medians, written with their command and the machine to `evals/results/`.
+
+Not covered: peers (other servers), traces of real arrivals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from greenllm.core import Request, SamplingParams
+from greenllm.energy.account import Account
+from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.ladder import modelled_meter
+from greenllm.energy.policy import CarbonPolicy
+from greenllm.engine import NativeEngine
+from greenllm.model.loader import LoadOptions, resolve
+from greenllm.runner.torch import TorchRunner, load_torch_runner
+from greenllm.runner.warmup import warm_up
+from greenllm.tokenizer import Tokenizer, load_tokenizer
+
+RESULTS = Path(__file__).parent / "results"
+PROMPT = "Tell me a story about a brave fox."
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded model to build engines on."""
+
+    runner: TorchRunner
+    tokenizer: Tokenizer
+
+    def engine(self, account: Account) -> NativeEngine:
+        """A fresh engine that shares the runner; without a prefix cache, so rounds are alike."""
+        return NativeEngine(
+            self.runner,
+            account,
+            CarbonPolicy(None),
+            text_stream=self.tokenizer.stream,
+            clock=time.monotonic,
+            prefix_cache=False,
+        )
+
+    def account(self) -> Account:
+        """A fresh account on a modelled meter, warmed up."""
+        account = Account(modelled_meter(), self.runner.shape, clock=time.monotonic)
+        warm_up(self.runner, account)
+        account.start_serving()
+        return account
+
+
+def load_bench(model: str, threads: int) -> Bench:
+    """Load a model as the server would."""
+    torch.set_num_threads(threads)
+    runner = load_torch_runner(model, LoadOptions())
+    return Bench(runner, load_tokenizer(resolve(model)))
+
+
+def story_request(tokenizer: Tokenizer, request_id: str, max_tokens: int) -> Request:
+    """The request all benchmarks send: a chat turn, greedy, of a fixed length."""
+    text = tokenizer.chat([{"role": "user", "content": PROMPT}], add_generation_prompt=True)
+    prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
+    sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    return Request(request_id, (prompt,), sampling, model="bench", created_s=time.time())
+
+
+def chat_body(model: str, max_tokens: int, *, stream: bool) -> dict[str, Any]:
+    """The same request over HTTP."""
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+
+
+@contextmanager
+def running_server(model: str, data_dir: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """A real server in its own process: its URL and process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "greenllm", "serve", model, "--port", str(port)]
+    command += ["--data-dir", str(data_dir), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_ready(url, process)
+            yield url, process.pid
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended: {process.communicate()[1]}")
+        try:
+            if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise RuntimeError("the server did not become ready")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system CPU time of a process, from outside."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def interleave(
+    arms: Mapping[str, Callable[[], float]], rounds: int, *, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Run every arm once per round, in turn, changing places every round."""
+    results: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(rounds):
+        names = sorted(arms, reverse=number % 2 == 1)
+        for name in names:
+            results[name].append(arms[name]())
+            progress(f"round {number + 1}/{rounds} {name}: {results[name][-1]:.1f}")
+    return results
+
+
+def paired_ratio(top: Sequence[float], bottom: Sequence[float]) -> dict[str, float]:
+    """Median of round-by-round ratios, with their quartiles."""
+    ratios = sorted(a / b for a, b in zip(top, bottom, strict=True))
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return {"median": statistics.median(ratios), "q1": quartiles[0], "q3": quartiles[2]}
+
+
+def save(name: str, figures: Mapping[str, Any]) -> Path:
+    """Write a result with the command and the machine that made it."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    about = {
+        "command": " ".join(["python", "-m", f"evals.{name}", *sys.argv[1:]]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} x {read_cpu_info().model_name}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    path.write_text(json.dumps({**about, **figures}, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,169 @@
+"""What metering costs, and what HTTP costs: `python -m evals.overhead`.
+
+Metering: the bare engine at a fixed batch, with the account, the receipts and the ledger, and with
+none of them, interleaved. HTTP: closed-loop clients against a real server, streamed and not,
+against the bare engine at the same batch, interleaved; clients run in this process, on the same
+cores, so the figure includes what they take. Both in tokens per second and, for HTTP, in tokens per
+CPU second of the server process alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+
+from evals.lab import (
+    Bench,
+    chat_body,
+    cpu_seconds,
+    interleave,
+    load_bench,
+    paired_ratio,
+    running_server,
+    save,
+    story_request,
+)
+from greenllm.core import Batch, Outcome, Receipt, Request
+from greenllm.energy.account import Account
+from greenllm.energy.ledger import Ledger
+from greenllm.engine import NativeEngine
+
+console = Console()
+
+
+class Unmetered(Account):
+    """An account that does nothing: the engine without metering."""
+
+    def open(self, request: Request) -> None:
+        """Ignore."""
+
+    def charge(self, batch: Batch, duration_s: float) -> None:
+        """Ignore."""
+
+    def finish(self, request_id: str, outcome: Outcome, *, cached: int, generated: int) -> None:
+        """Ignore."""
+
+    def settle(self) -> list[Receipt]:
+        """No receipts."""
+        return []
+
+
+def bare_tokens_per_s(
+    bench: Bench, account: Account, ledger: Ledger | None, *, batch: int, tokens: int
+) -> float:
+    """Tokens per second of the engine at a constant batch, each answer replaced by the next."""
+    engine = bench.engine(account)
+    started_s = time.perf_counter()
+    total = 2 * batch
+    for number in range(total):
+        engine.add_request(story_request(bench.tokenizer, f"r{started_s}-{number}", tokens))
+    while engine.has_work:
+        engine.step()
+        _settle(engine, ledger)
+    return total * tokens / (time.perf_counter() - started_s)
+
+
+def _settle(engine: NativeEngine, ledger: Ledger | None) -> None:
+    receipts = engine.settle()
+    if receipts and ledger is not None:
+        ledger.record("bench", receipts, engine.stats().totals)
+
+
+async def _client(
+    client: httpx.AsyncClient, url: str, count: int, tokens: int, *, stream: bool
+) -> None:
+    body = chat_body("bundled", tokens, stream=stream)
+    for _ in range(count):
+        if not stream:
+            (await client.post(f"{url}/v1/chat/completions", json=body)).raise_for_status()
+            continue
+        async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+            async for _ in response.aiter_raw():
+                pass
+
+
+def http_tokens_per_s(url: str, *, batch: int, tokens: int, stream: bool) -> float:
+    """Tokens per second of closed-loop clients."""
+
+    async def run() -> float:
+        async with httpx.AsyncClient(timeout=120) as client:
+            started_s = time.perf_counter()
+            await asyncio.gather(
+                *(_client(client, url, 2, tokens, stream=stream) for _ in range(batch))
+            )
+            return 2 * batch * tokens / (time.perf_counter() - started_s)
+
+    return asyncio.run(run())
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds per arm.")] = 15,
+    batch: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 128,
+    threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
+    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+) -> None:
+    """Measure the overhead of metering and of HTTP."""
+    bench = load_bench(model, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder)
+        ledger = Ledger(data_dir / "bench.sqlite")
+        ledger.open_session("bench", method="modelled", measured=False)
+        account = bench.account()
+        idle_account = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
+
+        def bare(account: Account, ledger: Ledger | None) -> Callable[[], float]:
+            return lambda: bare_tokens_per_s(bench, account, ledger, batch=batch, tokens=tokens)
+
+        with running_server(model, data_dir, "--threads", str(threads), "--no-prefix-cache") as (
+            url,
+            pid,
+        ):
+            per_cpu_s: dict[str, list[float]] = {"http": [], "http_stream": []}
+
+            def over_http(name: str, stream: bool) -> Callable[[], float]:
+                def run() -> float:
+                    before_s = cpu_seconds(pid)
+                    rate = http_tokens_per_s(url, batch=batch, tokens=tokens, stream=stream)
+                    used_s = cpu_seconds(pid) - before_s
+                    per_cpu_s[name].append(2 * batch * tokens / used_s)
+                    return rate
+
+                return run
+
+            rates = interleave(
+                {
+                    "metered": bare(account, ledger),
+                    "unmetered": bare(idle_account, None),
+                    "http": over_http("http", False),
+                    "http_stream": over_http("http_stream", True),
+                },
+                rounds,
+                progress=console.print,
+            )
+    figures = {
+        "batch": batch,
+        "tokens": tokens,
+        "threads": threads,
+        "rounds": rounds,
+        "tokens_per_s": {name: statistics.median(values) for name, values in rates.items()},
+        "server_tokens_per_cpu_s": {n: statistics.median(v) for n, v in per_cpu_s.items()},
+        "metered_over_unmetered": paired_ratio(rates["metered"], rates["unmetered"]),
+        "http_over_metered": paired_ratio(rates["http"], rates["metered"]),
+        "http_stream_over_metered": paired_ratio(rates["http_stream"], rates["metered"]),
+    }
+    console.print_json(data=figures)
+    console.print(f"written to {save('overhead', figures)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
