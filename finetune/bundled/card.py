@@ -40,10 +40,10 @@ COST: Final = """
 
 Run on {date}: {steps:,} steps, {tokens:,} tokens, {wall_s:,.0f} s of wall time, {cpu_s:,.0f} s of
 processor time, final (smoothed) loss {loss:.4f}. With a time budget the number of steps depends
-on the machine; `--tokens` bounds it by tokens instead.
+on the machine and on what else runs there; `--tokens` bounds it by tokens instead.
 
-Energy of that run: **{energy_modelled_j:,.0f} J, modelled, not measured**. {energy_method}.
-Trial runs before it are not included. No grams are given, because none were measured or assumed.
+Energy of that run: **{energy_modelled_j:,.0f} J** ({energy_method}). Trial runs before it and the
+scoring after it are not included. No grams are given, because none were measured or assumed.
 """
 SCORES: Final = """
 ## Scores
@@ -51,6 +51,8 @@ SCORES: Final = """
 Greedy decoding; an answer counts only if it equals the wanted text to the letter and the model
 ended its turn by itself. Each question has a part (pair of numbers, name, word list, fact in this
 phrasing) that training never showed. `facts` and `definition` ask known facts in a new phrasing.
+In `topic` and `unknown` the unseen part, a name, does not decide the answer, so they are easy; the
+unseen names are new combinations of syllables that also make up the names in training.
 
 | task | right | asked | share |
 |---|---:|---:|---:|
@@ -77,6 +79,13 @@ def score_rows(record: Mapping[str, object]) -> list[str]:
     ]
 
 
+def weak_line(record: Mapping[str, object]) -> str:
+    """The tasks it gets wrong more often than right."""
+    scores = cast("Mapping[str, Mapping[str, int]]", record["held_out"])
+    weak = [task for task, s in scores.items() if 2 * s["right"] < s["asked"]]
+    return f"- It fails these tasks more often than not: {', '.join(weak) or 'none'}.\n"
+
+
 def story_line(record: Mapping[str, object]) -> str:
     """How many stories end by themselves."""
     stories = cast("Mapping[str, int]", record["stories"])
@@ -96,4 +105,5 @@ def render_card(record: Mapping[str, object]) -> str:
     """The whole card."""
     scores = SCORES + "\n".join(score_rows(record)) + "\n\n" + story_line(record) + "\n"
     samples = "\n## Answers as they came\n\n" + "\n".join(sample_lines(record)) + "\n"
-    return HEAD.format_map(record) + COST.format_map(record) + scores + samples + LIMITS
+    limits = LIMITS + weak_line(record)
+    return HEAD.format_map(record) + COST.format_map(record) + scores + samples + limits

@@ -53,9 +53,11 @@ def _parameter(
     spec: tuple[str, Any, str, Any], config_type: type[Any], positional: str | None
 ) -> inspect.Parameter:
     name, hint, help_text, default = spec
-    text = f"{help_text} [env {ENVIRONMENT_PREFIX}{name.upper()}]"
+    notes = f"env {ENVIRONMENT_PREFIX}{name.upper()}"
     if default not in (None, ()):
-        text += f" [default {default}]"
+        notes += f", default {default}"
+    # Parentheses: rich would take square brackets for markup and print nothing.
+    text = f"{help_text} ({notes})"
     if name == positional:
         return _keyword(name, Annotated[str | None, typer.Argument(help=text)])
     kind, spelling = _option_type(hint), flag(name)

@@ -27,6 +27,8 @@ def run(config: ServeConfig) -> None:
     """
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level="WARNING", handlers=[handler], format="%(message)s")
+    # Threads that spin at barriers burn joules, and stall each other when a core is taken away.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for clash in find_clashes():

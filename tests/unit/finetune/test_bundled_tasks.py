@@ -1,6 +1,7 @@
-"""The generated chat examples: deterministic, split without overlap, and right.
+"""The generated chat examples are deterministic, split without overlap, and right.
 
-Contract: runs without torch. Not covered: the trained weights, whose scores are in the model card.
+Contract: runs without torch, and checks the model card against its record. Not covered: the
+trained weights, which are scored by `python -m finetune.bundled.report`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
+from finetune.bundled.card import render_card
 from finetune.bundled.example import Example, is_held_out, is_held_out_key
 from finetune.bundled.stories import with_article
 from finetune.bundled.tables import BAD_WORDS, DAYS, GOOD_WORDS, HER_NAMES, TRAITS
 from finetune.bundled.tasks import held_out_examples, task_names, training_examples
 
+BUNDLED = Path(__file__).parents[3] / "greenllm" / "model" / "bundled"
 SAMPLE = 6_000
 SCORED = (
     "addition",
@@ -240,6 +244,23 @@ def test_stories_use_one_pronoun(by_task: dict[str, list[Example]]) -> None:
 def test_stories_vary(by_task: dict[str, list[Example]]) -> None:
     texts = [example.answer for example in by_task["story"]]
     assert len(set(texts)) > 0.99 * len(texts)
+
+
+def test_the_model_card_says_what_the_training_record_says() -> None:
+    record = json.loads((BUNDLED / "training.json").read_text())
+    assert (BUNDLED / "README.md").read_text() == render_card(record)
+
+
+def test_the_recorded_energy_follows_from_the_recorded_times() -> None:
+    record = json.loads((BUNDLED / "training.json").read_text())
+    expected_j = record["cpu_s"] * 1.50 + record["wall_s"] * 2 * 0.46
+    assert record["energy_modelled_j"] == pytest.approx(expected_j, abs=0.1)
+
+
+def test_the_record_scores_every_task_that_can_be_scored() -> None:
+    record = json.loads((BUNDLED / "training.json").read_text())
+    assert tuple(record["held_out"]) == SCORED
+    assert all(0 <= s["right"] <= s["asked"] for s in record["held_out"].values())
 
 
 def test_generating_does_not_load_torch() -> None:

@@ -1,0 +1,172 @@
+"""`greenllm doctor`: what this machine can measure, what was chosen and why.
+
+Contract: looks, changes nothing, and succeeds also where only the model works. Versions come from
+package metadata: nothing heavy is imported. Not covered: repairs; sensors `greenllm.energy.ladder`
+does not know; whether the GPU computes correctly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from greenllm.cli.clashes import find_clashes
+from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
+from greenllm.cli.places import ledger_path
+from greenllm.energy.estimate import Interval
+from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
+from greenllm.energy.ladder import Rung, cpu_rungs, gpu_rungs
+from greenllm.energy.ledger import Ledger, LedgerError
+
+PACKAGES = ("greenllm", "torch", "transformers", "bitsandbytes", "accelerate")
+_RAPL_FILES = "/sys/class/powercap/intel-rapl*:*/energy_uj"
+_RAPL_RULE = (
+    'SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", ACTION=="add",'
+    ' RUN+="/bin/chgrp rapl /sys%p/energy_uj", RUN+="/bin/chmod 440 /sys%p/energy_uj"'
+)
+RAPL_RECIPE = (
+    "to read RAPL without root, give the counters to a group:",
+    "  sudo groupadd --system rapl && sudo usermod --append --groups rapl $USER",
+    f"  echo '{_RAPL_RULE}' | sudo tee /etc/udev/rules.d/70-rapl.rules",
+    "  sudo udevadm control --reload",
+    "  sudo udevadm trigger --action=add --subsystem-match=powercap",
+    "  then log in again. Until the next boot only, without a rule:",
+    f"  sudo chgrp rapl {_RAPL_FILES} && sudo chmod 440 {_RAPL_FILES}",
+    "security: who can read these counters can learn keys of other processes (CVE-2020-8694,",
+    "  PLATYPUS). Give them to one group, never to all, and not where strangers run code.",
+)
+
+
+def run() -> None:
+    """Print everything there is to know."""
+    console = make_console()
+    cpu = read_cpu_info()
+    on_cpu = cpu_rungs()
+    ladders = {"gpu": gpu_rungs(), "cpu": on_cpu}
+    print_table(console, "Meters, best first", rung_table(ladders))
+    print_lines(console, "Processor", cpu_lines(cpu, vcpu_power(cpu)))
+    rapl = next(rung for rung in on_cpu if rung.name == "rapl")
+    print_lines(console, "RAPL", rapl_lines(rapl, is_virtual=is_virtual()))
+    print_lines(console, "Software", version_lines())
+    print_lines(console, "Names", find_clashes() or ["no other package uses greenllm's names"])
+    path = ledger_path()
+    print_lines(console, "Ledger", [str(path), ledger_state(path)])
+
+
+def print_lines(console: Console, heading: str, lines: Iterable[str]) -> None:
+    """Print a heading and what belongs to it."""
+    console.print(heading, style="bold")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True)
+    console.print()
+
+
+def rung_table(ladders: Mapping[str, Sequence[Rung]]) -> Table:
+    """One row per method, best first; the first that works in each domain is chosen."""
+    columns = ("domain", "rung", "works", "updates", "± 90 %", "method, or why not")
+    table = make_table(columns, num_text=len(columns))
+    for domain, rungs in ladders.items():
+        chosen = next((rung for rung in rungs if rung.meter is not None), None)
+        for rung in rungs:
+            table.add_row(domain, *rung_cells(rung, chosen=rung is chosen))
+        table.add_section()
+    return table
+
+
+def rung_cells(rung: Rung, *, chosen: bool) -> tuple[str, ...]:
+    """Everything about one method but its domain."""
+    meter = rung.meter
+    if meter is None:
+        return rung.name, "no", UNKNOWN, UNKNOWN, rung.reason
+    state = "yes, chosen" if chosen else "yes"
+    period, spread = f"{meter.period_s * 1000:g} ms", f"{meter.uncertainty:.0%}"
+    return rung.name, state, period, spread, meter.method
+
+
+def cpu_lines(cpu: CpuInfo, power: VcpuPower) -> list[str]:
+    """What the processor is and what its family draws."""
+    name = cpu.model_name or "unknown processor"
+    family = f"not recognised, {power.family} figures" if power.is_generic else power.family
+    return [
+        f"{name}, {cpu.num_vcpus} vCPUs; family: {family}",
+        f"idle {_watts(power.min_w, power)}, full load {_watts(power.max_w, power)} (90 %)",
+        f"source: {power.source}",
+    ]
+
+
+def _watts(watts: float, power: VcpuPower) -> str:
+    spread = Interval.around(watts, power.relative_uncertainty)
+    return f"{number(watts)} W per vCPU [{spread.low:.2g} to {spread.high:.2g}]"
+
+
+def is_virtual(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the kernel says that it runs on a hypervisor."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return any("hypervisor" in words for words in flags)
+
+
+def rapl_lines(rung: Rung, *, is_virtual: bool) -> list[str]:
+    """Why RAPL does not work, and what can be done about it."""
+    if rung.meter is not None:
+        return ["works"]
+    if "permission denied" in rung.reason:
+        return [rung.reason, *RAPL_RECIPE]
+    if is_virtual:
+        return ["not available: this is a virtual machine, and its host keeps the counters"]
+    return [
+        f"{rung.reason}: the processor has none, its module is missing (sudo modprobe"
+        " intel_rapl_msr, for AMD too), or a container hides /sys/devices/virtual/powercap",
+        *RAPL_RECIPE,
+    ]
+
+
+def version_lines() -> list[str]:
+    """What is installed, without importing it."""
+    lines = [f"{name} {installed(name) or 'is not installed'}" for name in PACKAGES]
+    driver = Path("/sys/module/nvidia/version")
+    found = driver.read_text().strip() if os.access(driver, os.R_OK) else None
+    return [*lines, f"CUDA {cuda_version()}", f"NVIDIA driver {found or 'not loaded'}"]
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def cuda_version() -> str:
+    """The CUDA that torch was built for, as far as metadata tells."""
+    _, _, local = (installed("torch") or "").partition("+")
+    if local:
+        return "none: CPU build of torch" if local == "cpu" else f"of torch: {local}"
+    names = {item.name: item.version for item in distributions()}
+    runtimes = (names[name] for name in sorted(names) if name.startswith("nvidia-cuda-runtime"))
+    runtime = next(runtimes, None)
+    return f"runtime {runtime}" if runtime else UNKNOWN
+
+
+def ledger_state(path: Path) -> str:
+    """Whether the ledger can be written, without writing it."""
+    if not os.path.exists(path):
+        folder = next(parent for parent in path.parents if os.path.exists(parent))
+        usable = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+        made = "does not exist yet; `greenllm serve` makes it"
+        return made if usable else f"cannot be made: {folder} is not a folder that can be written"
+    try:
+        Ledger(path, read_only=True).close()
+    except LedgerError as error:
+        return f"cannot be used: {error}"
+    # SQLite writes two more files beside it.
+    writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    return "can be written" if writable else "can be read, but not written"

@@ -1,0 +1,229 @@
+"""`greenllm estimate`: energy and carbon before anything runs.
+
+Contract: prints a middle figure and an interval with the method behind them; grams only with a
+zone, whose source and year are named. An option that would be ignored is refused. Every mistake
+is one line. Not covered: what `greenllm.energy.estimate` does not cover; several machines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from greenllm.cli.figures import make_console, make_table, number, print_table
+from greenllm.config import ConfigError
+from greenllm.energy.estimate import (
+    FITTED_SIZES_B,
+    Estimate,
+    Interval,
+    Site,
+    TokenWork,
+    accelerator_device,
+    estimate_cpu_tokens,
+    estimate_gpu_tokens,
+    estimate_hours,
+    vcpu_device,
+)
+from greenllm.energy.grid import IntensityTable
+from greenllm.energy.hardware import (
+    Accelerator,
+    CpuInfo,
+    VcpuPower,
+    accelerator,
+    accelerators,
+    read_cpu_info,
+    vcpu_power,
+)
+from greenllm.energy.units import joules_to_wh
+
+CPU = "cpu"
+_PROCESSORS = ("EPYC", "Xeon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be estimated: hours of hardware, or tokens of a model."""
+
+    hours: float | None = None
+    hardware: str = CPU
+    vcpus: int | None = None
+    utilisation: float = 0.5
+    parameters_b: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    zone: str | None = None
+    pue: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An estimate, what it is of, and what else is to be said about it."""
+
+    subject: str
+    estimate: Estimate
+    notes: tuple[str, ...]
+
+
+def run(question: Question) -> None:
+    """Print an estimate.
+
+    Raises:
+        ConfigError: an option is wrong, missing or would be ignored.
+    """
+    check(question)
+    try:
+        answer = answer_to(question, read_cpu_info())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print_answer(make_console(), question, answer)
+
+
+def check(question: Question) -> None:
+    """Refuse combinations that mean nothing.
+
+    Raises:
+        ConfigError: with what to give instead.
+    """
+    num_tokens = question.prompt_tokens + question.completion_tokens
+    if (question.hours is None) == (question.parameters_b is None):
+        raise ConfigError("give exactly one of --hours (of --hardware) and --parameters-b (tokens)")
+    if question.hours is not None and num_tokens:
+        raise ConfigError("tokens go with --parameters-b, not with --hours")
+    if question.parameters_b is not None and not num_tokens:
+        raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
+    if question.vcpus is not None and (question.hours is None or question.hardware != CPU):
+        raise ConfigError("--vcpus goes with --hours and --hardware cpu")
+    if question.vcpus is not None and question.vcpus < 1:
+        raise ConfigError(f"--vcpus must be at least 1 (got {question.vcpus})")
+    _require_number("--hours", question.hours)
+    _require_number("--parameters-b", question.parameters_b)
+
+
+def _require_number(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} must be greater than 0 (got {value:g})")
+
+
+def answer_to(question: Question, cpu: CpuInfo) -> Answer:
+    """Estimate for the hardware named, or for this machine's processor.
+
+    Raises:
+        ValueError: an unknown zone or GPU, or a figure out of its range.
+    """
+    intensity = None if question.zone is None else IntensityTable.load().lookup(question.zone)
+    site = Site(intensity, question.pue)
+    if question.hardware != CPU:
+        gpu = find_accelerator(question.hardware)
+        estimate_gpu = _gpu_tokens if question.hours is None else _gpu_hours
+        return estimate_gpu(question, gpu, site)
+    power = vcpu_power(cpu)
+    if question.hours is None:
+        estimate = estimate_cpu_tokens(_work(question), power, site)
+        return Answer(f"{_tokens(question)} on CPUs", estimate, _cpu_notes(power))
+    return _cpu_hours(question, cpu, power, site)
+
+
+def find_accelerator(name: str) -> Accelerator:
+    """The accelerator of that name; its maker may be left out.
+
+    Raises:
+        ValueError: none has it.
+    """
+    wanted = name.strip().casefold()
+    known = {item.name.casefold(): item for item in accelerators()}
+    for full, item in known.items():
+        if wanted in (full, full.partition(" ")[2]):
+            return item
+    similar = [item.name for full, item in known.items() if wanted and wanted in full]
+    if similar:
+        raise ConfigError(f"--hardware {name!r}: did you mean {', '.join(similar)}?")
+    return accelerator(name)
+
+
+def _cpu_hours(question: Question, cpu: CpuInfo, power: VcpuPower, site: Site) -> Answer:
+    num_vcpus = question.vcpus or cpu.num_vcpus
+    device = vcpu_device(power, num_vcpus)
+    estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
+    return Answer(_held(question, f"{num_vcpus} vCPUs"), estimate, _cpu_notes(power))
+
+
+def _gpu_hours(question: Question, gpu: Accelerator, site: Site) -> Answer:
+    device = accelerator_device(gpu)
+    estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
+    note = f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not counted"
+    return Answer(_held(question, gpu.name), estimate, (note,))
+
+
+def _gpu_tokens(question: Question, gpu: Accelerator, site: Site) -> Answer:
+    if any(word in gpu.name for word in _PROCESSORS):
+        raise ConfigError("tokens are estimated for a GPU, or for --hardware cpu")
+    estimate = estimate_gpu_tokens(_work(question), site)
+    notes = ["the step model was fitted on an H100; which GPU it is does not enter"]
+    if estimate.extrapolated:
+        low, high = FITTED_SIZES_B
+        notes.append(f"extrapolated: the model was fitted from {low:g} to {high:g} billion")
+    return Answer(f"{_tokens(question)} on a GPU", estimate, tuple(notes))
+
+
+def _work(question: Question) -> TokenWork:
+    size_b = question.parameters_b or 0.0
+    return TokenWork(size_b, question.prompt_tokens, question.completion_tokens)
+
+
+def _held(question: Question, what: str) -> str:
+    return f"{question.hours:g} h of {what} at {question.utilisation:.0%} load"
+
+
+def _tokens(question: Question) -> str:
+    prompt, completion = question.prompt_tokens, question.completion_tokens
+    size = f"{question.parameters_b:g} billion parameters"
+    return f"{prompt:,} prompt and {completion:,} completion tokens of {size}"
+
+
+def _cpu_notes(power: VcpuPower) -> tuple[str, ...]:
+    if power.is_generic:
+        return (f"this CPU was not recognised: generic watts per vCPU ({power.source})",)
+    return (f"watts per vCPU of {power.family} ({power.source})",)
+
+
+def print_answer(console: Console, question: Question, answer: Answer) -> None:
+    """Print the figures, and what they rest on."""
+    estimate = answer.estimate
+    print_table(console, f"Estimate: {answer.subject}", figures_table(estimate))
+    console.print(f"method: {estimate.method}")
+    intensity = estimate.site.intensity
+    if intensity is None:
+        console.print("intensity: unknown, and so are the grams from electricity: give a --zone")
+    else:
+        year = "" if intensity.year is None else f", {intensity.year}"
+        where = f"{intensity.name} ({intensity.source}{year})"
+        console.print(f"intensity: {intensity.g_per_kwh:g} g/kWh, {where}", soft_wrap=True)
+        console.print(f"PUE: {estimate.site.pue:g}; it enters the grams only")
+    if estimate.embodied_g is None:
+        unknown = "the time the hardware is held" if question.hours is None else "its manufacture"
+        console.print(f"embodied carbon: unknown, because {unknown} is")
+    for note in answer.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def figures_table(estimate: Estimate) -> Table:
+    """Energy and grams: middle, low and high."""
+    table = make_table(("", "mid", "low", "high"))
+    rows = (
+        ("energy, J", estimate.it_j),
+        ("energy, Wh", estimate.it_j.times(joules_to_wh(1.0))),
+        ("carbon of electricity, gCO2e", estimate.operational_g),
+        ("carbon of manufacture, gCO2e", estimate.embodied_g),
+    )
+    for name, interval in rows:
+        table.add_row(name, *_cells(interval))
+    return table
+
+
+def _cells(interval: Interval | None) -> tuple[str, str, str]:
+    if interval is None:
+        return (number(None),) * 3
+    return number(interval.mid), number(interval.low), number(interval.high)

@@ -1,0 +1,198 @@
+"""What `greenllm report` writes to files: receipts as CSV, sums as JSON, a plot.
+
+Contract: full precision; unknown is an empty cell, null, or no bar. A file that cannot be written
+is a `GreenllmError` that names it. Not covered: appending to files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from greenllm.cli.figures import UNKNOWN
+from greenllm.cli.report_data import FOREVER_S, Report, SessionAccount, Sums
+from greenllm.config import ConfigError
+from greenllm.core import GreenllmError, Receipt
+from greenllm.energy.units import joules_to_kwh
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PLOT_SUFFIXES = (".png", ".svg")
+COLUMNS = (
+    *(spec.name for spec in fields(Receipt)),
+    "total_j",
+    "joules_per_token",
+    "avg_power_w",
+    "gco2e",
+)
+MAX_BARS = 60
+_MAX_LABEL = 40
+_BAR = 0.6
+_ACTIVE_COLOUR, _IDLE_COLOUR, _RATIO_COLOUR = "#2a7f4f", "#b5d6c2", "#3b5b92"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise GreenllmError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def csv_writer(path: Path | None) -> Iterator[Callable[[Sequence[Receipt]], None]]:
+    """A function that appends receipts to a new CSV file; without a path it does nothing."""
+    if path is None:
+        yield lambda receipts: None
+        return
+    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        yield lambda receipts: writer.writerows(map(_cells, receipts))
+
+
+def _cells(receipt: Receipt) -> list[Any]:
+    values = {name: getattr(receipt, name) for name in COLUMNS}
+    values["domains_j"] = json.dumps(dict(receipt.domains_j))
+    return list(values.values())
+
+
+def write_json(path: Path, report: Report) -> None:
+    """Write sums, measures and sessions; names as in `GET /v1/energy`."""
+    text = json.dumps(report_object(report), indent=2, ensure_ascii=False) + "\n"
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
+
+
+def report_object(report: Report) -> dict[str, Any]:
+    """The report as JSON has it."""
+    return {
+        "object": "energy.report",
+        "since": report.period.since_s or None,
+        "until": None if report.period.until_s == FOREVER_S else report.period.until_s,
+        "group_by": report.group_by,
+        "data": [{"group": sums.group, **_sums(sums)} for sums in report.groups],
+        "total": _sums(report.total),
+        "measures": _measures(report.total),
+        "sessions": [_session(account) for account in report.accounts],
+    }
+
+
+def _sums(sums: Sums) -> dict[str, Any]:
+    return {
+        "requests": sums.requests,
+        "prompt_tokens": sums.prompt_tokens,
+        "completion_tokens": sums.completion_tokens,
+        "active_joules": sums.active_j,
+        "idle_joules": sums.idle_j,
+        "energy_joules": sums.total_j,
+        "joules_per_token": sums.joules_per_token,
+        "gco2e": sums.gco2e,
+        "unmetered_requests": sums.unmetered,
+    }
+
+
+def _measures(total: Sums) -> dict[str, float | None]:
+    return {
+        "running_time_seconds": total.running_s,
+        "model_parameters": None,
+        "flops": total.flops,
+        "avg_power_watts": total.avg_power_w,
+        "energy_joules": total.total_j,
+        "energy_kwh": None if total.total_j is None else joules_to_kwh(total.total_j),
+        "gco2e": total.gco2e,
+    }
+
+
+def _session(account: SessionAccount) -> dict[str, Any]:
+    session, totals = account.session, account.session.totals
+    return {
+        "session_id": session.session_id,
+        "started": session.started_s,
+        "updated": session.updated_s,
+        "closed": session.closed,
+        "method": session.method,
+        "measured": session.measured,
+        "meter_joules": totals.meter_j,
+        "load_joules": totals.load_j,
+        "idle_joules": totals.idle_j,
+        "unattributed_joules": totals.unattributed_j,
+        "request_joules": totals.requests_j,
+        "open_joules": totals.open_j,
+        "residual": totals.residual,
+        "receipt_joules": account.receipts_j,
+        "adds_up": account.adds_up,
+    }
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a format that is not offered.
+
+    Raises:
+        ConfigError: the file ends in something else.
+    """
+    if path is not None and path.suffix.lower() not in PLOT_SUFFIXES:
+        raise ConfigError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, not {str(path)!r}")
+
+
+def write_plot(path: Path, report: Report) -> None:
+    """Draw joules per group, active and idle apart, beside joules per token."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = _largest(report.groups)
+    figure = Figure(figsize=(10, 1.5 + 0.4 * len(shown)), layout="constrained")
+    FigureCanvasAgg(figure)
+    energy, ratio = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    _draw_energy(energy, shown)
+    _draw_ratio(ratio, shown)
+    left_out = len(report.groups) - len(shown)
+    more = f" (without {left_out} smaller groups)" if left_out else ""
+    figure.suptitle(f"Energy by {report.group_by}{more}", x=0.01, ha="left")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    with writing(path):
+        figure.savefig(path, dpi=150)
+
+
+def _largest(groups: tuple[Sums, ...]) -> list[Sums]:
+    """The groups with the most joules, in their own order."""
+    by_energy = sorted(groups, key=lambda sums: sums.total_j or 0.0, reverse=True)
+    kept = {sums.group for sums in by_energy[:MAX_BARS]}
+    return [sums for sums in groups if sums.group in kept]
+
+
+def _draw_energy(axes: Axes, shown: list[Sums]) -> None:
+    places = range(len(shown))
+    active = [sums.active_j or 0.0 for sums in shown]
+    idle = [sums.idle_j or 0.0 for sums in shown]
+    axes.barh(places, active, _BAR, color=_ACTIVE_COLOUR, label="active")
+    axes.barh(places, idle, _BAR, left=active, color=_IDLE_COLOUR, label="idle share")
+    axes.set_yticks(places, labels=[_label(sums) for sums in shown], parse_math=False)
+    axes.set_xlabel("joules")
+    axes.invert_yaxis()
+    _mark_unknown(axes, [sums.total_j for sums in shown])
+
+
+def _draw_ratio(axes: Axes, shown: list[Sums]) -> None:
+    values = [sums.joules_per_token for sums in shown]
+    axes.barh(range(len(shown)), [value or 0.0 for value in values], _BAR, color=_RATIO_COLOUR)
+    axes.set_xlabel("joules per completion token")
+    _mark_unknown(axes, values)
+
+
+def _mark_unknown(axes: Axes, values: list[float | None]) -> None:
+    for place, value in enumerate(values):
+        if value is None:
+            axes.text(0, place, f" {UNKNOWN}", va="center")
+
+
+def _label(sums: Sums) -> str:
+    name = UNKNOWN if sums.group is None else sums.group
+    return name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"

@@ -1,0 +1,135 @@
+"""The tables of `greenllm report`.
+
+Contract: unknown figures are dashes; a session whose joules do not add up is named. Not covered:
+what the figures mean beyond their headings.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from greenllm.cli.figures import UNKNOWN, make_table, moment, number, print_table
+from greenllm.cli.report_data import Report, SessionAccount, Sums
+from greenllm.energy.units import joules_to_kwh
+
+_GROUP_COLUMNS = (
+    "requests",
+    "prompt tokens",
+    "completion tokens",
+    "active J",
+    "total J",
+    "J/token",
+    "gCO2e",
+    "unmetered",
+)
+_SESSION_COLUMNS = (
+    "session",
+    "started",
+    "method",
+    "state",
+    "meter J",
+    "load",
+    "idle",
+    "unattributed",
+    "requests",
+    "open",
+    "residual",
+)
+_SESSIONS = "Sessions: meter = load + idle + unattributed + requests + open"
+MAX_SESSIONS = 20
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Print all tables and what is to be said about them."""
+    total = report.total
+    metered = f"{total.requests - total.unmetered:,} metered of {total.requests:,} requests"
+    print_table(console, f"Requests by {report.group_by}", group_table(report))
+    print_table(console, f"Six measures of {metered}", measures_table(total))
+    shown = report.accounts[-MAX_SESSIONS:]
+    print_table(console, _SESSIONS, session_table(shown))
+    hidden = len(report.accounts) - len(shown)
+    if hidden:
+        console.print(f"{hidden} older sessions are not shown; --json has them")
+    for line in remarks(report.accounts):
+        console.print(line, soft_wrap=True)
+
+
+def group_table(report: Report) -> Table:
+    """One row per group, and the sum of all when there are several."""
+    table = make_table((report.group_by, *_GROUP_COLUMNS))
+    for sums in report.groups:
+        table.add_row(UNKNOWN if sums.group is None else sums.group, *_group_cells(sums))
+    if len(report.groups) != 1:
+        table.add_section()
+        table.add_row("all", *_group_cells(report.total))
+    return table
+
+
+def _group_cells(sums: Sums) -> tuple[str, ...]:
+    counts = (sums.requests, sums.prompt_tokens, sums.completion_tokens)
+    figures = (sums.active_j, sums.total_j, sums.joules_per_token, sums.gco2e)
+    return (*map("{:,}".format, counts), *map(number, figures), f"{sums.unmetered:,}")
+
+
+def measures_table(total: Sums) -> Table:
+    """The six measures of greenness of the metered requests."""
+    table = make_table(("measure", "value", "unit"))
+    energy_kwh = None if total.total_j is None else joules_to_kwh(total.total_j)
+    rows = (
+        ("running time", total.running_s, "s of the machine"),
+        ("model size", None, "parameters"),
+        ("operations", total.flops, "FLOPs"),
+        ("power", total.avg_power_w, "W"),
+        ("energy", total.total_j, "J"),
+        ("", energy_kwh, "kWh"),
+        ("carbon", total.gco2e, "gCO2e"),
+    )
+    table.columns[2].justify = "left"
+    for name, value, unit in rows:
+        text = f"{value:.4g}" if value is not None and name == "operations" else number(value)
+        table.add_row(name, text, unit)
+    return table
+
+
+def session_table(accounts: tuple[SessionAccount, ...]) -> Table:
+    """Where each session's joules went; they add up to the meter's."""
+    table = make_table(_SESSION_COLUMNS, num_text=4)
+    for account in accounts:
+        session, totals = account.session, account.session.totals
+        joules = (
+            totals.meter_j,
+            totals.load_j,
+            totals.idle_j,
+            totals.unattributed_j,
+            totals.requests_j,
+            totals.open_j,
+        )
+        table.add_row(
+            session.session_id,
+            moment(session.started_s),
+            session.method,
+            "closed" if session.closed else "not closed",
+            *map(number, joules),
+            f"{totals.residual:.1e}",
+        )
+    return table
+
+
+def remarks(accounts: tuple[SessionAccount, ...]) -> list[str]:
+    """One line per session that was not closed or does not add up."""
+    lines = []
+    for account in accounts:
+        session, totals = account.session, account.session.totals
+        if not session.closed:
+            lines.append(
+                f"{session.session_id} was not closed: its server runs, or was killed and then"
+                f" {number(totals.open_j)} J (open) are lost: no receipt has them"
+            )
+        if not account.adds_up:
+            lines.append(
+                f"{session.session_id} does not add up: residual {totals.residual:.1e},"
+                f" booked {number(totals.requests_j)} J for requests,"
+                f" receipts hold {number(account.receipts_j)} J"
+            )
+    return lines
