@@ -169,7 +169,9 @@ def collect(
 def group_of(receipt: Receipt, group_by: str) -> str | None:
     """The group a receipt falls into; None where it has none, such as no adapter."""
     if group_by == "hour":
-        return datetime.fromtimestamp(receipt.created_s, UTC).strftime("%Y-%m-%dT%H:00Z")
+        # SQLite, which groups for `Ledger.sums`, keeps milliseconds.
+        at_s = round(receipt.created_s, 3)
+        return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:00Z")
     value = getattr(receipt, group_by)
     return None if value is None else str(value)
 

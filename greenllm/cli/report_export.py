@@ -147,25 +147,33 @@ def write_plot(path: Path, report: Report) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = _largest(report.groups)
+    shown, heading = _shown(report)
     figure = Figure(figsize=(10, 1.5 + 0.4 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     energy, ratio = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     _draw_energy(energy, shown)
     _draw_ratio(ratio, shown)
-    left_out = len(report.groups) - len(shown)
-    more = f" (without {left_out} smaller groups)" if left_out else ""
-    figure.suptitle(f"Energy by {report.group_by}{more}", x=0.01, ha="left")
+    for axes in (energy, ratio):
+        axes.locator_params(axis="x", nbins=5)
+    energy.set_ylim(max(len(shown), 1) - 0.5, -0.5)
+    figure.suptitle(heading, x=0.01, ha="left")
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     with writing(path):
         figure.savefig(path, dpi=150)
 
 
-def _largest(groups: tuple[Sums, ...]) -> list[Sums]:
-    """The groups with the most joules, in their own order."""
-    by_energy = sorted(groups, key=lambda sums: sums.total_j or 0.0, reverse=True)
+def _shown(report: Report) -> tuple[list[Sums], str]:
+    """The groups there is room for, in their own order, and a heading that says what is not."""
+    heading = f"Energy by {report.group_by}"
+    left_out = len(report.groups) - MAX_BARS
+    if left_out <= 0:
+        return list(report.groups), heading
+    if report.group_by == "hour":
+        return list(report.groups[-MAX_BARS:]), f"{heading} (without {left_out} earlier ones)"
+    by_energy = sorted(report.groups, key=lambda sums: sums.total_j or 0.0, reverse=True)
     kept = {sums.group for sums in by_energy[:MAX_BARS]}
-    return [sums for sums in groups if sums.group in kept]
+    shown = [sums for sums in report.groups if sums.group in kept]
+    return shown, f"{heading} (without {left_out} smaller ones)"
 
 
 def _draw_energy(axes: Axes, shown: list[Sums]) -> None:
@@ -176,7 +184,6 @@ def _draw_energy(axes: Axes, shown: list[Sums]) -> None:
     axes.barh(places, idle, _BAR, left=active, color=_IDLE_COLOUR, label="idle share")
     axes.set_yticks(places, labels=[_label(sums) for sums in shown], parse_math=False)
     axes.set_xlabel("joules")
-    axes.invert_yaxis()
     _mark_unknown(axes, [sums.total_j for sums in shown])
 
 

@@ -1,0 +1,241 @@
+"""The HTTP reference and the list of metrics, from the routes, the schemas and the code.
+
+Contract: whatever the app routes, its bodies accept and its answers carry is on the page, with
+docstrings for words and made-up receipts for examples. Not covered: bodies of answers other than
+the energy object; errors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_args
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from prometheus_client.parser import text_string_to_metric_families
+
+from greenllm import core
+from greenllm.core import Receipt
+from greenllm.energy.account import Label, Totals
+from greenllm.engine import Stats
+from serving import generation, routes
+from serving.app import create_app
+from serving.energy import energy_headers, energy_object, link_headers, receipt_object
+from serving.metrics import Metrics
+
+ROUTERS: tuple[APIRouter, ...] = (generation.router, routes.router)
+UNKNOWN = Receipt("chatcmpl-0", "bundled", "completed", 1767225600.0, "unmetered", "unknown", False)
+KNOWN = Receipt(
+    request_id="chatcmpl-0",
+    model="bundled",
+    outcome="completed",
+    created_s=1767225600.0,
+    status="final",
+    method="measured:rapl",
+    measured=True,
+    endpoint="/v1/chat/completions",
+    http_status=200,
+    prompt_tokens=17,
+    completion_tokens=80,
+    duration_s=0.614,
+    resident_s=0.614,
+    active_j=9.01,
+    idle_j=5.74,
+    prefill_j=0.83,
+    decode_j=8.18,
+    domains_j={"cpu": 13.2, "dram": 1.55},
+    flops=5.06e8,
+    uncertainty=0.06,
+    attribution="ok",
+    operational_g=0.00188,
+    embodied_g=0.00026,
+    intensity_g_per_kwh=458.29,
+    intensity_zone="WORLD",
+    intensity_source="Ember via Our World in Data",
+    intensity_year=2025,
+    pue=1.0,
+)
+Json = Mapping[str, Any]
+
+
+def http_page() -> str:
+    """Routes, bodies, headers and the energy object."""
+    found = list(_routes())
+    parts = ["# The HTTP API", "## Routes", *_route_parts(found), "## Bodies", _BODIES]
+    schemas = [body for route in found if (body := _body(route)) is not None]
+    for name, schema in _named(schemas).items():
+        parts += [f"### {name}", _first(schema.get("description", "")), _field_table(schema)]
+    parts += ["## Headers of an answer", _HEADERS, _header_table()]
+    parts += ["## The energy object", _OBJECT, inspect.getdoc(Receipt) or "", _value_list()]
+    parts += [_object_table(energy_object(KNOWN), energy_object(UNKNOWN))]
+    extra = {key: receipt_object(KNOWN)[key] for key in _receipt_keys()}
+    parts += ["## The receipt", _RECEIPT, _object_table(extra, receipt_object(UNKNOWN))]
+    return "\n\n".join(parts) + "\n"
+
+
+_BODIES = (
+    "Keys that are not listed are refused by name. Ranges of the sampling parameters: see"
+    " `SamplingParams` in [the library](library.md)."
+)
+_HEADERS = (
+    "A stream's headers leave before its energy is known: it has those with a star, and the energy"
+    " object in a comment `: energy {...}` before `data: [DONE]`."
+)
+_OBJECT = (
+    "`usage.energy` in answers, in the last chunk of a stream with `include_usage`, and in the"
+    " comment. Figures have three significant digits. What they mean, where `_j` is joules:"
+)
+_RECEIPT = "`GET /v1/energy/{request_id}` adds these keys to the energy object."
+
+
+def _routes() -> Iterator[APIRoute]:
+    for router in ROUTERS:
+        yield from (route for route in router.routes if isinstance(route, APIRoute))
+
+
+def _route_parts(found: list[APIRoute]) -> list[str]:
+    documented = create_app(_no_state).openapi()["paths"]
+    visible = [route for route in found if route.include_in_schema]
+    if {route.path_format for route in visible} != set(documented):
+        raise SystemExit("the app has routes of a router that is not in ROUTERS, or lacks some")
+    parts: list[str] = []
+    for route in visible:
+        aliases = [
+            f"`{other.path_format}`"
+            for other in found
+            if other.endpoint is route.endpoint and other is not route
+        ]
+        parts.append(f"### {' '.join(sorted(route.methods or ()))} {route.path_format}")
+        parts.append(_first(inspect.getdoc(route.endpoint) or ""))
+        if aliases:
+            parts.append(f"Also as {', '.join(aliases)}.")
+        if (body := _body(route)) is not None:
+            parts.append(f"Body: [{body['title']}](#{body['title'].lower()}).")
+    return parts
+
+
+def _no_state(_: object) -> Any:
+    raise NotImplementedError
+
+
+def _body(route: APIRoute) -> Json | None:
+    content = (route.openapi_extra or {}).get("requestBody", {}).get("content", {})
+    schema: Json | None = content.get("application/json", {}).get("schema")
+    return schema
+
+
+def _named(schemas: list[Json]) -> dict[str, Json]:
+    """The bodies, then the objects inside them, each once."""
+    named = {schema["title"]: schema for schema in schemas}
+    for schema in schemas:
+        named |= schema.get("$defs", {})
+    return named
+
+
+def _field_table(schema: Json) -> str:
+    required = set(schema.get("required", ()))
+    rows = [
+        (f"`{name}`", _kind(field), "required" if name in required else _default(field))
+        for name, field in schema["properties"].items()
+    ]
+    return _table(("field", "type", "default"), rows)
+
+
+def _default(field: Json) -> str:
+    return f"`{json.dumps(field['default'])}`" if "default" in field else ""
+
+
+def _kind(field: Json) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in field:
+        return " or ".join(map(_kind, field["anyOf"]))
+    if "const" in field or "enum" in field:
+        choices = field.get("enum", [field.get("const")])
+        return " or ".join(f"`{json.dumps(choice)}`" for choice in choices)
+    kind = str(field.get("type", "anything"))
+    if kind == "array":
+        inner = _kind(field.get("items", {}))
+        kind = f"list of ({inner})" if " or " in inner else f"list of {inner}"
+    if isinstance(field.get("additionalProperties"), dict):
+        kind = f"object of {_kind(field['additionalProperties'])}"
+    return kind + _bounds(field)
+
+
+def _bounds(field: Json) -> str:
+    words = {
+        "minimum": "at least {}",
+        "maximum": "at most {}",
+        "minItems": "at least {} items",
+        "maxItems": "at most {} items",
+    }
+    found = [text.format(field[key]) for key, text in words.items() if key in field]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _header_table() -> str:
+    known, unknown = energy_headers(KNOWN), energy_headers(UNKNOWN)
+    early = link_headers(KNOWN.request_id)
+    rows = [
+        (
+            f"`{name}`{' *' if name in early else ''}",
+            f"`{value}`",
+            "" if name in unknown else "absent",
+        )
+        for name, value in known.items()
+    ]
+    return _table(("header", "example", "when unknown"), rows)
+
+
+def _value_list() -> str:
+    kinds = ("Status", "Attribution", "Outcome")
+    lines = [f"- `{kind.lower()}`: {_choices(get_args(getattr(core, kind)))}" for kind in kinds]
+    return "\n".join(lines)
+
+
+def _choices(values: tuple[str, ...]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _receipt_keys() -> list[str]:
+    return [key for key in receipt_object(KNOWN) if key not in energy_object(KNOWN)]
+
+
+def _object_table(known: Json, unknown: Json) -> str:
+    rows = [
+        (f"`{key}`", f"`{json.dumps(value)}`", "null" if unknown[key] is None else "")
+        for key, value in known.items()
+    ]
+    return _table(("key", "example", "when unknown"), rows)
+
+
+def metrics_page() -> str:
+    """Every metric `GET /metrics` has, its type, labels and help."""
+    counts: dict[str, Any] = {spec.name: 0 for spec in fields(Stats)}
+    stats = Stats(**{**counts, "totals": Totals()})
+    metrics = Metrics(lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0})
+    metrics.observe(KNOWN)
+    rows = []
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        # Whether these are there depends on the environment.
+        if family.name.endswith("_created"):
+            continue
+        labels = {label for sample in family.samples for label in sample.labels}
+        name = family.name + ("_total" if family.type == "counter" else "")
+        cells = (f"`{name}`", family.type, ", ".join(sorted(labels - {"le"})), family.documentation)
+        rows.append(cells)
+    table = _table(("metric", "type", "labels", "what"), rows)
+    return f"# Metrics\n\n`GET /metrics`, in the text format of Prometheus.\n\n{table}\n"
+
+
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _first(doc: str) -> str:
+    return " ".join(doc.partition("\n\n")[0].split())

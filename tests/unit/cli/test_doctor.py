@@ -1,0 +1,155 @@
+"""`greenllm doctor` says what works, what does not and why, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from greenllm.cli import doctor
+from greenllm.cli.app import app
+from greenllm.energy.hardware import CpuInfo, vcpu_power
+from greenllm.energy.ladder import Rung, choose_meter
+from greenllm.energy.ledger import Ledger
+from greenllm.energy.meter import Reading, ReplayMeter
+
+RAPL = ReplayMeter([Reading(0.0)], method="measured:rapl", period_s=0.001)
+MODEL = ReplayMeter([Reading(0.0)], method="modelled:x", measured=False, uncertainty=0.4)
+BROKEN = Rung("rapl", None, "energy_uj: permission denied; see greenllm doctor")
+ABSENT = Rung("rapl", None, "measured:rapl: no counters found")
+MODELLED = Rung("modelled", MODEL, "works")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> str:
+    monkeypatch.setenv("GREENLLM_DATA_DIR", str(data_dir))
+    runner = CliRunner(env={"COLUMNS": "160"})
+    result = runner.invoke(app, ["doctor"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = run(monkeypatch, tmp_path)
+    assert "yes, chosen" in output
+    assert "W per vCPU" in output
+    assert "torch 2." in output
+    assert f"{tmp_path / 'ledger.sqlite'}" in output
+    assert "does not exist yet" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_model_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "gpu_rungs", lambda: [Rung("nvml", None, "nvml: no driver")])
+    monkeypatch.setattr(doctor, "cpu_rungs", lambda: [BROKEN, MODELLED])
+    output = run(monkeypatch, tmp_path)
+    assert "nvml: no driver" in output
+    assert "70-rapl.rules" in output
+    assert "CVE-2020-8694" in output
+
+
+def test_the_chosen_rungs_are_those_serving_takes() -> None:
+    gpu = [Rung("nvml", None, "no driver")]
+    cpu = [Rung("rapl", RAPL, "works"), MODELLED]
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(doctor.rung_table({"gpu": gpu, "cpu": cpu}))
+    lines = capture.get().splitlines()
+    [chosen] = [line for line in lines if "chosen" in line]
+    assert choose_meter("auto", gpu=lambda: gpu, cpu=lambda: cpu).method in chosen
+    assert "1 ms" in chosen
+    assert "5%" in chosen
+    [other] = [line for line in lines if "modelled" in line]
+    assert "yes" in other
+
+
+def test_rapl_that_works_needs_nothing() -> None:
+    assert doctor.rapl_lines(Rung("rapl", RAPL, "works"), is_virtual=False) == ["works"]
+
+
+def test_rapl_that_refuses_comes_with_a_recipe_and_a_warning() -> None:
+    text = "\n".join(doctor.rapl_lines(BROKEN, is_virtual=True))
+    for word in ("permission denied", "groupadd", "udevadm trigger", "chmod 440", "PLATYPUS"):
+        assert word in text
+
+
+def test_rapl_in_a_virtual_machine_is_not_available() -> None:
+    [line] = doctor.rapl_lines(ABSENT, is_virtual=True)
+    assert "virtual machine" in line
+
+
+def test_rapl_missing_on_metal_may_be_a_module() -> None:
+    assert "modprobe intel_rapl_msr" in doctor.rapl_lines(ABSENT, is_virtual=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("flags\t: fpu hypervisor lm\n", True), ("flags\t: fpu lm\n", False), ("", False)],
+)
+def test_virtual_machines_are_told_by_a_flag(tmp_path: Path, text: str, expected: bool) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    assert doctor.is_virtual(path) is expected
+    assert doctor.is_virtual(tmp_path / "none") is False
+
+
+def test_watts_come_with_their_interval() -> None:
+    cpu = CpuInfo("AuthenticAMD", 25, 1, "AMD EPYC 7763", 8)
+    power = vcpu_power(cpu)
+    lines = doctor.cpu_lines(cpu, power)
+    assert "AMD EPYC 7763, 8 vCPUs" in lines[0]
+    assert power.family in lines[0]
+    assert f"{power.max_w:.4g} W per vCPU [" in lines[1]
+    unknown = CpuInfo("unknown", None, None, "", 1)
+    assert "not recognised" in doctor.cpu_lines(unknown, vcpu_power(unknown))[0]
+
+
+@pytest.mark.parametrize(
+    ("torch", "expected"),
+    [("2.13.0+cpu", "none: CPU build of torch"), ("2.13.0+cu130", "of torch: cu130")],
+)
+def test_cuda_comes_from_torchs_version(
+    monkeypatch: pytest.MonkeyPatch, torch: str, expected: str
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda name: torch)
+    assert doctor.cuda_version() == expected
+
+
+def test_cuda_comes_from_its_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Distribution:
+        name, version = "nvidia-cuda-runtime-cu12", "12.8.90"
+
+    monkeypatch.setattr(doctor, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(doctor, "distributions", lambda: [Distribution])
+    assert doctor.cuda_version() == "runtime 12.8.90"
+    monkeypatch.setattr(doctor, "distributions", list)
+    assert doctor.cuda_version() == "—"
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", missing)
+    assert "bitsandbytes is not installed" in doctor.version_lines()
+
+
+def test_ledger_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "ledger.sqlite"
+    assert "does not exist yet" in doctor.ledger_state(path)
+    path.parent.mkdir()
+    Ledger(path).close()
+    assert doctor.ledger_state(path) == "can be written"
+    readable = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: mode != os.W_OK and readable(p, mode))
+    assert doctor.ledger_state(path) == "can be read, but not written"
+
+
+def test_a_ledger_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_text("not a database, and long enough to be taken for one" * 20)
+    assert "cannot be used" in doctor.ledger_state(path)
+    assert "cannot be made" in doctor.ledger_state(path / "below" / "ledger.sqlite")
