@@ -125,7 +125,8 @@ class Account:
         for chunk in batch.chunks:
             request = chunk.seq.request
             claim = unclaimed.pop(request.request_id, 0.0)
-            num_logits = chunk.num_tokens if request.sampling.prompt_logprobs is not None else 1
+            scores = request.sampling.prompt_logprobs is not None
+            num_logits = chunk.num_tokens if scores else int(chunk.samples)
             yield (
                 (request.request_id, chunk.phase),
                 Work(
@@ -169,14 +170,14 @@ class Account:
         due_s = self.settle_in_s()
         if due_s == 0 or age_s >= _LONGEST_WINDOW_S:
             self._close_window()
-        return [] if due_s is None else self._ready()
+        return [] if due_s is None else self._ready(self._receipt_wait_s)
 
     def drain(self) -> list[Receipt]:
-        """Close the window now and return every receipt that can be made."""
+        """Close the window now and return every receipt that can be made, without waiting."""
         self._close_window()
-        return self._ready()
+        return self._ready(0.0)
 
-    def _ready(self) -> list[Receipt]:
+    def _ready(self, wait_s: float) -> list[Receipt]:
         now_s = self._clock()
         unread = {request_id for request_id, _ in self._window}
         receipts: list[Receipt] = []
@@ -185,7 +186,7 @@ class Account:
                 continue
             if request_id not in unread and self._last.at_s >= bill.closed_s:
                 receipts.append(self._finalise(bill))
-            elif not bill.sent_provisional and now_s - bill.closed_s >= self._receipt_wait_s:
+            elif not bill.sent_provisional and now_s - bill.closed_s >= wait_s:
                 receipts.append(self._provisional(bill))
         return receipts
 
@@ -251,12 +252,15 @@ class Account:
         predicted = [self.fit.coefficients.predict_j(work) for work in works]
         active = split(dynamic_j, predicted)
         idle = split(baseline_j, [work.residence_s for work in works])
+        active_of: dict[str, float] = {}
+        for (request_id, _), active_j in zip(keys, active, strict=True):
+            active_of[request_id] = active_of.get(request_id, 0.0) + active_j
         for i, (request_id, phase) in enumerate(keys):
             bill = self._bills[request_id]
             bill.add(phase, works[i], active_j=active[i], idle_j=idle[i], predicted_j=predicted[i])
             active_share = active[i] / dynamic_j if dynamic_j > 0 else 0.0
             idle_share = idle[i] / baseline_j if baseline_j > 0 else 0.0
-            bill.shares_j += active[i] * active_share
+            bill.shares_j += active_share * active_of[request_id]
             self._book_domains(bill, phase, window, active_share, idle_share)
         self.totals.open_j += window.own_j
         self.fit.observe(total_work(works), dynamic_j)

@@ -71,7 +71,7 @@ class Coefficients:
 def split(total: float, weights: Sequence[float]) -> list[float]:
     """Divide `total` in proportion to non-negative weights; equally when all are zero.
 
-    The last share takes the rounding, so that the shares add up to the total.
+    The largest share takes the rounding, so that the shares add up to the total.
     """
     if not weights:
         return []
@@ -87,9 +87,10 @@ def split(total: float, weights: Sequence[float]) -> list[float]:
 class CoefficientFit:
     """Online non-negative least squares of coefficients against metered windows.
 
-    Windows are weighted by 1 / joules² (relative errors) and forgotten exponentially. A weak pull
-    towards the prior decides what the data leave open: decode-only traffic cannot tell a row from
-    its FLOPs.
+    Windows are weighted by 1 / joules² (relative errors) and forgotten exponentially. A window far
+    below its prediction is weighted by the prediction: noise near zero must not outweigh the rest.
+    A weak pull towards the prior decides what the data leave open: decode-only traffic cannot tell
+    a row from its FLOPs.
     """
 
     def __init__(self, prior: Coefficients, *, memory: float = 0.98, pull: float = 0.02) -> None:
@@ -132,9 +133,10 @@ class CoefficientFit:
     def _accumulate(self, work: Work, energy_j: float) -> None:
         # In units of the prior's joules per term, so that all coefficients are near 1.
         terms = zip(self._prior.values, work.features, strict=True)
-        row = [unit * feature / energy_j for unit, feature in terms]
+        scale_j = max(energy_j, self._current.predict_j(work) / 2)
+        row = [unit * feature / scale_j for unit, feature in terms]
         for i in range(4):
-            self._xy[i] = self._memory * self._xy[i] + row[i]
+            self._xy[i] = self._memory * self._xy[i] + row[i] * (energy_j / scale_j)
             for j in range(4):
                 self._xx[i][j] = self._memory * self._xx[i][j] + row[i] * row[j]
 

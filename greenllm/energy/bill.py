@@ -106,7 +106,12 @@ class Bill:
     def provisional(
         self, fit: CoefficientFit, pending: dict[Phase, Work], idle_w: float
     ) -> Receipt:
-        """A receipt with predicted joules for the work no reading covers yet."""
+        """A receipt with predicted joules for the work no reading covers yet.
+
+        Before the first metered window nothing can be predicted: the joules stay unknown.
+        """
+        if fit.num_windows == 0:
+            return self._closing()
         guesses = {phase: fit.coefficients.predict_j(work) for phase, work in pending.items()}
         pending_s = sum(work.residence_s for work in pending.values())
         prefill_j = self.phase_j.get("prefill", 0.0) + guesses.get("prefill", 0.0)

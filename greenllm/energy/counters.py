@@ -2,9 +2,9 @@
 
 Contract: joules since the meter was made, monotone. A RAPL counter that wraps is continued by its
 published range; one that falls back without a range, or by more than a wrap explains, is taken as
-reset and continued from there. Zones that mirror one another (MSR and MMIO views of one package)
-are counted once; `psys` and sub-zones of a package other than dram are left out, being contained
-in or containing the rest.
+reset and continued from there; one that only slips back a little adds nothing. Zones that mirror
+one another (MSR and MMIO views of one package) are counted once; `psys` and sub-zones of a package
+other than dram are left out, being contained in or containing the rest.
 
 Not covered: AMD parts whose dies each mirror the whole socket (compare with a wall meter once).
 """
@@ -134,4 +134,4 @@ class FileCounterMeter:
         if counter.range_uj is not None and 0 <= wrapped < counter.range_uj // 2:
             return wrapped
         self.num_resets += 1
-        return now
+        return now if now <= before // 2 else 0

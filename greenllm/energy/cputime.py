@@ -46,6 +46,7 @@ class CpuClock:
         self._looked_s = clock()
         self._others_s = 0.0
         self._machine_s = 0.0
+        self._read_children()  # what they used before now is not ours to count
         self._started = (self._own(), self._machine())
 
     def read(self) -> CpuTimes:
@@ -81,7 +82,11 @@ class CpuClock:
 
     def _descendants(self, pid: int) -> list[int]:
         found: list[int] = []
-        for task in (self._proc / str(pid) / "task").glob("*/children"):
+        try:
+            tasks = list((self._proc / str(pid) / "task").glob("*/children"))
+        except OSError:  # the process ended while its folder was read
+            return found
+        for task in tasks:
             try:
                 pids = [int(word) for word in task.read_text().split()]
             except (OSError, ValueError):

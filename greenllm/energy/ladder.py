@@ -8,13 +8,14 @@ Not covered: host-shared readings inside virtual machines, Redfish, AMD and Inte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from greenllm.energy.counters import FileCounterMeter, find_hwmon, find_rapl
 from greenllm.energy.hardware import read_cpu_info, vcpu_power
-from greenllm.energy.meter import CombinedMeter, Meter, SensorError, load_replay
+from greenllm.energy.meter import CombinedMeter, Meter, NullMeter, SensorError, load_replay
 from greenllm.energy.modelled import ModelledMeter
 from greenllm.energy.nvml import NvmlMeter, load_nvml
 
@@ -70,10 +71,12 @@ def choose_meter(
         SensorError: a method asked for by name does not work here.
     """
     if name.startswith("replay:"):
-        return load_replay(Path(name.removeprefix("replay:")))
+        return load_replay(Path(name.removeprefix("replay:")), clock=time.monotonic)
     if name == "auto":
         parts = [_best(gpu()), _best(cpu())]
         working = [meter for meter in parts if meter is not None]
+        if not working:
+            return NullMeter(time.monotonic)
         return working[0] if len(working) == 1 else CombinedMeter(working)
     for rung in [*gpu(), *cpu()]:
         if rung.name == name:

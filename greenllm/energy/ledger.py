@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from greenllm.core import GreenllmError, Receipt
 from greenllm.energy.account import Totals
@@ -128,7 +129,8 @@ class Ledger:
             if not read_only:
                 self._db = _open(str(path))
                 _prepare(self._db)
-            self._reader = _open(f"file:{path}?mode=ro")
+            self._reader = _open(f"file:{quote(str(path))}?mode=ro")
+            _version(self._reader)
             self._query("SELECT count(*) FROM requests")
         except sqlite3.DatabaseError as error:
             raise LedgerError(
@@ -144,19 +146,27 @@ class Ledger:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def open_session(self, session_id: str, *, method: str, measured: bool) -> None:
-        """Begin a session; its totals start at zero."""
+        """Begin a session; its totals start at zero.
+
+        Raises:
+            LedgerError: the file is locked or cannot be written.
+        """
         now_s = time.time()
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0)",
-                (session_id, now_s, now_s, method, measured),
-            )
+        try:
+            with self._transaction() as db:
+                db.execute(
+                    "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0)",
+                    (session_id, now_s, now_s, method, measured),
+                )
+        except sqlite3.Error as error:
+            raise LedgerError(f"ledger {self.path}: cannot begin a session: {error}") from error
 
     def record(
         self,
@@ -251,16 +261,21 @@ def _open(target: str) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
+    """Bring an older file up to date; a newer one is refused, not touched."""
+    version = _version(db)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
-    _migrate(db)
+    _migrate(db, version)
 
 
-def _migrate(db: sqlite3.Connection) -> None:
-    """Bring an older file up to date; a newer one is refused, not touched."""
+def _version(db: sqlite3.Connection) -> int:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > len(MIGRATIONS):
         raise sqlite3.DatabaseError(f"written by a newer greenllm (schema {version})")
+    return version
+
+
+def _migrate(db: sqlite3.Connection, version: int) -> None:
     for number, migrate in enumerate(MIGRATIONS[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
         migrate(db)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -90,7 +90,8 @@ class NullMeter:
 class ReplayMeter:
     """Plays recorded readings back: for tests, demonstrations and fault injection.
 
-    A record of None stands for a sensor that fails at that moment. The last reading repeats.
+    A record of None stands for a sensor that fails at that moment. The last reading repeats. With
+    a `clock` the records are taken as if read now, one after the other.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class ReplayMeter:
         period_s: float = 0.0,
         idle_w: Mapping[str, float] | None = None,
         uncertainty: float = 0.05,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.method = method
         self.measured = measured
         self.period_s = period_s
         self.idle_w = idle_w
         self.uncertainty = uncertainty
+        self._clock = clock
         self._records = list(records)
         self._next = 0
 
@@ -119,10 +122,10 @@ class ReplayMeter:
         self._next += 1
         if record is None:
             raise SensorError("replay: recorded sensor failure")
-        return record
+        return record if self._clock is None else replace(record, at_s=self._clock())
 
 
-def load_replay(path: Path) -> ReplayMeter:
+def load_replay(path: Path, *, clock: Callable[[], float] | None = None) -> ReplayMeter:
     """Read a recording: one JSON object a line with `at_s`, `joules` and optional CPU times.
 
     Raises:
@@ -130,14 +133,18 @@ def load_replay(path: Path) -> ReplayMeter:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return ReplayMeter([_record(line) for line in lines if line.strip()])
-    except (OSError, ValueError, TypeError) as error:
+        return ReplayMeter([_record(line) for line in lines if line.strip()], clock=clock)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SensorError(f"replay: cannot use {path}: {error}") from error
 
 
 def _record(line: str) -> Reading | None:
     data = json.loads(line)
-    return None if data is None else Reading(**data)
+    if data is None:
+        return None
+    reading = Reading(**data)
+    joules = {str(domain): float(value) for domain, value in reading.joules.items()}
+    return replace(reading, at_s=float(reading.at_s), joules=joules)
 
 
 class CombinedMeter:

@@ -3,9 +3,10 @@
 Two methods: the energy counter (Volta and later: millijoules, updated about every 100 ms) and,
 where it is missing, the integral of polled power (trapezoid between readings).
 
-Contract: joules since the meter was made, monotone, summed over the visible devices. A counter that
-falls back is taken as reset. Not covered: single MIG partitions (NVML meters whole boards, so a
-machine that shares a board over-counts), NVLink switches, the CPU.
+Contract: joules since the meter was made, monotone, summed over the machine's devices. A counter
+that falls back is taken as reset; one that only slips back a little adds nothing. Not covered:
+single MIG partitions (NVML meters whole boards, so a machine that shares a board over-counts),
+NVLink switches, the CPU.
 """
 
 from __future__ import annotations
@@ -124,4 +125,4 @@ class NvmlMeter:
         if now_j >= before_j:
             return now_j - before_j
         self.num_resets += 1
-        return now_j
+        return now_j if now_j <= before_j / 2 else 0.0
