@@ -110,9 +110,9 @@ class BlockManager:
     def free(self, blocks: SequenceOf[int]) -> None:
         """Drop one reference each; the tail goes first, so that prefixes outlive their ends."""
         for block in reversed(blocks):
-            self._references[block] -= 1
-            if self._references[block] < 0:
+            if self._references[block] == 0:
                 raise ValueError(f"block {block} was freed twice")
+            self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
                 if block not in self._digest_of:

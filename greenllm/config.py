@@ -7,6 +7,7 @@ generated from the same fields.
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 import types
@@ -152,20 +153,26 @@ def convert(where: str, value: Any, hint: Any) -> Any:
         hint = next(a for a in arguments if a is not type(None))
         return None if value is None else convert(where, value, hint)
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        return tuple(convert(where, item, arguments[0]) for item in items)
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        return tuple(convert(where, item, arguments[0]) for item in items if item != "")
     return _convert_scalar(where, value, hint)
 
 
 def _convert_scalar(where: str, value: Any, hint: Any) -> Any:
     if hint is bool:
         return _convert_bool(where, value)
-    if isinstance(value, bool) or (hint is int and isinstance(value, float)):
-        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    wrong = f"{where} must be of type {hint.__name__}, not {value!r}"
+    if isinstance(value, (bool, list, dict)) or (hint is int and isinstance(value, float)):
+        raise ConfigError(wrong)
     try:
-        return hint(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}") from error
+        converted = hint(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(wrong) from error
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ConfigError(f"{where} must be finite, not {value!r}")
+    return converted
 
 
 def _convert_bool(where: str, value: Any) -> bool:

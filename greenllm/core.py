@@ -7,7 +7,6 @@ Not covered: text (token ids only), HTTP, tensors.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
-            if not math.isfinite(value) or not low <= value <= high:
+            if not low <= value <= high:
                 raise InvalidRequestError(f"{name} must be in [{low}, {high}], got {value}", name)
         if self.repetition_penalty == 0 or self.top_p == 0:
             name = "top_p" if self.top_p == 0 else "repetition_penalty"

@@ -37,6 +37,8 @@ from greenllm.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
+MAX_SEQUENCES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
@@ -145,6 +147,12 @@ class NativeEngine:
     def check(self, request: Request) -> None:
         """Refuse empty prompts, unknown ids and what exceeds the context; see `Engine`."""
         limit, vocabulary = self.info.context_length, self.info.vocab_size
+        if request.num_sequences > MAX_SEQUENCES:
+            raise InvalidRequestError(
+                f"{request.num_sequences} answers asked for, at most {MAX_SEQUENCES}", "n"
+            )
+        if not request.prompts:
+            raise InvalidRequestError("there is no prompt", "prompt")
         for prompt in request.prompts:
             if not prompt:
                 raise InvalidRequestError("the prompt is empty", "prompt")
@@ -161,9 +169,13 @@ class NativeEngine:
                 f" context of {limit} tokens",
                 "max_tokens",
             )
-        ids = [*request.sampling.logit_bias, *request.sampling.stop_token_ids]
-        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", "logit_bias")
+        sampling = request.sampling
+        for name, ids in (
+            ("logit_bias", sampling.logit_bias),
+            ("stop_token_ids", sampling.stop_token_ids),
+        ):
+            if not all(0 <= token_id < vocabulary for token_id in ids):
+                raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", name)
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""

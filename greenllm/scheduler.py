@@ -17,6 +17,7 @@ Not covered: priorities between clients, swapping blocks to other memory. No tor
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -187,7 +188,8 @@ def _belongs(seq: Sequence, request_id: str) -> bool:
 
 def _salt(seq: Sequence) -> bytes:
     """Keys and values depend on the adapter, so adapters never share blocks."""
-    return (seq.request.adapter or "").encode()[:64]
+    adapter = seq.request.adapter
+    return hashlib.blake2b(adapter.encode(), digest_size=16).digest() if adapter else ROOT
 
 
 def _leader_computes(seq: Sequence) -> bool:

@@ -35,6 +35,7 @@ def run(config: ServeConfig) -> None:
         console.print(f"[yellow]warning:[/] {clash}")
     try:
         meter = choose_meter(config.meter)
+        first = meter.read()
     except SensorError as error:
         raise ConfigError(f"--meter {config.meter}: {error}") from error
     with console.status("importing torch") as status:
@@ -47,7 +48,7 @@ def run(config: ServeConfig) -> None:
             status.stop()
             announce(config, parts, port)
 
-        server.serve(config, meter, on_ready)
+        server.serve(config, meter, first, on_ready)
 
 
 def announce(config: ServeConfig, parts: object, port: int) -> None:

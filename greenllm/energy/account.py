@@ -8,7 +8,8 @@ other processes on the machine caused goes to `unattributed`. After every window
 
 is checked to 1e-6. A request is `final` once the window with its last step is closed. When the
 meter does not answer for `receipt_wait_s`, a `provisional` receipt with the predicted joules goes
-out first; a later reading makes it final.
+out first; a later reading makes it final. After `_GIVE_UP_AFTER_S` without an answer the work so
+far is given up: its requests stay provisional, and the energy of the gap is `unattributed`.
 
 Not covered: training (an account of its own, later); spreading a day's idle energy over requests.
 """
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 CONSERVATION_TOLERANCE = 1e-6
 _LONGEST_WINDOW_S = 1.0
-_STALLED_AFTER_S = 5.0
+_GIVE_UP_AFTER_S = 5.0
 _RETRY_S = 0.05
 _FINALISE_EVERY_S = 1.0
 
@@ -79,7 +80,9 @@ class Account:
         *,
         clock: Callable[[], float],
         receipt_wait_s: float = 0.15,
+        first: Reading | None = None,
     ) -> None:
+        """Open the books at the reading `first`, or now."""
         self.meter = meter
         self.fit = CoefficientFit(prior_coefficients(shape))
         self.idle_power = IdlePower(meter.idle_w)
@@ -93,8 +96,9 @@ class Account:
         self._bills: dict[str, Bill] = {}
         self._window: dict[tuple[str, Phase], Work] = {}
         self._serving = False
-        self._first = self._last = meter.read()
-        self._tried_s = self._last.at_s
+        self._first = self._last = first or meter.read()
+        self._tried_s = self._idle_until_s = self._last.at_s
+        self._in_gap = False
 
     @property
     def num_open(self) -> int:
@@ -110,6 +114,7 @@ class Account:
         """Start a bill. Energy until now belongs to whoever was there before."""
         if not self._bills:
             self._close_window()
+            self._idle_until_s = self._clock()
         self._bills[request.request_id] = Bill(request, self._clock())
 
     def charge(self, batch: Batch, duration_s: float) -> None:
@@ -184,7 +189,11 @@ class Account:
         for request_id, bill in list(self._bills.items()):
             if bill.closing is None:
                 continue
-            if request_id not in unread and self._last.at_s >= bill.closed_s:
+            is_read = request_id not in unread
+            if is_read and bill.lost:
+                receipts += [] if bill.sent_provisional else [self._provisional(bill)]
+                self._write_off(bill)
+            elif is_read and self._last.at_s >= bill.closed_s:
                 receipts.append(self._finalise(bill))
             elif not bill.sent_provisional and now_s - bill.closed_s >= wait_s:
                 receipts.append(self._provisional(bill))
@@ -199,42 +208,73 @@ class Account:
     def _provisional(self, bill: Bill) -> Receipt:
         bill.sent_provisional = True
         own = bill.request.request_id
-        pending = {phase: work for (owner, phase), work in self._window.items() if owner == own}
+        pending = dict(bill.lost)
+        for (owner, phase), work in self._window.items():
+            if owner == own:
+                pending[phase] = pending.get(phase, Work()) + work
         return bill.provisional(self.fit, pending, sum(self.idle_power.watts.values()))
+
+    def _write_off(self, bill: Bill) -> None:
+        """Close a bill whose joules will never be known; what was metered of it is nobody's."""
+        del self._bills[bill.request.request_id]
+        self.totals.open_j -= bill.total_j
+        self.totals.unattributed_j += bill.total_j
 
     def _close_window(self) -> None:
         """Read the meter and share out what it counted since the last reading."""
         self._tried_s = self._clock()
+        reading = self._read()
+        if reading is None:
+            if self._window and self._tried_s - self._last.at_s >= _GIVE_UP_AFTER_S:
+                self._give_up()
+            return
+        window = take_apart(self._last, reading, self.idle_power.watts)
+        idle_s = max(0.0, self._idle_until_s - self._last.at_s)
+        self._last = reading
+        self._tried_s = reading.at_s
+        self.totals.meter_j = reading.total_j - self._first.total_j
+        self.totals.unattributed_j += window.foreign_j
+        self._book(window, idle_s)
+        self._check()
+
+    def _book(self, window: Window, idle_s: float) -> None:
+        if self._in_gap:
+            self._give_up()
+            self._in_gap = False
+            self.totals.unattributed_j += window.own_j
+        elif self._window:
+            idle, busy = window.split_baseline(idle_s)
+            self._book_idle(idle)
+            self._share_out(busy)
+        else:
+            self._book_idle(window)
+
+    def _read(self) -> Reading | None:
+        """A reading, or None when the sensor fails or has not ticked over a window with work."""
         try:
             reading = self.meter.read()
         except SensorError as error:
             self.num_sensor_errors += 1
             log.warning("meter: %s", error)
-            return
-        if self._stands_still(reading):
-            return
-        window = take_apart(self._last, reading, self.idle_power.watts)
-        self._last = reading
-        self._tried_s = reading.at_s
-        self.totals.meter_j = reading.total_j - self._first.total_j
-        self.totals.unattributed_j += window.foreign_j
-        if self._window:
-            self._share_out(window)
-        else:
-            self._book_idle(window)
-        self._check()
+            return None
+        stuck = any(
+            joules <= self._last.joules.get(domain, 0.0)
+            for domain, joules in reading.joules.items()
+        )
+        return None if stuck and self._window else reading
+
+    def _give_up(self) -> None:
+        """No reading will tell what the work so far cost."""
+        self._in_gap = True
+        for (request_id, phase), work in self._window.items():
+            lost = self._bills[request_id].lost
+            lost[phase] = lost.get(phase, Work()) + work
+        self._window = {}
 
     def _check(self) -> None:
         if self.totals.residual > CONSERVATION_TOLERANCE:
             self.num_violations += 1
             log.critical("joules do not add up: %s", self.totals)
-
-    def _stands_still(self, reading: Reading) -> bool:
-        """Whether a sensor has not ticked over a window with work; after a while it is believed."""
-        if not self._window or not reading.joules:
-            return False
-        stuck = reading.total_j <= self._last.total_j
-        return stuck and reading.at_s - self._last.at_s < _STALLED_AFTER_S
 
     def _book_idle(self, window: Window) -> None:
         if not self._serving:

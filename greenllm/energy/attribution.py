@@ -124,7 +124,7 @@ class CoefficientFit:
             self.scale_prior(work, energy_j)
         error = abs(self._current.predict_j(work) / energy_j - 1)
         self.num_windows += 1
-        keep = max(0.9, 1 - 1 / self.num_windows) if self.num_windows < 10 else 0.95
+        keep = min(0.95, 1 - 1 / self.num_windows)
         if self.num_windows > 1:
             self.relative_error = keep * self.relative_error + (1 - keep) * min(error, 2.0)
         self._accumulate(work, energy_j)

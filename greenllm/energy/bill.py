@@ -21,7 +21,10 @@ _Z90 = 1.645
 
 @dataclass(slots=True)
 class Bill:
-    """What a request has cost so far; `shares_j` weighs its windows by the share it had of them."""
+    """What a request has cost so far; `shares_j` weighs its windows by the share it had of them.
+
+    `lost` is work that no reading will ever cover.
+    """
 
     request: Request
     opened_s: float
@@ -32,6 +35,7 @@ class Bill:
     flops: float = 0.0
     resident_s: float = 0.0
     shares_j: float = 0.0
+    lost: dict[Phase, Work] = field(default_factory=dict)
     closing: Receipt | None = None
     closed_s: float = 0.0
     sent_provisional: bool = False

@@ -265,7 +265,8 @@ def _prepare(db: sqlite3.Connection) -> None:
     version = _version(db)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
-    _migrate(db, version)
+    if version < len(MIGRATIONS):
+        _migrate(db)
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -275,12 +276,13 @@ def _version(db: sqlite3.Connection) -> int:
     return version
 
 
-def _migrate(db: sqlite3.Connection, version: int) -> None:
-    for number, migrate in enumerate(MIGRATIONS[version:], start=version + 1):
-        db.execute("BEGIN IMMEDIATE")
+def _migrate(db: sqlite3.Connection) -> None:
+    """Run what is missing, under a lock: another server may be starting on the same file."""
+    db.execute("BEGIN IMMEDIATE")
+    for migrate in MIGRATIONS[_version(db) :]:
         migrate(db)
-        db.execute(f"PRAGMA user_version = {number}")
-        db.execute("COMMIT")
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    db.execute("COMMIT")
 
 
 def _update_session(db: sqlite3.Connection, session_id: str, totals: Totals, closed: bool) -> None:

@@ -29,6 +29,18 @@ class Window:
         """Everything that is not foreign."""
         return sum(self.baseline_j.values()) + sum(self.dynamic_j.values())
 
+    def split_baseline(self, first_s: float) -> tuple[Window, Window]:
+        """The idle floor of the first seconds, and everything else."""
+        share = min(1.0, first_s / self.duration_s) if self.duration_s > 0 else 0.0
+        early = {domain: joules * share for domain, joules in self.baseline_j.items()}
+        late = {domain: joules - early[domain] for domain, joules in self.baseline_j.items()}
+        nothing = dict.fromkeys(self.dynamic_j, 0.0)
+        rest_s = self.duration_s * (1 - share)
+        return (
+            Window(self.duration_s - rest_s, early, nothing, 0.0),
+            Window(rest_s, late, self.dynamic_j, self.foreign_j),
+        )
+
 
 class IdlePower:
     """Power per domain with nothing running: known beforehand, or learnt from idle windows.

@@ -7,7 +7,8 @@ one device are placed by accelerate (`device_map="auto"`).
 Linear layers whose input width is not a multiple of 64 do not suit bitsandbytes' nf4 blocks on CPU;
 they stay as they are, and `ModelInfo.kept_layers` names them.
 
-Not covered: GGUF, GPTQ and AWQ files; encoder-decoders; attention outside transformers' interface.
+Not covered: GGUF, GPTQ and AWQ files; encoder-decoders; recurrent layers; attention outside
+transformers' interface.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from greenllm.model.info import LoadError, ModelInfo, Quantization
@@ -82,11 +82,14 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
     try:
-        plain = _count(config)
+        plain = _count(config, options)
         kept = plain.awkward_layers if options.quantization == "nf4" else ()
         model = _load_weights(source, config, options, device, dtype, kept)
-    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError, KeyError) as error:
-        raise LoadError(f"cannot load {name}: {_one_line(error)}") from error
+    except Exception as error:
+        reason = _one_line(error)
+        if isinstance(error, KeyError) and options.attention in error.args:
+            reason = f"{config.model_type} does not use transformers' attention interface"
+        raise LoadError(f"cannot load {name}: {reason}") from error
     if kept:
         log.warning("nf4 keeps %d layers whose width is not a multiple of 64", len(kept))
     info = _describe(name, source, config, model, plain.total, options)
@@ -95,10 +98,10 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
 
 def load_config(source: str, options: LoadOptions) -> Any:
     """Read a model's config.json and check that it is a decoder-only language model."""
-    _check_folder(source)
+    _check_folder(source, options.allow_pickle)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise LoadError(f"cannot load {source}: {_one_line(error)}") from error
     names = list(config.architectures or [])
     causal = any(name.endswith(_CAUSAL_SUFFIXES) for name in names)
@@ -110,7 +113,7 @@ def load_config(source: str, options: LoadOptions) -> Any:
     return config
 
 
-def _check_folder(source: str) -> None:
+def _check_folder(source: str, allow_pickle: bool) -> None:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise LoadError(f"{source} has no config.json: not a model folder")
@@ -119,6 +122,9 @@ def _check_folder(source: str) -> None:
         raise LoadError(
             f"no folder {source}; give a model folder, a hub id owner/name or 'bundled'"
         )
+    pickled = any(path.glob("*.bin")) and not any(path.glob("*.safetensors"))
+    if pickled and not allow_pickle:
+        raise LoadError(f"{source} has pickled weights, which can run code: see --allow-pickle")
 
 
 def _device(asked: str) -> str:
@@ -140,10 +146,14 @@ def _dtype(asked: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-def _count(config: Any) -> _Plain:
+def _count(config: Any, options: LoadOptions) -> _Plain:
     """Count parameters on the meta device."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=options.trust_remote_code
+        )
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(f"{type(model).__name__} is recurrent, which is not supported")
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     head_size = 0 if head is None else head.weight.numel()
@@ -169,7 +179,7 @@ def _load_weights(
     dtype: torch.dtype,
     kept: tuple[str, ...],
 ) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
         dtype=dtype,
@@ -178,9 +188,22 @@ def _load_weights(
         quantization_config=_quantization(options.quantization, dtype, kept),
         use_safetensors=None if options.allow_pickle else True,
         trust_remote_code=options.trust_remote_code,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    _check_complete(report)
     model.eval()
     return model
+
+
+def _check_complete(report: Any) -> None:
+    """Refuse what transformers would fill with random numbers."""
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ValueError(f"the weights lack {len(absent)} tensors, such as {absent[0]}")
+    unfit = sorted(str(key[0]) for key in report["mismatched_keys"])
+    if unfit:
+        raise ValueError(f"{len(unfit)} tensors, such as {unfit[0]}, do not fit config.json")
 
 
 def _quantization(
@@ -189,6 +212,8 @@ def _quantization(
     if kind == "none":
         return None
     if kind == "int8":
+        # It warns about casting activations to float16 in every layer of every step.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -284,4 +309,6 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, json.JSONDecodeError):
         text = f"not valid JSON: {text}"
+    elif isinstance(error, KeyError):
+        text = f"unknown name {text}"
     return text if len(text) <= 300 else text[:297] + "..."

@@ -6,8 +6,8 @@ layer's slots, and every chunk then attends to its own sequence's slots: decode 
 padded gather, prompt chunks one by one.
 
 Covered: grouped-query heads, sliding windows, logit soft-capping, layers on several devices.
-Not covered, and refused: attention sinks, additive position biases, cross attention, layers whose
-keys come from elsewhere.
+Not covered, and refused: attention sinks, additive position biases, cross attention, layers that
+attend twice or whose keys come from elsewhere, windows that only the model's masks know.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ class UnsupportedAttentionError(GreenllmError):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Key and value dimensions of one attention layer, as seen in the first forward."""
+    """Key and value dimensions of one attention layer, and the window it was told, if any."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
     dtype: torch.dtype
     device: torch.device
+    window: int | None
 
     @property
     def bytes_per_token(self) -> int:
@@ -135,8 +136,12 @@ class PagedAttention:
         scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
         layer = _layer_index(module)
         if layer not in self._pools:
+            if layer in self.layers:
+                raise UnsupportedAttentionError("a layer attends more than once")
+            if not getattr(module, "is_causal", True):
+                raise UnsupportedAttentionError("its attention is not causal")
             self.layers[layer] = LayerShape(
-                key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device
+                key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device, sliding_window
             )
             probe = _scores(query, key, value, None, scale, softcap)
             return probe.transpose(1, 2), None
@@ -260,6 +265,19 @@ def _scores(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def hidden_window(config: Any, layers: dict[int, LayerShape]) -> int | None:
+    """Smallest window or chunk that the model applies in its masks only, unseen by `attend`."""
+    told = any(layer.window is not None for layer in layers.values())
+    uniform = [] if told else ["sliding_attention"] * len(layers)
+    kinds = getattr(config, "layer_types", None) or uniform
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    untold = {kind for i, kind in enumerate(kinds) if i in layers and layers[i].window is None}
+    hidden = [window if "sliding_attention" in untold else None]
+    hidden.append(chunk if "chunked_attention" in untold else None)
+    return min((size for size in hidden if size), default=None)
 
 
 def order_chunks(batch: Batch) -> list[int]:

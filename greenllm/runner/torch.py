@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from greenllm.core import Batch, Chunk, Sample, TokenLogprob
+from greenllm.core import Batch, Chunk, GreenllmError, Sample, TokenLogprob
 from greenllm.decode.sampling import sample, token_logprobs
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.model.loader import LoadedModel, LoadOptions, load_model
 from greenllm.runner.attention import (
     PagedAttention,
-    UnsupportedAttentionError,
+    hidden_window,
     make_plan,
     order_chunks,
 )
@@ -51,7 +51,15 @@ class TorchRunner:
         self.num_blocks = min(wanted, useful)
         context = min(loaded.info.context_length, self.num_blocks * block_size)
         if context < 2 * block_size:
-            raise LoadError("the KV cache is too small for this model: raise --kv-cache-gb")
+            raise LoadError(
+                f"a context of {context} tokens is too small: raise --kv-cache-gb or --max-context"
+            )
+        window = hidden_window(loaded.model.config.get_text_config(), attention.layers)
+        if window is not None and window < context:
+            raise LoadError(
+                f"cannot run {loaded.info.architecture}: it does not pass its attention window to"
+                f" the attention function; set --max-context {window} or less"
+            )
         self.info: ModelInfo = replace(loaded.info, context_length=context)
         attention.allocate(self.num_blocks * block_size)
 
@@ -62,9 +70,10 @@ class TorchRunner:
         positions = torch.arange(2, device=self._device)[None]
         try:
             self._model(input_ids=ids, position_ids=positions, use_cache=False)
-        except (UnsupportedAttentionError, TypeError, RuntimeError, ValueError) as error:
-            raise LoadError(f"cannot run {loaded.info.architecture}: {error}") from error
-        if len(self._attention.layers) != loaded.shape.num_layers:
+        except (GreenllmError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise LoadError(f"cannot run {loaded.info.architecture}: {reason}") from error
+        if len(self._attention.layers) != max(1, loaded.shape.num_layers):
             raise LoadError(
                 f"cannot run {loaded.info.architecture}: {len(self._attention.layers)} of"
                 f" {loaded.shape.num_layers} layers use transformers' attention interface"

@@ -230,15 +230,89 @@ def test_nothing_is_predicted_before_anything_was_metered(make_rig: MakeRig) -> 
     assert receipt.total_j is None
 
 
-def test_a_counter_that_stands_still_for_long_is_believed(make_rig: MakeRig) -> None:
+def test_a_counter_that_stands_still_for_long_is_given_up(make_rig: MakeRig) -> None:
     rig = make_rig()
+    rig.open("warm")
+    rig.step(("warm", 0, 4), cpu=3.0)
+    rig.finish("warm")
+    rig.settle()
     rig.open("a")
     rig.step(("a", 0, 4))
     rig.finish("a")
     rig.spend(6.0)
     (receipt,) = rig.settle()
-    assert (receipt.status, receipt.total_j) == ("final", 0.0)
-    assert receipt.attribution == "none"
+    assert receipt.status == "provisional"
+    assert receipt.total_j is not None
+    assert receipt.total_j > 0
+    assert rig.account.num_open == 0
+    before_j = rig.totals.unattributed_j
+    rig.spend(1.0, cpu=7.0)
+    rig.open("b")
+    assert rig.totals.unattributed_j - before_j == pytest.approx(7.0)
+    assert rig.totals.residual < 1e-9
+
+
+def test_what_was_metered_of_a_request_before_a_gap_is_nobodys(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.1, cpu=5.0)
+    assert rig.totals.open_j == pytest.approx(5.0)
+    rig.meter.failing = True
+    rig.step(("a", 4, 1), seconds=6.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert receipt.status == "provisional"
+    assert (rig.totals.open_j, rig.totals.unattributed_j) == (0.0, pytest.approx(5.0))
+    rig.meter.failing = False
+    rig.spend(1.0, cpu=2.0)
+    rig.settle()
+    assert rig.totals.meter_j == pytest.approx(7.0)
+    assert rig.totals.unattributed_j == pytest.approx(7.0)
+
+
+def test_work_between_giving_up_and_the_next_reading_is_given_up_too(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.meter.failing = True
+    rig.step(("a", 0, 4), seconds=6.0)
+    rig.step(("a", 4, 1), seconds=0.1)
+    rig.meter.failing = False
+    rig.step(("a", 5, 1), seconds=1.1, cpu=9.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert receipt.status == "provisional"
+    assert rig.totals.unattributed_j == pytest.approx(9.0)
+    assert rig.totals.requests_j == 0
+
+
+def test_idle_time_before_a_request_is_not_its_own_when_the_sensor_failed(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(idle_w={"cpu": 3.0})
+    rig.meter.failing = True
+    rig.spend(10.0, cpu=30.0)
+    rig.open("a")
+    rig.meter.failing = False
+    rig.step(("a", 0, 4), seconds=2.0, cpu=10.0)
+    rig.finish("a")
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert rig.totals.idle_j == pytest.approx(30.0)
+    assert receipt.idle_j == pytest.approx(6.0)
+    assert receipt.active_j == pytest.approx(4.0)
+
+
+def test_a_window_waits_for_the_slowest_counter(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.meter.joules["gpu"] = 1.0
+    rig.settle()
+    rig.open("a")
+    rig.step(("a", 0, 4), cpu=1.0)
+    rig.finish("a")
+    assert rig.settle() == []
+    rig.spend(0.05, cpu=1.0, gpu=20.0)
+    rig.drain()
+    assert rig.finals["a"].domains_j["gpu"] == pytest.approx(20.0)
 
 
 def test_a_step_within_one_tick_of_the_clock_waits_for_the_next_reading(make_rig: MakeRig) -> None:

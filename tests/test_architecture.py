@@ -1,0 +1,160 @@
+"""The import rules hold: declared contracts, what loads what, and who may name which library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("greenllm", "serving", "finetune", "evals")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter at the root of the repository."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_import_contracts_are_kept() -> None:
+    run = python(
+        "import sys\n"
+        "from importlinter.cli import lint_imports\n"
+        "sys.exit(lint_imports(config_filename='pyproject.toml', no_cache=True))\n"
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    assert len(contracts) >= 4
+    assert f"{len(contracts)} kept, 0 broken" in run.stdout
+
+
+LIGHT = (
+    "greenllm.core",
+    "greenllm.text",
+    "greenllm.config",
+    "greenllm.blocks",
+    "greenllm.scheduler",
+    "greenllm.energy.account",
+    "greenllm.energy.ledger",
+    "greenllm.energy.ladder",
+    "greenllm.engine_loop",
+    "greenllm.cli.app",
+)
+HEAVY = ("torch", "transformers", "tokenizers", "numpy", "fastapi", "pydantic", "matplotlib")
+
+
+def test_thinking_loads_neither_torch_nor_http() -> None:
+    run = python(
+        "import importlib, sys\n"
+        f"for name in {LIGHT!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]\n"
+        "    assert not loaded, (name, loaded)\n"
+        "print('light')\n"
+    )
+    assert (run.returncode, run.stdout) == (0, "light\n"), run.stderr
+
+
+def test_the_check_sees_a_heavy_import() -> None:
+    run = python("import sys, pydantic\nprint([h for h in ('pydantic',) if h in sys.modules])")
+    assert run.stdout == "['pydantic']\n"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top-level names that a module imports, by statement or by `import_module("name")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
+            for value in node.args[:1]:
+                if isinstance(value, ast.Constant):
+                    yield str(value.value).partition(".")[0]
+
+
+def named(tree: ast.AST) -> Iterator[str]:
+    """Top-level names of modules that occur as whole strings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.partition(".")[0]
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+@cache
+def sources() -> dict[str, ast.AST]:
+    """Every source file by its path from the root."""
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+@cache
+def imports() -> dict[str, frozenset[str]]:
+    return {path: frozenset(imported(tree)) for path, tree in sources().items()}
+
+
+def users(library: str) -> set[str]:
+    return {path for path, names in imports().items() if library in names}
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import sqlite3", {"sqlite3"}),
+        ("import a.b as c, d", {"a", "d"}),
+        ("def f():\n    from a.b import c", {"a"}),
+        ("from . import a", set()),
+        ("importlib.import_module('a.b')", {"a"}),
+        ("import_module('a')", {"a"}),
+        ("__import__('a')", {"a"}),
+        ("import_module(name)", set()),
+    ],
+)
+def test_imports_are_found(code: str, names: set[str]) -> None:
+    assert set(imported(ast.parse(code))) == names
+
+
+def test_only_the_ledger_imports_sqlite3() -> None:
+    assert users("sqlite3") == {"greenllm/energy/ledger.py"}
+
+
+def test_only_the_nvml_meter_names_pynvml() -> None:
+    by_import = users("pynvml")
+    by_string = {path for path, tree in sources().items() if "pynvml" in named(tree)}
+    assert by_import | by_string == {"greenllm/energy/nvml.py"}
+
+
+@pytest.mark.parametrize("library", ["fastapi", "starlette", "pydantic", "uvicorn"])
+def test_http_libraries_stay_in_serving(library: str) -> None:
+    found = users(library)
+    assert found
+    assert {path for path in found if not path.startswith("serving/")} == set()
+
+
+@pytest.mark.parametrize("library", ["openvino", "vllm", "ray"])
+def test_other_engines_are_not_imported_yet(library: str) -> None:
+    assert users(library) == set()
+
+
+def test_every_package_has_sources_to_check() -> None:
+    assert {path.partition("/")[0] for path in sources()} == set(PACKAGES)
+    assert len(sources()) > 50

@@ -1,0 +1,260 @@
+"""Options come from the right source, in the right type, and within their limits."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greenllm.config import (
+    ConfigError,
+    EngineConfig,
+    convert,
+    default_data_dir,
+    default_of,
+    flag,
+    load,
+    option,
+)
+from serving.config import ServeConfig
+
+
+def toml(folder: Path, text: str) -> Path:
+    file = folder / "greenllm.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_defaults_are_valid() -> None:
+    assert load(ServeConfig, flags={}) == ServeConfig()
+    assert load(EngineConfig, flags={"model": None}).model == "bundled"
+    with pytest.raises(FrozenInstanceError):
+        ServeConfig().port = 1  # type: ignore[misc]
+
+
+def test_every_option_has_a_help_text_and_a_default() -> None:
+    for spec in fields(ServeConfig):
+        assert spec.metadata["help"].endswith("."), spec.name
+        assert default_of(spec) == getattr(ServeConfig(), spec.name)
+
+
+NAMES = ("file", "environment", "flag")
+
+
+@pytest.mark.parametrize("given_by", [(), ("file",), NAMES[:2], NAMES, NAMES[1:], ("flag",)])
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, given_by: tuple[str, ...]
+) -> None:
+    ports = {"file": 1001, "environment": 1002, "flag": 1003}
+    config = load(
+        ServeConfig,
+        flags={"port": ports["flag"] if "flag" in given_by else None},
+        file=toml(tmp_path, f"port = {ports['file']}\n") if "file" in given_by else None,
+        environment={"GREENLLM_PORT": "1002"} if "environment" in given_by else {},
+    )
+    assert config.port == (ports[given_by[-1]] if given_by else 8000)
+
+
+def test_sources_are_merged_option_by_option(tmp_path: Path) -> None:
+    config = load(
+        ServeConfig,
+        flags={"device": "cpu"},
+        file=toml(tmp_path, 'host = "::1"\nthreads = 3\nprefix_cache = false\npue = 2\n'),
+        environment={"GREENLLM_THREADS": "5", "GREENLLM_API_KEYS": "one, two", "PORT": "9"},
+    )
+    assert (config.device, config.host, config.threads, config.port) == ("cpu", "::1", 5, 8000)
+    assert (config.prefix_cache, config.pue, config.api_keys) == (False, 2.0, ("one", "two"))
+
+
+def test_a_false_flag_was_given() -> None:
+    environment = {"GREENLLM_PREFIX_CACHE": "yes"}
+    assert load(EngineConfig, flags={}, environment=environment).prefix_cache is True
+    config = load(EngineConfig, flags={"prefix_cache": False}, environment=environment)
+    assert config.prefix_cache is False
+
+
+@pytest.mark.parametrize("text", ["prot = 8000\n", "[serve]\nport = 8000\n", '"" = 1\n'])
+def test_unknown_keys_are_named(tmp_path: Path, text: str) -> None:
+    file = toml(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"unknown option '(prot|serve|)'") as caught:
+        load(ServeConfig, flags={}, file=file)
+    assert str(file) in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
+        load(ServeConfig, flags={}, file=missing)
+    with pytest.raises(ConfigError, match=r"greenllm\.toml"):
+        load(ServeConfig, flags={}, file=toml(tmp_path, "port = = 1\n"))
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes(b'zone = "T\xfcrkiye"\n')
+    with pytest.raises(ConfigError, match=r"latin\.toml"):
+        load(ServeConfig, flags={}, file=latin)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'port = "many"',
+        "port = 1.5",
+        "port = true",
+        "port = [1]",
+        "pue = false",
+        'pue = "high"',
+        "pue = inf",
+        "pue = nan",
+        pytest.param(f"pue = 1{'0' * 400}", id="pue = huge"),
+        "prefix_cache = 2",
+        'prefix_cache = "perhaps"',
+        "api_keys = 5",
+        "api_keys = true",
+        "api_keys = [[1]]",
+        'host = ["a"]',
+        "host = {a = 1}",
+        "data_dir = 7",
+        'dtype = "float64"',
+        "dtype = 32",
+        'quantize = ["int8"]',
+        'max_context = "long"',
+    ],
+)
+def test_wrong_types_in_a_file_are_refused_by_name(tmp_path: Path, line: str) -> None:
+    file = toml(tmp_path, line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load(ServeConfig, flags={}, file=file)
+    assert str(caught.value).startswith(f"{file}: {line.split(' = ')[0]} ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PORT", ""),
+        ("PORT", "8000.0"),
+        ("PUE", "inf"),
+        ("QUANTIZE", "int4"),
+        ("ALLOW_PICKLE", "maybe"),
+        ("MAX_CONTEXT", "none"),
+    ],
+)
+def test_wrong_texts_in_the_environment_are_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^GREENLLM_{name} "):
+        load(ServeConfig, flags={}, environment={f"GREENLLM_{name}": text})
+
+
+def test_wrong_flags_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"^--quantize must be one of none, int8, nf4, not 'x'"):
+        load(ServeConfig, flags={"quantize": "x"})
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        ("5", int, 5),
+        (5, int, 5),
+        ("0.5", float, 0.5),
+        (2, float, 2.0),
+        ("x", str, "x"),
+        ("a/b", Path, Path("a/b")),
+        ("True", bool, True),
+        ("NO", bool, False),
+        ("1", bool, True),
+        ("a,b", tuple[str, ...], ("a", "b")),
+        (["a", "b"], tuple[str, ...], ("a", "b")),
+        (" a , ,b,", tuple[str, ...], ("a", "b")),
+        ("", tuple[str, ...], ()),
+        ("3", int | None, 3),
+        (None, int | None, None),
+    ],
+)
+def test_conversion(value: Any, hint: Any, expected: Any) -> None:
+    converted = convert("here", value, hint)
+    assert converted == expected
+    assert type(converted) is type(expected)
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.lists(st.integers() | st.text()),
+        st.dictionaries(st.text(), st.integers()),
+    ),
+    st.sampled_from([int, float, bool, str, tuple[str, ...], int | None]),
+)
+def test_conversion_gives_the_type_or_a_config_error(value: Any, hint: Any) -> None:
+    wanted: Any = {tuple[str, ...]: tuple, int | None: (int, type(None))}.get(hint, hint)
+    try:
+        converted = convert("here", value, hint)
+    except ConfigError:
+        with pytest.raises(ConfigError, match=r"^here must be "):
+            convert("here", value, hint)
+    else:
+        assert isinstance(converted, wanted)
+
+
+OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplier"}
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("max_num_seqs", [1, 512], [0, -1]),
+        ("block_size", [1], [0, -16]),
+        ("kv_cache_gb", [0.001], [0, -1.0]),
+        ("threads", [0, 1], [-1]),
+        ("max_batch_tokens", [64, 65], [63, 0]),
+        ("max_context", [None, 2], [1, 0, -5]),
+        ("pue", [1, 1.5], [0.99, 0]),
+        ("receipt_wait_s", [0, 2.5], [-0.1]),
+        ("port", [0, 65535], [-1, 65536]),
+        ("max_queue", [1], [0, -1]),
+        ("max_body_mb", [0.5], [0, -1.0]),
+        ("keep_alive_s", [0.1], [0, -1.0]),
+        ("drain_timeout_s", [0, 1], [-0.5]),
+    ],
+)
+def test_limits(name: str, allowed: list[Any], refused: list[Any]) -> None:
+    for value in allowed:
+        assert getattr(ServeConfig(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"^{flag(name)} must .*got {value}"):
+            ServeConfig(**{name: value})
+
+
+def test_an_own_intensity_needs_a_source_and_is_not_negative() -> None:
+    assert EngineConfig(**{**OWN, "intensity_g_per_kwh": 0.0}).intensity_g_per_kwh == 0
+    for name in OWN:
+        with pytest.raises(ConfigError, match=r"^--intensity-source goes together"):
+            EngineConfig(**{name: OWN[name]})
+    with pytest.raises(ConfigError, match=r"^--intensity-g-per-kwh must not be negative"):
+        EngineConfig(**{**OWN, "intensity_g_per_kwh": -1.0})
+
+
+def test_the_ledger_lives_in_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert EngineConfig(data_dir=tmp_path).ledger_path == tmp_path / "ledger.sqlite"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / "greenllm"
+    assert EngineConfig().ledger_path == tmp_path / "greenllm" / "ledger.sqlite"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / ".local" / "share" / "greenllm"
+
+
+def test_any_dataclass_can_be_loaded() -> None:
+    @dataclass(frozen=True)
+    class Small:
+        size: int = option(3, "Size.")
+
+    assert load(Small, flags={"size": "4"}) == Small(4)
+    assert flag("max_num_seqs") == "--max-num-seqs"

@@ -1,0 +1,175 @@
+"""The vocabulary checks its values, expands requests and keeps the unknown unknown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greenllm.core import (
+    Batch,
+    Chunk,
+    InvalidRequestError,
+    Receipt,
+    Request,
+    SamplingParams,
+    sequences_of,
+)
+
+NO_EOS: frozenset[int] = frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", math.nan),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("top_k", 10**400),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", math.inf),
+        ("presence_penalty", -2.5),
+        ("frequency_penalty", 3),
+        ("min_tokens", -1),
+        ("max_tokens", -1),
+        ("n", 0),
+        ("n", 129),
+        ("stop", ("fine", "")),
+        ("logit_bias", {1: 101.0}),
+        ("logit_bias", {1: math.nan}),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+    assert name in str(caught.value)
+
+
+def test_min_tokens_beyond_max_tokens_is_refused() -> None:
+    assert SamplingParams(min_tokens=3, max_tokens=3).min_tokens == 3
+    with pytest.raises(InvalidRequestError, match="greater than max_tokens") as caught:
+        SamplingParams(min_tokens=4, max_tokens=3)
+    assert caught.value.param == "min_tokens"
+
+
+@pytest.mark.parametrize(
+    ("options", "greedy", "penalties"),
+    [
+        ({}, False, False),
+        ({"temperature": 0}, True, False),
+        ({"repetition_penalty": 1.1}, False, True),
+        ({"presence_penalty": 0.1}, False, True),
+        ({"frequency_penalty": -0.1}, False, True),
+        ({"logit_bias": {3: 1.0}}, False, True),
+    ],
+)
+def test_greedy_and_penalties(options: dict[str, Any], greedy: bool, penalties: bool) -> None:
+    params = SamplingParams(**options)
+    assert params.is_greedy is greedy
+    assert params.has_penalties is penalties
+
+
+def test_a_request_counts_its_prompts_once(make_request: Callable[..., Request]) -> None:
+    request = make_request("r", (1, 2, 3), (4,), n=3)
+    assert request.prompt_tokens == 4
+    assert request.num_sequences == 6
+
+
+def test_siblings_follow_the_first_of_their_prompt(make_request: Callable[..., Request]) -> None:
+    request = make_request("r", (1, 2, 3), (4,), n=2, max_tokens=5)
+    first, second, third, fourth = sequences_of(request, eos_token_ids=NO_EOS, max_len=7)
+    assert [seq.index for seq in (first, second, third, fourth)] == [0, 1, 2, 3]
+    assert (first.leader, third.leader) == (None, None)
+    assert second.leader is first
+    assert fourth.leader is third
+    assert [first.max_len, third.max_len] == [7, 6]
+    second.token_ids.append(9)
+    assert first.token_ids == [1, 2, 3]
+
+
+def test_seeds_repeat_when_given_and_differ_between_choices(
+    make_request: Callable[..., Request],
+) -> None:
+    def seeds(**sampling: Any) -> list[int]:
+        request = make_request("r", (1,), n=4, **sampling)
+        return [seq.seed for seq in sequences_of(request, eos_token_ids=NO_EOS, max_len=9)]
+
+    assert seeds(seed=7) == seeds(seed=7)
+    assert seeds(seed=7) != seeds(seed=8)
+    assert len({*seeds(seed=7), *seeds(seed=None), *seeds(seed=None)}) == 12
+    assert all(0 <= seed < 2**64 for seed in seeds(seed=-5))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(0, 5), st.data())
+def test_a_sequence_is_in_decode_with_one_generated_token_to_compute(
+    make_request: Callable[..., Request], prompt_len: int, generated: int, data: st.DataObject
+) -> None:
+    request = make_request("r", [1] * prompt_len)
+    (seq,) = sequences_of(request, eos_token_ids=NO_EOS, max_len=99)
+    seq.token_ids += [2] * generated
+    seq.num_computed = data.draw(st.integers(0, prompt_len + generated))
+    assert seq.num_generated == generated
+    left = len(seq.token_ids) - seq.num_computed
+    assert seq.in_decode == (generated > 0 and left == 1)
+    assert not seq.is_finished
+
+
+def test_chunks_know_their_tokens_and_phase(make_request: Callable[..., Request]) -> None:
+    (seq,) = sequences_of(make_request("r", (1, 2, 3)), eos_token_ids=NO_EOS, max_len=9)
+    seq.token_ids.append(4)
+    head, tail = Chunk(seq, 1, 2, samples=False), Chunk(seq, 3, 1, samples=True)
+    assert (head.end, head.token_ids, head.phase) == (3, [2, 3], "prefill")
+    assert (tail.end, tail.token_ids, tail.phase) == (4, [4], "decode")
+    assert Batch((head, tail)).num_tokens == 3
+
+
+def make_receipt(**values: Any) -> Receipt:
+    base = {
+        "request_id": "r",
+        "model": "m",
+        "outcome": "completed",
+        "created_s": 0.0,
+        "status": "final",
+        "method": "test",
+        "measured": True,
+    }
+    return Receipt(**{**base, **values})
+
+
+def test_what_is_unknown_stays_unknown() -> None:
+    receipt = make_receipt(idle_j=2.0, embodied_g=1.0, completion_tokens=5, duration_s=1.0)
+    derived = (receipt.total_j, receipt.joules_per_token, receipt.avg_power_w, receipt.gco2e)
+    assert derived == (None, None, None, None)
+
+
+def test_derived_figures() -> None:
+    receipt = make_receipt(
+        active_j=6.0,
+        idle_j=2.0,
+        completion_tokens=4,
+        duration_s=2.0,
+        operational_g=0.5,
+        embodied_g=0.25,
+    )
+    assert receipt.total_j == 8.0
+    assert receipt.joules_per_token == 2.0
+    assert receipt.avg_power_w == 4.0
+    assert receipt.gco2e == 0.75
+
+
+def test_nothing_is_divided_by_zero() -> None:
+    receipt = make_receipt(active_j=6.0, operational_g=0.5)
+    assert receipt.total_j == 6.0
+    assert receipt.joules_per_token is None
+    assert receipt.avg_power_w is None
+    assert receipt.gco2e == 0.5
