@@ -250,7 +250,9 @@ class NativeEngine:
         return self.account.settle_in_s()
 
     def drain(self) -> list[Receipt]:
-        """Close the books and return the last receipts."""
+        """Abort what is in flight, close the books and return the last receipts."""
+        for request_id in list(self._open):
+            self.abort(request_id)
         return [self.policy.apply(receipt) for receipt in self.account.drain()]
 
     def stats(self) -> Stats:

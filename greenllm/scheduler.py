@@ -220,6 +220,7 @@ def _append(seq: Sequence, sample: Sample) -> Token:
         seq.finish_reason = "length"
     if seq.is_finished and seq.text is not None:
         text += seq.text.flush()
+        seq.finish_reason = "stop" if seq.text.stopped else seq.finish_reason
     first = seq.num_generated <= 1
     return Token(
         request_id=seq.request.request_id,

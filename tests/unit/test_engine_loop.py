@@ -253,6 +253,10 @@ def test_stop_finishes_the_step_it_interrupts_and_no_more(
     assert house.hear()[1] == receipt
     assert house.unwritten == []
     assert house.engine.stats().num_steps <= 3
+    cut = house.ledger.receipt("b")
+    assert cut is not None
+    assert cut.outcome == "aborted"
+    assert house.ledger.sessions()[0].totals.open_j == pytest.approx(0)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("lost the device"), SystemExit(3)])
