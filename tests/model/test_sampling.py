@@ -1,0 +1,265 @@
+"""Draws follow the filtered distribution, penalties their formulas, and seeds are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from greenllm.core import Request, SamplingParams, Sequence
+from greenllm.decode.sampling import sample, token_logprobs, uniform
+from greenllm.runner.torch import TorchRunner
+
+LOGITS = (2.0, 1.5, 1.1, 0.4, 0.0, -0.7, -1.3, -3.0)
+EOS = 5
+DRAWS = 20_000
+Ask = Callable[..., list[Sequence]]
+Drive = Callable[..., Any]
+
+
+def _row(
+    params: SamplingParams,
+    *,
+    prompt: tuple[int, ...] = (0,),
+    answer: tuple[int, ...] = (),
+    seed: int = 0,
+) -> Sequence:
+    return Sequence(
+        request=Request("request", (prompt,), params, model=""),
+        index=0,
+        token_ids=[*prompt, *answer],
+        prompt_len=len(prompt),
+        seed=seed,
+        eos_token_ids=frozenset({EOS}),
+        max_len=100,
+        output_counts={token: answer.count(token) for token in answer},
+    )
+
+
+def _draw(rows: list[Sequence], logits: tuple[float, ...] | torch.Tensor = LOGITS) -> list[int]:
+    table = torch.as_tensor(logits, dtype=torch.float32).expand(len(rows), -1)
+    chosen = [found.token_id for found in sample(table, rows)]
+    return [token for token in chosen if token is not None]
+
+
+def _distribution(params: SamplingParams) -> list[float]:
+    """What should be drawn, in plain Python: temperature, min_p, top_k, top_p."""
+    weights = [math.exp(logit / params.temperature) for logit in LOGITS]
+    order = sorted(range(len(weights)), key=lambda i: -weights[i])
+    kept = [i for i in order if weights[i] >= params.min_p * weights[order[0]]]
+    kept = kept[: params.top_k or len(kept)]
+    total, covered, nucleus = sum(weights[i] for i in kept), 0.0, []
+    for i in kept:
+        if covered >= params.top_p * total:
+            break
+        nucleus.append(i)
+        covered += weights[i]
+    return [weights[i] / covered if i in nucleus else 0.0 for i in range(len(weights))]
+
+
+def _assert_fits(drawn: list[int], expected: list[float]) -> None:
+    """Chi-square below its 0.9999 quantile (Wilson and Hilferty), and nothing impossible."""
+    counts = [drawn.count(token) for token in range(len(expected))]
+    possible = [token for token, p in enumerate(expected) if p > 0]
+    assert sum(counts[token] for token in possible) == len(drawn)
+    freedom = len(possible) - 1
+    if not freedom:
+        return
+    statistic = sum(
+        (counts[t] - len(drawn) * expected[t]) ** 2 / (len(drawn) * expected[t]) for t in possible
+    )
+    spread = 2 / (9 * freedom)
+    assert statistic < freedom * (1 - spread + 3.72 * math.sqrt(spread)) ** 3
+
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "hot": {"temperature": 2.0},
+    "cold": {"temperature": 0.3},
+    "top_k": {"top_k": 3},
+    "top_k 1": {"top_k": 1},
+    "top_k of all": {"top_k": 1000},
+    "top_p": {"top_p": 0.7},
+    "top_p tiny": {"top_p": 1e-6},
+    "min_p": {"min_p": 0.25},
+    "min_p 1": {"min_p": 1.0},
+    "top_k and top_p": {"top_k": 4, "top_p": 0.8},
+    "all": {"temperature": 1.4, "top_k": 6, "top_p": 0.9, "min_p": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_draws_follow_the_filtered_distribution(name: str) -> None:
+    params = SamplingParams(**FILTERS[name])
+    expected = _distribution(params)
+    rows = [_row(params, seed=seed) for seed in range(DRAWS)]
+    _assert_fits(_draw(rows), expected)
+
+
+def test_draws_of_one_seed_follow_it_too() -> None:
+    """Along the positions of one sequence."""
+    params = SamplingParams(top_p=0.95)
+    rows = [_row(params, prompt=(0,) * length, seed=7) for length in range(1, 2001)]
+    _assert_fits(_draw(rows), _distribution(params))
+
+
+def test_rows_of_one_batch_keep_their_own_settings() -> None:
+    kinds = [SamplingParams(**settings) for settings in FILTERS.values()]
+    greedy = SamplingParams(temperature=0)
+    rows = [_row(params, seed=seed) for seed in range(50) for params in [*kinds, greedy]]
+    assert _draw(rows) == [_draw([row])[0] for row in rows]
+
+
+def test_the_distribution_test_can_fail() -> None:
+    rows = [_row(SamplingParams(), seed=seed) for seed in range(DRAWS)]
+    with pytest.raises(AssertionError):
+        _assert_fits(_draw(rows), _distribution(SamplingParams(temperature=1.05)))
+
+
+def test_uniform_numbers() -> None:
+    numbers = [uniform(seed, position) for seed in range(100) for position in range(100)]
+    assert all(0 <= number < 1 for number in numbers)
+    assert len(set(numbers)) == len(numbers)
+    assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.02)
+    assert uniform(3, 4) == uniform(3, 4)
+
+
+def test_temperature_zero_is_the_maximum_whatever_the_seed() -> None:
+    rows = [_row(SamplingParams(temperature=0, seed=seed), seed=seed) for seed in range(20)]
+    assert _draw(rows) == [0] * 20
+
+
+def test_no_rows() -> None:
+    assert sample(torch.zeros(0, 8), []) == []
+
+
+PROMPT, ANSWER = (0, 3, 3, 7), (1, 1, 4, 1, 0)
+
+
+def _assert_same_draws(params: SamplingParams, adjusted: torch.Tensor) -> None:
+    """Draws with the penalty are draws without it from logits adjusted by someone else."""
+    plain = SamplingParams()
+    seeds = range(400)
+    penalised = [_row(params, prompt=PROMPT, answer=ANSWER, seed=seed) for seed in seeds]
+    unpenalised = [_row(plain, prompt=PROMPT, answer=ANSWER, seed=seed) for seed in seeds]
+    drawn = _draw(penalised)
+    assert drawn == _draw(unpenalised, adjusted)
+    assert drawn != _draw(unpenalised)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 3.0])
+def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    processor = RepetitionPenaltyLogitsProcessor(penalty=penalty)
+    adjusted = processor(torch.tensor([[*PROMPT, *ANSWER]]), torch.tensor([LOGITS]))[0]
+    _assert_same_draws(SamplingParams(repetition_penalty=penalty), adjusted)
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.8, 0.0), (0.0, 0.6), (-1.5, 0.4)])
+def test_presence_and_frequency_follow_openai(presence: float, frequency: float) -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c over the generated tokens only."""
+    counts = [ANSWER.count(token) for token in range(len(LOGITS))]
+    adjusted = [
+        mu - c * frequency - (c > 0) * presence for mu, c in zip(LOGITS, counts, strict=True)
+    ]
+    params = SamplingParams(presence_penalty=presence, frequency_penalty=frequency)
+    _assert_same_draws(params, torch.tensor(adjusted))
+
+
+def test_logit_bias_adds() -> None:
+    adjusted = torch.tensor(LOGITS)
+    adjusted[[2, 6]] += torch.tensor([-1.0, 2.5])
+    _assert_same_draws(SamplingParams(logit_bias={2: -1.0, 6: 2.5}), adjusted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_bias_of_a_hundred_forces_and_forbids(temperature: float) -> None:
+    force = SamplingParams(temperature=temperature, logit_bias={7: 100})
+    forbid = SamplingParams(temperature=temperature, logit_bias={0: -100, 1: -100})
+    assert set(_draw([_row(force, seed=seed) for seed in range(200)])) == {7}
+    assert not {0, 1} & set(_draw([_row(forbid, seed=seed) for seed in range(200)]))
+
+
+def test_min_tokens_masks_the_ends() -> None:
+    """Until then neither the model's end nor the request's own is drawn, whatever the bias."""
+    params = SamplingParams(min_tokens=2, stop_token_ids=(0,), logit_bias={EOS: 100, 0: 50})
+    for answer, allowed in (((), False), ((1,), False), ((1, 1), True)):
+        rows = [_row(params, answer=answer, seed=seed) for seed in range(200)]
+        assert (set(_draw(rows)) == {EOS}) == allowed
+        assert bool({EOS, 0} & set(_draw(rows))) == allowed
+
+
+def test_reported_probabilities_are_of_the_raw_logits() -> None:
+    params = SamplingParams(temperature=0.5, top_k=1, logit_bias={7: 100}, logprobs=2)
+    [found] = sample(torch.tensor([LOGITS]), [_row(params)])
+    raw = torch.log_softmax(torch.tensor(LOGITS), dim=-1)
+    assert found.logprob is not None
+    assert found.logprob.token_id == found.token_id == 7
+    assert found.logprob.logprob == pytest.approx(float(raw[7]))
+    assert [token for token, _ in found.logprob.top] == [0, 1]
+
+
+def test_counts_of_alternatives_differ_by_row() -> None:
+    logits = torch.tensor([LOGITS, LOGITS, LOGITS])
+    reports = token_logprobs(logits, [3, 4, 5], [0, 2, 50])
+    assert [len(report.top) for report in reports] == [0, 2, len(LOGITS)]
+    plain = SamplingParams(temperature=0)
+    found = sample(logits[:2], [_row(plain), _row(SamplingParams(temperature=0, logprobs=0))])
+    assert found[0].logprob is None
+    assert found[1].logprob is not None
+    assert found[1].logprob.top == ()
+
+
+@pytest.fixture
+def seeded(
+    tiny_runner: TorchRunner, ask: Ask, drive: Drive
+) -> Callable[..., list[tuple[int, ...]]]:
+    """Answers of a request to the tiny model, with `beside` other requests in its batches."""
+
+    def answer(beside: int = 0, **settings: Any) -> list[tuple[int, ...]]:
+        params = SamplingParams(max_tokens=20, **settings)
+        own = ask(tiny_runner, (5, 9, 33, 4), params)
+        others = [
+            ask(tiny_runner, (60 + i, 61, 62) * (i + 1), SamplingParams(max_tokens=30), f"{i}")[0]
+            for i in range(beside)
+        ]
+        drive(tiny_runner, [*others, *own], max_batch_tokens=16, stagger=int(beside > 0))
+        return [tuple(seq.token_ids[seq.prompt_len :]) for seq in own]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_p": 0.9, "temperature": 1.5}, {"repetition_penalty": 1.2, "top_k": 20}]
+)
+def test_a_seed_gives_the_same_tokens_in_any_batch(
+    seeded: Callable[..., list[tuple[int, ...]]], settings: dict[str, float]
+) -> None:
+    alone = seeded(seed=11, **settings)
+    assert seeded(seed=11, **settings) == alone
+    assert seeded(beside=1, seed=11, **settings) == alone
+    assert seeded(beside=5, seed=11, **settings) == alone
+    assert len(set(alone[0])) > 3
+
+
+def test_other_seeds_give_other_tokens(seeded: Callable[..., list[tuple[int, ...]]]) -> None:
+    hot = {"temperature": 2.0}
+    assert len({seeded(seed=seed, **hot)[0] for seed in range(6)}) == 6
+    assert seeded(**hot) != seeded(**hot)
+
+
+def test_choices_differ_and_the_first_is_the_single_one(
+    seeded: Callable[..., list[tuple[int, ...]]],
+) -> None:
+    choices = seeded(seed=3, n=4, temperature=2.0)
+    assert len(set(choices)) == 4
+    assert seeded(seed=3, temperature=2.0) == choices[:1]
+
+
+def test_greedy_ignores_the_seed(seeded: Callable[..., list[tuple[int, ...]]]) -> None:
+    answers = {seeded(seed=seed, temperature=0)[0] for seed in range(4)}
+    assert len(answers) == 1
+    assert seeded(n=2, temperature=0) == [*answers, *answers]
