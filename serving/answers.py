@@ -168,18 +168,23 @@ def _text_choice(
         "text": before + choice.text,
         "logprobs": logprobs,
         "finish_reason": choice.finish_reason,
-        **_prompt_scores(request, choice, tokenizer, echo=echo),
+        **_prompt_scores(request, prompt, choice, tokenizer, echo=echo),
     }
 
 
 def _prompt_scores(
-    request: Request, choice: Choice, tokenizer: Tokenizer, *, echo: bool
+    request: Request,
+    prompt: Sequence[int],
+    choice: Choice,
+    tokenizer: Tokenizer,
+    *,
+    echo: bool,
 ) -> dict[str, Any]:
     """`prompt_logprobs`, where they were asked for as such and not through echo."""
     if echo or request.sampling.prompt_logprobs is None:
         return {}
-    first_id = request.prompts[0][0]
-    return {"prompt_logprobs": text_logprobs(_prompt_entries(choice), first_id, tokenizer)}
+    scores = text_logprobs(_prompt_entries(choice), prompt[0], tokenizer)
+    return {"prompt_logprobs": scores}
 
 
 def _prompt_entries(choice: Choice) -> list[TokenLogprob | None]:

@@ -14,11 +14,13 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from greenllm import __version__
 from greenllm.core import InvalidRequestError
 from serving import generation, routes
 from serving.errors import ApiError, from_invalid_request
+from serving.generation import CLIENT_CLOSED_REQUEST
 from serving.requests import new_request_id
 from serving.state import ServerState
 
@@ -51,6 +53,8 @@ def create_app(make_state: MakeState) -> FastAPI:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(InvalidRequestError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_crash)
     return app
 
 
@@ -70,4 +74,15 @@ async def _on_http_error(http: HttpRequest, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     message = f"{http.method} {http.url.path}: {error.detail}"
-    return ApiError(error.status_code, message).response(new_request_id("req"))
+    refusal = ApiError(error.status_code, message, headers=dict(error.headers or {}))
+    return refusal.response(new_request_id("req"))
+
+
+async def _on_disconnect(_: HttpRequest, __: Exception) -> Response:
+    """The client left before its request was complete: nobody reads this answer."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _on_crash(_: HttpRequest, error: Exception) -> Response:
+    """A bug: the log has the traceback, the client an error object."""
+    return ApiError(500, f"internal error: {type(error).__name__}").response(new_request_id("req"))

@@ -113,6 +113,11 @@ class Bridge:
         if submission.receipt is None:
             self._abort(submission.request.request_id)
 
+    def cancel_all(self) -> None:
+        """The time to finish is over: every request ends with what it has."""
+        for request_id in list(self._open):
+            self._abort(request_id)
+
     def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
         """Take results; called on the engine thread."""
         wake: set[Submission] = set()

@@ -16,6 +16,7 @@ _TYPES = {
     500: "server_error",
     503: "server_error",
 }
+_LENGTHS = ("prompt", "messages", "max_tokens", "max_completion_tokens")
 
 
 class ApiError(Exception):
@@ -57,15 +58,23 @@ class ApiError(Exception):
 
 def from_invalid_request(error: InvalidRequestError) -> ApiError:
     """A request the engine cannot serve."""
-    too_long = "context" in str(error) and error.param in ("prompt", "max_tokens")
+    too_long = "context" in str(error) and error.param in _LENGTHS
     code = "context_length_exceeded" if too_long else None
     return ApiError(400, str(error), param=error.param, code=code)
+
+
+def _is_name(part: int | str) -> bool:
+    """Whether a part of a location is an index or a name, not pydantic's name of a union member."""
+    return isinstance(part, int) or (part.isidentifier() and part.islower() and part != "str")
 
 
 def from_validation(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body, by name."""
     first = error.errors(include_url=False, include_context=False)[0]
-    names = [part for part in first["loc"] if isinstance(part, int) or part.islower()]
+    *outer, last = first["loc"] or ("",)
+    names = [part for part in outer if _is_name(part)]
+    if _is_name(last) or first["type"] == "extra_forbidden":
+        names.append(last)
     param = ".".join(str(part) for part in names) or None
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg']}")

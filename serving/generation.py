@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter
@@ -20,11 +21,12 @@ from serving.errors import ApiError, from_invalid_request, from_validation
 from serving.requests import chat_request, completion_request, new_request_id
 from serving.schemas import ChatBody, CompletionBody, SamplingBody
 from serving.state import ServerState, disconnected, read_body, state_of
-from serving.stream import ChatChunks, TextChunks, events
+from serving.stream import ChatChunks, TextChunks, events, failure_of
 
 router = APIRouter()
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
+LONG_BODY_BYTES = 100_000
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, object]:
@@ -40,14 +42,16 @@ async def chat_completions(http: HttpRequest) -> Response:
     request_id = new_request_id("chatcmpl")
 
     async def answer() -> Response:
-        body, key = await _open(http, state, ChatBody)
-        request = chat_request(
+        body, key, size = await _open(http, state, ChatBody)
+        make = partial(
+            chat_request,
             body,
             state.tokenizer,
             request_id=request_id,
             key=key,
             context=state.engine.info.context_length,
         )
+        request = await _made(make, size)
         if body.stream:
             chunks = ChatChunks(request, state.tokenizer, _hidden(state, request))
             return _stream(state, request, body, chunks)
@@ -68,8 +72,9 @@ async def completions(http: HttpRequest) -> Response:
     request_id = new_request_id("cmpl")
 
     async def answer() -> Response:
-        body, key = await _open(http, state, CompletionBody)
-        request = completion_request(body, state.tokenizer, request_id=request_id, key=key)
+        body, key, size = await _open(http, state, CompletionBody)
+        make = partial(completion_request, body, state.tokenizer, request_id=request_id, key=key)
+        request = await _made(make, size)
         echo = bool(body.echo)
         if body.stream:
             hidden = _hidden(state, request)
@@ -87,8 +92,13 @@ async def completions(http: HttpRequest) -> Response:
     return await _guarded(http, state, request_id, answer)
 
 
-async def _open(http: HttpRequest, state: ServerState, kind: type[B]) -> tuple[B, str | None]:
-    """Authenticate, read and validate."""
+async def _made(make: Callable[[], Request], size: int) -> Request:
+    """Encoding a text of megabytes takes seconds: the event loop does not wait for it."""
+    return await asyncio.to_thread(make) if size > LONG_BODY_BYTES else make()
+
+
+async def _open(http: HttpRequest, state: ServerState, kind: type[B]) -> tuple[B, str | None, int]:
+    """Authenticate, read and validate; returns the body, the key's fingerprint and the size."""
     key = state.key_of(http)
     raw = await read_body(http, state.config.max_body_mb)
     try:
@@ -99,7 +109,9 @@ async def _open(http: HttpRequest, state: ServerState, kind: type[B]) -> tuple[B
         state.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
-    return body, key
+        if body.prompt_logprobs is not None and body.stream:
+            raise ApiError(400, "streams carry no prompt_logprobs", param="prompt_logprobs")
+    return body, key, len(raw)
 
 
 async def _guarded(
@@ -140,6 +152,9 @@ def _record_refusal(
 
 
 def _hidden(state: ServerState, request: Request) -> frozenset[int]:
+    """Ids that end a chat answer without being part of it; completions score every token."""
+    if request.endpoint == "/v1/completions":
+        return frozenset()
     return state.hidden_ids | frozenset(request.sampling.stop_token_ids)
 
 
@@ -174,10 +189,10 @@ async def _complete(
     receipt = submission.receipt
     if receipt is None:
         raise EngineDownError("the request ended without a receipt")
-    failure = next((token for token in tokens if token.finish_reason == "error"), None)
+    failure = next((error for error in map(failure_of, tokens) if error), None)
     if failure is not None:
-        error = ApiError(500, f"generation failed: {failure.text}", headers=energy_headers(receipt))
-        return error.response(request.request_id)
+        failure.headers |= energy_headers(receipt)
+        return failure.response(request.request_id)
     choices = gather(tokens, request.num_sequences, _hidden(state, request))
     return JSONResponse(make_body(choices, receipt), headers=energy_headers(receipt))
 

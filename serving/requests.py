@@ -12,6 +12,7 @@ from greenllm.tokenizer import Tokenizer
 from serving.schemas import ChatBody, CompletionBody, SamplingBody
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_CHOICES = 4096
 
 
 def new_request_id(prefix: str) -> str:
@@ -36,6 +37,7 @@ def chat_request(
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if limit is None:
         limit = max(1, context - len(prompt))
+    _check_length(body, len(prompt), limit, context)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return Request(
         request_id=request_id,
@@ -57,13 +59,27 @@ def _check_chat(body: ChatBody) -> None:
         )
 
 
+def _check_length(body: ChatBody, prompt_len: int, limit: int, context: int) -> None:
+    """What the engine would refuse too, but by the names that chat requests use."""
+    if prompt_len + min(1, limit) > context:
+        raise InvalidRequestError(
+            f"the messages have {prompt_len} tokens, the context is {context}", "messages"
+        )
+    if prompt_len + limit > context:
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        raise InvalidRequestError(
+            f"messages ({prompt_len}) and {name} ({limit}) exceed the context of {context} tokens",
+            name,
+        )
+
+
 def completion_request(
     body: CompletionBody, tokenizer: Tokenizer, *, request_id: str, key: str | None
 ) -> Request:
     """Encode the prompts and make a request."""
     prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, tokenizer))
     limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return Request(
+    request = Request(
         request_id=request_id,
         prompts=prompts,
         sampling=_sampling(body, max_tokens=limit, logprobs=body.logprobs),
@@ -72,6 +88,9 @@ def completion_request(
         key=key,
         created_s=time.time(),
     )
+    if request.num_sequences > MAX_CHOICES:
+        raise InvalidRequestError(f"more than {MAX_CHOICES} choices in one request", "prompt")
+    return request
 
 
 def _prompt_ids(
@@ -98,7 +117,7 @@ def _sampling(body: SamplingBody, *, max_tokens: int, logprobs: int | None) -> S
     given = {
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "top_k": None if body.top_k is None else max(0, body.top_k),
+        "top_k": 0 if body.top_k == -1 else body.top_k,
         "min_p": body.min_p,
         "repetition_penalty": body.repetition_penalty,
         "presence_penalty": body.presence_penalty,
@@ -127,7 +146,6 @@ def _prompt_logprobs(body: SamplingBody) -> int | None:
 
 
 def _logit_bias(bias: dict[str, float] | None) -> dict[int, float]:
-    try:
-        return {int(token): value for token, value in (bias or {}).items()}
-    except ValueError as error:
-        raise InvalidRequestError("logit_bias keys must be token ids", "logit_bias") from error
+    if any(not (token.isascii() and token.isdigit()) for token in bias or {}):
+        raise InvalidRequestError("logit_bias keys must be token ids", "logit_bias")
+    return {int(token): value for token, value in (bias or {}).items()}

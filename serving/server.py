@@ -10,10 +10,12 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 import uvicorn
@@ -24,7 +26,7 @@ from greenllm.energy.carbon import EmbodiedModel
 from greenllm.energy.grid import CustomIntensity, IntensityTable, StaticIntensity, UnknownZoneError
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ledger import Ledger
-from greenllm.energy.meter import Meter
+from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
 from greenllm.engine_loop import EngineLoop
@@ -39,6 +41,8 @@ from serving.metrics import Metrics
 from serving.state import ServerState
 
 log = logging.getLogger(__name__)
+
+_ABORT_TIMEOUT_S = 10
 
 
 class StartError(GreenllmError):
@@ -113,8 +117,8 @@ def open_ledger(config: ServeConfig, meter: Meter) -> tuple[Ledger, str]:
     return ledger, session_id
 
 
-def build(config: ServeConfig, meter: Meter) -> Parts:
-    """Load everything a server needs; what the meter counted meanwhile is booked as `load`.
+def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
+    """Load everything a server needs; what the meter counted since `first` is booked as `load`.
 
     Raises:
         GreenllmError: with the reason.
@@ -137,7 +141,11 @@ def build(config: ServeConfig, meter: Meter) -> Parts:
         max_num_seqs=config.max_num_seqs,
     )
     account = Account(
-        meter, runner.shape, clock=time.monotonic, receipt_wait_s=config.receipt_wait_s
+        meter,
+        runner.shape,
+        clock=time.monotonic,
+        receipt_wait_s=config.receipt_wait_s,
+        first=first,
     )
     engine = NativeEngine(
         runner,
@@ -186,7 +194,10 @@ def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoo
 
 
 def serve(
-    config: ServeConfig, meter: Meter, on_ready: Callable[[ServeConfig, Parts, int], None]
+    config: ServeConfig,
+    meter: Meter,
+    first: Reading,
+    on_ready: Callable[[ServeConfig, Parts, int], None],
 ) -> None:
     """Serve until a signal comes; `on_ready` is told when requests are taken.
 
@@ -195,16 +206,18 @@ def serve(
     """
     listener = take_port(config.host, config.port)
     try:
-        parts = build(config, meter)
+        parts = build(config, meter, first)
         app = create_app(lambda loop: make_state(config, parts, loop))
         server = _Server(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
-                timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
+                timeout_graceful_shutdown=round(config.drain_timeout_s) + _ABORT_TIMEOUT_S,
             ),
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
+            drain_timeout_s=config.drain_timeout_s,
+            on_drained=lambda: app.state.server.bridge.cancel_all(),
         )
         server.run(sockets=[listener])
     finally:
@@ -212,11 +225,33 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Tells when it is up."""
+    """Tells when it is up, and when running requests have had their time after a signal."""
 
-    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_ready: Callable[[], None],
+        drain_timeout_s: float,
+        on_drained: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._drain_timeout_s = drain_timeout_s
+        self._on_drained = on_drained
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running requests finish; end the rest, each with an answer and a receipt."""
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(self._drain_timeout_s, self._on_drained)
+        await super().shutdown(sockets)
+        alarm.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; uvicorn would raise the signal again at the end, and a clean stop exits with 0."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as usual, then tell."""

@@ -120,6 +120,15 @@ class TextChunks:
         return found
 
 
+def failure_of(token: Token) -> ApiError | None:
+    """What to tell a client whose answer ended before its time."""
+    if token.finish_reason == "error":
+        return ApiError(500, f"generation failed: {token.text}")
+    if token.finish_reason == "abort":
+        return ApiError(503, "the server shut down before the answer was complete")
+    return None
+
+
 async def events(
     submission: Submission,
     bridge: Bridge,
@@ -148,8 +157,8 @@ async def events(
                 choice = chunks.choice(token)
                 if choice is None:
                     continue
-                if choice["finish_reason"] == "error":
-                    yield event(ApiError(500, choice.get("text") or "generation failed").body())
+                if failure := failure_of(token):
+                    yield event(failure.body())
                 else:
                     yield event({**head, "choices": [choice], **no_usage})
         if submission.receipt is not None:
