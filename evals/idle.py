@@ -40,7 +40,7 @@ def main(
         running_server(model, Path(folder)) as (url, pid),
     ):
         fresh = idle_share(pid, seconds, "never used")
-        asyncio.run(burst(url, 8, 32))
+        asyncio.run(burst(url, model, 8, 32))
         used = idle_share(pid, seconds, "after requests")
     figures = {"seconds": seconds, "fresh_core_share": fresh, "used_core_share": used}
     console.print_json(data=figures)

@@ -50,14 +50,18 @@ class Bench:
     runner: TorchRunner
     tokenizer: Tokenizer
 
-    def engine(self, account: Account) -> NativeEngine:
-        """A fresh engine that shares the runner; without a prefix cache, so rounds are alike."""
+    def engine(self, account: Account, batch: int = 64) -> NativeEngine:
+        """A fresh engine of at most `batch` sequences that shares the runner.
+
+        It has no prefix cache, so that rounds are alike.
+        """
         return NativeEngine(
             self.runner,
             account,
             CarbonPolicy(None),
             text_stream=self.tokenizer.stream,
             clock=time.monotonic,
+            max_num_seqs=batch,
             prefix_cache=False,
         )
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -61,7 +61,7 @@ def bare_tokens_per_s(
     bench: Bench, account: Account, ledger: Ledger | None, *, batch: int, tokens: int
 ) -> float:
     """Tokens per second of the engine at a constant batch, each answer replaced by the next."""
-    engine = bench.engine(account)
+    engine = bench.engine(account, batch)
     started_s = time.perf_counter()
     total = 2 * batch
     for number in range(total):
@@ -79,26 +79,27 @@ def _settle(engine: NativeEngine, ledger: Ledger | None) -> None:
 
 
 async def _client(
-    client: httpx.AsyncClient, url: str, count: int, tokens: int, *, stream: bool
+    client: httpx.AsyncClient, url: str, count: int, body: dict[str, Any], *, stream: bool
 ) -> None:
-    body = chat_body("bundled", tokens, stream=stream)
     for _ in range(count):
         if not stream:
             (await client.post(f"{url}/v1/chat/completions", json=body)).raise_for_status()
             continue
         async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+            response.raise_for_status()
             async for _ in response.aiter_raw():
                 pass
 
 
-def http_tokens_per_s(url: str, *, batch: int, tokens: int, stream: bool) -> float:
+def http_tokens_per_s(url: str, model: str, *, batch: int, tokens: int, stream: bool) -> float:
     """Tokens per second of closed-loop clients."""
+    body = chat_body(Path(model).name, tokens, stream=stream)
 
     async def run() -> float:
         async with httpx.AsyncClient(timeout=120) as client:
             started_s = time.perf_counter()
             await asyncio.gather(
-                *(_client(client, url, 2, tokens, stream=stream) for _ in range(batch))
+                *(_client(client, url, 2, body, stream=stream) for _ in range(batch))
             )
             return 2 * batch * tokens / (time.perf_counter() - started_s)
 
@@ -133,7 +134,7 @@ def main(
             def over_http(name: str, stream: bool) -> Callable[[], float]:
                 def run() -> float:
                     before_s = cpu_seconds(pid)
-                    rate = http_tokens_per_s(url, batch=batch, tokens=tokens, stream=stream)
+                    rate = http_tokens_per_s(url, model, batch=batch, tokens=tokens, stream=stream)
                     used_s = cpu_seconds(pid) - before_s
                     per_cpu_s[name].append(2 * batch * tokens / used_s)
                     return rate

@@ -27,10 +27,10 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 64, 256)
 
 
-async def burst(url: str, count: int, tokens: int) -> list[str]:
+async def burst(url: str, model: str, count: int, tokens: int) -> list[str]:
     """`count` requests at once; returns their ids."""
     async with httpx.AsyncClient(timeout=300) as client:
-        body = chat_body("bundled", tokens, stream=False)
+        body = chat_body(Path(model).name, tokens, stream=False)
         answers = await asyncio.gather(
             *(client.post(f"{url}/v1/chat/completions", json=body) for _ in range(count))
         )
@@ -52,15 +52,15 @@ def _point(receipts: list[Receipt]) -> dict[str, float]:
     }
 
 
-def measure(url: str, ledger: Ledger, rounds: int, tokens: int) -> dict[str, Any]:
+def measure(url: str, model: str, ledger: Ledger, rounds: int, tokens: int) -> dict[str, Any]:
     """Run all bursts, interleaved."""
     by_batch: dict[int, list[Receipt]] = {batch: [] for batch in BATCHES}
     by_length: dict[int, list[Receipt]] = {length: [] for length in LENGTHS}
     for number in range(rounds):
         for batch in BATCHES:
-            by_batch[batch] += _receipts(ledger, asyncio.run(burst(url, batch, tokens)))
+            by_batch[batch] += _receipts(ledger, asyncio.run(burst(url, model, batch, tokens)))
         for length in LENGTHS:
-            by_length[length] += _receipts(ledger, asyncio.run(burst(url, 1, length)))
+            by_length[length] += _receipts(ledger, asyncio.run(burst(url, model, 1, length)))
         console.print(f"round {number + 1}/{rounds}")
     return {
         "by_batch": {str(key): _point(value) for key, value in by_batch.items()},
@@ -100,7 +100,11 @@ def main(
         options = ("--threads", str(threads), "--no-prefix-cache")
         with running_server(model, Path(folder), *options) as (url, _):
             ledger = Ledger(Path(folder) / "ledger.sqlite", read_only=True)
-            figures = {"tokens": tokens, "rounds": rounds, **measure(url, ledger, rounds, tokens)}
+            figures = {
+                "tokens": tokens,
+                "rounds": rounds,
+                **measure(url, model, ledger, rounds, tokens),
+            }
     alone, shared = figures["by_batch"]["1"], figures["by_batch"]["16"]
     figures["alone_over_batch_16"] = {
         "active": alone["active_j"] / shared["active_j"],

@@ -17,12 +17,13 @@ Not covered: training (an account of its own, later); spreading a day's idle ene
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from greenllm.core import Batch, Outcome, Phase, Receipt, Request
 from greenllm.energy.attribution import (
     CoefficientFit,
+    Tally,
     Work,
     prior_coefficients,
     split,
@@ -94,7 +95,8 @@ class Account:
         self._clock = clock
         self._receipt_wait_s = receipt_wait_s
         self._bills: dict[str, Bill] = {}
-        self._window: dict[tuple[str, Phase], Work] = {}
+        self._window: dict[tuple[str, Phase], Tally] = {}
+        self._num_closing = 0
         self._serving = False
         self._first = self._last = first or meter.read()
         self._tried_s = self._idle_until_s = self._last.at_s
@@ -119,29 +121,35 @@ class Account:
 
     def charge(self, batch: Batch, duration_s: float) -> None:
         """Note who took part in a step that just ran, and with how much work."""
-        for key, work in self._works(batch, duration_s):
-            before = self._window.get(key)
-            self._window[key] = work if before is None else before + work
+        self._tally(self._window, batch, duration_s)
 
-    def _works(self, batch: Batch, duration_s: float) -> Iterator[tuple[tuple[str, Phase], Work]]:
-        """The work of each chunk; a request's first chunk carries its claim on the step."""
-        present = {chunk.seq.request.request_id for chunk in batch.chunks}
-        unclaimed = dict.fromkeys(present, 1 / max(1, len(present)))
-        for chunk in batch.chunks:
-            request = chunk.seq.request
-            claim = unclaimed.pop(request.request_id, 0.0)
-            scores = request.sampling.prompt_logprobs is not None
+    def _tally(
+        self, window: dict[tuple[str, Phase], Tally], batch: Batch, duration_s: float
+    ) -> None:
+        """Add the work of each chunk; a request's first chunk carries its claim on the step."""
+        ids = [chunk.seq.request.request_id for chunk in batch.chunks]
+        unclaimed = set(ids)
+        claim = 1 / max(1, len(unclaimed))
+        for chunk, request_id in zip(batch.chunks, ids, strict=True):
+            key = (request_id, chunk.phase)
+            tally = window.get(key)
+            if tally is None:
+                tally = window[key] = Tally()
+            if request_id in unclaimed:
+                unclaimed.remove(request_id)
+                tally.steps += claim
+                tally.residence_s += claim * duration_s
+            scores = chunk.seq.request.sampling.prompt_logprobs is not None
             num_logits = chunk.num_tokens if scores else int(chunk.samples)
-            yield (
-                (request.request_id, chunk.phase),
-                Work(
-                    steps=claim,
-                    rows=1.0,
-                    flops=self._shape.flops(chunk.start, chunk.num_tokens, num_logits),
-                    kv_bytes=self._shape.kv_bytes(chunk.start, chunk.num_tokens),
-                    residence_s=claim * duration_s,
-                ),
-            )
+            tally.rows += 1
+            tally.flops += self._shape.flops(chunk.start, chunk.num_tokens, num_logits)
+            tally.kv_bytes += self._shape.kv_bytes(chunk.start, chunk.num_tokens)
+
+    def _works(self, batch: Batch, duration_s: float) -> list[tuple[tuple[str, Phase], Work]]:
+        """The work of one batch by request and phase."""
+        tallies: dict[tuple[str, Phase], Tally] = {}
+        self._tally(tallies, batch, duration_s)
+        return [(key, tally.work()) for key, tally in tallies.items()]
 
     def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> None:
         """Run a made-up batch before serving: its joules are load, and the fit learns from it."""
@@ -156,14 +164,15 @@ class Account:
     def finish(self, request_id: str, outcome: Outcome, *, cached: int, generated: int) -> None:
         """End a request; its receipt comes from `settle`."""
         now_s = self._clock()
+        self._num_closing += 1
         bill = self._bills[request_id]
         bill.close(self.meter, outcome, closed_s=now_s, cached=cached, generated=generated)
 
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` has something to do; None when nothing is due."""
-        closing = [bill for bill in self._bills.values() if bill.closing]
-        if not closing:
+        if not self._num_closing:
             return None
+        closing = [bill for bill in self._bills.values() if bill.closing]
         wait_s = self.meter.period_s if self._tried_s <= self._last.at_s else _RETRY_S
         if all(bill.sent_provisional for bill in closing):
             wait_s = _FINALISE_EVERY_S
@@ -200,6 +209,7 @@ class Account:
         return receipts
 
     def _finalise(self, bill: Bill) -> Receipt:
+        self._num_closing -= 1
         del self._bills[bill.request.request_id]
         self.totals.open_j -= bill.total_j
         self.totals.requests_j += bill.total_j
@@ -209,13 +219,14 @@ class Account:
         bill.sent_provisional = True
         own = bill.request.request_id
         pending = dict(bill.lost)
-        for (owner, phase), work in self._window.items():
+        for (owner, phase), tally in self._window.items():
             if owner == own:
-                pending[phase] = pending.get(phase, Work()) + work
+                pending[phase] = pending.get(phase, Work()) + tally.work()
         return bill.provisional(self.fit, pending, sum(self.idle_power.watts.values()))
 
     def _write_off(self, bill: Bill) -> None:
         """Close a bill whose joules will never be known; what was metered of it is nobody's."""
+        self._num_closing -= 1
         del self._bills[bill.request.request_id]
         self.totals.open_j -= bill.total_j
         self.totals.unattributed_j += bill.total_j
@@ -266,9 +277,9 @@ class Account:
     def _give_up(self) -> None:
         """No reading will tell what the work so far cost."""
         self._in_gap = True
-        for (request_id, phase), work in self._window.items():
+        for (request_id, phase), tally in self._window.items():
             lost = self._bills[request_id].lost
-            lost[phase] = lost.get(phase, Work()) + work
+            lost[phase] = lost.get(phase, Work()) + tally.work()
         self._window = {}
 
     def _check(self) -> None:
@@ -285,7 +296,7 @@ class Account:
         self.totals.idle_j += window.own_j
 
     def _share_out(self, window: Window) -> None:
-        keys, works = list(self._window), list(self._window.values())
+        keys, works = list(self._window), [tally.work() for tally in self._window.values()]
         self._window = {}
         dynamic_j = sum(window.dynamic_j.values())
         baseline_j = sum(window.baseline_j.values())

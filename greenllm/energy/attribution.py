@@ -13,10 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from greenllm.shape import ModelShape
 
 Vector = tuple[float, float, float, float]
+_FIRST_WINDOWS = 50
+_FIRST_ROUNDS = 200
+_LATER_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,19 @@ class Work:
     def features(self) -> Vector:
         """The quantities that coefficients multiply."""
         return (self.steps, self.rows, self.flops, self.kv_bytes)
+
+
+class Tally:
+    """Work being added up; a step touches one per request, so it is a plain mutable object."""
+
+    __slots__ = ("flops", "kv_bytes", "residence_s", "rows", "steps")
+
+    def __init__(self) -> None:
+        self.steps = self.rows = self.flops = self.kv_bytes = self.residence_s = 0.0
+
+    def work(self) -> Work:
+        """The sum so far."""
+        return Work(self.steps, self.rows, self.flops, self.kv_bytes, self.residence_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +118,7 @@ class CoefficientFit:
         self._pull = pull
         self._xx = [[0.0] * 4 for _ in range(4)]
         self._xy = [0.0] * 4
+        self._factors = [1.0] * 4
         self._current = prior
 
     @property
@@ -146,20 +164,28 @@ class CoefficientFit:
             [value + (pull if i == j else 0.0) for j, value in enumerate(row)]
             for i, row in enumerate(self._xx)
         ]
-        factors = solve_nonnegative(matrix, [value + pull for value in self._xy])
+        # Each window starts where the last one ended, so a few rounds keep up with the data.
+        rounds = _FIRST_ROUNDS if self.num_windows < _FIRST_WINDOWS else _LATER_ROUNDS
+        target = [value + pull for value in self._xy]
+        factors = self._factors = solve_nonnegative(matrix, target, self._factors, rounds=rounds)
         scaled = zip(factors, self._prior.values, strict=True)
         return Coefficients(*(factor * unit for factor, unit in scaled))
 
 
-def solve_nonnegative(matrix: Sequence[Sequence[float]], target: Sequence[float]) -> list[float]:
+def solve_nonnegative(
+    matrix: Sequence[Sequence[float]],
+    target: Sequence[float],
+    start: Sequence[float],
+    *,
+    rounds: int = 200,
+) -> list[float]:
     """Minimise x'Ax/2 - b'x over x >= 0 for a positive definite A, by coordinate descent."""
-    size = len(target)
-    x = [1.0] * size
-    for _ in range(200):
+    x = list(start)
+    for _ in range(rounds):
         moved = 0.0
-        for i in range(size):
-            rest = sum(matrix[i][j] * x[j] for j in range(size) if j != i)
-            new = max(0.0, (target[i] - rest) / matrix[i][i])
+        for i, row in enumerate(matrix):
+            rest = sum(map(mul, row, x)) - row[i] * x[i]
+            new = max(0.0, (target[i] - rest) / row[i])
             moved = max(moved, abs(new - x[i]))
             x[i] = new
         if moved < 1e-9:

@@ -82,13 +82,14 @@ class CpuClock:
 
     def _descendants(self, pid: int) -> list[int]:
         found: list[int] = []
+        folder = self._proc / str(pid) / "task"
         try:
-            tasks = list((self._proc / str(pid) / "task").glob("*/children"))
-        except OSError:  # the process ended while its folder was read
+            tasks = os.listdir(folder)
+        except OSError:  # the process has ended
             return found
         for task in tasks:
             try:
-                pids = [int(word) for word in task.read_text().split()]
+                pids = [int(word) for word in (folder / task / "children").read_text().split()]
             except (OSError, ValueError):
                 continue
             for child in pids:

@@ -208,8 +208,10 @@ def test_windows_without_work_or_energy_teach_nothing(work: Work, energy_j: floa
 
 
 def test_a_negative_solution_is_cut_at_zero() -> None:
-    assert solve_nonnegative([[1.0, 0.0], [0.0, 1.0]], [3.0, -1.0]) == [3.0, 0.0]
-    assert solve_nonnegative([[2.0, 1.0], [1.0, 2.0]], [3.0, 3.0]) == pytest.approx([1.0, 1.0])
+    assert solve_nonnegative([[1.0, 0.0], [0.0, 1.0]], [3.0, -1.0], [1.0, 1.0]) == [3.0, 0.0]
+    assert solve_nonnegative([[2.0, 1.0], [1.0, 2.0]], [3.0, 3.0], [0.0, 0.0]) == pytest.approx(
+        [1.0, 1.0]
+    )
 
 
 def test_the_prior_is_mostly_reading_the_weights_and_never_zero() -> None:
