@@ -1,10 +1,10 @@
 """What metering costs, and what HTTP costs: `python -m evals.overhead`.
 
 Metering: the bare engine at a fixed batch, with the account, the receipts and the ledger, and with
-none of them, interleaved. HTTP: closed-loop clients against a real server, streamed and not,
-against the bare engine at the same batch, interleaved; clients run in this process, on the same
-cores, so the figure includes what they take. Both in tokens per second and, for HTTP, in tokens per
-CPU second of the server process alone.
+none of them, interleaved. HTTP: the same number of requests sent to a real server with the same
+batch, streamed and not, interleaved with the bare engine. Clients run in this process, on the same
+cores, so the figure includes what they take. In tokens per second, and in tokens per CPU second of
+the process that runs the engine, which noise disturbs less.
 """
 
 from __future__ import annotations
@@ -58,17 +58,24 @@ class Unmetered(Account):
 
 
 def bare_tokens_per_s(
-    bench: Bench, account: Account, ledger: Ledger | None, *, batch: int, tokens: int
+    bench: Bench,
+    account: Account,
+    ledger: Ledger | None,
+    per_cpu_s: list[float],
+    *,
+    batch: int,
+    tokens: int,
 ) -> float:
-    """Tokens per second of the engine at a constant batch, each answer replaced by the next."""
+    """Tokens per second of the engine at a batch, with as many requests again in the queue."""
     engine = bench.engine(account, batch)
-    started_s = time.perf_counter()
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
     total = 2 * batch
     for number in range(total):
         engine.add_request(story_request(bench.tokenizer, f"r{started_s}-{number}", tokens))
     while engine.has_work:
         engine.step()
         _settle(engine, ledger)
+    per_cpu_s.append(total * tokens / (time.process_time() - started_cpu_s))
     return total * tokens / (time.perf_counter() - started_s)
 
 
@@ -79,31 +86,39 @@ def _settle(engine: NativeEngine, ledger: Ledger | None) -> None:
 
 
 async def _client(
-    client: httpx.AsyncClient, url: str, count: int, body: dict[str, Any], *, stream: bool
+    client: httpx.AsyncClient, url: str, body: dict[str, Any], *, stream: bool
 ) -> None:
-    for _ in range(count):
-        if not stream:
-            (await client.post(f"{url}/v1/chat/completions", json=body)).raise_for_status()
-            continue
-        async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
-            response.raise_for_status()
-            async for _ in response.aiter_raw():
-                pass
+    if not stream:
+        (await client.post(f"{url}/v1/chat/completions", json=body)).raise_for_status()
+        return
+    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for _ in response.aiter_raw():
+            pass
 
 
 def http_tokens_per_s(url: str, model: str, *, batch: int, tokens: int, stream: bool) -> float:
-    """Tokens per second of closed-loop clients."""
+    """Tokens per second of as many requests, sent at once, as the bare engine gets."""
     body = chat_body(Path(model).name, tokens, stream=stream)
 
     async def run() -> float:
         async with httpx.AsyncClient(timeout=120) as client:
             started_s = time.perf_counter()
             await asyncio.gather(
-                *(_client(client, url, 2, body, stream=stream) for _ in range(batch))
+                *(_client(client, url, body, stream=stream) for _ in range(2 * batch))
             )
             return 2 * batch * tokens / (time.perf_counter() - started_s)
 
     return asyncio.run(run())
+
+
+def _ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """What is compared with what."""
+    return {
+        "metered_over_unmetered": paired_ratio(rates["metered"], rates["unmetered"]),
+        "http_over_metered": paired_ratio(rates["http"], rates["metered"]),
+        "http_stream_over_metered": paired_ratio(rates["http_stream"], rates["metered"]),
+    }
 
 
 def main(
@@ -122,14 +137,16 @@ def main(
         account = bench.account()
         idle_account = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
 
-        def bare(account: Account, ledger: Ledger | None) -> Callable[[], float]:
-            return lambda: bare_tokens_per_s(bench, account, ledger, batch=batch, tokens=tokens)
+        arms = ("metered", "unmetered", "http", "http_stream")
+        per_cpu_s: dict[str, list[float]] = {name: [] for name in arms}
 
-        with running_server(model, data_dir, "--threads", str(threads), "--no-prefix-cache") as (
-            url,
-            pid,
-        ):
-            per_cpu_s: dict[str, list[float]] = {"http": [], "http_stream": []}
+        def bare(name: str, account: Account, ledger: Ledger | None) -> Callable[[], float]:
+            return lambda: bare_tokens_per_s(
+                bench, account, ledger, per_cpu_s[name], batch=batch, tokens=tokens
+            )
+
+        options = ("--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch))
+        with running_server(model, data_dir, *options) as (url, pid):
 
             def over_http(name: str, stream: bool) -> Callable[[], float]:
                 def run() -> float:
@@ -143,8 +160,8 @@ def main(
 
             rates = interleave(
                 {
-                    "metered": bare(account, ledger),
-                    "unmetered": bare(idle_account, None),
+                    "metered": bare("metered", account, ledger),
+                    "unmetered": bare("unmetered", idle_account, None),
                     "http": over_http("http", False),
                     "http_stream": over_http("http_stream", True),
                 },
@@ -157,10 +174,9 @@ def main(
         "threads": threads,
         "rounds": rounds,
         "tokens_per_s": {name: statistics.median(values) for name, values in rates.items()},
-        "server_tokens_per_cpu_s": {n: statistics.median(v) for n, v in per_cpu_s.items()},
-        "metered_over_unmetered": paired_ratio(rates["metered"], rates["unmetered"]),
-        "http_over_metered": paired_ratio(rates["http"], rates["metered"]),
-        "http_stream_over_metered": paired_ratio(rates["http_stream"], rates["metered"]),
+        "tokens_per_cpu_s": {name: statistics.median(v) for name, v in per_cpu_s.items()},
+        "wall": _ratios(rates),
+        "cpu": _ratios(per_cpu_s),
     }
     console.print_json(data=figures)
     console.print(f"written to {save('overhead', figures)}")
