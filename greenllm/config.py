@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from greenllm.core import GreenllmError
 
 ENVIRONMENT_PREFIX = "GREENLLM_"
+TEST_PREFIX = "GREENLLM_TEST_"
 T = TypeVar("T")
 
 
@@ -50,7 +51,7 @@ class EngineConfig:
         "auto", "Arithmetic; auto is float32 on CPUs and bfloat16 on GPUs."
     )
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
-    threads: int = option(0, "CPU threads for the model; 0 is one per core.")
+    threads: int = option(0, "CPU threads for the model; 0 tries one and all cores.")
     max_context: int | None = option(None, "Longest prompt plus answer; default is the model's.")
     max_num_seqs: int = option(64, "Sequences in one batch, at most.")
     max_batch_tokens: int = option(512, "Tokens in one step, at most; longer prompts are chunked.")
@@ -123,6 +124,11 @@ def load(
         if name not in known:
             raise ConfigError(f"{file}: unknown option {name!r}")
         values[name] = convert(f"{file}: {name}", value, hints[name])
+    names = {ENVIRONMENT_PREFIX + name.upper() for name in known}
+    for key in environment or {}:
+        is_ours = key.startswith(ENVIRONMENT_PREFIX) and not key.startswith(TEST_PREFIX)
+        if is_ours and key not in names:
+            raise ConfigError(f"{key}: no such option")
     for name in known:
         key = ENVIRONMENT_PREFIX + name.upper()
         if environment and key in environment:

@@ -31,13 +31,17 @@ class InvalidRequestError(GreenllmError):
         self.param = param
 
 
+# Below this, dividing logits by the temperature leaves the range of float32.
+GREEDY_BELOW = 1e-5
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen and when a sequence ends.
 
     `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
-    chosen token. `temperature` 0 is greedy. Penalties follow OpenAI (presence, frequency: on
-    generated tokens) and CTRL, arXiv:1909.05858 (repetition: on prompt and generated tokens).
+    chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
+    frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
     """
 
     temperature: float = 1.0
@@ -76,7 +80,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
-        return self.temperature == 0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def has_penalties(self) -> bool:
@@ -366,5 +370,7 @@ class Receipt:
 
     @property
     def gco2e(self) -> float | None:
-        """Operational emissions plus, where they are known, embodied ones."""
-        return None if self.operational_g is None else self.operational_g + (self.embodied_g or 0.0)
+        """Operational plus embodied emissions; None while either is unknown."""
+        if self.operational_g is None or self.embodied_g is None:
+            return None
+        return self.operational_g + self.embodied_g

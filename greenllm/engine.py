@@ -91,8 +91,8 @@ class Engine(Protocol):
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` is worth calling; None when nothing is due."""
 
-    def drain(self) -> list[Receipt]:
-        """Close the books and return the last receipts."""
+    def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
+        """End what is in flight, close the books and return the last receipts."""
 
     def stats(self) -> Stats:
         """Counters, for metrics."""
@@ -146,7 +146,6 @@ class NativeEngine:
 
     def check(self, request: Request) -> None:
         """Refuse empty prompts, unknown ids and what exceeds the context; see `Engine`."""
-        limit, vocabulary = self.info.context_length, self.info.vocab_size
         if request.num_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(
                 f"{request.num_sequences} answers asked for, at most {MAX_SEQUENCES}", "n"
@@ -154,28 +153,34 @@ class NativeEngine:
         if not request.prompts:
             raise InvalidRequestError("there is no prompt", "prompt")
         for prompt in request.prompts:
-            if not prompt:
-                raise InvalidRequestError("the prompt is empty", "prompt")
-            if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-                raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", "prompt")
-            if len(prompt) + min(1, request.sampling.max_tokens) > limit:
-                raise InvalidRequestError(
-                    f"the prompt has {len(prompt)} tokens, the context is {limit}", "prompt"
-                )
-        longest = max(len(prompt) for prompt in request.prompts)
-        if longest + request.sampling.max_tokens > limit:
-            raise InvalidRequestError(
-                f"prompt ({longest}) and max_tokens ({request.sampling.max_tokens}) exceed the"
-                f" context of {limit} tokens",
-                "max_tokens",
-            )
-        sampling = request.sampling
+            self._check_prompt(prompt, request.sampling.max_tokens)
+        sampling, vocabulary = request.sampling, self.info.vocab_size
         for name, ids in (
             ("logit_bias", sampling.logit_bias),
             ("stop_token_ids", sampling.stop_token_ids),
         ):
             if not all(0 <= token_id < vocabulary for token_id in ids):
                 raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", name)
+        ends = self.info.eos_token_ids | frozenset(sampling.stop_token_ids)
+        if sampling.min_tokens and len(ends) >= vocabulary:
+            raise InvalidRequestError("every token would end the answer", "stop_token_ids")
+
+    def _check_prompt(self, prompt: tuple[int, ...], max_tokens: int) -> None:
+        limit, vocabulary = self.info.context_length, self.info.vocab_size
+        if not prompt:
+            raise InvalidRequestError("the prompt is empty", "prompt")
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", "prompt")
+        if len(prompt) + min(1, max_tokens) > limit:
+            raise InvalidRequestError(
+                f"the prompt has {len(prompt)} tokens, the context is {limit}", "prompt"
+            )
+        if len(prompt) + max_tokens > limit:
+            raise InvalidRequestError(
+                f"prompt ({len(prompt)}) and max_tokens ({max_tokens}) exceed the context of"
+                f" {limit} tokens",
+                "max_tokens",
+            )
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""
@@ -249,10 +254,11 @@ class NativeEngine:
         """Seconds until `settle` is worth calling."""
         return self.account.settle_in_s()
 
-    def drain(self) -> list[Receipt]:
-        """Abort what is in flight, close the books and return the last receipts."""
+    def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
+        """End what is in flight, close the books and return the last receipts."""
         for request_id in list(self._open):
-            self.abort(request_id)
+            self.scheduler.abort(request_id)
+            self._close(request_id, outcome)
         return [self.policy.apply(receipt) for receipt in self.account.drain()]
 
     def stats(self) -> Stats:
@@ -268,7 +274,7 @@ class NativeEngine:
             prompt_tokens=self._tokens["prompt"],
             cached_tokens=self._tokens["cached"],
             completion_tokens=self._tokens["completion"],
-            totals=replace(self.account.totals),
+            totals=self.account.published,
             num_sensor_errors=self.account.num_sensor_errors,
             num_violations=self.account.num_violations,
         )

@@ -83,6 +83,7 @@ class EngineLoop:
         except BaseException as error:
             self.error = error
             log.critical("the engine stopped", exc_info=True)
+            self._save_what_can_be_saved()
             self._on_failure()
 
     def _turn(self) -> None:
@@ -111,6 +112,15 @@ class EngineLoop:
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
         self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+
+    def _save_what_can_be_saved(self) -> None:
+        """Give every request of a dying engine its row."""
+        try:
+            receipts = self._engine.drain("failed")
+            self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+        except Exception:
+            # The engine is already broken; what it cannot tell any more is lost, and logged.
+            log.critical("requests in flight leave no receipts", exc_info=True)
 
     def _finish(self) -> None:
         receipts = self._engine.drain()

@@ -5,7 +5,8 @@ Not covered: images and audio in messages, tools in templates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +19,45 @@ from greenllm.core import GreenllmError, InvalidRequestError, SamplingParams
 from greenllm.text import TextStream
 
 
+def _byte_characters() -> dict[str, int]:
+    """The printable stand-ins that byte-level BPE (GPT-2) uses for the 256 bytes, reversed."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+_BYTE_OF = _byte_characters()
+_BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
 class TokenizerError(GreenllmError):
     """The model has no tokenizer that can be used."""
+
+
+class _FastSteps:
+    """Incremental decoding that survives ids no text could have produced.
+
+    The decoder raises a bare Exception when a byte sequence turns invalid after the fact; then what
+    it had not told yet is decoded at once, and a fresh decoder goes on.
+    """
+
+    def __init__(self, fast: FastTokenizer, decode: Callable[[list[int]], str]) -> None:
+        self._fast = fast
+        self._decode = decode
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._untold: list[int] = []
+
+    def __call__(self, token_id: int) -> str | None:
+        self._untold.append(token_id)
+        text: str | None
+        try:
+            text = self._decoder.step(self._fast, token_id)
+        except Exception:
+            text = self._decode(self._untold)
+            self._decoder = DecodeStream(skip_special_tokens=True)
+        if text is not None:
+            self._untold.clear()
+        return text
 
 
 class Tokenizer:
@@ -28,6 +66,8 @@ class Tokenizer:
     def __init__(self, hf: Any) -> None:
         self._hf = hf
         self._fast: FastTokenizer | None = getattr(hf, "backend_tokenizer", None)
+        self._special_ids = frozenset(hf.all_special_ids)
+        self._is_byte_level = self._fast is not None and "ByteLevel" in repr(self._fast.decoder)
         self.token_text = lru_cache(maxsize=65536)(self._token_text)
 
     @property
@@ -51,7 +91,22 @@ class Tokenizer:
         return text
 
     def _token_text(self, token_id: int) -> str:
-        return self.decode([token_id], skip_special_tokens=False)
+        return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one id stands for, leading space and parts of characters included."""
+        piece: str = self._hf.convert_ids_to_tokens(token_id) or ""
+        if token_id in self._special_ids:
+            return piece.encode()
+        if found := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(found[1], 16)])
+        if self._is_byte_level:
+            return bytes(_BYTE_OF.get(char, ord("?")) for char in piece)
+        return piece.replace("\u2581", " ").encode()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id is left out of decoded text."""
+        return token_id in self._special_ids
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """Render messages with the model's template.
@@ -77,13 +132,8 @@ class Tokenizer:
         """A text sink for one answer."""
         if self._fast is None:
             return self._slow_stream(params)
-        fast, decoder = self._fast, DecodeStream(skip_special_tokens=True)
-        return TextStream(
-            lambda token_id: decoder.step(fast, token_id),
-            self.decode,
-            stop=params.stop,
-            min_tokens=params.min_tokens,
-        )
+        step = _FastSteps(self._fast, self.decode)
+        return TextStream(step, self.decode, stop=params.stop, min_tokens=params.min_tokens)
 
     def _slow_stream(self, params: SamplingParams) -> TextStream:
         """The same for tokenizers without a fast backend: decode everything, send the new part."""

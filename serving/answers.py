@@ -69,7 +69,8 @@ def chat_logprobs(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict
 
 def _chat_token(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     text = tokenizer.token_text(token_id)
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    raw = list(tokenizer.token_bytes(token_id))
+    return {"token": text, "logprob": logprob, "bytes": raw}
 
 
 def text_logprobs(
@@ -83,10 +84,10 @@ def text_logprobs(
     tokens: list[str] = []
     offsets: list[int] = []
     for entry in entries:
-        text = tokenizer.token_text(entry.token_id if entry is not None else first_id or 0)
-        tokens.append(text)
+        token_id = entry.token_id if entry is not None else first_id or 0
+        tokens.append(tokenizer.token_text(token_id))
         offsets.append(offset)
-        offset += len(text)
+        offset += 0 if tokenizer.is_special(token_id) else len(tokens[-1])
     return {
         "tokens": tokens,
         "token_logprobs": [None if entry is None else entry.logprob for entry in entries],
@@ -160,9 +161,7 @@ def _text_choice(
     logprobs = None
     if request.sampling.logprobs is not None:
         scored = _prompt_entries(choice) if echo else []
-        logprobs = text_logprobs(
-            [*scored, *choice.logprobs], prompt[0], tokenizer, offset=0 if echo else len(before)
-        )
+        logprobs = text_logprobs([*scored, *choice.logprobs], prompt[0], tokenizer)
     return {
         "index": index,
         "text": before + choice.text,

@@ -38,10 +38,13 @@ class Submission:
         self.tokens: deque[Token] = deque()
         self.wake = asyncio.Event()
 
-    async def batches(self, keep_alive_s: float) -> AsyncIterator[list[Token] | None]:
+    async def batches(
+        self, keep_alive_s: float, interval_s: float = 0.0
+    ) -> AsyncIterator[list[Token] | None]:
         """Yield tokens as they come, None when nothing came for `keep_alive_s`.
 
-        Ends once the receipt is there.
+        The first come at once, later ones at most every `interval_s`. Ends once the receipt is
+        there.
         """
         loop = asyncio.get_running_loop()
         while self.receipt is None:
@@ -56,6 +59,8 @@ class Submission:
             batch = self._take()
             if batch or self.receipt is None:
                 yield batch or None
+            if batch and self.receipt is None and interval_s > 0:
+                await asyncio.sleep(interval_s)
         if batch := self._take():
             yield batch
 

@@ -20,26 +20,26 @@ def energy_object(receipt: Receipt) -> dict[str, Any]:
     total_j = receipt.total_j
     return {
         "request_id": receipt.request_id,
-        "energy_joules": _round(total_j),
-        "active_joules": _round(receipt.active_j),
-        "idle_joules": _round(receipt.idle_j),
-        "prefill_joules": _round(receipt.prefill_j),
-        "decode_joules": _round(receipt.decode_j),
-        "domains_joules": {name: _round(value) for name, value in receipt.domains_j.items()},
-        "joules_per_token": _round(receipt.joules_per_token),
-        "energy_kwh": _round(None if total_j is None else joules_to_kwh(total_j)),
-        "avg_power_watts": _round(receipt.avg_power_w),
-        "duration_seconds": _round(receipt.duration_s),
-        "flops": _round(receipt.flops),
+        "energy_joules": rounded(total_j),
+        "active_joules": rounded(receipt.active_j),
+        "idle_joules": rounded(receipt.idle_j),
+        "prefill_joules": rounded(receipt.prefill_j),
+        "decode_joules": rounded(receipt.decode_j),
+        "domains_joules": {name: rounded(value) for name, value in receipt.domains_j.items()},
+        "joules_per_token": rounded(receipt.joules_per_token),
+        "energy_kwh": rounded(None if total_j is None else joules_to_kwh(total_j)),
+        "avg_power_watts": rounded(receipt.avg_power_w),
+        "duration_seconds": rounded(receipt.duration_s),
+        "flops": rounded(receipt.flops),
         "method": receipt.method,
         "measured": receipt.measured,
-        "uncertainty": _round(receipt.uncertainty),
+        "uncertainty": rounded(receipt.uncertainty),
         "status": receipt.status,
         "attribution": receipt.attribution,
-        "gco2e": _round(receipt.gco2e),
-        "operational_gco2e": _round(receipt.operational_g),
-        "embodied_gco2e": _round(receipt.embodied_g),
-        "carbon_intensity_g_per_kwh": _round(receipt.intensity_g_per_kwh),
+        "gco2e": rounded(receipt.gco2e),
+        "operational_gco2e": rounded(receipt.operational_g),
+        "embodied_gco2e": rounded(receipt.embodied_g),
+        "carbon_intensity_g_per_kwh": rounded(receipt.intensity_g_per_kwh),
         "carbon_intensity_zone": receipt.intensity_zone,
         "carbon_intensity_source": receipt.intensity_source,
         "carbon_intensity_year": receipt.intensity_year,
@@ -84,6 +84,7 @@ def energy_headers(receipt: Receipt) -> dict[str, str]:
         "X-Energy-Duration-Seconds": receipt.duration_s,
         "X-Energy-Uncertainty": receipt.uncertainty,
         "X-Carbon-Gco2e": receipt.gco2e,
+        "X-Carbon-Operational-Gco2e": receipt.operational_g,
     }
     headers = link_headers(receipt.request_id)
     headers |= {name: _text(value) for name, value in figures.items() if value is not None}
@@ -114,7 +115,8 @@ def _intensity(receipt: Receipt) -> str:
     return "; ".join(parts)
 
 
-def _round(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """Three significant digits."""
     return None if value is None else significant(value)
 
 

@@ -26,6 +26,7 @@ from serving.stream import ChatChunks, TextChunks, events, failure_of
 router = APIRouter()
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
+UNAUTHORIZED = 401
 LONG_BODY_BYTES = 100_000
 
 
@@ -120,7 +121,10 @@ async def _guarded(
     request_id: str,
     answer: Callable[[], Awaitable[Response]],
 ) -> Response:
-    """Run a handler; whatever refuses the request leaves a row in the ledger."""
+    """Run a handler; whatever refuses the request leaves a row in the ledger.
+
+    Callers without a valid key leave none: they could fill the disk.
+    """
     try:
         return await answer()
     except InvalidRequestError as error:
@@ -129,14 +133,18 @@ async def _guarded(
         refusal = error
     except EngineDownError as error:
         return ApiError(500, str(error)).response(request_id)
-    _record_refusal(http, state, request_id, refusal.status)
+    if refusal.status != UNAUTHORIZED:
+        _record_refusal(http, state, request_id, refusal.status)
     return refusal.response(request_id)
 
 
 def _record_refusal(
     http: HttpRequest, state: ServerState, request_id: str, http_status: int
 ) -> None:
-    """A refused request has a row too; its few joules are part of `idle` or of others' windows."""
+    """A refused request has a row too; its few joules are part of `idle` or of others' windows.
+
+    The row is under the served model: what a client called it may be anything.
+    """
     receipt = Receipt(
         request_id=request_id,
         model=state.model_names[0],
@@ -147,6 +155,7 @@ def _record_refusal(
         measured=False,
         endpoint=http.url.path,
         http_status=http_status,
+        key=state.key_of(http),
     )
     state.record_refusal(receipt)
 
@@ -170,6 +179,7 @@ def _stream(
             chunks,
             include_usage=options is not None and options.include_usage,
             keep_alive_s=state.config.keep_alive_s,
+            interval_s=state.config.stream_interval_s,
         ),
         media_type="text/event-stream",
         headers={**link_headers(request.request_id), "Cache-Control": "no-cache"},

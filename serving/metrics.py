@@ -72,6 +72,7 @@ class _EngineCollector:
         yield from _counters(stats)
         yield self._energy()
         yield _account(stats)
+        yield _meter(stats)
 
     def _energy(self) -> Metric:
         family = CounterMetricFamily(
@@ -90,6 +91,10 @@ def _gauges(stats: Stats) -> Iterable[Metric]:
         "greenllm_requests_running": ("Sequences in the batch.", stats.num_running),
         "greenllm_kv_blocks": ("Blocks of the KV cache.", stats.num_blocks),
         "greenllm_kv_blocks_free": ("Free blocks of the KV cache.", stats.num_free_blocks),
+        "greenllm_account_open_joules": (
+            "Joules of requests without a final receipt.",
+            stats.totals.open_j,
+        ),
     }
     for name, (text, value) in values.items():
         yield GaugeMetricFamily(name, text, value=value)
@@ -115,10 +120,15 @@ def _counters(stats: Stats) -> Iterable[Metric]:
 def _account(stats: Stats) -> Metric:
     family = CounterMetricFamily(
         "greenllm_account_joules",
-        "Joules by destination; they add up to the meter's.",
+        "Joules by destination; with the open ones they add up to the meter's.",
         labels=["destination"],
     )
     totals = stats.totals
     for name in ("load", "idle", "unattributed", "requests"):
         family.add_metric([name], getattr(totals, f"{name}_j"))
     return family
+
+
+def _meter(stats: Stats) -> Metric:
+    text = "Joules the meter counted since the server started."
+    return CounterMetricFamily("greenllm_meter_joules", text, value=stats.totals.meter_j)

@@ -12,7 +12,6 @@ from greenllm.tokenizer import Tokenizer
 from serving.schemas import ChatBody, CompletionBody, SamplingBody
 
 DEFAULT_COMPLETION_TOKENS = 16
-MAX_CHOICES = 4096
 
 
 def new_request_id(prefix: str) -> str:
@@ -88,8 +87,6 @@ def completion_request(
         key=key,
         created_s=time.time(),
     )
-    if request.num_sequences > MAX_CHOICES:
-        raise InvalidRequestError(f"more than {MAX_CHOICES} choices in one request", "prompt")
     return request
 
 

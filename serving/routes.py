@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from datetime import datetime
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -13,7 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 
 from greenllm.energy.ledger import GROUPS
-from serving.energy import receipt_object
+from greenllm.energy.period import parse_moment
+from greenllm.tokenizer import Tokenizer
+from serving.energy import receipt_object, rounded
 from serving.errors import ApiError, from_validation
 from serving.generation import body_schema
 from serving.schemas import DetokenizeBody, TokenizeBody
@@ -72,16 +74,19 @@ async def tokenize(http: HttpRequest) -> dict[str, Any]:
     body = await _body(http, state, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
-    if body.messages is None:
-        ids = state.tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
-    else:
-        text = state.tokenizer.chat(
-            [message.plain() for message in body.messages],
-            add_generation_prompt=body.add_generation_prompt,
-        )
-        ids = state.tokenizer.encode(text, add_special_tokens=False)
+    ids = await asyncio.to_thread(_ids, state.tokenizer, body)
     limit = state.engine.info.context_length
     return {"tokens": ids, "count": len(ids), "max_model_len": limit}
+
+
+def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
+    if body.messages is None:
+        return tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+    text = tokenizer.chat(
+        [message.plain() for message in body.messages],
+        add_generation_prompt=body.add_generation_prompt,
+    )
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 @router.post("/detokenize", openapi_extra=body_schema(DetokenizeBody))
@@ -127,9 +132,12 @@ def receipt(http: HttpRequest, request_id: str) -> dict[str, Any]:
 
 @router.get("/v1/energy")
 def energy(http: HttpRequest) -> dict[str, Any]:
-    """Sums over a period: `since`, `until` (unix seconds or ISO 8601) and `group_by`."""
+    """Sums over a period: `since`, `until` (Unix seconds or ISO 8601) and `group_by`.
+
+    Where keys are required, each caller sees the sums of its own key.
+    """
     state = state_of(http)
-    state.key_of(http)
+    key = state.key_of(http)
     query = dict(http.query_params)
     unknown = set(query) - _ENERGY_PARAMETERS
     if unknown:
@@ -143,6 +151,7 @@ def energy(http: HttpRequest) -> dict[str, Any]:
         group_by,
         since_s=_moment("since", query.get("since"), 0.0),
         until_s=_moment("until", query.get("until"), 1e12),
+        key=key if state.config.api_keys else None,
     )
     totals = state.engine.stats().totals
     return {
@@ -154,20 +163,20 @@ def energy(http: HttpRequest) -> dict[str, Any]:
                 "requests": row.requests,
                 "prompt_tokens": row.prompt_tokens,
                 "completion_tokens": row.completion_tokens,
-                "active_joules": row.active_j,
-                "energy_joules": row.total_j,
-                "gco2e": row.gco2e,
+                "active_joules": rounded(row.active_j),
+                "energy_joules": rounded(row.total_j),
+                "gco2e": rounded(row.gco2e),
                 "unmetered_requests": row.unmetered,
             }
             for row in rows
         ],
         "session": {
-            "meter_joules": totals.meter_j,
-            "load_joules": totals.load_j,
-            "idle_joules": totals.idle_j,
-            "unattributed_joules": totals.unattributed_j,
-            "request_joules": totals.requests_j,
-            "open_joules": totals.open_j,
+            "meter_joules": rounded(totals.meter_j),
+            "load_joules": rounded(totals.load_j),
+            "idle_joules": rounded(totals.idle_j),
+            "unattributed_joules": rounded(totals.unattributed_j),
+            "request_joules": rounded(totals.requests_j),
+            "open_joules": rounded(totals.open_j),
             "residual": totals.residual,
         },
     }
@@ -175,17 +184,10 @@ def energy(http: HttpRequest) -> dict[str, Any]:
 
 def _moment(name: str, text: str | None, default_s: float) -> float:
     """Unix seconds of a query parameter."""
-    if text is None:
-        return default_s
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
+        return parse_moment(name, text, default_s)
     except ValueError as error:
-        message = f"{name} must be unix seconds or ISO 8601, not {text!r}"
-        raise ApiError(400, message, param=name) from error
+        raise ApiError(400, str(error), param=name) from error
 
 
 @router.get("/health")

@@ -74,6 +74,12 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart] | None
     name: str | None = None
+    # What an answer's message carries beside its content, when a client sends it back.
+    refusal: None = None
+    audio: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def plain(self) -> dict[str, str]:
         """The message as templates want it: one string."""
@@ -102,6 +108,12 @@ class ChatBody(SamplingBody):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     modalities: list[Literal["text"]] | None = None
+    functions: None = None
+    function_call: None = None
+    parallel_tool_calls: None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
 
 
 class CompletionBody(SamplingBody):
@@ -111,6 +123,7 @@ class CompletionBody(SamplingBody):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Literal[1] | None = None
+    suffix: None = None
 
 
 class TokenizeBody(Body):

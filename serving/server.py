@@ -7,6 +7,7 @@ minute. Everything that can go wrong before serving is a `GreenllmError` of one 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -19,6 +20,7 @@ from types import FrameType
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from greenllm.core import GreenllmError, Receipt, Token
 from greenllm.energy.account import Account
@@ -30,9 +32,9 @@ from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
 from greenllm.engine_loop import EngineLoop
-from greenllm.model.loader import LoadOptions, resolve
+from greenllm.model.loader import LoadOptions, load_config, resolve
 from greenllm.runner.torch import load_torch_runner
-from greenllm.runner.warmup import warm_up
+from greenllm.runner.warmup import choose_threads, warm_up
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.bridge import Bridge
@@ -123,19 +125,20 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     Raises:
         GreenllmError: with the reason.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     policy = carbon_policy(config)
+    options = LoadOptions(
+        quantization=config.quantize,
+        dtype=config.dtype,
+        device=config.device,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        max_context=config.max_context,
+    )
+    load_config(resolve(config.model), options)
     tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
     runner = load_torch_runner(
         config.model,
-        LoadOptions(
-            quantization=config.quantize,
-            dtype=config.dtype,
-            device=config.device,
-            allow_pickle=config.allow_pickle,
-            trust_remote_code=config.trust_remote_code,
-            max_context=config.max_context,
-        ),
+        options,
         block_size=config.block_size,
         kv_cache_bytes=int(config.kv_cache_gb * 1e9),
         max_num_seqs=config.max_num_seqs,
@@ -157,7 +160,13 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         max_batch_tokens=config.max_batch_tokens,
         prefix_cache=config.prefix_cache,
     )
+    account.rest(time.sleep)
+    candidates = (config.threads,) if config.threads else (1, os.cpu_count() or 1)
+    choose_threads(runner, tuple(dict.fromkeys(candidates)), torch.set_num_threads)
     warm_up(runner, account)
+    # What is loaded stays: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     ledger, session_id = open_ledger(config, meter)
     account.start_serving()
     return Parts(engine, tokenizer, ledger, session_id)
@@ -217,11 +226,17 @@ def serve(
             ),
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
             drain_timeout_s=config.drain_timeout_s,
+            on_signal=lambda: _stop_taking(app),
             on_drained=lambda: app.state.server.bridge.cancel_all(),
         )
         server.run(sockets=[listener])
     finally:
         listener.close()
+
+
+def _stop_taking(app: FastAPI) -> None:
+    """Connections that are still open get 503 from now on, and `/ready` says so."""
+    app.state.server.draining = True
 
 
 class _Server(uvicorn.Server):
@@ -233,11 +248,13 @@ class _Server(uvicorn.Server):
         *,
         on_ready: Callable[[], None],
         drain_timeout_s: float,
+        on_signal: Callable[[], None],
         on_drained: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
         self._drain_timeout_s = drain_timeout_s
+        self._on_signal = on_signal
         self._on_drained = on_drained
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -252,6 +269,7 @@ class _Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
+        self._on_signal()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as usual, then tell."""

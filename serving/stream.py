@@ -10,7 +10,7 @@ Not covered: HTTP trailers; the HTTP/1.1 servers in use cannot send them.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from greenllm.core import Request, Token
@@ -129,6 +129,20 @@ def failure_of(token: Token) -> ApiError | None:
     return None
 
 
+def _token_events(
+    batch: list[Token], chunks: ChatChunks | TextChunks, head: dict[str, Any]
+) -> Iterator[str]:
+    """The events of some tokens; a token that tells nothing yet has none."""
+    for token in batch:
+        choice = chunks.choice(token)
+        if choice is None:
+            continue
+        if failure := failure_of(token):
+            yield event(failure.body())
+        else:
+            yield event({**head, "choices": [choice]})
+
+
 async def events(
     submission: Submission,
     bridge: Bridge,
@@ -136,6 +150,7 @@ async def events(
     *,
     include_usage: bool,
     keep_alive_s: float,
+    interval_s: float = 0.0,
 ) -> AsyncIterator[str]:
     """The whole stream of one request."""
     request = submission.request
@@ -149,18 +164,11 @@ async def events(
     try:
         for opening in chunks.first():
             yield event({**head, "choices": [opening], **no_usage})
-        async for batch in submission.batches(keep_alive_s):
+        async for batch in submission.batches(keep_alive_s, interval_s):
             if batch is None:
                 yield KEEP_ALIVE
                 continue
-            for token in batch:
-                choice = chunks.choice(token)
-                if choice is None:
-                    continue
-                if failure := failure_of(token):
-                    yield event(failure.body())
-                else:
-                    yield event({**head, "choices": [choice], **no_usage})
+            yield "".join(_token_events(batch, chunks, head | no_usage))
         if submission.receipt is not None:
             if include_usage:
                 yield event({**head, "choices": [], "usage": usage(submission.receipt)})

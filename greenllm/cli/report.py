@@ -24,12 +24,13 @@ from greenllm.cli.report_data import (
     Report,
     check_group,
     collect,
-    parse_moment,
 )
 from greenllm.cli.report_export import check_plot, csv_writer, write_json, write_plot
 from greenllm.cli.report_tables import print_report
+from greenllm.config import ConfigError
 from greenllm.core import GreenllmError, Receipt
 from greenllm.energy.ledger import Ledger
+from greenllm.energy.period import parse_moment
 
 PROGRESS_AFTER_S = 2.0
 
@@ -43,6 +44,14 @@ class Export:
     plot: Path | None = None
 
 
+def _period(since: str | None, until: str | None) -> Period:
+    try:
+        since_s = parse_moment("--since", since, 0.0)
+        return Period(since_s, parse_moment("--until", until, FOREVER_S))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def run(
     data_dir: Path | None, group_by: str, since: str | None, until: str | None, export: Export
 ) -> None:
@@ -53,8 +62,7 @@ def run(
     """
     check_group(group_by)
     check_plot(export.plot)
-    since_s = parse_moment("--since", since, 0.0)
-    period = Period(since_s, parse_moment("--until", until, FOREVER_S))
+    period = _period(since, until)
     ledger = open_ledger(ledger_path(data_dir))
     try:
         report = _read(ledger, period, group_by, export.csv)

@@ -10,7 +10,6 @@ reading and after its last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,11 +58,11 @@ class Sums:
         self.requests += 1
         self.prompt_tokens += receipt.prompt_tokens
         self.completion_tokens += receipt.completion_tokens
-        self.gco2e = _plus(self.gco2e, receipt.gco2e)
-        self.flops = _plus(self.flops, receipt.flops)
-        if receipt.total_j is None:
+        if receipt.status != "final":
             self.unmetered += 1
             return
+        self.gco2e = _plus(self.gco2e, receipt.gco2e)
+        self.flops = _plus(self.flops, receipt.flops)
         self.active_j = _plus(self.active_j, receipt.active_j)
         self.idle_j = _plus(self.idle_j, receipt.idle_j)
         self.total_j = _plus(self.total_j, receipt.total_j)
@@ -106,30 +105,6 @@ class Report:
     groups: tuple[Sums, ...]
     total: Sums
     accounts: tuple[SessionAccount, ...]
-
-
-def parse_moment(name: str, text: str | None, default_s: float) -> float:
-    """Unix seconds of an option given as such or in ISO 8601.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text is None:
-        return default_s
-    try:
-        at_s = float(text)
-    except ValueError:
-        at_s = _from_iso(text)
-    if not math.isfinite(at_s):
-        raise ConfigError(f"{name} must be Unix seconds or ISO 8601, not {text!r}")
-    return at_s
-
-
-def _from_iso(text: str) -> float:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 def check_group(group_by: str) -> None:

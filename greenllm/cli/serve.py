@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 from greenllm.cli.clashes import find_clashes
 from greenllm.config import ConfigError
-from greenllm.energy.ladder import choose_meter
+from greenllm.energy.ladder import choose_meter, gpu_rungs
 from greenllm.energy.meter import SensorError
 from serving.config import ServeConfig
 
@@ -30,11 +30,13 @@ def run(config: ServeConfig) -> None:
     # Threads that spin at barriers burn joules, and stall each other when a core is taken away.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not console.is_terminal:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for clash in find_clashes():
         console.print(f"[yellow]warning:[/] {clash}")
     try:
-        meter = choose_meter(config.meter)
+        # A server on the CPU does not pay for what others do on the GPUs.
+        meter = choose_meter(config.meter, gpu=gpu_rungs if config.device != "cpu" else list)
         first = meter.read()
     except SensorError as error:
         raise ConfigError(f"--meter {config.meter}: {error}") from error

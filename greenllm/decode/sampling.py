@@ -29,6 +29,8 @@ def sample(logits: Tensor, rows: list[Sequence]) -> list[Sample]:
     """Choose the next token of each row; logits `[rows, vocabulary]`, float32."""
     if not rows:
         return []
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("the model returned logits that are not finite")
     adjusted = _adjust(logits, rows)
     token_ids = adjusted.argmax(dim=-1)
     drawn = [i for i, seq in enumerate(rows) if not seq.sampling.is_greedy]
@@ -101,7 +103,7 @@ def _draw(logits: Tensor, rows: list[Sequence]) -> Tensor:
     draws = [uniform(seq.seed, len(seq.token_ids)) for seq in rows]
     targets = logits.new_tensor(draws)[:, None] * cumulative[:, -1:]
     picks = torch.searchsorted(cumulative, targets, right=True)
-    last = (probs > 0).sum(dim=-1, keepdim=True) - 1
+    last = ((probs > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(1, torch.minimum(picks, last))[:, 0]
 
 
@@ -113,8 +115,9 @@ def _filter(probs: Tensor, params: list[SamplingParams]) -> Tensor:
     ranks = torch.arange(size, device=probs.device)[None]
     top_k = torch.tensor([[p.top_k or size] for p in params], device=probs.device)
     min_p = probs.new_tensor([[p.min_p] for p in params])
-    keep = (ranks < top_k) & (probs >= min_p * probs[:, :1])
+    keep = (ranks < top_k) & (probs >= min_p * probs[:, :1])  # always the first
     probs = probs * keep
     top_p = probs.new_tensor([[p.top_p if p.top_p < 1 else 2.0] for p in params])
     before = probs.cumsum(dim=-1) - probs
-    return probs * (before < top_p * probs.sum(dim=-1, keepdim=True))
+    within = before < top_p * probs.sum(dim=-1, keepdim=True)
+    return probs * (within | (ranks == 0))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greenllm.core import Batch, Outcome, Phase, Receipt, Request
 from greenllm.energy.attribution import (
@@ -41,6 +41,8 @@ _LONGEST_WINDOW_S = 1.0
 _GIVE_UP_AFTER_S = 5.0
 _RETRY_S = 0.05
 _FINALISE_EVERY_S = 1.0
+_REHEARSED_PERIODS = 3
+_REST_S = 0.5
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class Account:
         self.fit = CoefficientFit(prior_coefficients(shape))
         self.idle_power = IdlePower(meter.idle_w)
         self.totals = Totals()
+        self.published = Totals()
         self.spent_j: dict[Label, float] = {}
         self.num_sensor_errors = 0
         self.num_violations = 0
@@ -151,15 +154,35 @@ class Account:
         self._tally(tallies, batch, duration_s)
         return [(key, tally.work()) for key, tally in tallies.items()]
 
-    def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> None:
-        """Run a made-up batch before serving: its joules are load, and the fit learns from it."""
+    def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> bool:
+        """Run a made-up batch before serving: its joules are load, and the fit learns from it.
+
+        It is repeated until slow counters have ticked often enough. Returns whether anything was
+        learnt.
+        """
         self._close_window()
-        before = self._last
-        run(batch)
+        before, num_runs, learnt = self._last, 0, self.fit.num_windows
+        while (
+            not num_runs or self._clock() - before.at_s < _REHEARSED_PERIODS * self.meter.period_s
+        ):
+            run(batch)
+            num_runs += 1
         self._close_window()
         window = take_apart(before, self._last, self.idle_power.watts)
-        work = total_work(work for _, work in self._works(batch, window.duration_s))
-        self.fit.observe(work, sum(window.dynamic_j.values()))
+        works = [work for _, work in self._works(batch, window.duration_s)]
+        self.fit.observe(total_work(works * num_runs), sum(window.dynamic_j.values()))
+        return self.fit.num_windows > learnt
+
+    def rest(self, wait: Callable[[float], object]) -> None:
+        """Learn idle power before serving, where the meter does not know it beforehand."""
+        if self.idle_power.watts or not self._last.joules:
+            return
+        self._close_window()
+        before = self._last
+        wait(_REST_S)
+        self._close_window()
+        window = take_apart(before, self._last, {})
+        self.idle_power.learn(window.duration_s, window.dynamic_j)
 
     def finish(self, request_id: str, outcome: Outcome, *, cached: int, generated: int) -> None:
         """End a request; its receipt comes from `settle`."""
@@ -176,7 +199,9 @@ class Account:
         wait_s = self.meter.period_s if self._tried_s <= self._last.at_s else _RETRY_S
         if all(bill.sent_provisional for bill in closing):
             wait_s = _FINALISE_EVERY_S
-        return max(0.0, self._tried_s + wait_s - self._clock())
+        # A counter that ticks has the end of a request only after the next tick.
+        ticked_s = min(bill.closed_s for bill in closing) + self.meter.period_s
+        return max(0.0, max(self._tried_s + wait_s, ticked_s) - self._clock())
 
     def settle(self) -> list[Receipt]:
         """Close the window when it is time, and return the receipts that are ready."""
@@ -206,6 +231,7 @@ class Account:
                 receipts.append(self._finalise(bill))
             elif not bill.sent_provisional and now_s - bill.closed_s >= wait_s:
                 receipts.append(self._provisional(bill))
+        self.published = replace(self.totals)
         return receipts
 
     def _finalise(self, bill: Bill) -> Receipt:
@@ -283,6 +309,7 @@ class Account:
         self._window = {}
 
     def _check(self) -> None:
+        self.published = replace(self.totals)
         if self.totals.residual > CONSERVATION_TOLERANCE:
             self.num_violations += 1
             log.critical("joules do not add up: %s", self.totals)

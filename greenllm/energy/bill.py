@@ -122,6 +122,7 @@ class Bill:
         decode_j = self.phase_j.get("decode", 0.0) + guesses.get("decode", 0.0)
         return replace(
             self._closing(),
+            measured=False,
             active_j=prefill_j + decode_j,
             idle_j=self.idle_j + idle_w * pending_s,
             prefill_j=prefill_j,

@@ -8,6 +8,7 @@ Not covered: host-shared readings inside virtual machines, Redfish, AMD and Inte
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ def try_rung(name: str, make: Callable[[], Meter]) -> Rung:
 
 
 def gpu_rungs() -> list[Rung]:
-    """Try the GPU methods."""
-    return [try_rung("nvml", lambda: NvmlMeter(load_nvml()))]
+    """Try the GPU methods, on the devices that CUDA programs see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [try_rung("nvml", lambda: NvmlMeter(load_nvml(), visible=visible))]
 
 
 def cpu_rungs(sys: Path = Path("/sys")) -> list[Rung]:

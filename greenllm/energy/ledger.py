@@ -104,7 +104,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Sums of a group of requests; joules are None when none of them was metered."""
+    """Sums of a group of requests; joules are those of final receipts, None when there is none.
+
+    `unmetered` counts the others: refused, provisional, without a meter.
+    """
 
     group: str | None
     requests: int
@@ -210,16 +213,23 @@ class Ledger:
         return [_receipt(row) for row in rows]
 
     def sums(
-        self, group_by: str | None = None, *, since_s: float = 0.0, until_s: float = 1e12
+        self,
+        group_by: str | None = None,
+        *,
+        since_s: float = 0.0,
+        until_s: float = 1e12,
+        key: str | None = None,
     ) -> list[Row]:
-        """Sums per group, or one row of everything."""
+        """Sums per group, or one row of everything; of one key's requests where it is given."""
         group = GROUPS[group_by] if group_by else "NULL"
         rows = self._query(
             f"SELECT {group} AS grp, count(*), coalesce(sum(prompt_tokens), 0),"
-            " coalesce(sum(completion_tokens), 0), sum(active_j), sum(total_j), sum(gco2e),"
-            " coalesce(sum(active_j IS NULL), 0)"
-            " FROM requests WHERE created_s >= ? AND created_s < ? GROUP BY grp ORDER BY grp",
-            (since_s, until_s),
+            " coalesce(sum(completion_tokens), 0), sum(iif(status = 'final', active_j, NULL)),"
+            " sum(iif(status = 'final', total_j, NULL)), sum(iif(status = 'final', gco2e, NULL)),"
+            " coalesce(sum(status != 'final'), 0)"
+            " FROM requests WHERE created_s >= ? AND created_s < ? AND (? IS NULL OR key = ?)"
+            " GROUP BY grp ORDER BY grp",
+            (since_s, until_s, key, key),
         )
         return [Row(*row) for row in rows]
 

@@ -133,7 +133,8 @@ def load_replay(path: Path, *, clock: Callable[[], float] | None = None) -> Repl
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return ReplayMeter([_record(line) for line in lines if line.strip()], clock=clock)
+        records = [_record(line) for line in lines if line.strip()]
+        return ReplayMeter(records, measured=False, clock=clock)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SensorError(f"replay: cannot use {path}: {error}") from error
 

@@ -1,17 +1,19 @@
 """Joules of NVIDIA GPUs through NVML; the only module that imports pynvml.
 
 Two methods: the energy counter (Volta and later: millijoules, updated about every 100 ms) and,
-where it is missing, the integral of polled power (trapezoid between readings).
+where it is missing, the integral of power, polled ten times a second by a thread of its own.
 
-Contract: joules since the meter was made, monotone, summed over the machine's devices. A counter
-that falls back is taken as reset; one that only slips back a little adds nothing. Not covered:
-single MIG partitions (NVML meters whole boards, so a machine that shares a board over-counts),
-NVLink switches, the CPU.
+Contract: joules since the meter was made, monotone, summed over the devices in `visible` (the value
+of CUDA_VISIBLE_DEVICES; None is all). A counter that falls back is taken as reset; one that only
+slips back a little adds nothing. Not covered: single MIG partitions (NVML meters whole boards, so a
+machine that shares a board over-counts), other processes on the same boards, NVLink switches.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
@@ -20,6 +22,7 @@ from greenllm.energy.meter import Reading, SensorError
 
 _J_PER_MJ = 1e-3
 _W_PER_MW = 1e-3
+_POLL_S = 0.1
 
 
 class Nvml(Protocol):
@@ -35,6 +38,9 @@ class Nvml(Protocol):
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:  # noqa: N802
         """Handle of one device."""
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:  # noqa: N802
+        """Handle of one device by its UUID."""
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int:  # noqa: N802
         """Millijoules since the driver was loaded."""
@@ -60,24 +66,50 @@ def load_nvml() -> Nvml:
     return nvml
 
 
+def visible_handles(nvml: Nvml, visible: str | None) -> list[Any]:
+    """Handles of the devices that CUDA programs see; names other than numbers are UUIDs.
+
+    Raises:
+        SensorError: there is none, or one of them is not known.
+    """
+    try:
+        if visible is None:
+            names = [str(i) for i in range(nvml.nvmlDeviceGetCount())]
+        else:
+            names = [name.strip() for name in visible.split(",") if name.strip()]
+        handles = [_handle(nvml, name) for name in names]
+    except nvml.NVMLError as error:
+        raise SensorError(f"nvml: {error}") from error
+    if not handles:
+        raise SensorError("nvml: no device")
+    return handles
+
+
+def _handle(nvml: Nvml, name: str) -> Any:
+    if name.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    return nvml.nvmlDeviceGetHandleByUUID(name)
+
+
 class NvmlMeter:
-    """All GPUs of the machine as the domain `gpu`."""
+    """The visible GPUs as the domain `gpu`."""
 
     measured = True
     idle_w: Mapping[str, float] | None = None
 
-    def __init__(self, nvml: Nvml, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        nvml: Nvml,
+        *,
+        visible: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        poll_s: float | None = _POLL_S,
+    ) -> None:
+        """Open the devices; `poll_s` None leaves polling power to the calls of `read`."""
         self._nvml = nvml
         self._clock = clock
         self.num_resets = 0
-        try:
-            self._handles = [
-                nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())
-            ]
-        except nvml.NVMLError as error:
-            raise SensorError(f"nvml: {error}") from error
-        if not self._handles:
-            raise SensorError("nvml: no device")
+        self._handles = visible_handles(nvml, visible)
         self._has_counter = self._probe_counter()
         self.method = "measured:nvml-energy" if self._has_counter else "measured:nvml-power"
         self.period_s = 0.1
@@ -85,6 +117,16 @@ class NvmlMeter:
         self._sum_j = 0.0
         self._last_s = clock()
         self._last = self._raw()
+        self._reading = threading.Lock()
+        if poll_s is not None and not self._has_counter:
+            threading.Thread(target=self._poll, args=(poll_s,), name="nvml", daemon=True).start()
+
+    def _poll(self, period_s: float) -> None:
+        """Follow the power between readings; what fails here fails in `read` too, and is told."""
+        while True:
+            time.sleep(period_s)
+            with contextlib.suppress(SensorError):
+                self.read()
 
     def _probe_counter(self) -> bool:
         try:
@@ -110,6 +152,10 @@ class NvmlMeter:
 
     def read(self) -> Reading:
         """Read all devices, then add: a failing device leaves the sum as it was."""
+        with self._reading:
+            return self._read()
+
+    def _read(self) -> Reading:
         raw = self._raw()
         now_s = self._clock()
         pairs = zip(self._last, raw, strict=True)

@@ -27,7 +27,7 @@ class ModelInfo:
     architecture: str
     parameters: int
     weight_bytes: int
-    quantization: Quantization
+    quantization: str
     dtype: str
     device: str
     context_length: int

@@ -256,7 +256,7 @@ def _describe(
         architecture=type(model).__name__,
         parameters=parameters,
         weight_bytes=_weight_bytes(model),
-        quantization=options.quantization,
+        quantization=_how_quantized(config, options),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(first.device),
         context_length=options.max_context or native,
@@ -265,6 +265,15 @@ def _describe(
         licence=_licence(Path(source)),
         created_s=int(time.time()),
     )
+
+
+def _how_quantized(config: Any, options: LoadOptions) -> str:
+    """What was asked for, or how the checkpoint came."""
+    given = getattr(config, "quantization_config", None)
+    if given is None or options.quantization != "none":
+        return options.quantization
+    method = given.get("quant_method") if isinstance(given, dict) else given.quant_method
+    return str(getattr(method, "value", method))
 
 
 def _weight_bytes(model: PreTrainedModel) -> int:

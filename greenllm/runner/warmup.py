@@ -8,6 +8,7 @@ teaches nothing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,9 @@ from greenllm.runner.base import Runner
 _DECODE = ((1, 8), (2, 8), (4, 16), (8, 8), (16, 16), (4, 128), (16, 64))
 _PREFILL = (8, 32, 64, 128)
 _ROUNDS = 3
+_TRIAL = (4, 8, 1)
+_TRIAL_RUNS = 3
+_MIN_GAIN = 1.3
 
 
 def warm_up(
@@ -37,9 +41,33 @@ def warm_up(
             if round_number == 0:
                 runner.run(batch)
             else:
-                account.rehearse(batch, runner.run)
-                learnt += 1
+                learnt += account.rehearse(batch, runner.run)
     return learnt
+
+
+def choose_threads(
+    runner: Runner,
+    candidates: tuple[int, ...],
+    use: Callable[[int], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Try thread counts, fewest first, on a small decode batch, and keep the best in use.
+
+    More threads burn more joules for the same tokens, so they must be at least 1.3 times faster.
+    """
+    best, best_s = candidates[0], math.inf
+    for threads in candidates:
+        use(threads)
+        runner.run(_batch(runner, *_TRIAL))
+        started_s = clock()
+        for _ in range(_TRIAL_RUNS):
+            runner.run(_batch(runner, *_TRIAL))
+        took_s = clock() - started_s
+        if took_s * _MIN_GAIN < best_s:
+            best, best_s = threads, took_s
+    use(best)
+    return best
 
 
 def _batches(runner: Runner) -> list[Batch]:

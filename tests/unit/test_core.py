@@ -172,4 +172,4 @@ def test_nothing_is_divided_by_zero() -> None:
     assert receipt.total_j == 6.0
     assert receipt.joules_per_token is None
     assert receipt.avg_power_w is None
-    assert receipt.gco2e == 0.5
+    assert receipt.gco2e is None, "manufacture is unknown, and that is not zero"

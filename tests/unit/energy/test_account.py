@@ -9,6 +9,7 @@ import pytest
 from greenllm.core import Request, SamplingParams
 from greenllm.energy.account import Account, Label
 from greenllm.energy.meter import NullMeter, Reading, ReplayMeter, SensorError
+from greenllm.energy.window import IdlePower
 from greenllm.shape import ModelShape
 
 MakeRig = Callable[..., Any]
@@ -398,8 +399,8 @@ def test_a_receipt_waits_one_period_of_the_counter(make_rig: MakeRig) -> None:
     rig.step(("a", 0, 4), seconds=0.04, cpu=2.0)
     rig.finish("a")
     assert rig.settle() == []
-    assert rig.account.settle_in_s() == pytest.approx(0.06)
-    rig.spend(0.061, cpu=1.0)
+    assert rig.account.settle_in_s() == pytest.approx(0.1)
+    rig.spend(0.101, cpu=1.0)
     (receipt,) = rig.settle()
     assert (receipt.status, receipt.total_j) == ("final", pytest.approx(3.0))
 
@@ -444,3 +445,46 @@ def test_a_recording_is_billed_like_a_meter() -> None:
 
 def _request(name: str) -> Request:
     return Request(name, ((1, 2),), SamplingParams(), "m")
+
+
+def test_rest_learns_the_idle_power_of_sensors_before_serving(make_rig: MakeRig) -> None:
+    rig = make_rig(serving=False)
+    rig.account.idle_power = IdlePower(None)
+    rig.account.rest(lambda seconds: rig.spend(seconds, cpu=4.0))
+    assert rig.account.idle_power.watts == {"cpu": pytest.approx(8.0)}
+    assert rig.totals.load_j == pytest.approx(4.0)
+
+
+def test_rest_is_not_needed_where_idle_power_is_known(make_rig: MakeRig) -> None:
+    rig = make_rig(serving=False, idle_w={"cpu": 3.0})
+    rested: list[float] = []
+    rig.account.rest(rested.append)
+    assert rested == []
+    assert rig.account.idle_power.watts == {"cpu": 3.0}
+
+
+def test_a_rehearsal_lasts_until_a_slow_counter_has_ticked(make_rig: MakeRig) -> None:
+    rig = make_rig(period_s=0.1, serving=False)
+    rig.open("a")
+    runs: list[object] = []
+
+    def run(batch: object) -> None:
+        runs.append(batch)
+        rig.spend(0.05, cpu=1.0)
+
+    assert rig.account.rehearse(rig.batch(("a", 4, 1)), run)
+    assert len(runs) in (6, 7)
+    work = rig.account._works(rig.batch(("a", 4, 1)), 0.3)[0][1]
+    assert rig.account.fit.coefficients.predict_j(work) == pytest.approx(1.0, rel=0.05)
+
+
+def test_predicted_joules_are_not_called_measured(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.1, cpu=5.0)
+    rig.meter.failing = True
+    rig.step(("a", 4, 1), seconds=0.1)
+    rig.finish("a")
+    rig.spend(0.2)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.measured) == ("provisional", False)

@@ -129,9 +129,13 @@ def test_sums_per_group(ledger: Ledger, make_receipt: MakeReceipt) -> None:
     ledger.record(
         "s",
         [
-            make_receipt("1", model="a", active_j=1.0, idle_j=0.5, operational_g=0.25),
-            make_receipt("2", model="a", active_j=2.0, idle_j=0.5, operational_g=0.5),
-            make_receipt("3", model="b", active_j=None, idle_j=None, adapter="x", key="k"),
+            make_receipt(
+                "1", model="a", active_j=1.0, idle_j=0.5, operational_g=0.2, embodied_g=0.05
+            ),
+            make_receipt(
+                "2", model="a", active_j=2.0, idle_j=0.5, operational_g=0.5, embodied_g=0.0
+            ),
+            make_receipt("3", model="b", status="provisional", adapter="x", key="k"),
         ],
     )
     assert ledger.sums("model") == [
@@ -139,6 +143,7 @@ def test_sums_per_group(ledger: Ledger, make_receipt: MakeReceipt) -> None:
         Row("b", 1, 10, 5, None, None, None, 1),
     ]
     assert ledger.sums() == [Row(None, 3, 30, 15, 3.0, 4.0, 0.75, 1)]
+    assert ledger.sums(key="k") == [Row(None, 1, 10, 5, None, None, None, 1)]
     assert {row.group: row.requests for row in ledger.sums("adapter")} == {None: 2, "x": 1}
     assert {row.group: row.requests for row in ledger.sums("key")} == {None: 2, "k": 1}
     assert [row.group for row in ledger.sums("outcome")] == ["completed"]

@@ -1,6 +1,7 @@
 """NVML through a fake driver: counters, integrated power, and what fails."""
 
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ class Driver:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:  # noqa: N802
         return index
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:  # noqa: N802
+        if not uuid.startswith("GPU-"):
+            raise NVMLError("not found")
+        return int(uuid.removeprefix("GPU-"))
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int:  # noqa: N802
         return _known(self.energy_mj, handle)
 
@@ -74,7 +80,7 @@ def clock() -> Clock:
 
 def test_the_energy_counter_is_taken_from_the_start_of_the_meter(clock: Clock) -> None:
     driver = Driver(energy_mj=[5_000_000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     assert meter.method == "measured:nvml-energy"
     assert meter.read().joules == {"gpu": 0}
     driver.energy_mj = [5_002_500]
@@ -87,7 +93,7 @@ def test_the_energy_counter_is_taken_from_the_start_of_the_meter(clock: Clock) -
 
 def test_several_devices_add_up(clock: Clock) -> None:
     driver = Driver(energy_mj=[1000, 2000, 3000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     driver.energy_mj = [2000, 4000, 6000]
     assert meter.read().total_j == pytest.approx(6.0)
 
@@ -96,7 +102,7 @@ def test_several_devices_add_up(clock: Clock) -> None:
 def test_without_a_counter_power_is_integrated(clock: Clock, missing: int | None) -> None:
     """One device without (or with a dead) counter makes all be polled."""
     driver = Driver(energy_mj=[9000, missing], power_mw=[100_000, 50_000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     assert meter.method == "measured:nvml-power"
     clock.now_s = 2.0
     assert meter.read().total_j == pytest.approx(300.0)
@@ -106,14 +112,14 @@ def test_without_a_counter_power_is_integrated(clock: Clock, missing: int | None
 
 
 def test_integrated_power_is_less_certain_than_a_counter(clock: Clock) -> None:
-    polled = NvmlMeter(Driver(power_mw=[1000]), clock=clock)
-    counted = NvmlMeter(Driver(energy_mj=[1000]), clock=clock)
+    polled = NvmlMeter(Driver(power_mw=[1000]), clock=clock, poll_s=None)
+    counted = NvmlMeter(Driver(energy_mj=[1000]), clock=clock, poll_s=None)
     assert polled.uncertainty > counted.uncertainty
 
 
 def test_a_device_that_fails_leaves_the_sum_and_is_made_up_for_later(clock: Clock) -> None:
     driver = Driver(energy_mj=[1000, 1000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     driver.energy_mj = [2000, None]
     with pytest.raises(SensorError, match="nvml energy counter: not supported"):
         meter.read()
@@ -123,7 +129,7 @@ def test_a_device_that_fails_leaves_the_sum_and_is_made_up_for_later(clock: Cloc
 
 def test_failing_power_is_bridged_by_the_next_reading(clock: Clock) -> None:
     driver = Driver(power_mw=[100_000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     driver.power_mw, clock.now_s = [None], 1.0
     with pytest.raises(SensorError, match="nvml power: not supported"):
         meter.read()
@@ -133,7 +139,7 @@ def test_failing_power_is_bridged_by_the_next_reading(clock: Clock) -> None:
 
 def test_a_reset_counter_continues_from_zero(clock: Clock) -> None:
     driver = Driver(energy_mj=[8000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     driver.energy_mj = [9000]
     assert meter.read().total_j == pytest.approx(1.0)
     driver.energy_mj = [500]
@@ -143,24 +149,24 @@ def test_a_reset_counter_continues_from_zero(clock: Clock) -> None:
 
 def test_a_counter_that_slips_back_does_not_add_its_whole_past(clock: Clock) -> None:
     driver = Driver(energy_mj=[1_000_000_000])
-    meter = NvmlMeter(driver, clock=clock)
+    meter = NvmlMeter(driver, clock=clock, poll_s=None)
     driver.energy_mj = [999_999_999]
     assert meter.read().total_j == 0
 
 
 def test_a_machine_without_devices_has_no_meter(clock: Clock) -> None:
     with pytest.raises(SensorError, match="nvml: no device"):
-        NvmlMeter(Driver(), clock=clock)
+        NvmlMeter(Driver(), clock=clock, poll_s=None)
 
 
 def test_a_driver_that_cannot_count_has_no_meter(clock: Clock) -> None:
     with pytest.raises(SensorError, match="nvml: uninitialised"):
-        NvmlMeter(Driver(count_fails=True), clock=clock)
+        NvmlMeter(Driver(count_fails=True), clock=clock, poll_s=None)
 
 
 def test_a_device_that_reports_nothing_has_no_meter(clock: Clock) -> None:
     with pytest.raises(SensorError, match="nvml power"):
-        NvmlMeter(Driver(energy_mj=[None], power_mw=[None]), clock=clock)
+        NvmlMeter(Driver(energy_mj=[None], power_mw=[None]), clock=clock, poll_s=None)
 
 
 def test_the_library_is_loaded_and_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +185,31 @@ def test_a_missing_library_is_a_sensor_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(SensorError, match=r"nvml: .*pynvml"):
         load_nvml()
+
+
+@pytest.mark.parametrize(("visible", "joules"), [("1", 20.0), ("GPU-0, 1", 30.0), (None, 30.0)])
+def test_only_visible_devices_are_metered(visible: str | None, joules: float) -> None:
+    driver = Driver(energy_mj=[1000, 1000])
+    meter = NvmlMeter(driver, visible=visible, clock=Clock(), poll_s=None)
+    driver.energy_mj = [11_000, 21_000]
+    assert meter.read().joules["gpu"] == pytest.approx(joules)
+
+
+@pytest.mark.parametrize("visible", ["", "MIG-7"])
+def test_no_visible_device_is_no_meter(visible: str) -> None:
+    with pytest.raises(SensorError, match="nvml"):
+        NvmlMeter(Driver(energy_mj=[1000]), visible=visible, poll_s=None)
+
+
+def test_power_is_polled_between_readings() -> None:
+    polled = threading.Event()
+
+    class Watched(Driver):
+        def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:  # noqa: N802
+            if threading.current_thread().name == "nvml":
+                polled.set()
+            return super().nvmlDeviceGetPowerUsage(handle)
+
+    meter = NvmlMeter(Watched(power_mw=[50_000]), poll_s=0.001)
+    assert meter.method == "measured:nvml-power"
+    assert polled.wait(10), "nobody looked at the power between two readings"

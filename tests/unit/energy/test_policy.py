@@ -25,7 +25,7 @@ class Hourly:
 def test_grams_are_joules_times_pue_times_intensity(make_receipt: MakeReceipt) -> None:
     receipt = CarbonPolicy(SOURCE, 1.5).apply(make_receipt(active_j=8000.0, idle_j=2000.0))
     assert receipt.operational_g == pytest.approx(10_000 * 1.5 * 360 / 3.6e6)
-    assert (receipt.embodied_g, receipt.gco2e) == (None, receipt.operational_g)
+    assert (receipt.embodied_g, receipt.gco2e) == (None, None)
     assert (receipt.intensity_g_per_kwh, receipt.intensity_zone) == (360.0, "XXX")
     assert (receipt.intensity_source, receipt.intensity_year) == ("a source", 2025)
     assert receipt.pue == 1.5
