@@ -8,6 +8,7 @@ Not covered: peers (other servers), traces of real arrivals.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -77,6 +78,8 @@ def load_bench(model: str, threads: int) -> Bench:
     """Load a model as the server would."""
     torch.set_num_threads(threads)
     runner = load_torch_runner(model, LoadOptions())
+    gc.collect()
+    gc.freeze()  # as the server
     return Bench(runner, load_tokenizer(resolve(model)))
 
 

@@ -1,10 +1,13 @@
 """What metering costs, and what HTTP costs: `python -m evals.overhead`.
 
 Metering: the bare engine at a fixed batch, with the account, the receipts and the ledger, and with
-none of them, interleaved. HTTP: the same number of requests sent to a real server with the same
-batch, streamed and not, interleaved with the bare engine. Clients run in this process, on the same
-cores, so the figure includes what they take. In tokens per second, and in tokens per CPU second of
-the process that runs the engine, which noise disturbs less.
+none of them, interleaved, with nothing else running; and, as the difference drowns in a noisy
+machine's noise, the share of the time that is spent in the account and the ledger, by stopwatch.
+
+HTTP: the same number of requests sent to a real server with the same batch, streamed and not,
+interleaved with the bare engine. Clients run in this process, on the same cores, so the figure
+includes what they take. In tokens per second, and in tokens per CPU second of the process that runs
+the engine.
 """
 
 from __future__ import annotations
@@ -34,8 +37,10 @@ from evals.lab import (
 )
 from greenllm.core import Batch, Outcome, Receipt, Request
 from greenllm.energy.account import Account
+from greenllm.energy.ladder import modelled_meter
 from greenllm.energy.ledger import Ledger
 from greenllm.engine import NativeEngine
+from greenllm.runner.warmup import warm_up
 
 console = Console()
 
@@ -55,6 +60,36 @@ class Unmetered(Account):
     def settle(self) -> list[Receipt]:
         """No receipts."""
         return []
+
+
+class Timed(Account):
+    """An account with a stopwatch around everything the engine calls in a step."""
+
+    spent_s = 0.0
+
+    def charge(self, batch: Batch, duration_s: float) -> None:
+        """Charge, timed."""
+        started_s = time.perf_counter()
+        super().charge(batch, duration_s)
+        self.spent_s += time.perf_counter() - started_s
+
+
+def metering_share(bench: Bench, ledger: Ledger, *, batch: int, tokens: int) -> float:
+    """Share of the wall time of a run that goes to charging, settling and recording."""
+    account = Timed(modelled_meter(), bench.runner.shape, clock=time.monotonic)
+    warm_up(bench.runner, account)
+    account.start_serving()
+    engine = bench.engine(account, batch)
+    account.spent_s = 0.0
+    started_s = time.perf_counter()
+    for number in range(8 * batch):
+        engine.add_request(story_request(bench.tokenizer, f"t{started_s}-{number}", tokens))
+    while engine.has_work:
+        engine.step()
+        before_s = time.perf_counter()
+        _settle(engine, ledger)
+        account.spent_s += time.perf_counter() - before_s
+    return account.spent_s / (time.perf_counter() - started_s)
 
 
 def bare_tokens_per_s(
@@ -116,15 +151,17 @@ def _ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """What is compared with what."""
     return {
         "metered_over_unmetered": paired_ratio(rates["metered"], rates["unmetered"]),
-        "http_over_metered": paired_ratio(rates["http"], rates["metered"]),
-        "http_stream_over_metered": paired_ratio(rates["http_stream"], rates["metered"]),
+        "http_over_metered": paired_ratio(rates["http"], rates["metered_beside_http"]),
+        "http_stream_over_metered": paired_ratio(
+            rates["http_stream"], rates["metered_beside_http"]
+        ),
     }
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Rounds per arm.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Rounds per arm.")] = 40,
     batch: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
 ) -> None:
@@ -137,7 +174,7 @@ def main(
         account = bench.account()
         idle_account = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
 
-        arms = ("metered", "unmetered", "http", "http_stream")
+        arms = ("metered", "unmetered", "metered_beside_http", "http", "http_stream")
         per_cpu_s: dict[str, list[float]] = {name: [] for name in arms}
 
         def bare(name: str, account: Account, ledger: Ledger | None) -> Callable[[], float]:
@@ -145,6 +182,16 @@ def main(
                 bench, account, ledger, per_cpu_s[name], batch=batch, tokens=tokens
             )
 
+        # Alone on the machine, so that nothing but the metering differs between neighbours.
+        rates = interleave(
+            {
+                "metered": bare("metered", account, ledger),
+                "unmetered": bare("unmetered", idle_account, None),
+            },
+            rounds,
+            progress=console.print,
+        )
+        shares = [metering_share(bench, ledger, batch=batch, tokens=tokens) for _ in range(5)]
         options = ("--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch))
         with running_server(model, data_dir, *options) as (url, pid):
 
@@ -158,16 +205,16 @@ def main(
 
                 return run
 
-            rates = interleave(
+            http_rates = interleave(
                 {
-                    "metered": bare("metered", account, ledger),
-                    "unmetered": bare("unmetered", idle_account, None),
+                    "metered_beside_http": bare("metered_beside_http", account, ledger),
                     "http": over_http("http", False),
                     "http_stream": over_http("http_stream", True),
                 },
-                rounds,
+                max(1, rounds // 2),
                 progress=console.print,
             )
+    rates |= http_rates
     figures = {
         "batch": batch,
         "tokens": tokens,
@@ -175,6 +222,7 @@ def main(
         "rounds": rounds,
         "tokens_per_s": {name: statistics.median(values) for name, values in rates.items()},
         "tokens_per_cpu_s": {name: statistics.median(v) for name, v in per_cpu_s.items()},
+        "metering_share_of_time": statistics.median(shares),
         "wall": _ratios(rates),
         "cpu": _ratios(per_cpu_s),
     }

@@ -263,3 +263,33 @@ def test_greedy_ignores_the_seed(seeded: Callable[..., list[tuple[int, ...]]]) -
     answers = {seeded(seed=seed, temperature=0)[0] for seed in range(4)}
     assert len(answers) == 1
     assert seeded(n=2, temperature=0) == [*answers, *answers]
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-46},
+        {"temperature": 1e-38},
+        {"temperature": 2e-5},
+        {"top_p": 1e-46},
+        {"min_p": 1.0},
+        {"top_k": 2**31},
+        {"logit_bias": dict.fromkeys(range(len(LOGITS)), -100.0)},
+    ],
+)
+def test_extremes_of_one_row_harm_nobody(extreme: dict[str, Any]) -> None:
+    best = max(range(len(LOGITS)), key=LOGITS.__getitem__)
+    alone = _draw([_row(SamplingParams(temperature=0.7), seed=5)])
+    drawn = _draw(
+        [_row(SamplingParams(**extreme), seed=3), _row(SamplingParams(temperature=0.7), seed=5)]
+    )
+    assert drawn[1:] == alone
+    assert 0 <= drawn[0] < len(LOGITS)
+    if "temperature" in extreme or "top_p" in extreme:
+        assert drawn[0] == best
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_an_error(broken: float) -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        _draw([_row(SamplingParams(temperature=0))], (*LOGITS[:-1], broken))

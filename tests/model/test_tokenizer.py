@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from greenllm.core import InvalidRequestError, SamplingParams
@@ -134,6 +137,8 @@ def test_foreign_templates(foreign: Tokenizer) -> None:
 class _Slow:
     """A tokenizer of bytes, without a fast backend."""
 
+    all_special_ids: ClassVar[list[int]] = []
+
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
 
@@ -152,3 +157,39 @@ def test_no_tokenizer(tmp_path: Path, content: str | None) -> None:
     with pytest.raises(TokenizerError, match="cannot load the tokenizer of") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def _byte_fallback() -> Tokenizer:
+    """A SentencePiece-like tokenizer: pieces with a lower block for spaces, bytes as fallback."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocabulary |= {piece: 256 + i for i, piece in enumerate(["\u2581", "\u2581Hi", "there"])}
+    fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 258), max_size=30))
+@example([60, 208, 90, 90, 60, 208])
+def test_no_ids_can_break_a_stream_over_bytes(ids: list[int]) -> None:
+    pieces, rest = _streamed(_byte_fallback(), ids)
+    assert ("".join(pieces) + rest).count("there") >= ids.count(258)
+
+
+def test_tokens_have_their_own_bytes() -> None:
+    tokenizer = _byte_fallback()
+    assert tokenizer.token_bytes(0xE2) == b"\xe2"
+    assert tokenizer.token_text(257) == " Hi"
+    assert tokenizer.token_text(258) == "there"
+    assert tokenizer.token_text(0xE2) == "\ufffd"
+
+
+def test_bytes_of_byte_level_tokens_are_those_of_the_text(bundled: Tokenizer) -> None:
+    text = "Grün, 10 €: \U0001f98a"
+    ids = bundled.encode(text)
+    assert b"".join(bundled.token_bytes(token_id) for token_id in ids) == text.encode()
+    assert bundled.token_text(ids[0])[0] == "G"
+    assert bundled.is_special(2)
+    assert not bundled.is_special(ids[0])

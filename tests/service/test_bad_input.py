@@ -84,7 +84,7 @@ ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, {"role": "user"}]}, "messages.1.content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content"),
-    ({"messages": [{**USER, "tool_calls": []}]}, "messages.0.tool_calls"),
+    ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages.0.tool_calls"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages"),
     ({"max_completion_tokens": 5000}, "max_completion_tokens"),
     ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens"),

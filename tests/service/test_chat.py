@@ -146,6 +146,17 @@ def test_system_message_counts(client: openai.OpenAI) -> None:
     assert text_of(system) == text_of(developer)
 
 
+def test_an_answers_message_can_be_sent_back_as_it_is(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "My name is Ranoric."}]
+    first = client.chat.completions.create(model="bundled", messages=messages, temperature=0)
+    messages += [first.choices[0].message, {"role": "user", "content": "What is my name?"}]
+    second = client.chat.completions.create(model="bundled", messages=messages, temperature=0)
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens
+    assert second.choices[0].message.content
+
+
 def test_conversation_with_an_assistant_turn(client: openai.OpenAI) -> None:
     turns = ["Hello!", "Hi.", "Tell me more."]
     roles = ["user", "assistant", "user"]

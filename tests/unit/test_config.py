@@ -258,3 +258,10 @@ def test_any_dataclass_can_be_loaded() -> None:
 
     assert load(Small, flags={"size": "4"}) == Small(4)
     assert flag("max_num_seqs") == "--max-num-seqs"
+
+
+def test_a_misspelt_environment_variable_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GREENLLM_PROT: no such option"):
+        load(EngineConfig, flags={}, environment={"GREENLLM_PROT": "9000"})
+    found = load(EngineConfig, flags={}, environment={"GREENLLM_TEST_DATA": "x", "HOME": "y"})
+    assert found == EngineConfig()

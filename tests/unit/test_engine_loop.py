@@ -277,6 +277,9 @@ def test_a_crash_is_kept_and_reported(
     assert house.loop.error is error
     assert not alive(house)
     assert "the engine stopped" in caplog.text
+    lost = house.ledger.receipt("a")
+    assert lost is not None, "also a dying engine leaves a row for every request"
+    assert lost.outcome == "failed"
     house.loop.stop(PATIENCE_S)
     assert not house.ledger.sessions()[0].closed
 
