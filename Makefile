@@ -16,6 +16,8 @@ serve: $(READY)
 
 test: lint types imports
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/coverage report --fail-under=95 --format=total \
+	  --include='greenllm/energy/*,greenllm/scheduler.py,greenllm/blocks.py'
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,26 +93,63 @@ def metering_share(bench: Bench, ledger: Ledger, *, batch: int, tokens: int) -> 
     return account.spent_s / (time.perf_counter() - started_s)
 
 
-def bare_tokens_per_s(
-    bench: Bench,
-    account: Account,
-    ledger: Ledger | None,
-    per_cpu_s: list[float],
-    *,
-    batch: int,
-    tokens: int,
-) -> float:
-    """Tokens per second of the engine at a batch, with as many requests again in the queue."""
-    engine = bench.engine(account, batch)
-    started_s, started_cpu_s = time.perf_counter(), time.process_time()
-    total = 2 * batch
-    for number in range(total):
-        engine.add_request(story_request(bench.tokenizer, f"r{started_s}-{number}", tokens))
-    while engine.has_work:
-        engine.step()
-        _settle(engine, ledger)
-    per_cpu_s.append(total * tokens / (time.process_time() - started_cpu_s))
-    return total * tokens / (time.perf_counter() - started_s)
+@dataclass(slots=True)
+class Load:
+    """The work every arm gets: a batch, and as many requests again in the queue."""
+
+    batch: int
+    tokens: int
+    per_cpu_s: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def requests(self) -> int:
+        """Requests of one run."""
+        return 2 * self.batch
+
+    def note(self, arm: str, cpu_s: float) -> None:
+        """Keep the tokens per CPU second of a run."""
+        self.per_cpu_s.setdefault(arm, []).append(self.requests * self.tokens / cpu_s)
+
+    def bare(
+        self, arm: str, bench: Bench, account: Account, ledger: Ledger | None
+    ) -> Callable[[], float]:
+        """An arm that runs the engine in this process; returns tokens per second."""
+
+        def run() -> float:
+            engine = bench.engine(account, self.batch)
+            started_s, started_cpu_s = time.perf_counter(), time.process_time()
+            for number in range(self.requests):
+                name = f"r{started_s}-{number}"
+                engine.add_request(story_request(bench.tokenizer, name, self.tokens))
+            while engine.has_work:
+                engine.step()
+                _settle(engine, ledger)
+            self.note(arm, time.process_time() - started_cpu_s)
+            return self.requests * self.tokens / (time.perf_counter() - started_s)
+
+        return run
+
+    def http(
+        self, arm: str, server: tuple[str, int], model: str, *, stream: bool
+    ) -> Callable[[], float]:
+        """An arm that sends the requests to a server; returns tokens per second."""
+        url, pid = server
+        body = chat_body(Path(model).name, self.tokens, stream=stream)
+
+        async def send() -> float:
+            async with httpx.AsyncClient(timeout=120) as client:
+                started_s = time.perf_counter()
+                clients = (_client(client, url, body, stream=stream) for _ in range(self.requests))
+                await asyncio.gather(*clients)
+                return self.requests * self.tokens / (time.perf_counter() - started_s)
+
+        def run() -> float:
+            before_s = cpu_seconds(pid)
+            rate = asyncio.run(send())
+            self.note(arm, cpu_seconds(pid) - before_s)
+            return rate
+
+        return run
 
 
 def _settle(engine: NativeEngine, ledger: Ledger | None) -> None:
@@ -132,21 +170,6 @@ async def _client(
             pass
 
 
-def http_tokens_per_s(url: str, model: str, *, batch: int, tokens: int, stream: bool) -> float:
-    """Tokens per second of as many requests, sent at once, as the bare engine gets."""
-    body = chat_body(Path(model).name, tokens, stream=stream)
-
-    async def run() -> float:
-        async with httpx.AsyncClient(timeout=120) as client:
-            started_s = time.perf_counter()
-            await asyncio.gather(
-                *(_client(client, url, body, stream=stream) for _ in range(2 * batch))
-            )
-            return 2 * batch * tokens / (time.perf_counter() - started_s)
-
-    return asyncio.run(run())
-
-
 def _ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """What is compared with what."""
     return {
@@ -158,6 +181,18 @@ def _ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
+def _bare_rates(
+    load: Load, bench: Bench, account: Account, ledger: Ledger, rounds: int
+) -> dict[str, list[float]]:
+    """With and without metering, alone on the machine: nothing else differs between neighbours."""
+    unmetered = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
+    arms = {
+        "metered": load.bare("metered", bench, account, ledger),
+        "unmetered": load.bare("unmetered", bench, unmetered, None),
+    }
+    return interleave(arms, rounds, progress=console.print)
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds per arm.")] = 40,
     batch: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
@@ -166,65 +201,32 @@ def main(
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
 ) -> None:
     """Measure the overhead of metering and of HTTP."""
-    bench = load_bench(model, threads)
+    bench, load = load_bench(model, threads), Load(batch, tokens)
+    options = ("--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch))
     with tempfile.TemporaryDirectory() as folder:
-        data_dir = Path(folder)
-        ledger = Ledger(data_dir / "bench.sqlite")
+        ledger = Ledger(Path(folder) / "bench.sqlite")
         ledger.open_session("bench", method="modelled", measured=False)
         account = bench.account()
-        idle_account = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
-
-        arms = ("metered", "unmetered", "metered_beside_http", "http", "http_stream")
-        per_cpu_s: dict[str, list[float]] = {name: [] for name in arms}
-
-        def bare(name: str, account: Account, ledger: Ledger | None) -> Callable[[], float]:
-            return lambda: bare_tokens_per_s(
-                bench, account, ledger, per_cpu_s[name], batch=batch, tokens=tokens
-            )
-
-        # Alone on the machine, so that nothing but the metering differs between neighbours.
-        rates = interleave(
-            {
-                "metered": bare("metered", account, ledger),
-                "unmetered": bare("unmetered", idle_account, None),
-            },
-            rounds,
-            progress=console.print,
-        )
+        rates = _bare_rates(load, bench, account, ledger, rounds)
         shares = [metering_share(bench, ledger, batch=batch, tokens=tokens) for _ in range(5)]
-        options = ("--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch))
-        with running_server(model, data_dir, *options) as (url, pid):
-
-            def over_http(name: str, stream: bool) -> Callable[[], float]:
-                def run() -> float:
-                    before_s = cpu_seconds(pid)
-                    rate = http_tokens_per_s(url, model, batch=batch, tokens=tokens, stream=stream)
-                    used_s = cpu_seconds(pid) - before_s
-                    per_cpu_s[name].append(2 * batch * tokens / used_s)
-                    return rate
-
-                return run
-
-            http_rates = interleave(
-                {
-                    "metered_beside_http": bare("metered_beside_http", account, ledger),
-                    "http": over_http("http", False),
-                    "http_stream": over_http("http_stream", True),
-                },
-                max(1, rounds // 2),
-                progress=console.print,
-            )
-    rates |= http_rates
+        with running_server(model, Path(folder), *options) as server:
+            beside = "metered_beside_http"
+            arms = {
+                beside: load.bare(beside, bench, account, ledger),
+                "http": load.http("http", server, model, stream=False),
+                "http_stream": load.http("http_stream", server, model, stream=True),
+            }
+            rates |= interleave(arms, max(1, rounds // 2), progress=console.print)
     figures = {
         "batch": batch,
         "tokens": tokens,
         "threads": threads,
         "rounds": rounds,
         "tokens_per_s": {name: statistics.median(values) for name, values in rates.items()},
-        "tokens_per_cpu_s": {name: statistics.median(v) for name, v in per_cpu_s.items()},
+        "tokens_per_cpu_s": {n: statistics.median(v) for n, v in load.per_cpu_s.items()},
         "metering_share_of_time": statistics.median(shares),
         "wall": _ratios(rates),
-        "cpu": _ratios(per_cpu_s),
+        "cpu": _ratios(load.per_cpu_s),
     }
     console.print_json(data=figures)
     console.print(f"written to {save('overhead', figures)}")

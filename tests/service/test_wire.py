@@ -24,7 +24,7 @@ ID = re.compile(r"(chatcmpl|cmpl|req)-[0-9a-f]{28}")
 NUMBER = re.compile(r"(?<![\w<-])\d+(\.\d+)?(?!\w)")
 
 
-def agrees(name: str, text: str) -> None:
+def assert_golden(name: str, text: str) -> None:
     """Compare with the golden file."""
     path = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
@@ -87,55 +87,55 @@ def test_chat_answer(server: Server, forced: dict[str, Any]) -> None:
     answer = server.http.post("/v1/chat/completions", json=body)
 
     assert answer.json()["choices"][0]["message"]["content"] == "aaa"
-    agrees("chat_headers.txt", headers(answer))
-    agrees("chat_body.json", pretty(answer.json()))
+    assert_golden("chat_headers.txt", headers(answer))
+    assert_golden("chat_body.json", pretty(answer.json()))
 
 
 def test_chat_stream(server: Server, forced: dict[str, Any]) -> None:
     body = server.chat(**forced, stream=True, stream_options={"include_usage": True})
     answer = server.http.post("/v1/chat/completions", json=body)
 
-    agrees("stream_headers.txt", headers(answer))
-    agrees("chat_stream.txt", transcript(answer.text))
+    assert_golden("stream_headers.txt", headers(answer))
+    assert_golden("chat_stream.txt", transcript(answer.text))
 
 
 def test_completion_answer(server: Server, forced: dict[str, Any]) -> None:
     body = server.completion("a b", **forced, echo=True, logprobs=1)
     answer = server.http.post("/v1/completions", json=body)
 
-    agrees("completion_headers.txt", headers(answer))
-    agrees("completion_body.json", pretty(answer.json()))
+    assert_golden("completion_headers.txt", headers(answer))
+    assert_golden("completion_body.json", pretty(answer.json()))
 
 
 def test_completion_stream(server: Server, forced: dict[str, Any]) -> None:
     body = server.completion("a b", **forced, stream=True, logprobs=1)
     answer = server.http.post("/v1/completions", json=body)
 
-    agrees("completion_stream.txt", transcript(answer.text))
+    assert_golden("completion_stream.txt", transcript(answer.text))
 
 
 def test_errors(server: Server) -> None:
     answer = server.http.post("/v1/chat/completions", json=server.chat(temperature=9))
 
-    agrees("error_headers.txt", headers(answer))
-    agrees("error_body.json", pretty(answer.json()))
+    assert_golden("error_headers.txt", headers(answer))
+    assert_golden("error_body.json", pretty(answer.json()))
 
 
 def test_models(server: Server) -> None:
-    agrees("models.json", pretty(server.http.get("/v1/models").json()))
+    assert_golden("models.json", pretty(server.http.get("/v1/models").json()))
 
 
 def test_receipt(server: Server) -> None:
     body = server.completion(max_tokens=2)
     request_id = server.http.post("/v1/completions", json=body).json()["id"]
 
-    agrees("receipt.json", pretty(server.http.get(f"/v1/energy/{request_id}").json()))
+    assert_golden("receipt.json", pretty(server.http.get(f"/v1/energy/{request_id}").json()))
 
 
 def test_energy_report(server: Server) -> None:
     server.http.post("/v1/completions", json=server.completion(max_tokens=1))
 
-    agrees("energy_report.json", pretty(server.http.get("/v1/energy").json()))
+    assert_golden("energy_report.json", pretty(server.http.get("/v1/energy").json()))
 
 
 def test_tokens(server: Server) -> None:
@@ -143,13 +143,13 @@ def test_tokens(server: Server) -> None:
     text = server.http.post("/detokenize", json={"tokens": ids["tokens"]}).json()
     info = server.http.get("/tokenizer_info").json()
 
-    agrees("tokens.json", pretty({"tokenize": ids, "detokenize": text, "info": info}))
+    assert_golden("tokens.json", pretty({"tokenize": ids, "detokenize": text, "info": info}))
 
 
 def test_health(server: Server) -> None:
     health, ready = (server.http.get(path).json() for path in ("/health", "/ready"))
 
-    agrees("health.json", pretty({"health": health, "ready": ready}))
+    assert_golden("health.json", pretty({"health": health, "ready": ready}))
 
 
 def test_metrics(server: Server) -> None:
@@ -160,7 +160,7 @@ def test_metrics(server: Server) -> None:
         sample = re.sub(r'="[^"]*"', "", line.rsplit(" ", 1)[0])
         found[line if line.startswith("#") else sample] = None
 
-    agrees("metrics.txt", "\n".join(found) + "\n")
+    assert_golden("metrics.txt", "\n".join(found) + "\n")
 
 
 def test_paths(server: Server) -> None:
@@ -168,7 +168,7 @@ def test_paths(server: Server) -> None:
     paths = server.http.get("/openapi.json").json()["paths"]
     routes = [f"{method.upper()} {path}" for path, item in paths.items() for method in item]
 
-    agrees("routes.txt", "\n".join(sorted(routes)) + "\n")
+    assert_golden("routes.txt", "\n".join(sorted(routes)) + "\n")
 
 
 def test_bodies(server: Server) -> None:
@@ -179,4 +179,4 @@ def test_bodies(server: Server) -> None:
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
         lines += [f"{path} {name}" for name in sorted(content["schema"]["properties"])]
 
-    agrees("parameters.txt", "\n".join(lines) + "\n")
+    assert_golden("parameters.txt", "\n".join(lines) + "\n")
