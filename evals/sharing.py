@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import matplotlib as mpl
 import typer
 from rich.console import Console
 
-from evals.lab import RESULTS, chat_body, running_server, save
+from evals.lab import RESULTS, chat_body, paired_ratio, running_server, save
 from greenllm.core import Receipt
 from greenllm.energy.ledger import Ledger
 
@@ -43,9 +44,13 @@ def _receipts(ledger: Ledger, ids: list[str]) -> list[Receipt]:
 
 
 def _point(receipts: list[Receipt]) -> dict[str, float]:
-    """Medians of one burst size or length."""
+    """Medians of one burst size or length, and the quartiles of the active joules."""
+    active_j = [r.active_j or 0.0 for r in receipts]
+    low_j, _, high_j = statistics.quantiles(active_j, n=4)
     return {
-        "active_j": statistics.median(r.active_j or 0.0 for r in receipts),
+        "active_j": statistics.median(active_j),
+        "active_q1_j": low_j,
+        "active_q3_j": high_j,
         "total_j": statistics.median(r.total_j or 0.0 for r in receipts),
         "joules_per_token": statistics.median(r.joules_per_token or 0.0 for r in receipts),
         "requests": len(receipts),
@@ -63,9 +68,25 @@ def measure(url: str, model: str, ledger: Ledger, rounds: int, tokens: int) -> d
             by_length[length] += _receipts(ledger, asyncio.run(burst(url, model, 1, length)))
         console.print(f"round {number + 1}/{rounds}")
     return {
+        "alone_over_batch_16": {
+            "active": _alone_over(by_batch, 16, rounds, lambda r: r.active_j or 0.0),
+            "total": _alone_over(by_batch, 16, rounds, lambda r: r.total_j or 0.0),
+        },
         "by_batch": {str(key): _point(value) for key, value in by_batch.items()},
         "by_length": {str(key): _point(value) for key, value in by_length.items()},
     }
+
+
+def _alone_over(
+    by_batch: dict[int, list[Receipt]],
+    batch: int,
+    rounds: int,
+    joules: Callable[[Receipt], float],
+) -> dict[str, float]:
+    """Joules alone over the mean of a burst, round by round."""
+    shared = [by_batch[batch][i * batch : (i + 1) * batch] for i in range(rounds)]
+    means_j = [statistics.mean(map(joules, burst_of)) for burst_of in shared]
+    return paired_ratio([joules(receipt) for receipt in by_batch[1]], means_j)
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
@@ -90,7 +111,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Bursts per size.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Bursts per size.")] = 12,
     tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
@@ -105,11 +126,6 @@ def main(
                 "rounds": rounds,
                 **measure(url, model, ledger, rounds, tokens),
             }
-    alone, shared = figures["by_batch"]["1"], figures["by_batch"]["16"]
-    figures["alone_over_batch_16"] = {
-        "active": alone["active_j"] / shared["active_j"],
-        "total": alone["total_j"] / shared["total_j"],
-    }
     console.print_json(data=figures)
     console.print(f"written to {save('sharing', figures)}")
     draw(figures, RESULTS / "sharing.svg")

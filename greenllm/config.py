@@ -45,10 +45,10 @@ class EngineConfig:
 
     model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
     quantize: Literal["none", "int8", "nf4"] = option(
-        "none", "Quantize the weights with bitsandbytes while loading."
+        "none", "none, int8 or nf4: quantize the weights with bitsandbytes while loading."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Arithmetic; auto is float32 on CPUs and bfloat16 on GPUs."
+        "auto", "auto, float32, bfloat16 or float16; auto is float32 on CPUs, bfloat16 on GPUs."
     )
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
     threads: int = option(0, "CPU threads for the model; 0 tries one and all cores.")

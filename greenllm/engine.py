@@ -148,7 +148,7 @@ class NativeEngine:
         """Refuse empty prompts, unknown ids and what exceeds the context; see `Engine`."""
         if request.num_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(
-                f"{request.num_sequences} answers asked for, at most {MAX_SEQUENCES}",
+                f"{request.num_sequences} choices asked for, at most {MAX_SEQUENCES}",
                 "prompt" if len(request.prompts) > 1 else "n",
             )
         if not request.prompts:

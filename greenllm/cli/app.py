@@ -16,7 +16,7 @@ from serving.config import ServeConfig
 
 app = typer.Typer(
     name="greenllm",
-    help="Green LLM inference and fine-tuning: every request comes back with its joules.",
+    help="Green LLM inference: every request comes back with its joules.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -27,7 +27,7 @@ app = typer.Typer(
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Green LLM inference and fine-tuning: every request comes back with its joules."""
+    """Green LLM inference: every request comes back with its joules."""
     if version:
         typer.echo(__version__)
         raise typer.Exit

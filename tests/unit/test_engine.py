@@ -240,7 +240,7 @@ def test_abort_of_a_finished_request_is_ignored(
         ([[1] * 64], {"max_tokens": 1}, "prompt", "64 tokens, the context is 64"),
         ([[1] * 65], {"max_tokens": 0}, "prompt", "65 tokens"),
         ([[1], [1] * 60], {"max_tokens": 5}, "max_tokens", r"prompt \(60\) and max_tokens \(5\)"),
-        ([[1]] * 513, {"n": 2}, "n", "1026 answers asked for, at most 1024"),
+        ([[1]] * 513, {"n": 2}, "prompt", "1026 choices asked for, at most 1024"),
         ([[1]], {"logit_bias": {8: 1.0}}, "logit_bias", r"\[0, 8\)"),
         ([[1]], {"logit_bias": {-1: 1.0}}, "logit_bias", r"\[0, 8\)"),
         ([[1]], {"stop_token_ids": (3, 8)}, "stop_token_ids", r"\[0, 8\)"),
