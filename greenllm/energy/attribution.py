@@ -110,7 +110,7 @@ class CoefficientFit:
     a row from its FLOPs.
     """
 
-    def __init__(self, prior: Coefficients, *, memory: float = 0.98, pull: float = 0.02) -> None:
+    def __init__(self, prior: Coefficients, *, memory: float = 0.98, pull: float = 0.005) -> None:
         self.num_windows = 0
         self.relative_error = 0.5
         self._prior = prior
