@@ -247,7 +247,7 @@ class Account:
         pending = dict(bill.lost)
         for (owner, phase), tally in self._window.items():
             if owner == own:
-                pending[phase] = pending.get(phase, Work()) + tally.work()
+                _add(pending, phase, tally)
         return bill.provisional(self.fit, pending, sum(self.idle_power.watts.values()))
 
     def _write_off(self, bill: Bill) -> None:
@@ -304,8 +304,7 @@ class Account:
         """No reading will tell what the work so far cost."""
         self._in_gap = True
         for (request_id, phase), tally in self._window.items():
-            lost = self._bills[request_id].lost
-            lost[phase] = lost.get(phase, Work()) + tally.work()
+            _add(self._bills[request_id].lost, phase, tally)
         self._window = {}
 
     def _check(self) -> None:
@@ -354,3 +353,8 @@ class Account:
             for name, energy_j in ((phase, active_j), ("idle", idle_j)):
                 label = Label(domain, name, request.model, request.adapter or "")
                 self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j
+
+
+def _add(works: dict[Phase, Work], phase: Phase, tally: Tally) -> None:
+    """Add a tally to the work of its phase."""
+    works[phase] = works.get(phase, Work()) + tally.work()

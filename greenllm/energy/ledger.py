@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from greenllm.core import GreenllmError, Receipt
@@ -32,7 +32,6 @@ from greenllm.energy.account import Totals
 
 log = logging.getLogger(__name__)
 
-GroupBy = Literal["model", "adapter", "key", "hour", "outcome", "endpoint"]
 GROUPS: dict[str, str] = {
     "model": "model",
     "adapter": "adapter",
