@@ -108,11 +108,24 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """A LoRA adapter as a request uses it: the name for people, the digest for its content.
+
+    Two adapters of one name, one after the other, have different digests. `num_parameters` is what
+    each token costs in addition.
+    """
+
+    name: str
+    digest: str
+    num_parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request: one or more prompts, each answered `sampling.n` times.
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
-    API key, never the key.
+    API key, never the key. `asked_model` is what the client called the model and its adapter.
     """
 
     request_id: str
@@ -121,8 +134,19 @@ class Request:
     model: str
     endpoint: str = ""
     key: str | None = None
-    adapter: str | None = None
+    adapter: AdapterRef | None = None
     created_s: float = 0.0
+    asked_model: str | None = None
+
+    @property
+    def adapter_name(self) -> str | None:
+        """Name of its adapter."""
+        return None if self.adapter is None else self.adapter.name
+
+    @property
+    def echoed_model(self) -> str:
+        """The model's name in answers: what was asked for."""
+        return self.asked_model or self.model
 
     @property
     def prompt_tokens(self) -> int:

@@ -187,9 +187,11 @@ def _belongs(seq: Sequence, request_id: str) -> bool:
 
 
 def _salt(seq: Sequence) -> bytes:
-    """Keys and values depend on the adapter, so adapters never share blocks."""
+    """Keys and values depend on the adapter's content, so adapters never share blocks."""
     adapter = seq.request.adapter
-    return hashlib.blake2b(adapter.encode(), digest_size=16).digest() if adapter else ROOT
+    if adapter is None:
+        return ROOT
+    return hashlib.blake2b(adapter.digest.encode(), digest_size=16).digest()
 
 
 def _leader_computes(seq: Sequence) -> bool:

@@ -113,7 +113,7 @@ def chat_answer(
         "id": request.request_id,
         "object": "chat.completion",
         "created": int(request.created_s),
-        "model": request.model,
+        "model": request.echoed_model,
         "choices": [
             {
                 "index": index,
@@ -144,7 +144,7 @@ def text_answer(
         "id": request.request_id,
         "object": "text_completion",
         "created": int(request.created_s),
-        "model": request.model,
+        "model": request.echoed_model,
         "choices": [
             _text_choice(request, index, choice, tokenizer, echo=echo)
             for index, choice in enumerate(choices)

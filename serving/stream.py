@@ -158,7 +158,7 @@ async def events(
         "id": request.request_id,
         "object": chunks.object_name,
         "created": int(request.created_s),
-        "model": request.model,
+        "model": request.echoed_model,
     }
     no_usage = {"usage": None} if include_usage else {}
     try:

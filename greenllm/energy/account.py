@@ -146,6 +146,9 @@ class Account:
             num_logits = chunk.num_tokens if scores else int(chunk.samples)
             tally.rows += 1
             tally.flops += self._shape.flops(chunk.start, chunk.num_tokens, num_logits)
+            adapter = chunk.seq.request.adapter
+            if adapter is not None:
+                tally.flops += 2 * adapter.num_parameters * chunk.num_tokens
             tally.kv_bytes += self._shape.kv_bytes(chunk.start, chunk.num_tokens)
 
     def _works(self, batch: Batch, duration_s: float) -> list[tuple[tuple[str, Phase], Work]]:
@@ -351,7 +354,7 @@ class Account:
             idle_j = window.baseline_j[domain] * idle_share
             bill.domains_j[domain] = bill.domains_j.get(domain, 0.0) + active_j + idle_j
             for name, energy_j in ((phase, active_j), ("idle", idle_j)):
-                label = Label(domain, name, request.model, request.adapter or "")
+                label = Label(domain, name, request.model, request.adapter_name or "")
                 self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j
 
 

@@ -74,7 +74,7 @@ class Bill:
         self.closing = Receipt(
             request_id=request.request_id,
             model=request.model,
-            adapter=request.adapter,
+            adapter=request.adapter_name,
             key=request.key,
             endpoint=request.endpoint,
             outcome=outcome,

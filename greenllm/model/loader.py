@@ -146,12 +146,18 @@ def _dtype(asked: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-def _count(config: Any, options: LoadOptions) -> _Plain:
-    """Count parameters on the meta device."""
+def without_weights(config: Any, options: LoadOptions) -> PreTrainedModel:
+    """The model's modules on the meta device, which holds no numbers."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, trust_remote_code=options.trust_remote_code
         )
+    return model
+
+
+def _count(config: Any, options: LoadOptions) -> _Plain:
+    """Count parameters on the meta device."""
+    model = without_weights(config, options)
     if getattr(model, "_is_stateful", False):
         raise ValueError(f"{type(model).__name__} is recurrent, which is not supported")
     head = model.get_output_embeddings()

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from greenllm.core import Batch, Sample
 from greenllm.model.info import ModelInfo
 from greenllm.shape import ModelShape
+
+if TYPE_CHECKING:
+    from greenllm.model.lora import LoraWeights
+
+
+class AdapterSource(Protocol):
+    """Where a runner finds the weights of the adapters in a batch."""
+
+    def weights(self, digest: str) -> LoraWeights:
+        """The weights of an adapter that a request in flight uses."""
 
 
 class Runner(Protocol):
@@ -30,6 +41,16 @@ class Runner(Protocol):
     @property
     def block_size(self) -> int:
         """Tokens in a block."""
+
+    @property
+    def lora_targets(self) -> Mapping[str, tuple[int, int]]:
+        """Modules that adapters may change: path in the transformers model -> (in, out) features.
+
+        Fused modules, such as Phi-3's `qkv_proj`, are targets under their own names.
+        """
+
+    def use_adapters(self, source: AdapterSource) -> None:
+        """Say where weights come from, before the first batch with an adapter."""
 
     def run(self, batch: Batch) -> list[Sample]:
         """Compute every chunk, write its keys and values, and sample where the chunk asks for it.

@@ -3,11 +3,12 @@
 Contract: see `base.Runner`. Logits are computed only for rows that are sampled or scored. Greedy
 tokens equal those of transformers' `generate` up to rounding between kernels (tested).
 
-Not covered: several processes, CUDA graphs, adapters, speculation.
+Not covered: several processes, CUDA graphs, speculation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -24,6 +25,8 @@ from greenllm.runner.attention import (
     make_plan,
     order_chunks,
 )
+from greenllm.runner.base import AdapterSource
+from greenllm.runner.lora import LoraBank
 from greenllm.shape import ModelShape
 
 
@@ -42,8 +45,10 @@ class TorchRunner:
         self.block_size = block_size
         self._model = loaded.model
         self._attention = attention
+        self._bank = LoraBank(loaded.model)
         self._device = loaded.model.get_input_embeddings().weight.device
         self._probe(loaded)
+        self.lora_targets: Mapping[str, tuple[int, int]] = self._bank.targets
         kv_bytes = sum(layer.bytes_per_token for layer in attention.layers.values())
         self.shape: ModelShape = replace(loaded.shape, kv_bytes_per_token=kv_bytes)
         wanted = kv_cache_bytes // (kv_bytes * block_size)
@@ -69,7 +74,9 @@ class TorchRunner:
         ids = torch.zeros(1, 2, dtype=torch.long, device=self._device)
         positions = torch.arange(2, device=self._device)[None]
         try:
-            self._model(input_ids=ids, position_ids=positions, use_cache=False)
+            self._bank.observe(
+                lambda: self._model(input_ids=ids, position_ids=positions, use_cache=False), 2
+            )
         except (GreenllmError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise LoadError(f"cannot run {loaded.info.architecture}: {reason}") from error
@@ -79,12 +86,17 @@ class TorchRunner:
                 f" {loaded.shape.num_layers} layers use transformers' attention interface"
             )
 
+    def use_adapters(self, source: AdapterSource) -> None:
+        """Say where weights come from; see `base.Runner`."""
+        self._bank.use(source)
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
         order = order_chunks(batch)
         chunks = [batch.chunks[i] for i in order]
         self._attention.use(make_plan(chunks, self.block_size))
+        self._bank.begin(chunks)
         rows = [_wanted_rows(chunk) for chunk in chunks]
         logits = self._forward(chunks, rows)
         results = _read_out(chunks, rows, logits)

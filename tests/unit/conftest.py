@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from greenllm.core import (
+    AdapterRef,
     Batch,
     Chunk,
     FinishReason,
@@ -30,17 +31,17 @@ from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
 from greenllm.model.info import ModelInfo
-from greenllm.runner.base import Runner
+from greenllm.runner.base import AdapterSource, Runner
 from greenllm.shape import ModelShape
 from greenllm.text import TextStream
 
 VOCABULARY = 8
 EOS = 0
 CONTEXT = 64
-Slot = tuple[str | None, int, int]
+Slot = tuple[AdapterRef | None, int, int]
 
 
-def next_token(adapter: str | None, seed: int, context: SequenceOf[int]) -> int:
+def next_token(adapter: AdapterRef | None, seed: int, context: SequenceOf[int]) -> int:
     """The fake model: a hash of everything before."""
     return zlib.crc32(repr((adapter, seed, *context)).encode()) % VOCABULARY
 
@@ -75,8 +76,13 @@ class FakeRunner:
             vocab_size=VOCABULARY,
             eos_token_ids=frozenset({EOS}),
         )
+        self.lora_targets: Mapping[str, tuple[int, int]] = {"layers.0.q_proj": (4, 4)}
+        self.source: AdapterSource | None = None
         self._on_run = on_run
         self._memory: dict[int, Slot] = {}
+
+    def use_adapters(self, source: AdapterSource) -> None:
+        self.source = source
 
     def run(self, batch: Batch) -> list[Sample]:
         if self._on_run is not None:
@@ -145,7 +151,7 @@ def make_request() -> Callable[..., Request]:
             prompts=tuple(tuple(prompt) for prompt in prompts),
             sampling=SamplingParams(**{"seed": 1, "max_tokens": 8, **sampling}),
             model="fake",
-            adapter=adapter,
+            adapter=None if adapter is None else AdapterRef(adapter, f"digest of {adapter}"),
         )
 
     return make

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from greenllm.blocks import BlockManager
 from greenllm.core import (
+    AdapterRef,
     Batch,
     Request,
     Sample,
@@ -143,6 +145,20 @@ def test_adapters_share_no_blocks(
         turn(scheduler)
         cached.append(seq.num_cached)
     assert cached == [0, 0, 8, 8]
+
+
+def test_another_adapter_of_the_same_name_shares_no_blocks(
+    make_request: Callable[..., Request],
+) -> None:
+    scheduler = make_scheduler()
+    cached: list[int | None] = []
+    for digest in ("old", "new", "old"):
+        request = replace(make_request("r", [1] * 9), adapter=AdapterRef("x", digest))
+        (seq,) = add(scheduler, request)
+        turn(scheduler)
+        scheduler.abort("r")
+        cached.append(seq.num_cached)
+    assert cached == [0, 0, 8]
 
 
 def test_siblings_wait_for_their_leader_and_reuse_its_prompt(

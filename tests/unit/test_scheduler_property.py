@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from greenllm.blocks import BlockManager
 from greenllm.core import (
+    AdapterRef,
     Batch,
     FinishReason,
     Request,
@@ -84,7 +85,7 @@ def arrivals(draw: st.DrawFn) -> Arrival:
         prompts=tuple(map(tuple, draw(st.lists(prompts, min_size=1, max_size=2)))),
         sampling=params,
         model="fake",
-        adapter=draw(st.sampled_from([None, None, "a"])),
+        adapter=draw(st.sampled_from([None, None, AdapterRef("a", "digest")])),
     )
     leaves_after = draw(st.one_of(st.none(), st.integers(0, 12)))
     return Arrival(request, draw(st.integers(0, 12)), leaves_after)

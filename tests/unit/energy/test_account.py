@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import Request, SamplingParams
+from greenllm.core import AdapterRef, Request, SamplingParams
 from greenllm.energy.account import Account, Label
 from greenllm.energy.meter import NullMeter, Reading, ReplayMeter, SensorError
 from greenllm.energy.window import IdlePower
@@ -153,7 +153,7 @@ def test_foreign_cpu_time_is_nobodys(make_rig: MakeRig) -> None:
 
 def test_phases_domains_and_labels_add_up(make_rig: MakeRig) -> None:
     rig = make_rig(idle_w={"cpu": 2.0, "gpu": 5.0})
-    rig.open("a", model="m", adapter="lora")
+    rig.open("a", model="m", adapter=AdapterRef("lora", "d"))
     rig.open("b", model="m")
     for at in range(4):
         rig.step(("a", at, 1), ("b", at + 3, 2), cpu=3.0, gpu=8.0, dram=0.5)
@@ -184,6 +184,16 @@ def test_scored_prompts_and_unsampled_chunks_have_their_own_flops(make_rig: Make
     head = 2 * SHAPE.head_parameters
     assert flops["plain", True] - flops["plain", False] == head
     assert flops["scored", False] - flops["plain", False] == 4 * head
+
+
+def test_an_adapter_costs_two_flops_per_parameter_and_token(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("plain")
+    rig.open("adapted", adapter=AdapterRef("lora", "d", num_parameters=700))
+    parts = (("plain", 0, 3), ("adapted", 0, 3))
+    (_, plain), (_, adapted) = rig.account._works(rig.batch(*parts), 1.0)
+    assert adapted.flops - plain.flops == 2 * 700 * 3
+    assert adapted.kv_bytes == plain.kv_bytes
 
 
 @pytest.mark.parametrize("stands_still", [False, True])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import Receipt, Request, SamplingParams
+from greenllm.core import AdapterRef, Receipt, Request, SamplingParams
 from greenllm.energy.attribution import CoefficientFit, Coefficients, Work
 from greenllm.energy.bill import Bill
 from greenllm.energy.meter import NullMeter, ReplayMeter
@@ -24,7 +24,7 @@ def _bill() -> Bill:
         "m",
         endpoint="/v1/completions",
         key="k",
-        adapter="lora",
+        adapter=AdapterRef("lora", "d"),
         created_s=77.0,
     )
     return Bill(request, opened_s=10.0)
