@@ -60,6 +60,10 @@ class EngineConfig:
     prefix_cache: bool = option(True, "Reuse keys and values of common prompt beginnings.")
     allow_pickle: bool = option(False, "Also load weights stored as pickle, which can run code.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    adapter_dirs: tuple[Path, ...] = option(
+        (), "Folders adapters may be loaded from, comma-separated; DATA_DIR/adapters always is one."
+    )
+    adapter_cache_mb: float = option(1024.0, "Memory for adapters between uses, in megabytes.")
     meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
     zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")
     intensity_g_per_kwh: float | None = option(None, "Own grid intensity instead of the zone's.")
@@ -71,6 +75,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "block_size", "kv_cache_gb"):
             self._require(getattr(self, name) > 0, name, "must be greater than 0")
+        self._require(self.adapter_cache_mb >= 0, "adapter_cache_mb", "must not be negative")
         self._require(self.threads >= 0, "threads", "must not be negative")
         self._require(
             self.max_batch_tokens >= self.max_num_seqs,
@@ -98,6 +103,11 @@ class EngineConfig:
     def ledger_path(self) -> Path:
         """The ledger's file."""
         return (self.data_dir or default_data_dir()) / "ledger.sqlite"
+
+    @property
+    def adapters_path(self) -> Path:
+        """Where adapters live that are known without being loaded."""
+        return (self.data_dir or default_data_dir()) / "adapters"
 
 
 def flag(name: str) -> str:

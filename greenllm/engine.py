@@ -6,7 +6,10 @@ Contract: one thread owns an engine. `step` returns the tokens of one batch, `se
 that are ready. A runner that fails ends the requests of its batch with reason `error`; their energy
 stays on their bill and the engine goes on.
 
-Not covered: threads and waiting (see `engine_loop`), HTTP, adapters.
+A request with an adapter is added with a reference from `acquire_adapter`; the engine gives it back
+when it closes the request. Adapter methods may be called from any thread.
+
+Not covered: threads and waiting (see `engine_loop`), HTTP.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
+from greenllm.admission import check_request
 from greenllm.blocks import BlockManager
 from greenllm.core import (
+    AdapterRef,
     Batch,
-    InvalidRequestError,
     Outcome,
     Receipt,
     Request,
@@ -31,13 +36,13 @@ from greenllm.core import (
 )
 from greenllm.energy.account import Account, Totals
 from greenllm.energy.policy import CarbonPolicy
+from greenllm.model.adapters import AdapterInfo, AdapterRegistry
 from greenllm.model.info import ModelInfo
+from greenllm.model.lora_config import AdapterError
 from greenllm.runner.base import Runner
 from greenllm.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
-
-MAX_SEQUENCES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,22 @@ class Engine(Protocol):
         """
 
     def add_request(self, request: Request) -> None:
-        """Queue a request that passed `check`."""
+        """Queue a request that passed `check`; its adapter is the engine's to release now."""
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Make an adapter known; after an `AdapterError` nothing has changed."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, or raise `UnknownAdapterError`; requests that use it finish."""
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter that requests may name."""
+
+    def acquire_adapter(self, name: str) -> AdapterRef:
+        """Get an adapter ready for one request, from disk if need be, or raise `AdapterError`."""
+
+    def release_adapter(self, ref: AdapterRef) -> None:
+        """Give back the adapter of a request that was not added after all."""
 
     def abort(self, request_id: str) -> list[Token]:
         """End a request wherever it is."""
@@ -120,6 +140,7 @@ class NativeEngine:
         max_num_seqs: int = 64,
         max_batch_tokens: int = 512,
         prefix_cache: bool = True,
+        adapters: AdapterRegistry | None = None,
     ) -> None:
         self.runner = runner
         self.account = account
@@ -128,6 +149,9 @@ class NativeEngine:
         self.scheduler = Scheduler(
             blocks, max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, clock=clock
         )
+        self._adapters = adapters
+        if adapters is not None:
+            runner.use_adapters(adapters)
         self._text_stream = text_stream
         self._clock = clock
         self._open: dict[str, _Open] = {}
@@ -145,43 +169,34 @@ class NativeEngine:
         return self.scheduler.has_work
 
     def check(self, request: Request) -> None:
-        """Refuse empty prompts, unknown ids and what exceeds the context; see `Engine`."""
-        if request.num_sequences > MAX_SEQUENCES:
-            raise InvalidRequestError(
-                f"{request.num_sequences} choices asked for, at most {MAX_SEQUENCES}",
-                "prompt" if len(request.prompts) > 1 else "n",
-            )
-        if not request.prompts:
-            raise InvalidRequestError("there is no prompt", "prompt")
-        for prompt in request.prompts:
-            self._check_prompt(prompt, request.sampling.max_tokens)
-        sampling, vocabulary = request.sampling, self.info.vocab_size
-        for name, ids in (
-            ("logit_bias", sampling.logit_bias),
-            ("stop_token_ids", sampling.stop_token_ids),
-        ):
-            if not all(0 <= token_id < vocabulary for token_id in ids):
-                raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", name)
-        ends = self.info.eos_token_ids | frozenset(sampling.stop_token_ids)
-        if sampling.min_tokens and len(ends) >= vocabulary:
-            raise InvalidRequestError("every token would end the answer", "stop_token_ids")
+        """Refuse what the model cannot answer; see `Engine`."""
+        check_request(request, self.info)
 
-    def _check_prompt(self, prompt: tuple[int, ...], max_tokens: int) -> None:
-        limit, vocabulary = self.info.context_length, self.info.vocab_size
-        if not prompt:
-            raise InvalidRequestError("the prompt is empty", "prompt")
-        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-            raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", "prompt")
-        if len(prompt) + min(1, max_tokens) > limit:
-            raise InvalidRequestError(
-                f"the prompt has {len(prompt)} tokens, the context is {limit}", "prompt"
-            )
-        if len(prompt) + max_tokens > limit:
-            raise InvalidRequestError(
-                f"prompt ({len(prompt)}) and max_tokens ({max_tokens}) exceed the context of"
-                f" {limit} tokens",
-                "max_tokens",
-            )
+    @property
+    def _registry(self) -> AdapterRegistry:
+        if self._adapters is None:
+            raise AdapterError("this engine was made without a registry of adapters")
+        return self._adapters
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Make an adapter known; see `Engine`."""
+        return self._registry.add(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; see `Engine`."""
+        self._registry.remove(name)
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter that requests may name."""
+        return () if self._adapters is None else self._adapters.list()
+
+    def acquire_adapter(self, name: str) -> AdapterRef:
+        """Get an adapter ready for one request; see `Engine`."""
+        return self._registry.acquire(name)
+
+    def release_adapter(self, ref: AdapterRef) -> None:
+        """Give back an adapter; see `Engine`."""
+        self._registry.release(ref)
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""
@@ -246,6 +261,8 @@ class NativeEngine:
         self._tokens["cached"] += cached
         self._tokens["completion"] += generated
         self.account.finish(request_id, outcome, cached=cached, generated=generated)
+        if entry.request.adapter is not None:
+            self.release_adapter(entry.request.adapter)
 
     def settle(self) -> list[Receipt]:
         """Receipts that are ready, with their grams."""

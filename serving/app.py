@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from greenllm import __version__
 from greenllm.core import InvalidRequestError
-from serving import generation, routes
+from serving import adapters, generation, routes
 from serving.errors import ApiError, from_invalid_request
 from serving.generation import CLIENT_CLOSED_REQUEST
 from serving.requests import new_request_id
@@ -49,6 +49,7 @@ def create_app(make_state: MakeState) -> FastAPI:
         lifespan=lifespan,
     )
     app.include_router(generation.router)
+    app.include_router(adapters.router)
     app.include_router(routes.router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(InvalidRequestError, _on_invalid_request)

@@ -103,14 +103,22 @@ class Bridge:
         """Requests without a receipt."""
         return len(self._open)
 
-    def submit(self, request: Request, *, streaming: bool) -> Submission:
-        """Hand a request to the engine.
+    def check_room(self) -> None:
+        """Refuse when there is no room for another request.
 
         Raises:
             QueueFullError: too many requests are in flight.
         """
         if len(self._open) >= self._max_in_flight:
             raise QueueFullError(max(1, round(self._mean_duration_s)))
+
+    def submit(self, request: Request, *, streaming: bool) -> Submission:
+        """Hand a request to the engine.
+
+        Raises:
+            QueueFullError: too many requests are in flight.
+        """
+        self.check_room()
         submission = Submission(request, streaming=streaming)
         self._open[request.request_id] = submission
         self._submit(request)

@@ -20,6 +20,7 @@ def energy_object(receipt: Receipt) -> dict[str, Any]:
     total_j = receipt.total_j
     return {
         "request_id": receipt.request_id,
+        "adapter": receipt.adapter,
         "energy_joules": rounded(total_j),
         "active_joules": rounded(receipt.active_j),
         "idle_joules": rounded(receipt.idle_j),
@@ -52,7 +53,6 @@ def receipt_object(receipt: Receipt) -> dict[str, Any]:
     return {
         "object": "energy.receipt",
         "model": receipt.model,
-        "adapter": receipt.adapter,
         "endpoint": receipt.endpoint,
         "outcome": receipt.outcome,
         "http_status": receipt.http_status,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from greenllm.core import InvalidRequestError, Receipt, Request, Token
 from serving.answers import Choice, chat_answer, gather, text_answer
+from serving.bodies import body_schema
 from serving.bridge import EngineDownError, Submission
 from serving.energy import energy_headers, link_headers
 from serving.errors import ApiError, from_invalid_request, from_validation
@@ -28,12 +29,6 @@ B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
 UNAUTHORIZED = 401
 LONG_BODY_BYTES = 100_000
-
-
-def body_schema(model: type[BaseModel]) -> dict[str, object]:
-    """OpenAPI description of a body that the route parses itself."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody))
@@ -55,7 +50,7 @@ async def chat_completions(http: HttpRequest) -> Response:
         request = await _made(make, size)
         if body.stream:
             chunks = ChatChunks(request, state.tokenizer, _hidden(state, request))
-            return _stream(state, request, body, chunks)
+            return await _stream(state, request, body, chunks)
         return await _complete(
             http,
             state,
@@ -80,7 +75,7 @@ async def completions(http: HttpRequest) -> Response:
         if body.stream:
             hidden = _hidden(state, request)
             chunks = TextChunks(request, state.tokenizer, hidden, echo=echo)
-            return _stream(state, request, body, chunks)
+            return await _stream(state, request, body, chunks)
         return await _complete(
             http,
             state,
@@ -107,7 +102,6 @@ async def _open(http: HttpRequest, state: ServerState, kind: type[B]) -> tuple[B
     except ValidationError as error:
         raise from_validation(error) from error
     if isinstance(body, SamplingBody):
-        state.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
         if body.prompt_logprobs is not None and body.stream:
@@ -167,10 +161,10 @@ def _hidden(state: ServerState, request: Request) -> frozenset[int]:
     return state.hidden_ids | frozenset(request.sampling.stop_token_ids)
 
 
-def _stream(
+async def _stream(
     state: ServerState, request: Request, body: SamplingBody, chunks: ChatChunks | TextChunks
 ) -> Response:
-    submission = state.submit(request, streaming=True)
+    submission = await state.submit(request, streaming=True)
     options = body.stream_options
     return StreamingResponse(
         events(
@@ -192,7 +186,7 @@ async def _complete(
     request: Request,
     make_body: Callable[[list[Choice], Receipt], dict[str, object]],
 ) -> Response:
-    submission = state.submit(request, streaming=False)
+    submission = await state.submit(request, streaming=False)
     tokens = await _wait(http, state, submission)
     if tokens is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,69 +1,27 @@
-"""Everything that does not generate: models, tokens, energy, health, metrics."""
+"""Everything that neither generates nor is a model: tokens, energy, health, metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ValidationError
 
 from greenllm.energy.ledger import GROUPS
 from greenllm.energy.period import parse_moment
 from greenllm.tokenizer import Tokenizer
+from serving.bodies import body_schema, parsed_body
 from serving.energy import receipt_object, rounded
-from serving.errors import ApiError, from_validation
-from serving.generation import body_schema
+from serving.errors import ApiError
 from serving.schemas import DetokenizeBody, TokenizeBody
-from serving.state import ServerState, read_body, state_of
+from serving.state import state_of
 
 router = APIRouter()
-B = TypeVar("B", bound=BaseModel)
 _ENERGY_PARAMETERS = frozenset({"since", "until", "group_by"})
-
-
-@router.get("/v1/models")
-async def models(http: HttpRequest) -> dict[str, Any]:
-    """List what is served."""
-    state = state_of(http)
-    state.key_of(http)
-    return {"object": "list", "data": [_model(state)]}
-
-
-@router.get("/v1/models/{model_id:path}")
-async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
-    """Describe one model."""
-    state = state_of(http)
-    state.key_of(http)
-    state.check_model(model_id)
-    return _model(state)
-
-
-def _model(state: ServerState) -> dict[str, Any]:
-    info = state.engine.info
-    return {
-        "id": state.model_names[0],
-        "object": "model",
-        "created": info.created_s,
-        "owned_by": "greenllm",
-        "root": info.source,
-        "parent": None,
-        "aliases": list(state.model_names[1:]),
-        "architecture": info.architecture,
-        "parameters": info.parameters,
-        "weight_bytes": info.weight_bytes,
-        "quantization": info.quantization,
-        "unquantized_layers": list(info.kept_layers),
-        "dtype": info.dtype,
-        "device": info.device,
-        "max_model_len": info.context_length,
-        "vocab_size": info.vocab_size,
-        "license": info.licence,
-    }
 
 
 @router.post("/tokenize", openapi_extra=body_schema(TokenizeBody))
@@ -71,7 +29,7 @@ def _model(state: ServerState) -> dict[str, Any]:
 async def tokenize(http: HttpRequest) -> dict[str, Any]:
     """Text or messages to ids."""
     state = state_of(http)
-    body = await _body(http, state, TokenizeBody)
+    body = await parsed_body(http, state, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
     ids = await asyncio.to_thread(_ids, state.tokenizer, body)
@@ -94,7 +52,7 @@ def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
 async def detokenize(http: HttpRequest) -> dict[str, Any]:
     """Ids to text."""
     state = state_of(http)
-    body = await _body(http, state, DetokenizeBody)
+    body = await parsed_body(http, state, DetokenizeBody)
     size = state.tokenizer.vocab_size
     if any(not 0 <= token < size for token in body.tokens):
         raise ApiError(400, f"token ids must be in [0, {size})", param="tokens")
@@ -108,15 +66,6 @@ async def tokenizer_info(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
     state.key_of(http)
     return state.tokenizer.describe()
-
-
-async def _body(http: HttpRequest, state: ServerState, kind: type[B]) -> B:
-    state.key_of(http)
-    raw = await read_body(http, state.config.max_body_mb)
-    try:
-        return kind.model_validate_json(raw)
-    except ValidationError as error:
-        raise from_validation(error) from error
 
 
 @router.get("/v1/energy/{request_id}")

@@ -141,3 +141,16 @@ class DetokenizeBody(Body):
 
     model: str | None = None
     tokens: TokenIds
+
+
+class LoadAdapterBody(Body):
+    """`POST /v1/load_lora_adapter`."""
+
+    lora_name: str
+    lora_path: Annotated[str, Field(min_length=1)]
+
+
+class UnloadAdapterBody(Body):
+    """`POST /v1/unload_lora_adapter`."""
+
+    lora_name: str

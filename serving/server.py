@@ -32,7 +32,9 @@ from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
 from greenllm.engine_loop import EngineLoop
-from greenllm.model.loader import LoadOptions, load_config, resolve
+from greenllm.model.adapter_setup import make_registry
+from greenllm.model.loader import load_config
+from greenllm.model.options import LoadOptions, resolve
 from greenllm.runner.torch import load_torch_runner
 from greenllm.runner.warmup import choose_threads, warm_up
 from greenllm.tokenizer import Tokenizer, load_tokenizer
@@ -40,7 +42,7 @@ from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig
 from serving.metrics import Metrics
-from serving.state import ServerState
+from serving.state import ServerState, model_names
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +161,7 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.max_batch_tokens,
         prefix_cache=config.prefix_cache,
+        adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
     )
     account.rest(time.sleep)
     candidates = (config.threads,) if config.threads else (1, os.cpu_count() or 1)

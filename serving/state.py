@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
-from greenllm.core import Receipt, Request
+from greenllm.core import AdapterRef, Receipt, Request
 from greenllm.energy.ledger import Ledger
 from greenllm.engine import Engine
 from greenllm.engine_loop import EngineLoop
+from greenllm.model.adapters import UnknownAdapterError
+from greenllm.model.info import ModelInfo
+from greenllm.model.lora_config import AdapterError
 from greenllm.tokenizer import Tokenizer
 from serving.bridge import Bridge, QueueFullError, Submission
 from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.metrics import Metrics
 from serving.requests import fingerprint
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -37,24 +43,21 @@ class ServerState:
     @property
     def model_names(self) -> tuple[str, ...]:
         """Names under which clients may ask for the model; the first is the official one."""
-        info = self.engine.info
-        names = (self.config.served_model_name, info.name, self.config.model)
-        return tuple(dict.fromkeys(name for name in names if name))
+        return model_names(self.config, self.engine.info)
 
     @property
     def hidden_ids(self) -> frozenset[int]:
         """Ids that end an answer without being part of it."""
         return self.engine.info.eos_token_ids
 
-    def check_model(self, name: str) -> None:
-        """Refuse a model that is not served; there is no silent fall back."""
-        if name not in self.model_names:
-            raise ApiError(
-                404,
-                f"the model {name!r} is not served here; it is {self.model_names[0]!r}",
-                param="model",
-                code="model_not_found",
-            )
+    def model_and_adapter(self, name: str) -> tuple[str, str | None]:
+        """Take `base`, `adapter` or `base:adapter` apart; the adapter may not exist."""
+        if name in self.model_names:
+            return name, None
+        for base in self.model_names:
+            if name.startswith(f"{base}:"):
+                return base, name.removeprefix(f"{base}:")
+        return self.model_names[0], name
 
     def key_of(self, http: HttpRequest) -> str | None:
         """Fingerprint of the caller's key.
@@ -70,13 +73,64 @@ class ServerState:
             raise ApiError(401, "a valid API key is required", code="invalid_api_key")
         return fingerprint(given)
 
-    def submit(self, request: Request, *, streaming: bool) -> Submission:
-        """Check a request and hand it to the engine."""
+    async def submit(self, request: Request, *, streaming: bool) -> Submission:
+        """Check a request, get its adapter ready, and hand both to the engine."""
+        self._check(request)
+        model, adapter = self.model_and_adapter(request.model)
+        if adapter is None:
+            return self._submit(request, streaming=streaming)
+        ref = await self._acquired(adapter, request.model)
+        adapted = replace(request, model=model, adapter=ref, asked_model=request.model)
+        try:
+            self._check(adapted)
+            return self._submit(adapted, streaming=streaming)
+        except BaseException:
+            self.engine.release_adapter(ref)
+            raise
+
+    async def _acquired(self, adapter: str, asked: str) -> AdapterRef:
+        """An adapter in memory; given back at once when the caller has been cancelled meanwhile."""
+        acquiring = asyncio.create_task(asyncio.to_thread(self._acquire, adapter, asked))
+        try:
+            return await asyncio.shield(acquiring)
+        except asyncio.CancelledError:
+            acquiring.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, acquiring: asyncio.Task[AdapterRef]) -> None:
+        if not acquiring.cancelled() and acquiring.exception() is None:
+            self.engine.release_adapter(acquiring.result())
+
+    def _acquire(self, adapter: str, asked: str) -> AdapterRef:
+        try:
+            return self.engine.acquire_adapter(adapter)
+        except UnknownAdapterError as error:
+            raise self.no_such_model(asked) from error
+        except AdapterError as error:
+            raise ApiError(400, str(error), param="model", code="adapter_unusable") from error
+
+    def no_such_model(self, name: str) -> ApiError:
+        """The answer to who asks for what is not here: never a fall back to the base."""
+        return ApiError(
+            404,
+            f"the model {name!r} is not served here; it is {self.model_names[0]!r}, and"
+            " GET /v1/models lists its adapters",
+            param="model",
+            code="model_not_found",
+        )
+
+    def _check(self, request: Request) -> None:
         if self.draining or not self.loop.is_alive:
             raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
         self.engine.check(request)
+        self._with_room(self.bridge.check_room)
+
+    def _submit(self, request: Request, *, streaming: bool) -> Submission:
+        return self._with_room(lambda: self.bridge.submit(request, streaming=streaming))
+
+    def _with_room(self, act: Callable[[], T]) -> T:
         try:
-            return self.bridge.submit(request, streaming=streaming)
+            return act()
         except QueueFullError as error:
             raise ApiError(
                 429,
@@ -89,6 +143,12 @@ class ServerState:
         """Book a request that never reached the engine."""
         self.loop.record(receipt)
         self.metrics.observe(receipt)
+
+
+def model_names(config: ServeConfig, info: ModelInfo) -> tuple[str, ...]:
+    """Names of the base model; the first is the official one."""
+    names = (config.served_model_name, info.name, config.model)
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def state_of(http: HttpRequest) -> ServerState:

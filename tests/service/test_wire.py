@@ -175,7 +175,9 @@ def test_bodies(server: Server) -> None:
     """Every documented parameter."""
     paths = server.http.get("/openapi.json").json()["paths"]
     lines: list[str] = []
-    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+    adapters = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+    answers = ("/v1/chat/completions", "/v1/completions")
+    for path in (*answers, "/tokenize", "/detokenize", *adapters):
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
         lines += [f"{path} {name}" for name in sorted(content["schema"]["properties"])]
 

@@ -1,0 +1,70 @@
+"""Where adapters may come from, what they may be called, and whether a folder has changed.
+
+Contract: a path counts by where it leads, after symbolic links and `..`, and so do the files in it.
+Not covered: a link that is changed between this look and the reading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME, AdapterError
+
+FILES = (CONFIG_NAME, WEIGHTS_NAME)
+Stamp = tuple[tuple[int, int, int] | None, ...]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class AdapterNameError(AdapterError):
+    """An adapter may not have this name."""
+
+
+def check_name(name: str, reserved: Collection[str] = ()) -> None:
+    """Refuse names that could be taken for a path, for `base:adapter`, or for the base.
+
+    Raises:
+        AdapterNameError: with the rule.
+    """
+    if not _NAME.fullmatch(name):
+        raise AdapterNameError(
+            f"{name!r} is no name for an adapter: letters, digits, '.', '_' and '-', at most 128,"
+            " a letter or digit first"
+        )
+    if name in reserved:
+        raise AdapterNameError(f"{name!r} is the name of the base model; choose another")
+
+
+def resolved(folder: Path, roots: Iterable[Path]) -> Path:
+    """Where a folder really is.
+
+    Raises:
+        AdapterError: it, or a file an adapter has, is outside of `roots`.
+    """
+    allowed = [root.resolve() for root in roots]
+    try:
+        places = [path.resolve() for path in (folder, *(folder / name for name in FILES))]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AdapterError(f"{str(folder)!r} is no folder: {error}") from error
+    for place in places:
+        if not any(place.is_relative_to(root) for root in allowed):
+            raise AdapterError(
+                f"{folder} is outside of the folders adapters may come from; see --adapter-dirs"
+            )
+    return places[0]
+
+
+def stamp_of(folder: Path) -> Stamp | None:
+    """Changes when an adapter's files do; None when there is no such folder."""
+    if not folder.is_dir():
+        return None
+    return tuple(_file_stamp(folder / name) for name in FILES)
+
+
+def _file_stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,120 @@
+"""Models and adapters: what is served, and `POST /v1/load_lora_adapter` as vLLM names it.
+
+Contract: adapters come and go while requests run; a request keeps the adapter it began with. Files
+are read in a thread of their own. Not covered: uploads; adapters come from folders of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from greenllm.model.adapter_folders import AdapterNameError
+from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
+from greenllm.model.lora_config import AdapterError
+from serving.bodies import body_schema, parsed_body
+from serving.errors import ApiError
+from serving.schemas import LoadAdapterBody, UnloadAdapterBody
+from serving.state import ServerState, state_of
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(http: HttpRequest) -> dict[str, Any]:
+    """List the base model and its adapters."""
+    state = state_of(http)
+    state.key_of(http)
+    adapters = await asyncio.to_thread(state.engine.adapters)
+    data = [_model(state), *(_adapter(state, info) for info in adapters)]
+    return {"object": "list", "data": data}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
+    """Describe the base model or an adapter."""
+    state = state_of(http)
+    state.key_of(http)
+    _, name = state.model_and_adapter(model_id)
+    if name is None:
+        return _model(state)
+    adapters = await asyncio.to_thread(state.engine.adapters)
+    found = next((info for info in adapters if info.name == name), None)
+    if found is None:
+        raise state.no_such_model(model_id)
+    return _adapter(state, found)
+
+
+def _model(state: ServerState) -> dict[str, Any]:
+    info = state.engine.info
+    return {
+        "id": state.model_names[0],
+        "object": "model",
+        "created": info.created_s,
+        "owned_by": "greenllm",
+        "root": info.source,
+        "parent": None,
+        "aliases": list(state.model_names[1:]),
+        "architecture": info.architecture,
+        "parameters": info.parameters,
+        "weight_bytes": info.weight_bytes,
+        "quantization": info.quantization,
+        "unquantized_layers": list(info.kept_layers),
+        "dtype": info.dtype,
+        "device": info.device,
+        "max_model_len": info.context_length,
+        "vocab_size": info.vocab_size,
+        "license": info.licence,
+    }
+
+
+def _adapter(state: ServerState, info: AdapterInfo) -> dict[str, Any]:
+    base = state.model_names[0]
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": int(info.registered_s),
+        "owned_by": "greenllm",
+        "root": str(info.folder),
+        "parent": base,
+        "aliases": [f"{name}:{info.name}" for name in state.model_names],
+        "parameters": info.facts.num_parameters,
+        "rank": info.facts.rank,
+        "targets": list(info.facts.targets),
+        "adapter_bytes": info.facts.num_bytes,
+        "resident": info.resident,
+        "requests_in_flight": info.in_flight,
+        "max_model_len": state.engine.info.context_length,
+    }
+
+
+@router.post("/v1/load_lora_adapter", openapi_extra=body_schema(LoadAdapterBody))
+async def load_lora_adapter(http: HttpRequest) -> dict[str, Any]:
+    """Make an adapter known under a name; answers with its entry in `/v1/models`."""
+    state = state_of(http)
+    body = await parsed_body(http, state, LoadAdapterBody)
+    folder = Path(body.lora_path)
+    try:
+        info = await asyncio.to_thread(state.engine.load_adapter, body.lora_name, folder)
+    except AdapterError as error:
+        name = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
+        raise ApiError(400, str(error), param=name) from error
+    return _adapter(state, info)
+
+
+@router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterBody))
+async def unload_lora_adapter(http: HttpRequest) -> dict[str, Any]:
+    """Forget an adapter; requests that use it finish, new ones get 404."""
+    state = state_of(http)
+    body = await parsed_body(http, state, UnloadAdapterBody)
+    try:
+        await asyncio.to_thread(state.engine.unload_adapter, body.lora_name)
+    except UnknownAdapterError as error:
+        raise ApiError(404, str(error), param="lora_name", code="model_not_found") from error
+    except AdapterError as error:
+        raise ApiError(400, str(error), param="lora_name") from error
+    return {"id": body.lora_name, "object": "model", "deleted": True}
