@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from greenllm import __version__
+from greenllm.cli.bench import bench
 from greenllm.cli.options import with_options
 from greenllm.config import load
 from serving.config import ServeConfig
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,11 +16,12 @@ from greenllm.config import ENVIRONMENT_PREFIX, default_of, flag
 
 
 def with_options(
-    config_type: type[Any], *, positional: str | None = None
+    config_type: type[Any], *, positional: str | None = None, environment: bool = True
 ) -> Callable[[Callable[[Mapping[str, Any], Path | None], None]], Callable[..., None]]:
     """Give a command `command(flags, config_file)` one option per field of `config_type`.
 
-    Options that were not given arrive as None, so that a file or the environment can fill them.
+    Options that were not given arrive as None, so that a file or the environment can fill them;
+    without `environment` the help does not speak of it.
     """
 
     def decorate(command: Callable[[Mapping[str, Any], Path | None], None]) -> Callable[..., None]:
@@ -28,8 +29,9 @@ def with_options(
             file = given.pop("config", None)
             command(given, file)
 
-        parameters = [_parameter(spec, config_type, positional) for spec in _specs(config_type)]
-        help_text = "TOML file with options; environment and flags win over it."
+        parameters = [_parameter(spec, positional, environment) for spec in _specs(config_type)]
+        winners = "environment and flags win" if environment else "flags win"
+        help_text = f"TOML file with options; {winners} over it."
         config = Annotated[Path | None, typer.Option("--config", help=help_text)]
         parameters.append(_keyword("config", config))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -50,14 +52,14 @@ def _specs(config_type: type[Any]) -> list[tuple[str, Any, str, Any]]:
 
 
 def _parameter(
-    spec: tuple[str, Any, str, Any], config_type: type[Any], positional: str | None
+    spec: tuple[str, Any, str, Any], positional: str | None, environment: bool
 ) -> inspect.Parameter:
     name, hint, help_text, default = spec
-    notes = f"env {ENVIRONMENT_PREFIX}{name.upper()}"
+    notes = [f"env {ENVIRONMENT_PREFIX}{name.upper()}"] if environment else []
     if default not in (None, ()):
-        notes += f", default {default}"
+        notes.append(f"default {default}")
     # Parentheses: rich would take square brackets for markup and print nothing.
-    text = f"{help_text} ({notes})"
+    text = f"{help_text} ({', '.join(notes)})" if notes else help_text
     if name == positional:
         return _keyword(name, Annotated[str | None, typer.Argument(help=text)])
     kind, spelling = _option_type(hint), flag(name)

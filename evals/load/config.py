@@ -1,0 +1,78 @@
+"""Options of `greenllm bench serve`, each declared once; refused if they cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from greenllm.config import ConfigError, option
+
+ABOVE_ZERO = (
+    *("requests", "duration_s", "prompt_tokens", "max_tokens", "limit", "max_context"),
+    *("rate_scale", "vocabulary", "timeout_s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """What to send to whom."""
+
+    url: str = option("http://127.0.0.1:8000", "Server; this machine's unless you say so.")
+    model: str | None = option(None, "Model; else the first that the server lists.")
+    concurrency: str = option("1,8,32", "Closed loop: requests in flight, one load per number.")
+    requests: int = option(64, "Requests per load.")
+    duration_s: float | None = option(None, "Seconds per load, instead of --requests.")
+    prompt_tokens: int = option(32, "Length of prompts.")
+    max_tokens: int = option(64, "Length of answers.")
+    trace: Path | None = option(None, "Open loop: CSV of TIMESTAMP,ContextTokens,GeneratedTokens.")
+    limit: int | None = option(None, "First arrivals of the trace only.")
+    max_context: int | None = option(None, "Shrink the trace's lengths so that the longest fits.")
+    rate_scale: float = option(1.0, "Send the trace so many times as fast.")
+    chat: bool = option(False, "Chat with made-up words instead of token ids.")
+    stop_at_eos: bool = option(False, "Let answers end early, which is a failure otherwise.")
+    vocabulary: int = option(1024, "Prompt ids are drawn below this.")
+    seed: int = option(0, "Of the prompts.")
+    warm_up: int = option(4, "Requests sent first and not counted.")
+    pid: int | None = option(None, "The server's process; found by its port on this machine.")
+    api_key: str | None = option(None, "Sent as bearer token.")
+    timeout_s: float = option(300.0, "Longest wait for an answer.")
+    json: Path | None = option(None, "Write everything as JSON.")
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"not a URL of a server: {self.url}")
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        self.levels()
+
+    def levels(self) -> list[int]:
+        """The concurrencies.
+
+        Raises:
+            ConfigError: they are not whole numbers above zero.
+        """
+        return parse_levels(self.concurrency)
+
+    @property
+    def base_url(self) -> str:
+        """Where the server is, without a path."""
+        return self.url.rstrip("/").removesuffix("/v1")
+
+
+def parse_levels(text: str) -> list[int]:
+    """Concurrencies, from `1,8,32`.
+
+    Raises:
+        ConfigError: they are not whole numbers above zero.
+    """
+    try:
+        levels = [int(word) for word in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or min(levels) < 1:
+        raise ConfigError(f"--concurrency takes numbers like 1,8,32, not {text!r}")
+    return levels
