@@ -35,7 +35,7 @@ from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ladder import modelled_meter
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
-from greenllm.model.loader import LoadOptions, resolve
+from greenllm.model.options import LoadOptions, resolve
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.runner.warmup import warm_up
 from greenllm.tokenizer import Tokenizer, load_tokenizer

@@ -39,24 +39,46 @@ def default_data_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "greenllm"
 
 
+def default_cache_dir() -> Path:
+    """Where quantized weights are kept: XDG_CACHE_HOME/greenllm, or ~/.cache/greenllm."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "greenllm"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Options of the engine: the model, how it is run, how it is metered."""
 
     model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
-    quantize: Literal["none", "int8", "nf4"] = option(
-        "none", "none, int8 or nf4: quantize the weights with bitsandbytes while loading."
+    runner: Literal["auto", "torch", "openvino"] = option(
+        "auto", "auto, torch or openvino; auto is openvino on CPUs where it knows the model."
+    )
+    quantize: Literal["none", "int8", "int4", "nf4"] = option(
+        "none",
+        "none, int8, int4 (openvino) or nf4 (torch): quantize the weights while loading;"
+        " the torch runner does it with bitsandbytes.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "auto, float32, bfloat16 or float16; auto is float32 on CPUs, bfloat16 on GPUs."
+        "auto",
+        "auto, float32, bfloat16 or float16; auto is bfloat16 on GPUs, and on CPUs that compute it"
+        " for weights that the openvino runner quantizes, else float32.",
     )
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
-    threads: int = option(0, "CPU threads for the model; 0 tries one and all cores.")
+    threads: str = option(
+        "auto",
+        "CPU threads for the model: a number; auto: more only where 1.3 times faster, by batch"
+        " size; eco: what needs the least CPU time.",
+    )
     max_context: int | None = option(None, "Longest prompt plus answer; default is the model's.")
     max_num_seqs: int = option(64, "Sequences in one batch, at most.")
     max_batch_tokens: int = option(512, "Tokens in one step, at most; longer prompts are chunked.")
-    block_size: int = option(16, "Tokens in one KV cache block.")
+    block_size: int | None = option(
+        None, "Tokens in one KV cache block; 16 with torch, openvino's is fixed."
+    )
     kv_cache_gb: float = option(1.0, "Memory for keys and values, in gigabytes, at most.")
+    kv_dtype: Literal["auto", "u8", "bfloat16", "float32"] = option(
+        "auto", "auto, u8, bfloat16 or float32: keys and values of the openvino runner."
+    )
     prefix_cache: bool = option(True, "Reuse keys and values of common prompt beginnings.")
     allow_pickle: bool = option(False, "Also load weights stored as pickle, which can run code.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
@@ -71,12 +93,20 @@ class EngineConfig:
     pue: float = option(1.0, "Power usage effectiveness of the site; enters the grams only.")
     receipt_wait_s: float = option(0.15, "Longest wait for a counter, then provisional.")
     data_dir: Path | None = option(None, "Folder of the ledger; default is the platform's.")
+    cache_dir: Path | None = option(
+        None, "Folder for quantized weights; default is the platform's."
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "block_size", "kv_cache_gb"):
-            self._require(getattr(self, name) > 0, name, "must be greater than 0")
+            value = getattr(self, name)
+            self._require(value is None or value > 0, name, "must be greater than 0")
         self._require(self.adapter_cache_mb >= 0, "adapter_cache_mb", "must not be negative")
-        self._require(self.threads >= 0, "threads", "must not be negative")
+        self._require(
+            self.threads in ("auto", "eco") or (self.threads.isdecimal() and int(self.threads) > 0),
+            "threads",
+            "must be auto, eco or a number greater than 0",
+        )
         self._require(
             self.max_batch_tokens >= self.max_num_seqs,
             "max_batch_tokens",
@@ -103,6 +133,11 @@ class EngineConfig:
     def ledger_path(self) -> Path:
         """The ledger's file."""
         return (self.data_dir or default_data_dir()) / "ledger.sqlite"
+
+    @property
+    def cache_path(self) -> Path:
+        """Where quantized weights are kept between starts."""
+        return self.cache_dir or default_cache_dir()
 
     @property
     def adapters_path(self) -> Path:

@@ -33,10 +33,10 @@ from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
 from greenllm.engine_loop import EngineLoop
 from greenllm.model.adapter_setup import make_registry
-from greenllm.model.loader import load_config
-from greenllm.model.options import LoadOptions, resolve
-from greenllm.runner.torch import load_torch_runner
-from greenllm.runner.warmup import choose_threads, warm_up
+from greenllm.model.files import check_folder
+from greenllm.model.options import resolve
+from greenllm.runner.select import load_runner
+from greenllm.runner.warmup import plan_threads, warm_up
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.bridge import Bridge
@@ -128,23 +128,9 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         GreenllmError: with the reason.
     """
     policy = carbon_policy(config)
-    options = LoadOptions(
-        quantization=config.quantize,
-        dtype=config.dtype,
-        device=config.device,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-        max_context=config.max_context,
-    )
-    load_config(resolve(config.model), options)
+    check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
     tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
-    runner = load_torch_runner(
-        config.model,
-        options,
-        block_size=config.block_size,
-        kv_cache_bytes=int(config.kv_cache_gb * 1e9),
-        max_num_seqs=config.max_num_seqs,
-    )
+    runner = load_runner(config)
     account = Account(
         meter,
         runner.shape,
@@ -164,8 +150,7 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
     )
     account.rest(time.sleep)
-    candidates = (config.threads,) if config.threads else (1, os.cpu_count() or 1)
-    choose_threads(runner, tuple(dict.fromkeys(candidates)), torch.set_num_threads)
+    plan_threads(runner, config.threads, os.cpu_count() or 1)
     warm_up(runner, account)
     # What is loaded stays: the garbage collector need not look at it again and again.
     gc.collect()

@@ -18,33 +18,20 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from greenllm.model.files import check_folder, licence_of
 from greenllm.model.info import LoadError, ModelInfo, Quantization
+from greenllm.model.options import BUNDLED, LoadOptions, resolve
 from greenllm.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
-BUNDLED = "bundled"
-BUNDLED_PATH = Path(__file__).parent / "bundled"
 NF4_BLOCK = 64
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load a model; see `EngineConfig` for what each means."""
-
-    quantization: Quantization = "none"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    attention: str = "sdpa"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    max_context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +51,6 @@ class _Plain:
     body: int
     head: int
     awkward_layers: tuple[str, ...]
-
-
-def resolve(name: str) -> str:
-    """Folder or hub id behind a model's name."""
-    return str(BUNDLED_PATH) if name == BUNDLED else name
 
 
 def load_model(name: str, options: LoadOptions) -> LoadedModel:
@@ -98,7 +80,7 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
 
 def load_config(source: str, options: LoadOptions) -> Any:
     """Read a model's config.json and check that it is a decoder-only language model."""
-    _check_folder(source, options.allow_pickle)
+    check_folder(source, allow_pickle=options.allow_pickle)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
     except Exception as error:
@@ -111,20 +93,6 @@ def load_config(source: str, options: LoadOptions) -> Any:
     if options.quantization != "none" and getattr(config, "quantization_config", None):
         raise LoadError(f"{source} is already quantized; serve it with --quantize none")
     return config
-
-
-def _check_folder(source: str, allow_pickle: bool) -> None:
-    path = Path(source)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise LoadError(f"{source} has no config.json: not a model folder")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local and not path.is_dir():
-        raise LoadError(
-            f"no folder {source}; give a model folder, a hub id owner/name or 'bundled'"
-        )
-    pickled = any(path.glob("*.bin")) and not any(path.glob("*.safetensors"))
-    if pickled and not allow_pickle:
-        raise LoadError(f"{source} has pickled weights, which can run code: see --allow-pickle")
 
 
 def _device(asked: str) -> str:
@@ -268,7 +236,7 @@ def _describe(
         context_length=options.max_context or native,
         vocab_size=text.vocab_size,
         eos_token_ids=_eos_ids(config, model),
-        licence=_licence(Path(source)),
+        licence=licence_of(Path(source)),
         created_s=int(time.time()),
     )
 
@@ -309,15 +277,6 @@ def _eos_ids(config: Any, model: PreTrainedModel) -> frozenset[int]:
         if ids is not None:
             return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
-
-
-def _licence(folder: Path) -> str | None:
-    """The `license` field of a model card's front matter, where there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]
-    return next((ln.partition(":")[2].strip() for ln in lines if ln.startswith("license:")), None)
 
 
 def _one_line(error: BaseException) -> str:

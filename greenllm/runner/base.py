@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from greenllm.core import Batch, Sample
 from greenllm.model.info import ModelInfo
+from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Runner(Protocol):
 
     def use_adapters(self, source: AdapterSource) -> None:
         """Say where weights come from, before the first batch with an adapter."""
+
+    def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
+        """Say how many CPU threads run a step of each size; a trial keeps what others need."""
 
     def run(self, batch: Batch) -> list[Sample]:
         """Compute every chunk, write its keys and values, and sample where the chunk asks for it.

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from greenllm.core import Batch, Chunk, GreenllmError, Sample, TokenLogprob
-from greenllm.decode.sampling import sample, token_logprobs
+from greenllm.core import Batch, Chunk, GreenllmError, Sample
 from greenllm.model.info import LoadError, ModelInfo
-from greenllm.model.loader import LoadedModel, LoadOptions, load_model
+from greenllm.model.loader import LoadedModel, load_model
+from greenllm.model.options import LoadOptions
 from greenllm.runner.attention import (
     PagedAttention,
     hidden_window,
@@ -27,6 +27,8 @@ from greenllm.runner.attention import (
 )
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.lora import LoraBank
+from greenllm.runner.readout import packed_rows, read_out, wanted_rows
+from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 
 
@@ -46,6 +48,7 @@ class TorchRunner:
         self._model = loaded.model
         self._attention = attention
         self._bank = LoraBank(loaded.model)
+        self._plan = ThreadPlan.fixed(torch.get_num_threads())
         self._device = loaded.model.get_input_embeddings().weight.device
         self._probe(loaded)
         self.lora_targets: Mapping[str, tuple[int, int]] = self._bank.targets
@@ -90,30 +93,31 @@ class TorchRunner:
         """Say where weights come from; see `base.Runner`."""
         self._bank.use(source)
 
+    def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
+        """Set how many threads run a step; see `base.Runner`."""
+        self._plan = plan
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        torch.set_num_threads(self._plan.threads_for(batch.num_tokens))
         order = order_chunks(batch)
         chunks = [batch.chunks[i] for i in order]
-        self._attention.use(make_plan(chunks, self.block_size))
-        self._bank.begin(chunks)
-        rows = [_wanted_rows(chunk) for chunk in chunks]
-        logits = self._forward(chunks, rows)
-        results = _read_out(chunks, rows, logits)
+        rows = [wanted_rows(chunk) for chunk in chunks]
+        results = read_out(chunks, rows, self.logits(chunks, rows))
         samples = [Sample(None)] * len(chunks)
         for place, result in zip(order, results, strict=True):
             samples[place] = result
         return samples
 
-    def _forward(self, chunks: list[Chunk], rows: list[range]) -> Tensor:
-        """Logits `[wanted rows, vocabulary]` in float32."""
+    @torch.inference_mode()
+    def logits(self, chunks: list[Chunk], rows: list[range]) -> Tensor:
+        """Logits `[wanted rows, vocabulary]` in float32; single-token chunks come first."""
+        self._attention.use(make_plan(chunks, self.block_size))
+        self._bank.begin(chunks)
         ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [p for chunk in chunks for p in range(chunk.start, chunk.end)]
-        keep: list[int] = []
-        begin = 0
-        for chunk, wanted in zip(chunks, rows, strict=True):
-            keep += [begin + i for i in wanted]
-            begin += chunk.num_tokens
+        keep = packed_rows(chunks, rows)
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
@@ -122,46 +126,6 @@ class TorchRunner:
         )
         logits: Tensor = output.logits[0].float()
         return logits if keep else logits[:0]
-
-
-def _wanted_rows(chunk: Chunk) -> range:
-    """Rows of a chunk whose logits are needed: all when the prompt is scored, else the last."""
-    if chunk.seq.sampling.prompt_logprobs is not None and chunk.start < chunk.seq.prompt_len:
-        return range(chunk.num_tokens)
-    return range(chunk.num_tokens - 1, chunk.num_tokens) if chunk.samples else range(0)
-
-
-def _read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sample]:
-    """Score prompts and sample next tokens from the wanted rows' logits."""
-    ends: list[int] = []
-    prompts: list[tuple[TokenLogprob, ...]] = []
-    begin = 0
-    for chunk, wanted in zip(chunks, rows, strict=True):
-        ends.append(begin + len(wanted) - 1)
-        prompts.append(_score_prompt(chunk, logits[begin : begin + len(wanted)]))
-        begin += len(wanted)
-    sampled = [i for i, chunk in enumerate(chunks) if _draws(chunk)]
-    chosen = sample(logits[[ends[i] for i in sampled]], [chunks[i].seq for i in sampled])
-    results = [Sample(None, prompt=prompt) for prompt in prompts]
-    for i, choice in zip(sampled, chosen, strict=True):
-        results[i] = replace(choice, prompt=prompts[i])
-    return results
-
-
-def _draws(chunk: Chunk) -> bool:
-    """Whether a token is generated; with max_tokens 0 the prompt is only scored."""
-    return chunk.samples and len(chunk.seq.token_ids) < chunk.seq.max_len
-
-
-def _score_prompt(chunk: Chunk, logits: Tensor) -> tuple[TokenLogprob, ...]:
-    """Log probabilities of the prompt tokens that the chunk's rows predict."""
-    count = chunk.seq.sampling.prompt_logprobs
-    last = min(chunk.end, chunk.seq.prompt_len - 1)
-    if count is None or chunk.start >= last:
-        return ()
-    targets = chunk.seq.token_ids[chunk.start + 1 : last + 1]
-    scores = token_logprobs(logits[: len(targets)], targets, [count] * len(targets))
-    return tuple(scores)
 
 
 def load_torch_runner(

@@ -8,20 +8,18 @@ teaches nothing.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
 from greenllm.energy.account import Account
 from greenllm.runner.base import Runner
+from greenllm.runner.threads import SIZES, ThreadPlan, ThreadPolicy, measure_plan
 
 _DECODE = ((1, 8), (2, 8), (4, 16), (8, 8), (16, 16), (4, 128), (16, 64))
 _PREFILL = (8, 32, 64, 128)
 _ROUNDS = 3
-_TRIAL = (4, 8, 1)
-_TRIAL_RUNS = 3
-_MIN_GAIN = 1.3
+_MOST_ROWS = 32
 
 
 def warm_up(
@@ -45,29 +43,33 @@ def warm_up(
     return learnt
 
 
-def choose_threads(
-    runner: Runner,
-    candidates: tuple[int, ...],
-    use: Callable[[int], None],
-    *,
-    clock: Callable[[], float] = time.monotonic,
-) -> int:
-    """Try thread counts, fewest first, on a small decode batch, and keep the best in use.
+def plan_threads(runner: Runner, setting: str, num_cpus: int) -> ThreadPlan:
+    """Put `--threads` into effect: a number, or `auto` and `eco` by measurement."""
+    if setting.isdecimal():
+        plan = ThreadPlan.fixed(int(setting))
+    else:
+        batches = {size: _trial(runner, size) for size in SIZES}
+        fitting = {s: batch for s, batch in batches.items() if _fits(batch, runner)}
 
-    More threads burn more joules for the same tokens, so they must be at least 1.3 times faster.
-    """
-    best, best_s = candidates[0], math.inf
-    for threads in candidates:
-        use(threads)
-        runner.run(_batch(runner, *_TRIAL))
-        started_s = clock()
-        for _ in range(_TRIAL_RUNS):
-            runner.run(_batch(runner, *_TRIAL))
-        took_s = clock() - started_s
-        if took_s * _MIN_GAIN < best_s:
-            best, best_s = threads, took_s
-    use(best)
-    return best
+        def step(size: int, threads: int) -> None:
+            runner.use_threads(ThreadPlan.fixed(threads), trial=True)
+            runner.run(fitting[size])
+
+        candidates = tuple(dict.fromkeys((1, num_cpus)))
+        policy: ThreadPolicy = "eco" if setting == "eco" else "auto"
+        plan = measure_plan(step, candidates, tuple(fitting), policy)
+    runner.use_threads(plan)
+    return plan
+
+
+def _trial(runner: Runner, size: int) -> Batch:
+    """A step of that many tokens: small ones decode, large ones are a prompt."""
+    return _batch(runner, size, 8, 1) if size <= _MOST_ROWS else _batch(runner, 1, size, size)
+
+
+def _fits(batch: Batch, runner: Runner) -> bool:
+    longest = max(chunk.end for chunk in batch.chunks)
+    return _num_blocks(batch) <= runner.num_blocks and longest < runner.info.context_length
 
 
 def _batches(runner: Runner) -> list[Batch]:

@@ -19,7 +19,7 @@ from greenllm.core import Request, SamplingParams, Sequence, sequences_of
 from greenllm.decode.sampling import sample
 from greenllm.energy.nvml import NvmlMeter, load_nvml
 from greenllm.model.info import Quantization
-from greenllm.model.loader import BUNDLED, BUNDLED_PATH, LoadOptions
+from greenllm.model.options import BUNDLED, BUNDLED_PATH, LoadOptions
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.scheduler import Scheduler
 from greenllm.tokenizer import load_tokenizer

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from greenllm.blocks import BlockManager
 from greenllm.core import Request, SamplingParams, Sequence, sequences_of
-from greenllm.model.loader import LoadOptions
+from greenllm.model.options import LoadOptions
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.scheduler import Scheduler
 

@@ -12,7 +12,8 @@ import torch
 
 from greenllm.core import SamplingParams, Sequence
 from greenllm.model.info import Quantization
-from greenllm.model.loader import BUNDLED, BUNDLED_PATH, LoadOptions, load_model
+from greenllm.model.loader import load_model
+from greenllm.model.options import BUNDLED, BUNDLED_PATH, LoadOptions
 from greenllm.runner.torch import TorchRunner
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from greenllm.blocks import BlockManager
 from greenllm.core import SamplingParams, TokenLogprob
 from greenllm.model.info import Quantization
-from greenllm.model.loader import LoadOptions
+from greenllm.model.options import LoadOptions
 from greenllm.runner.torch import TorchRunner
 from greenllm.scheduler import Scheduler
 

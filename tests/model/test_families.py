@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from greenllm.core import SamplingParams
 from greenllm.model.info import LoadError
-from greenllm.model.loader import LoadOptions
+from greenllm.model.options import LoadOptions
 
 VOCABULARY = 96
 LENGTHS = (5, 13, 21, 1)

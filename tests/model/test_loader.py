@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from greenllm.model.info import LoadError
-from greenllm.model.loader import LoadOptions, load_config, load_model
+from greenllm.model.loader import load_config, load_model
+from greenllm.model.options import LoadOptions
 
 Load = Callable[..., Any]
 WEIGHTS = "model.safetensors"

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from greenllm.model.info import Quantization
-from greenllm.model.loader import LoadOptions, load_model
+from greenllm.model.loader import load_model
+from greenllm.model.options import LoadOptions
 
 KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 WIDE = 128

@@ -14,7 +14,7 @@ from tokenizers import decoders, models
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from greenllm.core import InvalidRequestError, SamplingParams
-from greenllm.model.loader import resolve
+from greenllm.model.options import resolve
 from greenllm.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 TEXT = "Zoë says: “日本語” 👩🏽‍🚀 naïve café\n\n\tend  "

@@ -1,0 +1,32 @@
+"""How to load a model, and where the bundled one lies. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from greenllm.model.info import Quantization
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+BUNDLED = "bundled"
+BUNDLED_PATH = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model; see `EngineConfig` for what each means."""
+
+    quantization: Quantization = "none"
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    max_context: int | None = None
+
+
+def resolve(name: str) -> str:
+    """Folder or hub id behind a model's name."""
+    return str(BUNDLED_PATH) if name == BUNDLED else name

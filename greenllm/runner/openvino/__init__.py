@@ -1,0 +1,1 @@
+"""The OpenVINO runner: decoder graphs on the CPU, built from safetensors weights."""

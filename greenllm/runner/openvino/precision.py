@@ -1,0 +1,81 @@
+"""Number formats of a graph: weights, arithmetic, keys and values, and what the plugin is told.
+
+`auto` arithmetic is bfloat16 for quantized weights where the CPU computes it natively, else
+float32. With float32 the plugin quantizes activations to 8 bits in groups of 64 inside quantized
+layers (integer kernels); with bfloat16 it restores the weights. Measured equally fast here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import openvino as ov
+from openvino import Type
+
+from greenllm.model.decoder_weights import WeightBits
+from greenllm.model.info import LoadError
+
+KvDtype = Literal["auto", "u8", "bfloat16", "float32"]
+_ACTIVATION_GROUP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """`bits` of the weights, `arithmetic` and `kv` types."""
+
+    bits: WeightBits
+    arithmetic: Type
+    kv: Type
+
+    @property
+    def floats(self) -> Type:
+        """How unquantized matrices are stored."""
+        return self.arithmetic
+
+    @property
+    def lora_type(self) -> Type:
+        """How adapter matrices are stored."""
+        return self.arithmetic
+
+    @property
+    def dtype_name(self) -> str:
+        """Arithmetic as torch would call it."""
+        return "bfloat16" if self.arithmetic == Type.bf16 else "float32"
+
+    def properties(self, threads: int) -> dict[str, Any]:
+        """Settings for the CPU plugin: one stream, latency first, no surprises in precision."""
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": self.arithmetic.get_type_name(),
+            "KV_CACHE_PRECISION": self.kv.get_type_name(),
+            # A key's 8-bit form must not depend on its neighbours: blocks are shared and resumed.
+            "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _ACTIVATION_GROUP if self.bits != 32 else 0,
+        }
+
+
+def choose_precision(bits: WeightBits, dtype: str, kv_dtype: KvDtype) -> Precision:
+    """Resolve `auto` for this CPU.
+
+    Raises:
+        LoadError: the combination is not one the plugin computes.
+    """
+    if dtype == "float16":
+        raise LoadError("--dtype float16: the OpenVINO runner has float32 and bfloat16")
+    native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == "bfloat16" and not native:
+        raise LoadError("--dtype bfloat16: this CPU does not compute bfloat16; use float32")
+    fast = dtype == "bfloat16" or (dtype == "auto" and bits != 32 and native)
+    arithmetic = Type.bf16 if fast else Type.f32
+    if kv_dtype == "auto":
+        return Precision(bits, arithmetic, arithmetic)
+    kv = {"u8": Type.u8, "bfloat16": Type.bf16, "float32": Type.f32}[kv_dtype]
+    if kv not in (Type.u8, arithmetic):
+        raise LoadError(
+            f"--kv-dtype {kv_dtype} does not go with {Precision(bits, arithmetic, kv).dtype_name}"
+            " arithmetic: use u8 or auto, or set --dtype"
+        )
+    return Precision(bits, arithmetic, kv)

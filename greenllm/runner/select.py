@@ -1,0 +1,117 @@
+"""Which runner serves a model: OpenVINO on CPUs where it knows the architecture, else torch.
+
+`auto` falls back to torch with the reason, in a warning where speed is lost. A runner that was
+asked for by name is never replaced: what it cannot do is a `LoadError`.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from greenllm.config import EngineConfig
+from greenllm.model.info import LoadError
+from greenllm.model.options import LoadOptions
+from greenllm.model.spec import UnknownArchitectureError
+from greenllm.runner.base import Runner
+from greenllm.runner.selfcheck import SelfCheckError, check_openvino
+
+if TYPE_CHECKING:
+    from greenllm.runner.openvino.runner import OpenVinoRunner
+
+log = logging.getLogger(__name__)
+
+_TORCH_BLOCK = 16
+
+
+def load_runner(config: EngineConfig) -> Runner:
+    """Load the configured model into the runner that suits it.
+
+    Raises:
+        LoadError: the model cannot be loaded, or the options contradict each other.
+    """
+    reason = why_torch(config)
+    if reason is None:
+        try:
+            return _openvino(config)
+        except (UnknownArchitectureError, SelfCheckError) as error:
+            reason = str(error)
+        if config.runner == "openvino" or config.quantize == "int4":
+            raise LoadError(f"the OpenVINO runner cannot serve {config.model}: {reason}")
+        log.warning("using the slower torch runner: %s", reason)
+    elif config.runner == "openvino" or config.quantize == "int4":
+        raise LoadError(f"the OpenVINO runner cannot be used: {reason}")
+    return _torch(config)
+
+
+def why_torch(config: EngineConfig) -> str | None:
+    """Why options or machine rule OpenVINO out; None when they do not."""
+    if config.runner == "torch":
+        return "--runner torch was asked for"
+    for name, holds in (
+        ("--quantize nf4", config.quantize == "nf4"),
+        ("--dtype float16", config.dtype == "float16"),
+        ("--allow-pickle", config.allow_pickle),
+        ("--trust-remote-code", config.trust_remote_code),
+    ):
+        if holds:
+            return f"{name} is for the torch runner"
+    if config.device.startswith("cuda") or (config.device == "auto" and _has_cuda()):
+        return "it runs on CPUs only, and the device is CUDA (--device cpu)"
+    if find_spec("openvino") is None:
+        return "openvino is not installed (pip install 'openvino>=2026.4,<2026.5')"
+    return None
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _options(config: EngineConfig) -> LoadOptions:
+    return LoadOptions(
+        quantization=config.quantize,
+        dtype=config.dtype,
+        device=config.device,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        max_context=config.max_context,
+    )
+
+
+def _openvino(config: EngineConfig) -> OpenVinoRunner:
+    from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+
+    check_openvino(config.cache_path)
+    runner = load_openvino_runner(
+        config.model,
+        _options(config),
+        CacheOptions(
+            kv_cache_bytes=int(config.kv_cache_gb * 1e9),
+            max_num_seqs=config.max_num_seqs,
+            kv_dtype=config.kv_dtype,
+            weights_dir=config.cache_path,
+        ),
+    )
+    if config.block_size not in (None, runner.block_size):
+        raise LoadError(
+            f"--block-size {config.block_size}: the OpenVINO runner's blocks have"
+            f" {runner.block_size} tokens"
+        )
+    return runner
+
+
+def _torch(config: EngineConfig) -> Runner:
+    from greenllm.runner.torch import load_torch_runner
+
+    if config.kv_dtype != "auto":
+        raise LoadError("--kv-dtype: the torch runner keeps keys and values in the model's dtype")
+    return load_torch_runner(
+        config.model,
+        _options(config),
+        block_size=config.block_size or _TORCH_BLOCK,
+        kv_cache_bytes=int(config.kv_cache_gb * 1e9),
+        max_num_seqs=config.max_num_seqs,
+    )

@@ -1,0 +1,96 @@
+"""How many threads run a step: an energy lever, set from measurement, by the size of the step.
+
+A second thread makes a small step hardly faster and burns a second core meanwhile. `auto` takes
+more threads only where they are at least 1.3 times faster; `eco` takes what needs the least CPU
+time, whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+ThreadPolicy = Literal["auto", "eco"]
+
+SIZES = (1, 8, 32, 128)
+_RUNS = 3
+_MIN_GAIN = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadPlan:
+    """Threads by tokens in the step: `sizes[i]` and above, up to the next, run `threads[i]`."""
+
+    sizes: tuple[int, ...]
+    threads: tuple[int, ...]
+
+    @classmethod
+    def fixed(cls, threads: int) -> ThreadPlan:
+        """The same number for every step."""
+        return cls((1,), (threads,))
+
+    def threads_for(self, num_tokens: int) -> int:
+        """Threads of a step with that many tokens."""
+        chosen = self.threads[0]
+        for size, threads in zip(self.sizes, self.threads, strict=True):
+            if num_tokens >= size:
+                chosen = threads
+        return chosen
+
+    def __str__(self) -> str:
+        """One number, or each size with its number."""
+        if len(set(self.threads)) == 1:
+            return str(self.threads[0])
+        pairs = zip(self.sizes, self.threads, strict=True)
+        return ", ".join(f"{threads} from {size} tokens" for size, threads in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Median wall and CPU seconds of a step."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def choose(costs: dict[int, Cost], policy: ThreadPolicy) -> int:
+    """The number of threads that the policy prefers; `costs` by number of threads."""
+    fewest_first = sorted(costs)
+    if policy == "eco":
+        return min(fewest_first, key=lambda threads: costs[threads].cpu_s)
+    best = fewest_first[0]
+    for threads in fewest_first[1:]:
+        if costs[threads].wall_s * _MIN_GAIN < costs[best].wall_s:
+            best = threads
+    return best
+
+
+def measure_plan(
+    step: Callable[[int, int], None],
+    candidates: Sequence[int],
+    sizes: Sequence[int],
+    policy: ThreadPolicy,
+    *,
+    wall: Callable[[], float] = time.perf_counter,
+    cpu: Callable[[], float] = time.process_time,
+) -> ThreadPlan:
+    """Try every candidate at every size; `step(num_tokens, threads)` runs one."""
+    chosen: list[int] = []
+    for size in sizes:
+        costs: dict[int, Cost] = {}
+        for threads in candidates:
+            run = partial(step, size, threads)
+            run()  # the first of a shape compiles kernels
+            runs = [_timed(run, wall, cpu) for _ in range(_RUNS)]
+            costs[threads] = sorted(runs, key=lambda cost: cost.wall_s)[len(runs) // 2]
+        chosen.append(choose(costs, policy))
+    return ThreadPlan(tuple(sizes), tuple(chosen))
+
+
+def _timed(run: Callable[[], None], wall: Callable[[], float], cpu: Callable[[], float]) -> Cost:
+    wall_s, cpu_s = wall(), cpu()
+    run()
+    return Cost(wall() - wall_s, cpu() - cpu_s)
