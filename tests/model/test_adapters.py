@@ -208,7 +208,7 @@ def test_a_mixed_batch_equals_peft_with_each_adapter_alone(
     names = [None, *zoo.folders, None]
     prompts = random_prompts(VOCABULARY, (LENGTHS * 2)[: len(names)])
     sequences = [
-        ask(runner, prompt, source.ref(name), f"{i}")  # type: ignore[arg-type]
+        ask(runner, prompt, source.ref(name), f"{i}")
         for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
     ]
 
@@ -247,7 +247,7 @@ def test_base_rows_do_not_notice_their_company(
         source = Folders(zoo.folders, runner.lora_targets)
         runner.use_adapters(source)
         sequences = [
-            ask(runner, prompt, source.ref(name), f"{i}")  # type: ignore[arg-type]
+            ask(runner, prompt, source.ref(name), f"{i}")
             for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
         ]
         drive(runner, sequences, max_batch_tokens=64)

@@ -1,0 +1,223 @@
+"""Adapters are read as PEFT saves them, with their scaling; all else is refused by reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from greenllm.model.lora import read_lora
+from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME, AdapterError
+from greenllm.model.lora_layout import inspect_lora
+from greenllm.model.options import LoadOptions
+from greenllm.model.targets import targets_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+Targets = Mapping[str, tuple[int, int]]
+Change = Callable[[Path], object]
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def make_adapter(base: str, folder: Path, **options: Any) -> Path:
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
+    torch.manual_seed(3)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings)
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def targets(tiny: str) -> Targets:
+    return targets_of(tiny, LoadOptions())
+
+
+@pytest.fixture(scope="module")
+def good(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tiny, tmp_path_factory.mktemp("good"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 3}},
+        {"rank_pattern": {"^model.layers.0.self_attn.q_proj": 6}, "use_rslora": True},
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+    ],
+    ids=lambda options: "+".join(options) or "plain",
+)
+def test_each_module_adds_what_peft_would_merge(
+    tiny: str, targets: Targets, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    folder = make_adapter(tiny, tmp_path, **options)
+    weights = read_lora(folder, targets)
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), folder)
+    assert len(weights.layers) == 4
+    for path, (a, b) in weights.layers.items():
+        expected = model.base_model.model.get_submodule(path).get_delta_weight("default")
+        torch.testing.assert_close(b @ a, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_figures_of_an_adapter(good: Path, targets: Targets) -> None:
+    weights, facts = read_lora(good, targets), inspect_lora(good)
+    numbers = sum(a.numel() + b.numel() for a, b in weights.layers.values())
+    assert weights.num_parameters == facts.num_parameters == numbers
+    assert weights.num_bytes == facts.num_bytes == 4 * numbers
+    assert weights.rank == facts.rank == 4
+    assert facts.targets == ("down_proj", "q_proj")
+
+
+def test_the_digest_names_the_content(good: Path, targets: Targets, tmp_path: Path) -> None:
+    first = read_lora(good, targets).digest
+    copied = Path(shutil.copytree(good, tmp_path / "copy"))
+    assert read_lora(copied, targets).digest == first
+    edit_tensors(lambda tensors: tensors[f"{Q0}.lora_B.weight"].add_(1))(copied)
+    changed = read_lora(copied, targets).digest
+    edit_config(lora_alpha=9)(copied)
+    assert len({first, changed, read_lora(copied, targets).digest}) == 3
+
+
+def test_ranks_are_read_in_half_precision_too(good: Path, targets: Targets, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(good, tmp_path / "copy"))
+    tensors = {key: t.bfloat16() for key, t in load_file(copied / WEIGHTS_NAME).items()}
+    save_file(tensors, copied / WEIGHTS_NAME)
+    assert {t.dtype for pair in read_lora(copied, targets).layers.values() for t in pair} == {
+        torch.float32
+    }
+
+
+def edit_config(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / CONFIG_NAME
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def edit_tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Change:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_NAME)
+        edit(tensors)
+        save_file(tensors, folder / WEIGHTS_NAME)
+
+    return change
+
+
+def write(name: str, content: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def remove(name: str) -> Change:
+    return lambda folder: (folder / name).unlink()
+
+
+def to_pickle(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).rename(folder / "adapter_model.bin")
+
+
+def add(name: str, *shape: int) -> Change:
+    return edit_tensors(lambda tensors: tensors.update({name: torch.ones(*shape)}))
+
+
+def put(name: str, tensor: torch.Tensor) -> Change:
+    return edit_tensors(lambda tensors: tensors.update({f"{Q0}.{name}.weight": tensor}))
+
+
+BAD: dict[str, tuple[Change, str]] = {
+    "no config": (remove(CONFIG_NAME), "has no adapter_config.json"),
+    "config is no JSON": (write(CONFIG_NAME, b"{"), "is not valid JSON"),
+    "config is deep": (write(CONFIG_NAME, b"[" * 100_000), "is not valid JSON"),
+    "config is not UTF-8": (write(CONFIG_NAME, b"\xff"), "is not valid JSON"),
+    "config is a list": (write(CONFIG_NAME, b"[]"), "holds no JSON object"),
+    "another method": (edit_config(peft_type="IA3"), "peft_type is 'IA3'"),
+    "no rank": (edit_config(r=None), "r must be a whole number"),
+    "rank is true": (edit_config(r=True), "r must be a whole number"),
+    "rank too large": (edit_config(r=257), r"must be a whole number in \[1, 256\]"),
+    "rank 0": (edit_config(r=0), r"must be a whole number in \[1, 256\]"),
+    "alpha is text": (edit_config(lora_alpha="8"), "lora_alpha must be a finite number"),
+    "alpha is infinite": (edit_config(lora_alpha=float("inf")), "must be a finite number"),
+    "rslora is text": (edit_config(use_rslora="yes"), "use_rslora must be true or false"),
+    "pattern is a list": (edit_config(rank_pattern=[1]), "rank_pattern must be an object"),
+    "pattern is no pattern": (edit_config(rank_pattern={"(": 1}), "is no pattern"),
+    "pattern of text": (edit_config(alpha_pattern={"q": "x"}), r"alpha_pattern\['q'\] must be"),
+    "dora": (edit_config(use_dora=True), "use_dora .*greenllm adapters merge"),
+    "bias": (edit_config(bias="all"), "bias is 'all'.*greenllm adapters merge"),
+    "modules to save": (edit_config(modules_to_save=["lm_head"]), "modules_to_save .*merge"),
+    "trainable tokens": (edit_config(trainable_token_indices=[1]), "trainable_token_indices"),
+    "another start": (edit_config(init_lora_weights="pissa"), "'pissa' changes the base"),
+    "unknown option": (edit_config(use_tomorrows_trick=True), "use_tomorrows_trick is not"),
+    "pickle": (to_pickle, "pickled weights, which can run code"),
+    "no weights": (remove(WEIGHTS_NAME), "has no adapter_model.safetensors"),
+    "broken weights": (write(WEIGHTS_NAME, b"x" * 99), "cannot read .*adapter_model"),
+    "cut weights": (write(WEIGHTS_NAME, b""), "cannot read .*adapter_model"),
+    "empty": (edit_tensors(lambda tensors: tensors.clear()), "holds no tensors"),
+    "no B": (
+        edit_tensors(lambda tensors: tensors.pop(f"{Q0}.lora_B.weight")),
+        "layers.0.self_attn.q_proj has no lora_B",
+    ),
+    "no A": (
+        edit_tensors(lambda tensors: tensors.pop(f"{Q0}.lora_A.weight")),
+        "layers.0.self_attn.q_proj has no lora_A",
+    ),
+    "rank is not the config's": (put("lora_A", torch.ones(3, 64)), "config says rank 4"),
+    "A has one dimension": (put("lora_A", torch.ones(4)), "config says rank 4"),
+    "A too narrow": (put("lora_A", torch.ones(4, 32)), "maps 32 features to 64"),
+    "B too long": (put("lora_B", torch.ones(65, 4)), "maps 64 features to 65"),
+    "not a number": (put("lora_B", torch.full((64, 4), torch.nan)), "not finite"),
+    "infinite": (put("lora_A", torch.full((4, 64), torch.inf)), "not finite"),
+    "integers": (put("lora_A", torch.ones(4, 64, dtype=torch.int8)), "int8"),
+    "overflow": (put("lora_B", torch.full((64, 4), 3e38)), "leaves the range of float32"),
+    "head": (add("base_model.model.lm_head.lora_A.weight", 4, 64), "embedding or head"),
+    "embedding": (add("base_model.model.model.embed_tokens.lora_embedding_A", 4, 9), "embedding"),
+    "magnitudes": (add(f"{Q0}.lora_magnitude_vector", 64), "no part of a plain LoRA adapter"),
+    "another base": (
+        add("base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight", 4, 64),
+        "is for another base .*adapts model.layers.7.self_attn.q_proj, the served model has 14",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_adapters_are_refused_by_reason(
+    name: str, good: Path, targets: Targets, tmp_path: Path
+) -> None:
+    change, message = BAD[name]
+    folder = Path(shutil.copytree(good, tmp_path / "bad"))
+    change(folder)
+    with pytest.raises(AdapterError, match=message) as caught:
+        read_lora(folder, targets)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(BAD) - {"not a number", "infinite", "overflow", "integers"})
+)
+def test_the_header_alone_shows_all_but_values(
+    name: str, good: Path, targets: Targets, tmp_path: Path
+) -> None:
+    change, message = BAD[name]
+    folder = Path(shutil.copytree(good, tmp_path / "bad"))
+    change(folder)
+    with pytest.raises(AdapterError, match=message):
+        inspect_lora(folder, targets)
+
+
+def test_a_dora_adapter_of_peft_is_refused(tiny: str, targets: Targets, tmp_path: Path) -> None:
+    folder = make_adapter(tiny, tmp_path, use_dora=True)
+    with pytest.raises(AdapterError, match="greenllm adapters merge"):
+        read_lora(folder, targets)
