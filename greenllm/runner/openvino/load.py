@@ -66,16 +66,17 @@ def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) 
 
 
 def _read_spec(folder: Path, config: dict[str, Any]) -> DecoderSpec:
+    try:
+        spec = spec_of(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"cannot load {folder}: config.json lacks or garbles {error}") from error
     names = config.get("architectures") or []
     if not any(str(name).endswith("ForCausalLM") for name in names):
         what = ", ".join(names) or "no architecture named"
         raise UnknownArchitectureError(f"{folder} is not a causal language model ({what})")
     if not any(folder.glob("*.safetensors")):
         raise UnknownArchitectureError(f"{folder} has no safetensors weights")
-    try:
-        return spec_of(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"cannot load {folder}: config.json lacks or garbles {error}") from error
+    return spec
 
 
 def _describe(

@@ -1,0 +1,295 @@
+"""The OpenVINO runner says what the torch runner says; quantized, it stays close on real models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from greenllm.core import Chunk, SamplingParams
+from greenllm.model.decoder_weights import DecoderWeights
+from greenllm.model.info import LoadError
+from greenllm.model.options import BUNDLED, LoadOptions
+from greenllm.model.spec import UnknownArchitectureError, spec_of
+from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.runner import OpenVinoRunner
+from greenllm.runner.threads import ThreadPlan
+
+VOCABULARY = 96
+BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", BASE),
+    "llama-tied": ("LlamaConfig", BASE | {"tie_word_embeddings": True}),
+    "llama-biased": ("LlamaConfig", BASE | {"attention_bias": True}),
+    "llama-wide-heads": ("LlamaConfig", BASE | {"head_dim": 32}),
+    "llama3-angles": ("LlamaConfig", BASE | {"rope_parameters": LLAMA3}),
+    "linear-angles": ("LlamaConfig", BASE | {"rope_parameters": LINEAR}),
+    "mistral-window": ("MistralConfig", BASE | {"sliding_window": 7}),
+    "mistral": ("MistralConfig", BASE | {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", BASE),
+    "qwen2-window": ("Qwen2Config", BASE | WINDOWED),
+    "qwen3": ("Qwen3Config", BASE | {"head_dim": 16}),
+    "phi3": ("Phi3Config", BASE),
+}
+TOLERANCE = 2e-3
+STORIES = 40
+
+
+def _load(folder: str | Path, options: LoadOptions | None = None, **caches: Any) -> OpenVinoRunner:
+    caches = {"kv_cache_bytes": 2**23, "max_num_seqs": 8} | caches
+    return load_openvino_runner(str(folder), options or LoadOptions(), CacheOptions(**caches))
+
+
+def _logits(
+    runner: Any, ask: Callable[..., Any], prompts: list[list[int]], cuts: list[list[int]]
+) -> torch.Tensor:
+    """Every row's logits, each prompt cut into the chunks of `cuts`, one chunk of each per step."""
+    params = SamplingParams(temperature=0, max_tokens=1)
+    sequences = [ask(runner, prompt, params)[0] for prompt in prompts]
+    per_sequence = -(-runner.info.context_length // runner.block_size)
+    for index, seq in enumerate(sequences):
+        seq.block_table = list(range(index * per_sequence, (index + 1) * per_sequence))
+    found: dict[int, list[torch.Tensor]] = {index: [] for index in range(len(prompts))}
+    for step in range(len(cuts[0])):
+        chunks = [
+            (i, Chunk(seq, sum(cuts[i][:step]), cuts[i][step], samples=True))
+            for i, seq in enumerate(sequences)
+        ]
+        chunks.sort(key=lambda pair: pair[1].num_tokens > 1)
+        rows = [range(chunk.num_tokens) for _, chunk in chunks]
+        logits = runner.logits([chunk for _, chunk in chunks], rows).clone()
+        for (index, chunk), part in zip(
+            chunks, logits.split([chunk.num_tokens for _, chunk in chunks]), strict=True
+        ):
+            found[index].append(part)
+            assert len(part) == chunk.num_tokens
+    return torch.cat([torch.cat(parts) for parts in found.values()])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_tokens_equal_the_torch_runners(
+    family: str,
+    tmp_path: Path,
+    save: Callable[..., str],
+    load: Callable[..., Any],
+    ask: Callable[..., Any],
+    answers: Callable[..., list[list[int]]],
+    random_prompts: Callable[..., list[list[int]]],
+) -> None:
+    kind, settings = FAMILIES[family]
+    folder = save(getattr(transformers, kind)(**settings), tmp_path)
+    ours, reference = _load(folder), load(folder, kv_cache_bytes=2**23)
+    prompts = random_prompts(VOCABULARY, (70, 41, 9))
+    cuts = [[33, 36, 1], [40, 1, 0], [4, 1, 4]]
+    cuts[1] = [38, 1, 2]
+
+    expected = _logits(reference, ask, prompts, cuts)
+    difference = float((_logits(ours, ask, prompts, cuts) - expected).abs().max())
+    print(f"{family}: largest difference in logits {difference:.2g}")
+    assert difference < TOLERANCE
+    how = {"max_batch_tokens": 23, "stagger": 2}
+    assert answers(ours, prompts, 24, **how) == answers(reference, prompts, 24, **how)
+
+
+def test_shared_prefixes_and_preemption_change_nothing(
+    tiny: str,
+    answers: Callable[..., list[list[int]]],
+    drive: Callable[..., Any],
+    ask: Callable[..., Any],
+    random_prompts: Callable[..., list[list[int]]],
+) -> None:
+    runner = _load(tiny)
+    start = random_prompts(VOCABULARY, (70,))[0]
+    prompts = [start + tail for tail in random_prompts(VOCABULARY, (3, 5, 2, 9), seed=2)]
+    alone = [answers(runner, [prompt], 45, prefix_cache=False)[0] for prompt in prompts]
+
+    params = SamplingParams(temperature=0, max_tokens=45)
+    sequences = [ask(runner, prompt, params)[0] for prompt in prompts]
+    scheduler = drive(runner, sequences, num_blocks=7, stagger=3)
+
+    assert [seq.token_ids[seq.prompt_len :] for seq in sequences] == alone
+    assert any(seq.num_cached for seq in sequences)
+    assert scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("name", ["stories260k/hf", "babyllama-tok105/hf"])
+def test_greedy_tokens_of_real_models_equal_the_torch_runners(
+    name: str,
+    data: Callable[[str], Path],
+    load: Callable[..., Any],
+    answers: Callable[..., list[list[int]]],
+    random_prompts: Callable[..., list[list[int]]],
+) -> None:
+    folder = data(name)
+    ours, reference = _load(folder), load(folder)
+    prompts = random_prompts(reference.info.vocab_size, (30, 4, 11, 1, 50, 17))
+    assert answers(ours, prompts, 100, stagger=2) == answers(reference, prompts, 100)
+
+
+def _perplexity(runner: OpenVinoRunner, ask: Callable[..., Any], texts: list[list[int]]) -> float:
+    loss, count = 0.0, 0
+    for ids in texts:
+        logits = _logits(runner, ask, [ids[:-1]], [[len(ids) - 1]])
+        targets = torch.tensor(ids[1:])
+        loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        count += len(targets)
+    return math.exp(loss / count)
+
+
+def test_perplexity_of_quantized_weights(
+    data: Callable[[str], Path], ask: Callable[..., Any]
+) -> None:
+    """int8 within 1 %, int4 within 15 % of float32, with each arithmetic this CPU has."""
+    folder = data("stories260k/hf")
+    stories = json.loads((data("tinystories-1000") / "tinystories_1000.json").read_text())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [tokenizer.encode(story)[:500] for story in stories[:STORIES]]
+    plain = _perplexity(_load(folder), ask, texts)
+    for quantization, limit in (("int8", 1.01), ("int4", 1.15)):
+        for dtype in ("float32", "auto"):
+            options = LoadOptions(quantization=quantization, dtype=dtype)  # type: ignore[arg-type]
+            runner = _load(folder, options)
+            ratio = _perplexity(runner, ask, texts) / plain
+            print(f"{quantization} {runner.info.dtype}: {ratio:.4f} x {plain:.3f}")
+            assert 0.9 < ratio < limit
+
+
+def test_eight_bit_keys_do_not_depend_on_how_a_prompt_is_cut(
+    ask: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
+) -> None:
+    runner = _load(BUNDLED, kv_dtype="u8")
+    prompts = random_prompts(runner.info.vocab_size, (75, 50))
+    whole = _logits(runner, ask, prompts, [[75], [50]])
+    cut = _logits(runner, ask, prompts, [[33, 31, 11], [1, 40, 9]])
+    assert float((whole - cut).abs().max()) < 0.35
+    exact = _logits(_load(BUNDLED), ask, prompts, [[75], [50]])
+    assert 0 < float((whole - exact).abs().max()) < 1
+
+
+def test_threads_change_speed_not_tokens(
+    tiny: str, answers: Callable[..., list[list[int]]], random_prompts: Callable[..., Any]
+) -> None:
+    runner = _load(tiny)
+    prompts = random_prompts(VOCABULARY, (9, 30))
+    expected = answers(runner, prompts, 12)
+    runner.use_threads(ThreadPlan((1, 2), (1, 2)))
+    assert answers(runner, prompts, 12) == expected
+
+
+def test_a_second_start_reads_quantized_weights_from_disk(tmp_path: Path) -> None:
+    options = LoadOptions(quantization="int4")
+    first = _load(BUNDLED, options, weights_dir=tmp_path)
+    (file,) = (tmp_path / "weights").iterdir()
+    written = file.read_bytes()
+    second = _load(BUNDLED, options, weights_dir=tmp_path)
+    assert second.info.weight_bytes == first.info.weight_bytes > 0
+    assert file.read_bytes() == written
+    weights = _weights(tmp_path, bits=4)
+    weights.head()
+    assert weights.was_cached
+    _load(BUNDLED, LoadOptions(quantization="int8"), weights_dir=tmp_path)
+    assert len(list((tmp_path / "weights").iterdir())) == 2
+
+
+def _weights(cache_dir: Path, bits: Any) -> DecoderWeights:
+    from greenllm.model.options import BUNDLED_PATH
+
+    config = json.loads((BUNDLED_PATH / "config.json").read_text())
+    return DecoderWeights(spec_of(config), BUNDLED_PATH, bits=bits, cache_dir=cache_dir)
+
+
+def test_a_damaged_cache_costs_time_only(
+    tmp_path: Path, answers: Callable[..., list[list[int]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = LoadOptions(quantization="int8")
+    expected = answers(_load(BUNDLED, options, weights_dir=tmp_path), [[5, 6, 7]], 8)
+    (file,) = (tmp_path / "weights").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    assert answers(_load(BUNDLED, options, weights_dir=tmp_path), [[5, 6, 7]], 8) == expected
+    assert "cannot be read" in caplog.text
+
+
+def _folder(tmp_path: Path, save: Callable[..., str], **changes: Any) -> Path:
+    folder = Path(save(transformers.LlamaConfig(**BASE), tmp_path))
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "gemma"}, "model type 'gemma'"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "a part (0.5)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
+        ({"architectures": ["LlamaModel"]}, "not a causal language model"),
+    ],
+)
+def test_what_the_graph_would_get_wrong_is_named(
+    changes: dict[str, Any], says: str, tmp_path: Path, save: Callable[..., str]
+) -> None:
+    with pytest.raises(UnknownArchitectureError) as refusal:
+        _load(_folder(tmp_path, save, **changes))
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"intermediate_size": 96}, "gate_proj.weight is (128, 64), config.json says (96, 64)"),
+        ({"num_hidden_layers": 4}, "the weights lack model.layers.3."),
+        ({"hidden_size": "wide"}, "config.json lacks or garbles"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    changes: dict[str, Any], says: str, tmp_path: Path, save: Callable[..., str]
+) -> None:
+    with pytest.raises(LoadError) as refusal:
+        _load(_folder(tmp_path, save, **changes))
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kv_dtype", "says"),
+    [
+        (LoadOptions(dtype="float16"), "auto", "--dtype float16"),
+        (LoadOptions(dtype="float32"), "bfloat16", "--kv-dtype bfloat16"),
+        (LoadOptions(max_context=100_000), "auto", "--max-context 100000"),
+    ],
+)
+def test_options_that_contradict_are_refused(
+    options: LoadOptions, kv_dtype: Any, says: str
+) -> None:
+    with pytest.raises(LoadError) as refusal:
+        _load(BUNDLED, options, kv_dtype=kv_dtype)
+    assert says in str(refusal.value)
