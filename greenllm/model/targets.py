@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from greenllm.model.loader import LoadOptions, load_config, resolve, without_weights
+from greenllm.model.loader import load_config, without_weights
+from greenllm.model.options import LoadOptions, resolve
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
