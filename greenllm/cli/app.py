@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from greenllm import __version__
+from greenllm.cli.adapters import adapters
 from greenllm.cli.bench import bench
 from greenllm.cli.options import with_options
 from greenllm.config import load
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(bench)
+app.add_typer(adapters)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""Where the ledger is, for commands that do not serve.
+"""Where the ledger and the adapters are, for commands that do not serve.
 
 Contract: the folder given on the command line, else that of the environment, else the
 platform's: the same order as for `greenllm serve`. Not covered: a TOML file given to `serve`.
@@ -16,7 +16,15 @@ _VARIABLE = ENVIRONMENT_PREFIX + "DATA_DIR"
 
 def ledger_path(data_dir: Path | None = None) -> Path:
     """The ledger's file, whether or not it exists."""
+    return _config(data_dir).ledger_path
+
+
+def adapters_path(data_dir: Path | None = None) -> Path:
+    """The folder of adapters, whether or not it exists."""
+    return _config(data_dir).adapters_path
+
+
+def _config(data_dir: Path | None) -> EngineConfig:
     # Only this variable: a mistake in another one is no reason to refuse a report.
     environment = {key: value for key, value in os.environ.items() if key == _VARIABLE}
-    config = load(EngineConfig, flags={"data_dir": data_dir}, environment=environment)
-    return config.ledger_path
+    return load(EngineConfig, flags={"data_dir": data_dir}, environment=environment)

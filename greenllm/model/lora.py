@@ -22,7 +22,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from greenllm.model.lora_config import CONFIG_NAME, AdapterError, LoraConfig, read_config
-from greenllm.model.lora_layout import Pair, pair_up, weights_file
+from greenllm.model.lora_layout import Pair, Targets, pair_up, weights_file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,8 +41,10 @@ class LoraWeights:
     layers: Mapping[str, tuple[Tensor, Tensor]]
 
 
-def read_lora(folder: Path, targets: Mapping[str, tuple[int, int]]) -> LoraWeights:
+def read_lora(folder: Path, targets: Targets | None) -> LoraWeights:
     """Read an adapter for a base with these modules (path -> in_features, out_features).
+
+    Without `targets` any base will do.
 
     Raises:
         AdapterError: with what is wrong, where, and what to do.
