@@ -81,6 +81,8 @@ def _merged(model: Any, folder: Path, base: str) -> Any:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         # Weights the file lacks would be random.
         warnings.filterwarnings("error", "Found missing adapter keys")
+        # A head of its own would be lost when a checkpoint with tied weights is saved.
+        warnings.filterwarnings("error", "Model has `tie_word_embeddings=True`")
         try:
             adapted = PeftModel.from_pretrained(model, folder)
             _check_all_used(adapted, folder, base)
