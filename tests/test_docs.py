@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import typer
@@ -35,11 +36,21 @@ def options_by_command() -> dict[str, set[str]]:
     """Spellings of the options of each command; those of the program itself are under ''."""
     root = typer.main.get_command(app)
     assert isinstance(root, TyperGroup)
-    return {
-        name: {spelling for p in command.params for spelling in (*p.opts, *p.secondary_opts)}
-        | {"--help"}
-        for name, command in {"": root, **root.commands}.items()
+    below = {name: reachable(command) for name, command in root.commands.items()}
+    return {"": own(root), **below}
+
+
+def own(command: Any) -> set[str]:
+    """Options of a command itself."""
+    return {spelling for p in command.params for spelling in (*p.opts, *p.secondary_opts)} | {
+        "--help"
     }
+
+
+def reachable(command: Any) -> set[str]:
+    """Options of a command, or of any below it."""
+    children = command.commands.values() if isinstance(command, TyperGroup) else ()
+    return own(command).union(*(reachable(child) for child in children))
 
 
 OPTIONS = options_by_command()
