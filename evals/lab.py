@@ -29,15 +29,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server; read when 
 import httpx
 import torch
 
+from greenllm.config import EngineConfig
 from greenllm.core import Request, SamplingParams
 from greenllm.energy.account import Account
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ladder import modelled_meter
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
-from greenllm.model.options import LoadOptions, resolve
-from greenllm.runner.torch import TorchRunner, load_torch_runner
-from greenllm.runner.warmup import warm_up
+from greenllm.model.options import resolve
+from greenllm.runner.base import Runner
+from greenllm.runner.select import load_runner
+from greenllm.runner.warmup import plan_threads, warm_up
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +50,7 @@ PROMPT = "Tell me a story about a brave fox."
 class Bench:
     """A loaded model to build engines on."""
 
-    runner: TorchRunner
+    runner: Runner
     tokenizer: Tokenizer
 
     def engine(self, account: Account, batch: int = 64) -> NativeEngine:
@@ -76,8 +78,8 @@ class Bench:
 
 def load_bench(model: str, threads: int) -> Bench:
     """Load a model as the server would."""
-    torch.set_num_threads(threads)
-    runner = load_torch_runner(model, LoadOptions())
+    runner = load_runner(EngineConfig(model=model))
+    plan_threads(runner, str(threads), threads)
     gc.collect()
     gc.freeze()  # as the server
     return Bench(runner, load_tokenizer(resolve(model)))

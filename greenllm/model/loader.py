@@ -4,8 +4,8 @@ Contract: weights come from safetensors unless `allow_pickle`; code from the mod
 runs unless `trust_remote_code`. Every failure is a `LoadError` of one sentence. Models larger than
 one device are placed by accelerate (`device_map="auto"`).
 
-Linear layers whose input width is not a multiple of 64 do not suit bitsandbytes' nf4 blocks on CPU;
-they stay as they are, and `ModelInfo.kept_layers` names them.
+Linear layers whose input width is no multiple of 64, or whose output width is none of 32, do not
+suit bitsandbytes' nf4 blocks on CPUs; they stay as they are, and `ModelInfo.kept_layers` names them.
 
 Not covered: GGUF, GPTQ and AWQ files; encoder-decoders; recurrent layers; attention outside
 transformers' interface.
@@ -31,6 +31,7 @@ from greenllm.shape import ModelShape
 log = logging.getLogger(__name__)
 
 NF4_BLOCK = 64
+NF4_ROWS = 32  # the packed layout that bitsandbytes uses on CPUs with AVX-512 bfloat16
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -73,7 +74,7 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
             reason = f"{config.model_type} does not use transformers' attention interface"
         raise LoadError(f"cannot load {name}: {reason}") from error
     if kept:
-        log.warning("nf4 keeps %d layers whose width is not a multiple of 64", len(kept))
+        log.warning("nf4 keeps %d layers whose widths do not suit its blocks", len(kept))
     info = _describe(name, source, config, model, plain.total, options)
     return LoadedModel(model, replace(info, kept_layers=kept), _shape(config, plain))
 
@@ -140,7 +141,7 @@ def _count(config: Any, options: LoadOptions) -> _Plain:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and module is not head
-        and module.in_features % NF4_BLOCK
+        and (module.in_features % NF4_BLOCK or module.out_features % NF4_ROWS)
     )
     return _Plain(total, body, head_size, awkward)
 

@@ -103,8 +103,10 @@ class LoraBank:
         """
         calls: dict[str, list[int]] = {path: [] for path in self._modules}
 
-        def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+                if not isinstance(output, Tensor):
+                    return  # a router answers with a tuple; it is no target
                 calls[path].append(inputs[0].shape[:-1].numel() if inputs else 0)
                 self._sites[path] = _Site(module, output.dtype, output.device)
 

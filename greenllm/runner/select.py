@@ -10,6 +10,8 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import torch
+
 from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
@@ -65,8 +67,6 @@ def why_torch(config: EngineConfig) -> str | None:
 
 
 def _has_cuda() -> bool:
-    import torch
-
     return torch.cuda.is_available()
 
 
@@ -95,6 +95,8 @@ def _openvino(config: EngineConfig) -> OpenVinoRunner:
             weights_dir=config.cache_path,
         ),
     )
+    # What torch still does per step, reading logits, is too little for a second thread.
+    torch.set_num_threads(1)
     if config.block_size not in (None, runner.block_size):
         raise LoadError(
             f"--block-size {config.block_size}: the OpenVINO runner's blocks have"

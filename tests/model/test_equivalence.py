@@ -205,7 +205,9 @@ def test_a_greedy_token_is_the_best_reported_one(
         _assert_report(report, seq.token_ids[place], scores[place - 1], 4)
 
 
-def _plain(folder: Path, dtype: torch.dtype, quantization: Quantization) -> Any:
+def _plain(
+    folder: Path, dtype: torch.dtype, quantization: Quantization, kept: tuple[str, ...]
+) -> Any:
     config = None
     if quantization == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
@@ -215,7 +217,7 @@ def _plain(folder: Path, dtype: torch.dtype, quantization: Quantization) -> Any:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head", "down_proj"],
+            llm_int8_skip_modules=["lm_head", *kept],
         )
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, quantization_config=config, attn_implementation="sdpa"
@@ -246,7 +248,7 @@ def test_real_models_answer_as_in_transformers(
         quantization=quantization, dtype="bfloat16" if kind == "bfloat16" else "float32"
     )
     runner = load(folder, options)
-    model = _plain(folder, dtype, quantization)
+    model = _plain(folder, dtype, quantization, runner.info.kept_layers)
     prompts = [[1, 20, 33, 7], [1, 40, 41, 42, 43, 44, 45, 46, 47, 48], [1, 15] * 8]
     expected = generate(model, prompts, 30)
     assert [answers(runner, [prompt], 30)[0] for prompt in prompts] == expected

@@ -293,3 +293,38 @@ def test_extremes_of_one_row_harm_nobody(extreme: dict[str, Any]) -> None:
 def test_logits_that_are_not_finite_are_an_error(broken: float) -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
         _draw([_row(SamplingParams(temperature=0))], (*LOGITS[:-1], broken))
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.5, 3.0])
+def test_looking_at_the_best_first_changes_no_draw(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filters that keep fewer, as many and more tokens than the first look takes."""
+    few, size = 8, 60
+    generator = torch.Generator().manual_seed(3)
+    filters: list[dict[str, Any]] = [
+        *({"top_p": p} for p in (0.01, 0.2, 0.5, 0.9, 0.999)),
+        *({"top_k": k} for k in (1, 7, 8, 9, 59, 60, 61)),
+        *({"min_p": p} for p in (0.001, 0.5, 0.99, 1.0)),
+        *({"top_p": 0.6, "top_k": k, "min_p": 0.3} for k in (0, 5, 8, 30)),
+        *({"top_p": 0.6, "top_k": k} for k in (5, 8, 30)),
+        *({"top_p": 0.6, "min_p": p} for p in (0.01, 0.7)),
+    ]
+    rows = [_row(SamplingParams(seed=i, **options)) for i, options in enumerate(filters * 8)]
+    logits = torch.randn(len(rows), size, generator=generator) * spread
+    found = []
+    for first_look in (few, size):
+        monkeypatch.setattr("greenllm.decode.sampling.FEW", first_look)
+        found.append([s.token_id for s in sample(logits, rows)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_logit_anywhere_is_an_error(bad: float) -> None:
+    for params in (SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(top_k=3)):
+        logits = torch.zeros(2, 50)
+        logits[1, 49] = bad
+        with pytest.raises(FloatingPointError):
+            sample(logits, [_row(params), _row(params)])
+    with pytest.raises(FloatingPointError):
+        sample(torch.full((1, 50), -math.inf), [_row(SamplingParams(temperature=0))])

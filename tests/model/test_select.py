@@ -13,7 +13,7 @@ from openvino import Output, opset13
 
 from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
-from greenllm.runner.openvino import graph
+from greenllm.runner.openvino import attention
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.select import load_runner
 from greenllm.runner.selfcheck import SelfCheckError, check_openvino
@@ -90,12 +90,12 @@ def test_the_self_check_passes_and_is_remembered(tmp_path: Path) -> None:
 def test_a_graph_that_computes_something_else_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = graph.paged_attention
+    real = attention.paged_attention
 
     def wrong(query: Output, *rest: Any) -> Output:
         return real(opset13.multiply(query, opset13.constant(np.float32(1.05))).output(0), *rest)
 
-    monkeypatch.setattr(graph, "paged_attention", wrong)
+    monkeypatch.setattr("greenllm.runner.openvino.graph.paged_attention", wrong)
     with pytest.raises(SelfCheckError, match="differs from torch"):
         check_openvino(tmp_path)
     assert isinstance(load_runner(_config(tmp_path)), TorchRunner)
@@ -110,6 +110,6 @@ def test_an_operation_that_fails_is_not_trusted(
     def broken(*_: Any) -> Output:
         raise RuntimeError("PagedAttention expects 29 inputs")
 
-    monkeypatch.setattr(graph, "paged_attention", broken)
+    monkeypatch.setattr("greenllm.runner.openvino.graph.paged_attention", broken)
     with pytest.raises(SelfCheckError, match="expects 29 inputs"):
         check_openvino(tmp_path)

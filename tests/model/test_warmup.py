@@ -1,23 +1,42 @@
-"""The rehearsal: thread trials."""
+"""The rehearsal: thread trials on a real runner."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+import torch
 
-from evals.lab import load_bench
-from greenllm.runner.warmup import choose_threads
+from greenllm.model.options import BUNDLED, LoadOptions
+from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.warmup import plan_threads
 
 
-@pytest.mark.parametrize(("speedup", "chosen"), [(1.2, 1), (1.6, 4)])
-def test_more_threads_must_earn_their_joules(speedup: float, chosen: int) -> None:
-    runner = load_bench("bundled", threads=1).runner
-    used: list[int] = []
-    now_s = 0.0
+@pytest.mark.parametrize("setting", ["auto", "eco", "2"])
+def test_the_plan_is_put_into_effect(
+    setting: str, answers: Callable[..., Any], load: Callable[..., Any]
+) -> None:
+    ours = load_openvino_runner(BUNDLED, LoadOptions(), CacheOptions(2**26, 64))
+    expected = answers(ours, [[5, 6, 7]], 6)
+    plan = plan_threads(ours, setting, 2)
+    assert set(plan.threads) <= {1, 2}
+    assert (plan.threads == (2,)) == (setting == "2")
+    assert {threads for threads, _ in ours._decoders} <= set(plan.threads)
+    assert answers(ours, [[5, 6, 7]], 6) == expected
 
-    def clock() -> float:
-        nonlocal now_s
-        now_s += 1.0 if used[-1] == 1 else 1.0 / speedup
-        return now_s
 
-    assert choose_threads(runner, (1, 4), used.append, clock=clock) == chosen
-    assert used == [1, 4, chosen]
+def test_the_torch_runner_obeys_its_plan(load: Callable[..., Any], tiny: str) -> None:
+    runner, before = load(tiny), torch.get_num_threads()
+    try:
+        plan = plan_threads(runner, "2", 4)
+        assert plan.threads_for(1) == torch.get_num_threads() or plan.threads == (2,)
+        plan_threads(runner, "auto", 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sizes_that_do_not_fit_are_left_out(load: Callable[..., Any], tiny: str) -> None:
+    plan = plan_threads(load(tiny, kv_cache_bytes=2**14), "eco", 2)
+    assert plan.sizes[0] == 1
+    assert 128 not in plan.sizes

@@ -32,6 +32,7 @@ from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import NativeEngine
 from greenllm.model.info import ModelInfo
 from greenllm.runner.base import AdapterSource, Runner
+from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 from greenllm.text import TextStream
 
@@ -83,6 +84,9 @@ class FakeRunner:
 
     def use_adapters(self, source: AdapterSource) -> None:
         self.source = source
+
+    def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
+        self.plan = plan
 
     def run(self, batch: Batch) -> list[Sample]:
         if self._on_run is not None:

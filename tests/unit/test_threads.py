@@ -1,0 +1,47 @@
+"""Thread plans: what is chosen from measured costs, and which step gets what."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenllm.runner.threads import Cost, ThreadPlan, choose, measure_plan
+
+
+@pytest.mark.parametrize(
+    ("speedup", "cpu_ratio", "policy", "chosen"),
+    [
+        (1.2, 1.7, "auto", 1),
+        (1.6, 1.2, "auto", 2),
+        (1.6, 1.2, "eco", 1),
+        (1.6, 0.9, "eco", 2),
+        (1.0, 1.0, "eco", 1),
+    ],
+)
+def test_more_threads_must_earn_their_joules(
+    speedup: float, cpu_ratio: float, policy: str, chosen: int
+) -> None:
+    costs = {1: Cost(1.0, 1.0), 2: Cost(1.0 / speedup, cpu_ratio)}
+    assert choose(costs, policy) == chosen  # type: ignore[arg-type]
+
+
+def test_a_plan_serves_each_size() -> None:
+    plan = ThreadPlan((1, 8, 128), (1, 2, 4))
+    assert [plan.threads_for(n) for n in (0, 1, 7, 8, 127, 128, 4000)] == [1, 1, 1, 2, 2, 4, 4]
+    assert str(plan) == "1 from 1 tokens, 2 from 8 tokens, 4 from 128 tokens"
+    assert str(ThreadPlan.fixed(3)) == str(ThreadPlan((1, 8), (3, 3))) == "3"
+    assert ThreadPlan.fixed(3).threads_for(500) == 3
+
+
+def test_sizes_are_measured_apart() -> None:
+    """Two threads pay from 8 tokens on; the first run of each shape is not timed."""
+    now_s = 0.0
+    ran: list[tuple[int, int]] = []
+
+    def step(size: int, threads: int) -> None:
+        nonlocal now_s
+        is_first = (size, threads) not in ran
+        ran.append((size, threads))
+        now_s += 100.0 if is_first else size / (threads if size >= 8 else 1)
+
+    plan = measure_plan(step, (1, 2), (1, 8, 32), "auto", wall=lambda: now_s, cpu=lambda: 2 * now_s)
+    assert plan == ThreadPlan((1, 8, 32), (1, 2, 2))
