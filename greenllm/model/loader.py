@@ -5,7 +5,8 @@ runs unless `trust_remote_code`. Every failure is a `LoadError` of one sentence.
 one device are placed by accelerate (`device_map="auto"`).
 
 Linear layers whose input width is no multiple of 64, or whose output width is none of 32, do not
-suit bitsandbytes' nf4 blocks on CPUs; they stay as they are, and `ModelInfo.kept_layers` names them.
+suit bitsandbytes' nf4 blocks on CPUs: they stay as they are, and `ModelInfo.kept_layers` names
+them.
 
 Not covered: GGUF, GPTQ and AWQ files; encoder-decoders; recurrent layers; attention outside
 transformers' interface.

@@ -88,13 +88,18 @@ class OpenVinoRunner:
         return self._core.compile_model(model, "CPU", precision.properties(threads))
 
     def _allocate(self, compiled: ov.CompiledModel) -> dict[str, ov.Tensor]:
-        """Zeroed blocks for every layer; the plugin chose their type and layout."""
+        """Zeroed blocks for every layer; the plugin chose their type and layout.
+
+        numpy's zeros take no memory before they are written.
+        """
         caches: dict[str, ov.Tensor] = {}
         for port in compiled.inputs:
             name = port.get_any_name()
             if name.startswith(("key.", "value.")):
                 dims = [self.num_blocks, *_cache_dims(compiled, name)]
-                caches[name] = ov.Tensor(port.get_element_type(), ov.Shape(dims))
+                kind = port.get_element_type()
+                zeros = np.zeros(dims, {1: np.uint8, 2: np.uint16, 4: np.float32}[kind.size])
+                caches[name] = ov.Tensor(zeros, dims, kind)
         return caches
 
     def _open(self, compiled: ov.CompiledModel) -> _Decoder:
@@ -203,7 +208,7 @@ def _cache_dims(compiled: ov.CompiledModel, name: str) -> list[int]:
 
 def _width(compiled: ov.CompiledModel, name: str) -> int:
     """Bytes of one number in a cache."""
-    return int(compiled.input(name).get_element_type().bitwidth) // 8
+    return int(compiled.input(name).get_element_type().size)
 
 
 def _step_arrays(chunks: list[Chunk], block_size: int) -> dict[str, NDArray[np.generic]]:
