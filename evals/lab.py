@@ -8,6 +8,7 @@ Not covered: peers (other servers), traces of real arrivals.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -136,6 +137,66 @@ def _wait_until_ready(url: str, process: subprocess.Popen[str], timeout_s: float
     raise RuntimeError("the server did not become ready")
 
 
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """Requests sent at once: wall and server CPU time, and the body of each answer."""
+
+    wall_s: float
+    cpu_s: float
+    bodies: list[dict[str, Any]]
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens."""
+        return sum(int(body["usage"]["completion_tokens"]) for body in self.bodies)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second."""
+        return self.tokens / self.wall_s
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        """Generated tokens per second of the server's CPU time."""
+        return self.tokens / self.cpu_s
+
+    def joules(self, name: str) -> float:
+        """Sum of one figure of `usage.energy`."""
+        return sum(float(body["usage"]["energy"][name]) for body in self.bodies)
+
+
+def send_burst(url: str, pid: int, bodies: Sequence[dict[str, Any]]) -> Burst:
+    """Send completions at once and wait for all."""
+
+    async def send() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits()) as client:
+            posts = (client.post(f"{url}/v1/completions", json=body) for body in bodies)
+            return list(await asyncio.gather(*posts))
+
+    cpu_s, wall_s = cpu_seconds(pid), time.perf_counter()
+    answers = asyncio.run(send())
+    wall_s = time.perf_counter() - wall_s
+    found = [answer.raise_for_status().json() for answer in answers]
+    return Burst(wall_s, cpu_seconds(pid) - cpu_s, found)
+
+
+def completion_body(model: str, prompt: Sequence[int], max_tokens: int) -> dict[str, Any]:
+    """A greedy completion of a fixed length."""
+    return {
+        "model": model,
+        "prompt": list(prompt),
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+    }
+
+
+def peak_memory_mb(pid: int) -> float:
+    """Largest resident size of a process so far, shared pages included."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(ln.split()[1]) / 1000 for ln in lines if ln.startswith("VmHWM"))
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system CPU time of a process, from outside."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -162,12 +223,12 @@ def paired_ratio(top: Sequence[float], bottom: Sequence[float]) -> dict[str, flo
     return {"median": statistics.median(ratios), "q1": quartiles[0], "q3": quartiles[2]}
 
 
-def save(name: str, figures: Mapping[str, Any]) -> Path:
+def save(name: str, figures: Mapping[str, Any], *, module: str | None = None) -> Path:
     """Write a result with the command and the machine that made it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     about = {
-        "command": " ".join(["python", "-m", f"evals.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"evals.{module or name}", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {read_cpu_info().model_name}",
         "python": platform.python_version(),

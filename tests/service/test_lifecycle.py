@@ -267,7 +267,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, server: Server) -> dict[str
 CULPRITS = {
     "missing folder": "nothing",
     "no decoder": "BertModel",
-    "corrupt weights": "corrupt: Error while deserializing",
+    "corrupt weights": "corrupt: model.safetensors: Error while deserializing",
     "port taken": "--port",
     "unknown zone": "Atlantis",
     "unknown value": "--dtype",

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import openvino as ov
+import torch
 from numpy.typing import NDArray
 from openvino import Node, Output, Type, opset13
 
 from greenllm.model.lora import LoraWeights
 from greenllm.model.spec import DecoderSpec, Projection
-from greenllm.runner.openvino.nodes import bfloat16_bits, parameter
+from greenllm.runner.openvino.nodes import parameter
 
 Array = NDArray[np.generic]
 
@@ -96,7 +97,7 @@ class LoraBank:
     kind: Type
     rank: int = 0
     generation: int = 0
-    arrays: dict[str, Array] = field(default_factory=dict)
+    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
     _slots: list[_Slot] = field(default_factory=list)
     _clock: int = 0
 
@@ -143,33 +144,31 @@ class LoraBank:
 
     def _write(self, index: int, layer: int, projection: Projection, adapter: LoraWeights) -> None:
         parts = len(projection.modules)
-        rows = slice(index * parts * self.rank, (index + 1) * parts * self.rank)
-        down = np.zeros((parts * self.rank, projection.in_features), np.float32)
-        up = np.zeros((parts * self.rank, projection.out_features), np.float32)
+        first = index * parts * self.rank
+        name_a, name_b = matrix_names(layer, projection.group)
+        down = self.arrays[name_a][first : first + parts * self.rank].zero_()
+        up = self.arrays[name_b][first : first + parts * self.rank].zero_()
         column = 0
         for part, (module, width) in enumerate(projection.modules):
             pair = adapter.layers.get(f"model.layers.{layer}.{module}")
             if pair is not None:
-                first = part * self.rank
-                rank = pair[0].shape[0]
-                down[first : first + rank] = pair[0].numpy()
-                up[first : first + rank, column : column + width] = pair[1].numpy().T
+                rows = slice(part * self.rank, part * self.rank + pair[0].shape[0])
+                down[rows] = pair[0]
+                up[rows, column : column + width] = pair[1].T
             column += width
-        for name, values in zip(matrix_names(layer, projection.group), (down, up), strict=True):
-            self.arrays[name][rows] = values if self.kind == Type.f32 else bfloat16_bits(values)
 
     def _allocate(self, num_slots: int, rank: int) -> None:
         """Make room; what was in the bank is written again when a step needs it."""
         self.rank = rank
         self.generation += 1
         self._slots = [_Slot() for _ in range(num_slots)]
-        dtype = np.float32 if self.kind == Type.f32 else np.uint16
+        dtype = torch.float32 if self.kind == Type.f32 else torch.bfloat16
         for layer in range(self.spec.num_layers):
             for projection in self.projections:
                 rows = num_slots * len(projection.modules) * rank
                 name_a, name_b = matrix_names(layer, projection.group)
-                self.arrays[name_a] = np.zeros((rows, projection.in_features), dtype)
-                self.arrays[name_b] = np.zeros((rows, projection.out_features), dtype)
+                self.arrays[name_a] = torch.zeros(rows, projection.in_features, dtype=dtype)
+                self.arrays[name_b] = torch.zeros(rows, projection.out_features, dtype=dtype)
 
     def matrices(self, num_slots: int) -> dict[str, ov.Tensor]:
         """A and B of the first slots, as tensors over the bank's own memory."""
@@ -179,7 +178,9 @@ class LoraBank:
                 rows = num_slots * len(projection.modules) * self.rank
                 for name in matrix_names(layer, projection.group):
                     view = self.arrays[name][:rows]
-                    tensors[name] = ov.Tensor(view, list(view.shape), self.kind)
+                    # numpy has no bfloat16: the same bytes under another name.
+                    plain = view if self.kind == Type.f32 else view.view(torch.uint16)
+                    tensors[name] = ov.Tensor(plain.numpy(), list(view.shape), self.kind)
         return tensors
 
     def masks(self, slot_of_token: NDArray[np.int32], num_slots: int) -> dict[str, Array]:
