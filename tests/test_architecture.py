@@ -150,7 +150,19 @@ def test_http_libraries_stay_in_serving(library: str) -> None:
     assert {path for path in found if not path.startswith("serving/")} == set()
 
 
-@pytest.mark.parametrize("library", ["openvino", "vllm", "ray"])
+def test_only_the_openvino_runner_imports_openvino() -> None:
+    found = users("openvino")
+    assert found
+    assert {path for path in found if not path.startswith("greenllm/runner/openvino/")} == set()
+
+
+def test_the_operation_without_guarantees_is_named_in_one_file() -> None:
+    text = "_PagedAttentionExtension"
+    files = [path for path in sources() if text in (ROOT / path).read_text(encoding="utf-8")]
+    assert files == ["greenllm/runner/openvino/attention.py"]
+
+
+@pytest.mark.parametrize("library", ["vllm", "ray"])
 def test_other_engines_are_not_imported_yet(library: str) -> None:
     assert users(library) == set()
 

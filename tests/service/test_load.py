@@ -66,7 +66,8 @@ def plan(number: int, dice: random.Random) -> Plan:
         body |= dice.choice([{"temperature": 9}, {"max_tokens": 10**6}, {"model": "other"}])
     leaves = dice.random() < WOULD_LEAVE
     path = "/v1/chat/completions" if chat else "/v1/completions"
-    return Plan(path, body, dice.uniform(0.0, 0.5) if leaves else None)
+    # Over the orders of magnitude that requests take on slow and on fast machines.
+    return Plan(path, body, 0.003 * 100 ** dice.random() if leaves else None)
 
 
 async def run(http: httpx.AsyncClient, plan: Plan, outcomes: Outcomes) -> None:
