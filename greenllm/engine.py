@@ -192,7 +192,13 @@ class NativeEngine:
 
     def acquire_adapter(self, name: str) -> AdapterRef:
         """Get an adapter ready for one request; see `Engine`."""
-        return self._registry.acquire(name)
+        ref = self._registry.acquire(name)
+        try:
+            self.runner.prepare_adapter(ref.digest)
+        except BaseException:
+            self._registry.release(ref)
+            raise
+        return ref
 
     def release_adapter(self, ref: AdapterRef) -> None:
         """Give back an adapter; see `Engine`."""

@@ -53,6 +53,9 @@ class Runner(Protocol):
     def use_adapters(self, source: AdapterSource) -> None:
         """Say where weights come from, before the first batch with an adapter."""
 
+    def prepare_adapter(self, digest: str) -> None:
+        """Do what a step with an adapter would have to wait for; callable from any thread."""
+
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         """Say how many CPU threads run a step of each size; a trial keeps what others need."""
 

@@ -93,6 +93,9 @@ class TorchRunner:
         """Say where weights come from; see `base.Runner`."""
         self._bank.use(source)
 
+    def prepare_adapter(self, digest: str) -> None:
+        """Nothing takes long enough to be done ahead; see `base.Runner`."""
+
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         """Set how many threads run a step; see `base.Runner`."""
         self._plan = plan

@@ -23,6 +23,8 @@ from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.runner import OpenVinoRunner
+from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
 
 # PEFT asks transformers for it by its old name.
@@ -334,3 +336,47 @@ def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path, save: Callable[..., st
     folder = save(transformers.MixtralConfig(**settings), tmp_path)
     names = {path.rpartition(".")[2] for path in _torch_runner(folder).lora_targets}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize("zoo", ["llama"], indirect=True)
+def test_graphs_for_adapters_are_compiled_ahead(
+    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
+) -> None:
+    """Only for the projections that some adapter changes, and not again for the next one."""
+    runner = _openvino_runner(zoo.base)
+    assert isinstance(runner, OpenVinoRunner)
+    source = Folders(zoo.folders, runner.lora_targets)
+    runner.use_adapters(source)
+    (prompt,) = random_prompts(VOCABULARY, (9,))
+    drive(runner, [ask(runner, prompt, None, "base")])
+    assert runner._adapted.decoders == {}
+
+    runner.prepare_adapter(source.adapters["narrow"].digest)
+    adapted = runner._adapted
+    assert adapted.bank.groups == {"qkv"}
+    drive(runner, [ask(runner, prompt, source.ref("narrow"), "a")])
+    drive(runner, [ask(runner, prompt, source.ref("first-layer"), "b")])
+    assert runner._adapted is adapted
+
+    runner.use_threads(ThreadPlan.fixed(2))
+    drive(runner, [ask(runner, prompt, source.ref("wide"), "c")])
+    assert runner._adapted.bank.groups == {"qkv", "out", "gate_up", "down"}
+    assert set(runner._adapted.decoders) == {2}
+
+
+@pytest.mark.parametrize("zoo", ["llama"], indirect=True)
+def test_more_adapters_than_slots_take_turns(
+    zoo: Zoo, make_runner: MakeRunner, drive: Callable[..., Any]
+) -> None:
+    """One, then three, then others: whoever sits in a slot, the answers are PEFT's."""
+    runner = make_runner(zoo.base)
+    source = Folders(zoo.folders, runner.lora_targets)
+    runner.use_adapters(source)
+    prompt = list(range(9, 20))
+    rounds = [["narrow"], ["wide", "narrow", "stabilized"], ["patterned"], ["first-layer", "wide"]]
+    for names in rounds * 2:
+        sequences = [ask(runner, prompt, source.ref(name), name) for name in names]
+        drive(runner, sequences)
+        for seq, name in zip(sequences, names, strict=True):
+            expected = zoo.logprobs(name, seq.token_ids)[len(prompt) - 1 : -1].argmax(-1)
+            assert seq.token_ids[len(prompt) :] == expected.tolist()

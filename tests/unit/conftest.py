@@ -79,11 +79,15 @@ class FakeRunner:
         )
         self.lora_targets: Mapping[str, tuple[int, int]] = {"layers.0.q_proj": (4, 4)}
         self.source: AdapterSource | None = None
+        self.prepared: list[str] = []
         self._on_run = on_run
         self._memory: dict[int, Slot] = {}
 
     def use_adapters(self, source: AdapterSource) -> None:
         self.source = source
+
+    def prepare_adapter(self, digest: str) -> None:
+        self.prepared.append(digest)
 
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         self.plan = plan

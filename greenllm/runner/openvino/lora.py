@@ -111,6 +111,10 @@ class LoraBank:
         """Bytes of the bank, filled or not."""
         return sum(array.nbytes for array in self.arrays.values())
 
+    def __contains__(self, digest: str) -> bool:
+        """Whether a slot holds the adapter."""
+        return any(slot.digest == digest for slot in self._slots)
+
     def place(self, digests: Sequence[str], weights: Callable[[str], LoraWeights]) -> Placement:
         """Bring the adapters of a step into the lowest slots."""
         self._clock += 1

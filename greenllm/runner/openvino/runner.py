@@ -1,8 +1,8 @@
 """The OpenVINO runner: the fast path on CPUs.
 
-Contract: see `base.Runner`. Compiled decoders share one set of key and value blocks: one for each
-number of threads in use, and another of each for steps with adapters, so that steps without any pay
-nothing for them. Compiled when first needed; a step then waits for it.
+Contract: see `base.Runner`. There is a compiled decoder for each number of threads in use, and
+another of each for steps with adapters, so that steps without any pay nothing for them. Those are
+compiled by `prepare_adapter`, in the caller's thread, while steps go on.
 
 With float32 arithmetic greedy tokens equal the torch runner's (tested); with bfloat16 near-ties may
 turn. Not covered: other devices than CPUs, several streams, layers as a variable.
@@ -10,7 +10,7 @@ turn. Not covered: other devices than CPUs, several streams, layers as a variabl
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,20 +23,22 @@ from greenllm.core import Batch, Chunk, Sample
 from greenllm.model.decoder_weights import DecoderWeights
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.runner.base import AdapterSource
-from greenllm.runner.openvino.graph import GraphOptions, build_graph
+from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.openvino.precision import Precision
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 
+Arrays = dict[str, NDArray[np.generic]]
+
 
 @dataclass(slots=True)
-class _Decoder:
-    """A compiled graph and its request; `num_slots` is what its adapter inputs were last set to."""
+class _Adapted:
+    """The bank and the decoders that read it, by number of threads."""
 
-    request: ov.InferRequest
-    bound: tuple[int, int] = (0, 0)
+    bank: LoraBank
+    decoders: dict[int, Decoder]
 
 
 class OpenVinoRunner:
@@ -51,24 +53,15 @@ class OpenVinoRunner:
         kv_cache_bytes: int,
         max_num_seqs: int,
     ) -> None:
-        spec = weights.spec
-        self.lora_targets: Mapping[str, tuple[int, int]] = spec.lora_targets
-        self._weights = weights
+        self._spec = weights.spec
+        self.lora_targets: Mapping[str, tuple[int, int]] = self._spec.lora_targets
         self._precision = precision
-        self._core = ov.Core()
         self._plan = ThreadPlan.fixed(1)
-        self._source: AdapterSource | None = None
-        self._bank = LoraBank(spec, frozenset(), precision.lora_type)
-        self._frequencies = np.array(spec.inverse_frequencies, np.float64)
-        self._decoders: dict[tuple[int, bool], _Decoder] = {}
-        compiled = self._compile(1, frozenset())
-        self.block_size = _cache_dims(compiled, "value.0")[1]
-        block_bytes = spec.num_layers * sum(
-            math.prod(_cache_dims(compiled, name)) * _width(compiled, name)
-            for name in ("key.0", "value.0")
-        )
+        self._frequencies = np.array(self._spec.inverse_frequencies, np.float64)
+        self._factory = DecoderFactory(weights, precision)
+        self.block_size = self._factory.block_size
         self.num_blocks = min(
-            kv_cache_bytes // block_bytes,
+            kv_cache_bytes // self._factory.block_bytes,
             max_num_seqs * -(-info.context_length // self.block_size),
         )
         context = min(info.context_length, self.num_blocks * self.block_size)
@@ -77,36 +70,12 @@ class OpenVinoRunner:
                 f"a context of {context} tokens is too small: raise --kv-cache-gb or --max-context"
             )
         self.info: ModelInfo = replace(info, context_length=context, weight_bytes=weights.num_bytes)
-        self.shape: ModelShape = spec.shape(block_bytes // self.block_size)
-        self._caches = self._allocate(compiled)
-        self._decoders[1, False] = self._open(compiled)
-
-    def _compile(self, threads: int, lora_groups: frozenset[str]) -> ov.CompiledModel:
-        precision = self._precision
-        options = GraphOptions(precision.floats, lora_groups, precision.lora_type)
-        model = build_graph(self._weights, options)
-        return self._core.compile_model(model, "CPU", precision.properties(threads))
-
-    def _allocate(self, compiled: ov.CompiledModel) -> dict[str, ov.Tensor]:
-        """Zeroed blocks for every layer; the plugin chose their type and layout.
-
-        numpy's zeros take no memory before they are written.
-        """
-        caches: dict[str, ov.Tensor] = {}
-        for port in compiled.inputs:
-            name = port.get_any_name()
-            if name.startswith(("key.", "value.")):
-                dims = [self.num_blocks, *_cache_dims(compiled, name)]
-                kind = port.get_element_type()
-                zeros = np.zeros(dims, {1: np.uint8, 2: np.uint16, 4: np.float32}[kind.size])
-                caches[name] = ov.Tensor(zeros, dims, kind)
-        return caches
-
-    def _open(self, compiled: ov.CompiledModel) -> _Decoder:
-        request = compiled.create_infer_request()
-        for name, tensor in self._caches.items():
-            request.set_tensor(name, tensor)
-        return _Decoder(request)
+        self.shape: ModelShape = self._spec.shape(self._factory.block_bytes // self.block_size)
+        self._factory.allocate(self.num_blocks)
+        self._decoders = {1: self._factory.compile(1)}
+        self._source: AdapterSource | None = None
+        self._lock = threading.Lock()
+        self._adapted = self._no_adapters()
 
     def use_adapters(self, source: AdapterSource) -> None:
         """Say where weights come from; see `base.Runner`."""
@@ -115,10 +84,40 @@ class OpenVinoRunner:
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         """Set how many threads run a step; unless on trial, drop the graphs for other numbers."""
         self._plan = plan
-        if trial:
-            return
-        kept = set(plan.threads)
-        self._decoders = {key: held for key, held in self._decoders.items() if key[0] in kept}
+        for threads in set(plan.threads) - set(self._decoders):
+            self._decoders[threads] = self._factory.compile(threads)
+        if not trial:
+            self._decoders = {t: self._decoders[t] for t in set(plan.threads)}
+        self._adapted = self._no_adapters()
+
+    def _no_adapters(self) -> _Adapted:
+        bank = LoraBank(self._spec, frozenset(), self._precision.lora_type)
+        return _Adapted(bank, {})
+
+    def prepare_adapter(self, digest: str) -> None:
+        """Compile the graphs that an adapter needs; see `base.Runner`."""
+        groups = self._groups(digest)
+        with self._lock:
+            adapted = self._adapted
+            wanted = adapted.bank.groups | groups
+            threads = set(self._plan.threads)
+            if wanted == adapted.bank.groups and threads <= set(adapted.decoders):
+                return
+            self._adapted = _Adapted(
+                LoraBank(self._spec, wanted, self._precision.lora_type),
+                {number: self._factory.compile(number, wanted) for number in threads},
+            )
+
+    def _groups(self, digest: str) -> frozenset[str]:
+        """Projections that an adapter changes."""
+        if self._source is None:
+            raise LoadError("a request names an adapter, but none can be loaded")
+        names = {path.split(".", 3)[3] for path in self._source.weights(digest).layers}
+        return frozenset(
+            projection.group
+            for projection in self._spec.projections
+            if any(module in names for module, _ in projection.modules)
+        )
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
@@ -129,89 +128,54 @@ class OpenVinoRunner:
     def logits(self, chunks: list[Chunk], rows: list[range]) -> torch.Tensor:
         """Logits `[wanted rows, vocabulary]`, float32, valid until the next step."""
         keep = packed_rows(chunks, rows)
-        inputs = _step_arrays(chunks, self.block_size)
-        inputs |= self._angles(chunks)
+        inputs = _step_arrays(chunks, self.block_size) | self._angles(chunks)
         # The graph computes at least one row: a gather of none is a shape not every kernel takes.
         inputs["rows"] = np.array(keep or [0], np.int32)
-        num_tokens = len(inputs["ids"])
-        decoder = self._decoder(chunks, self._plan.threads_for(num_tokens), inputs)
-        request = decoder.request
+        decoder = self._decoder(chunks, inputs)
         for name, values in inputs.items():
-            request.set_tensor(name, ov.Tensor(values))
-        request.infer()
-        logits = torch.from_numpy(request.get_output_tensor(0).data)
+            decoder.request.set_tensor(name, ov.Tensor(values))
+        decoder.request.infer()
+        logits = torch.from_numpy(decoder.request.get_output_tensor(0).data)
         return logits if keep else logits[:0]
 
-    def _angles(self, chunks: list[Chunk]) -> dict[str, NDArray[np.generic]]:
+    def _angles(self, chunks: list[Chunk]) -> Arrays:
         """Cosines and sines of every token's position, [tokens, 1, 1, head_dim]."""
         positions = np.concatenate([np.arange(c.start, c.end) for c in chunks])
         angles = positions[:, None] * self._frequencies
         both = np.concatenate([angles, angles], axis=1)[:, None, None]
         return {"cosine": np.cos(both).astype(np.float32), "sine": np.sin(both).astype(np.float32)}
 
-    def _decoder(
-        self, chunks: list[Chunk], threads: int, inputs: dict[str, NDArray[np.generic]]
-    ) -> _Decoder:
-        """The compiled graph for this step, its adapters in place."""
-        digests = list(
-            dict.fromkeys(c.seq.request.adapter.digest for c in chunks if c.seq.request.adapter)
-        )
+    def _decoder(self, chunks: list[Chunk], inputs: Arrays) -> Decoder:
+        """The graph for this step; adds the adapters' masks to its inputs."""
+        threads = self._plan.threads_for(len(inputs["ids"]))
+        refs = [chunk.seq.request.adapter for chunk in chunks]
+        digests = list(dict.fromkeys(ref.digest for ref in refs if ref is not None))
         if not digests:
-            return self._compiled(threads, with_adapters=False)
-        if self._source is None:
-            raise LoadError("a request names an adapter, but none can be loaded")
+            return self._decoders[threads]
+        adapted = self._with_adapters(digests)
         source = self._source
-        self._adapt({group for d in digests for group in self._groups(source, d)})
-        placed = self._bank.place(digests, source.weights)
-        decoder = self._compiled(threads, with_adapters=True)
-        if decoder.bound != (placed.num_slots, self._bank.generation):
-            for name, tensor in self._bank.matrices(placed.num_slots).items():
+        if source is None:
+            raise LoadError("a request names an adapter, but none can be loaded")
+        bank, decoder = adapted.bank, adapted.decoders[threads]
+        placed = bank.place(digests, source.weights)
+        if decoder.bound != (placed.num_slots, bank.generation):
+            for name, tensor in bank.matrices(placed.num_slots).items():
                 decoder.request.set_tensor(name, tensor)
-            decoder.bound = (placed.num_slots, self._bank.generation)
-        slots = [
-            placed.slots[c.seq.request.adapter.digest] if c.seq.request.adapter else -1
-            for c in chunks
-        ]
+            decoder.bound = (placed.num_slots, bank.generation)
+        slots = [-1 if ref is None else placed.slots[ref.digest] for ref in refs]
         of_token = np.repeat(np.array(slots, np.int32), [c.num_tokens for c in chunks])
-        inputs |= self._bank.masks(of_token, placed.num_slots)
+        inputs |= bank.masks(of_token, placed.num_slots)
         return decoder
 
-    def _groups(self, source: AdapterSource, digest: str) -> set[str]:
-        """Projections that an adapter changes."""
-        names = {path.split(".", 3)[3] for path in source.weights(digest).layers}
-        return {
-            projection.group
-            for projection in self._weights.spec.projections
-            if any(module in names for module, _ in projection.modules)
-        }
-
-    def _adapt(self, groups: set[str]) -> None:
-        """Make the graphs with adapters cover these projections too."""
-        wanted = self._bank.groups | groups
-        if wanted != self._bank.groups:
-            self._bank = LoraBank(self._weights.spec, wanted, self._precision.lora_type)
-            self._decoders = {k: held for k, held in self._decoders.items() if not k[1]}
-
-    def _compiled(self, threads: int, *, with_adapters: bool) -> _Decoder:
-        key = threads, with_adapters
-        if key not in self._decoders:
-            groups = self._bank.groups if with_adapters else frozenset[str]()
-            self._decoders[key] = self._open(self._compile(threads, groups))
-        return self._decoders[key]
+    def _with_adapters(self, digests: list[str]) -> _Adapted:
+        """A bank that covers these adapters; compiled now for those that nobody prepared."""
+        for digest in digests:
+            if digest not in self._adapted.bank:
+                self.prepare_adapter(digest)
+        return self._adapted
 
 
-def _cache_dims(compiled: ov.CompiledModel, name: str) -> list[int]:
-    """[heads, tokens, width] of one cache block; 8-bit caches hold their scales in it too."""
-    shape = compiled.input(name).get_partial_shape()
-    return [shape[axis].get_length() for axis in (1, 2, 3)]
-
-
-def _width(compiled: ov.CompiledModel, name: str) -> int:
-    """Bytes of one number in a cache."""
-    return int(compiled.input(name).get_element_type().size)
-
-
-def _step_arrays(chunks: list[Chunk], block_size: int) -> dict[str, NDArray[np.generic]]:
+def _step_arrays(chunks: list[Chunk], block_size: int) -> Arrays:
     """The ragged batch as int32 arrays; see `attention.StepInputs`."""
     ids: list[int] = []
     blocks: list[int] = []
@@ -228,8 +192,6 @@ def _step_arrays(chunks: list[Chunk], block_size: int) -> dict[str, NDArray[np.g
         "block_indices": blocks,
         "block_indices_begins": block_begins,
     }
-    arrays: dict[str, NDArray[np.generic]] = {
-        name: np.array(values, np.int32) for name, values in lists.items()
-    }
+    arrays: Arrays = {name: np.array(values, np.int32) for name, values in lists.items()}
     arrays["max_context_len"] = np.array(max(chunk.end for chunk in chunks), np.int32)
     return arrays
