@@ -31,6 +31,10 @@ class TargetError(GreenllmError):
     """The server cannot be talked to."""
 
 
+class NoModelError(TargetError):
+    """The server answers, but lists no model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A server, and how to ask it: what it takes, and how its streams end."""
@@ -75,10 +79,10 @@ class Target:
 
 @asynccontextmanager
 async def session(api_key: str | None, timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections to a server; as many at once as there are requests."""
+    """Connections to a server, a new one for each request: some servers close theirs after any."""
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=headers, trust_env=False
     ) as opened:
@@ -154,7 +158,7 @@ async def first_model(url: str, api_key: str | None, timeout_s: float = 30.0) ->
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise TargetError(f"{url}/v1/models lists no model; name one with --model") from error
+        raise NoModelError(f"{url}/v1/models lists no model; name one with --model") from error
 
 
 def _reason(error: BaseException) -> str:
