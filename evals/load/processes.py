@@ -12,7 +12,8 @@ Not covered: other systems (`ProcessError`), memory of the kernel, GPUs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,13 +145,20 @@ def listener(port: int) -> int | None:
     if not inodes:
         return None
     for folder in sorted(PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
-        try:
-            handles = {os.readlink(handle) for handle in (folder / "fd").iterdir()}
-        except OSError:
-            continue
-        if handles & inodes:
+        if inodes & set(_handles(folder)):
             return int(folder.name)
     return None
+
+
+def _handles(folder: Path) -> Iterator[str]:
+    """What a process has open, as far as it may be seen; handles come and go meanwhile."""
+    try:
+        names = os.listdir(folder / "fd")
+    except OSError:
+        return
+    for name in names:
+        with suppress(OSError):
+            yield os.readlink(folder / "fd" / name)
 
 
 def _listening_inodes(port: int) -> list[str]:

@@ -1,8 +1,8 @@
 """Makes each peer's environment and its form of the model, by one command.
 
 Contract: everything goes into one folder; what is there is not made again. Packages come through
-the ordinary clients from wherever pip is configured to look. llama.cpp is built from the sources that
-the llama-cpp-python package carries, natively for this machine, at low priority.
+the ordinary clients from wherever pip is configured to look. llama.cpp is built from the sources
+that the llama-cpp-python package carries, natively for this machine, at low priority.
 
 Not covered: uninstalling (remove the folder); GPUs.
 """

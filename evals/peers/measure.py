@@ -163,7 +163,7 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def medians(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Per load: medians over the rounds without a failure, how many those were, and the failures."""
+    """Per load: medians over the rounds without a failure, how many those were, what failed."""
     loads: dict[str, Any] = {}
     for name in {name: None for turn in turns for name in turn.get("loads", {})}:
         results = [turn["loads"][name] for turn in turns if name in turn.get("loads", {})]
