@@ -147,7 +147,9 @@ def write(
         name: {"weights": ARMS[name].weights, "note": ARMS[name].note, **medians(taken)}
         for name, taken in turns.items()
     }
-    figures = {**facts, "arms": arms, "turns": turns}
+    done = min(len(taken) for taken in turns.values())
+    figures = {**facts, "rounds": done, "rounds_wanted": facts["rounds"], "arms": arms}
+    figures["turns"] = turns
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(figures, indent=2, default=str)
     (folder / "peers.json").write_text(text + "\n", encoding="utf-8")

@@ -56,12 +56,18 @@ def _about(figures: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     return [
         f"{figures['date']}, {figures['machine']}, {plan['threads']} threads on cores "
-        f"{','.join(map(str, plan['cores']))}; medians of {figures['rounds']} interleaved rounds; "
+        f"{','.join(map(str, plan['cores']))}; medians of {_rounds(figures)} interleaved rounds; "
         f"{plan['prompt_tokens']} prompt and {plan['max_tokens']} generated tokens, closed loop; "
         f"prefill {plan['prefill_tokens']} tokens. {figures['model']}.",
         "",
         f"Versions: {versions}. Command: `{figures['command']}`.",
     ]
+
+
+def _rounds(figures: Mapping[str, Any]) -> str:
+    """How many rounds every arm has had; a run that is not over says so."""
+    done, wanted = figures["rounds"], figures["rounds_wanted"]
+    return str(done) if done == wanted else f"{done} (of {wanted}: not over)"
 
 
 def _second(name: str, arm: Mapping[str, Any], levels: Sequence[str]) -> str:

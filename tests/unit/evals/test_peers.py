@@ -114,7 +114,8 @@ def test_the_report_says_what_ran_and_what_did_not(tmp_path: Path) -> None:
         "date": "2026-01-02",
         "machine": "2 x CPU",
         "model": "a model",
-        "rounds": 3,
+        "rounds": 1,
+        "rounds_wanted": 3,
         "plan": {
             "concurrency": [1],
             "threads": 2,
@@ -130,6 +131,7 @@ def test_the_report_says_what_ran_and_what_did_not(tmp_path: Path) -> None:
         },
     }
     text = markdown(figures)
+    assert "medians of 1 (of 3: not over) interleaved rounds" in text
     assert "| fast | int8 | 1,234 | 617 |" in text
     assert "broken could not run: no way" in text
     assert "| broken |" not in text
