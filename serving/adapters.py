@@ -66,6 +66,7 @@ def _model(state: ServerState) -> dict[str, Any]:
         "unquantized_layers": list(info.kept_layers),
         "dtype": info.dtype,
         "device": info.device,
+        "runner": info.runner,
         "max_model_len": info.context_length,
         "vocab_size": info.vocab_size,
         "license": info.licence,

@@ -36,6 +36,7 @@ from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
 from greenllm.runner.select import load_runner
+from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
@@ -61,6 +62,7 @@ class Parts:
     tokenizer: Tokenizer
     ledger: Ledger
     session_id: str
+    threads: ThreadPlan
 
 
 def take_port(host: str, port: int) -> socket.socket:
@@ -150,14 +152,14 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
     )
     account.rest(time.sleep)
-    plan_threads(runner, config.threads, os.cpu_count() or 1)
+    threads = plan_threads(runner, config.threads, os.cpu_count() or 1)
     warm_up(runner, account)
     # What is loaded stays: the garbage collector need not look at it again and again.
     gc.collect()
     gc.freeze()
     ledger, session_id = open_ledger(config, meter)
     account.start_serving()
-    return Parts(engine, tokenizer, ledger, session_id)
+    return Parts(engine, tokenizer, ledger, session_id, threads)
 
 
 def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoop) -> ServerState:

@@ -47,6 +47,11 @@ class DecoderWeights:
             self._quantized = QuantizedWeights(path, bits)
 
     @property
+    def has_usual_names(self) -> bool:
+        """Whether tensors are named as transformers' causal language models name them."""
+        return _EMBEDDING in self._weights
+
+    @property
     def was_cached(self) -> bool:
         """Whether no matrix had to be quantized."""
         return self._quantized is not None and self._quantized.was_cached

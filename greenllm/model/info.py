@@ -34,5 +34,6 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: frozenset[int]
     kept_layers: tuple[str, ...] = ()
+    runner: str = "torch"
     licence: str | None = None
     created_s: int = 0

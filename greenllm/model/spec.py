@@ -122,7 +122,7 @@ def spec_of(config: Mapping[str, Any]) -> DecoderSpec:
         raise UnknownArchitectureError(f"model type {family!r} is not one of {', '.join(FAMILIES)}")
     _refuse_surprises(config)
     heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    head_dim = int(config.get("head_dim") or _usual_head_dim(config, family, heads))
     layers = int(config["num_hidden_layers"])
     return DecoderSpec(
         family=family,
@@ -134,13 +134,18 @@ def spec_of(config: Mapping[str, Any]) -> DecoderSpec:
         head_dim=head_dim,
         vocab_size=int(config["vocab_size"]),
         context_length=int(config.get("max_position_embeddings") or 2048),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(config.get("rms_norm_eps", 1e-5 if family == "phi3" else 1e-6)),
         inverse_frequencies=_inverse_frequencies(config, head_dim),
         windows=_windows(config, family, layers),
         tied=bool(config.get("tie_word_embeddings", False)),
         has_head_norms=family == "qwen3",
         is_fused=family == "phi3",
     )
+
+
+def _usual_head_dim(config: Mapping[str, Any], family: str, heads: int) -> int:
+    """What transformers takes when a config does not say."""
+    return 128 if family == "qwen3" else int(config["hidden_size"]) // heads
 
 
 def _refuse_surprises(config: Mapping[str, Any]) -> None:

@@ -114,3 +114,20 @@ def test_without_a_registry_there_are_no_adapters(
     assert engine.adapters() == ()
     with pytest.raises(AdapterError, match="without a registry"):
         engine.acquire_adapter("fox")
+
+
+def test_the_runner_prepares_before_a_request_is_taken(
+    make: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    ref = engine.acquire_adapter("fox")
+    assert engine.runner.prepared == [ref.digest]  # type: ignore[attr-defined]
+    engine.release_adapter(ref)
+
+    def broken(digest: str) -> None:
+        raise RuntimeError("no memory for another graph")
+
+    monkeypatch.setattr(engine.runner, "prepare_adapter", broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.acquire_adapter("owl")
+    assert in_flight(engine) == {"fox": 0, "owl": 0}

@@ -53,6 +53,8 @@ def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) 
         cache_dir=caches.weights_dir,
         float_bytes=precision.floats.bitwidth // 8,
     )
+    if not weights.has_usual_names:
+        raise UnknownArchitectureError(f"the tensors in {folder} have names of another layout")
     info = _describe(name, folder, config, weights, options, precision.dtype_name)
     runner = OpenVinoRunner(
         weights,
@@ -99,6 +101,7 @@ def _describe(
         quantization=options.quantization,
         dtype=dtype,
         device="cpu",
+        runner="openvino",
         context_length=options.max_context or native,
         vocab_size=weights.spec.vocab_size,
         eos_token_ids=eos_ids(folder, config),
