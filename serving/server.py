@@ -152,7 +152,7 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
     )
     account.rest(time.sleep)
-    threads = plan_threads(runner, config.threads, os.cpu_count() or 1)
+    threads = plan_threads(runner, config.threads, _num_cpus())
     warm_up(runner, account)
     # What is loaded stays: the garbage collector need not look at it again and again.
     gc.collect()
@@ -160,6 +160,13 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     ledger, session_id = open_ledger(config, meter)
     account.start_serving()
     return Parts(engine, tokenizer, ledger, session_id, threads)
+
+
+def _num_cpus() -> int:
+    """CPUs this process may use; what an affinity mask excludes does not count."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoop) -> ServerState:

@@ -57,7 +57,10 @@ def resolved(folder: Path, roots: Iterable[Path]) -> Path:
 
 def stamp_of(folder: Path) -> Stamp | None:
     """Changes when an adapter's files do; None when there is no such folder."""
-    if not folder.is_dir():
+    try:
+        if not folder.is_dir():
+            return None
+    except OSError:  # a name too long for the file system
         return None
     return tuple(_file_stamp(folder / name) for name in FILES)
 

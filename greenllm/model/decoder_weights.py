@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from greenllm.model.files import Weights
+from greenllm.model.info import LoadError
 from greenllm.model.quantize import Floats, QuantizedMatrix, group_of
 from greenllm.model.spec import DecoderSpec
 from greenllm.model.weight_cache import QuantizedWeights, cache_file
@@ -50,6 +52,13 @@ class DecoderWeights:
     def has_usual_names(self) -> bool:
         """Whether tensors are named as transformers' causal language models name them."""
         return _EMBEDDING in self._weights
+
+    @property
+    def has_head_beside_tied_table(self) -> bool:
+        """Whether the config ties the head to the token table, and the file has another head."""
+        if not self.spec.tied or _HEAD not in self._weights:
+            return False
+        return not torch.equal(self._weights[_HEAD], self._weights[_EMBEDDING])
 
     @property
     def was_cached(self) -> bool:
@@ -129,6 +138,8 @@ class DecoderWeights:
             return read()
         key, bits = (f"{name}@8", 8) if at_least_8 and self.bits == 4 else (name, self.bits)
         matrix = self._quantized.get(key, read, 4 if bits == 4 else 8)
+        if matrix.shape != (rows, columns):
+            raise LoadError(f"{name} is {matrix.shape}, config.json says {(rows, columns)}")
         self._sizes[key] = matrix.num_bytes
         return matrix
 

@@ -167,7 +167,7 @@ def _refuse_surprises(config: Mapping[str, Any]) -> None:
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Rotary parameters, under transformers 5's name or the older one."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return config.get("rope_scaling") or config.get("rope_parameters") or {}
 
 
 def _rope_type(config: Mapping[str, Any]) -> str:
@@ -203,14 +203,22 @@ def _llama3_frequency(value: float, rope: Mapping[str, Any]) -> float:
 
 
 def _windows(config: Mapping[str, Any], family: str, layers: int) -> tuple[int, ...]:
-    """Sliding windows per layer; 0 where a layer sees everything."""
-    window = int(config.get("sliding_window") or 0)
-    kinds = config.get("layer_types")
+    """Sliding windows per layer, 0 where a layer sees everything, by each family's own rules.
+
+    What a config leaves out is what transformers takes then.
+    """
+    if family == "llama":
+        return (0,) * layers
+    usual = None if family == "phi3" else 4096
+    window = int(config.get("sliding_window", usual) or 0)
+    if family in ("mistral", "phi3"):
+        return (window,) * layers
+    kinds = config.get("layer_types") or ()
+    if not config.get("use_sliding_window"):
+        if "sliding_attention" in kinds:
+            raise UnknownArchitectureError("layer_types and use_sliding_window contradict")
+        return (0,) * layers
     if kinds:
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-    if family in ("qwen2", "qwen3"):
-        if not config.get("use_sliding_window"):
-            return (0,) * layers
-        first = int(config.get("max_window_layers") or 0)
-        return tuple(window if layer >= first else 0 for layer in range(layers))
-    return (window,) * layers
+    first = int(config.get("max_window_layers", 28))
+    return tuple(window if layer >= first else 0 for layer in range(layers))

@@ -59,8 +59,8 @@ def why_torch(config: EngineConfig) -> str | None:
     ):
         if holds:
             return f"{name} is for the torch runner"
-    if config.device.startswith("cuda") or (config.device == "auto" and _has_cuda()):
-        return "it runs on CPUs only, and the device is CUDA (--device cpu)"
+    if config.device not in ("auto", "cpu") or (config.device == "auto" and _has_cuda()):
+        return "it runs on CPUs only, and the device is another (--device cpu)"
     if find_spec("openvino") is None:
         return "openvino is not installed (pip install 'openvino>=2026.4,<2026.5')"
     return None
@@ -82,8 +82,10 @@ def _options(config: EngineConfig) -> LoadOptions:
 
 
 def _openvino(config: EngineConfig) -> OpenVinoRunner:
-    from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
-
+    try:
+        from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+    except (ImportError, OSError) as error:
+        raise SelfCheckError(f"OpenVINO cannot be imported: {error}") from error
     check_openvino(config.cache_path)
     runner = load_openvino_runner(
         config.model,

@@ -57,7 +57,9 @@ def plan_threads(runner: Runner, setting: str, num_cpus: int) -> ThreadPlan:
 
         candidates = tuple(dict.fromkeys((1, num_cpus)))
         policy: ThreadPolicy = "eco" if setting == "eco" else "auto"
-        plan = measure_plan(step, candidates, tuple(fitting), policy)
+        plan = ThreadPlan.fixed(1)
+        if fitting:
+            plan = measure_plan(step, candidates, tuple(fitting), policy)
     runner.use_threads(plan)
     return plan
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
@@ -380,3 +382,23 @@ def test_more_adapters_than_slots_take_turns(
         for seq, name in zip(sequences, names, strict=True):
             expected = zoo.logprobs(name, seq.token_ids)[len(prompt) - 1 : -1].argmax(-1)
             assert seq.token_ids[len(prompt) :] == expected.tolist()
+
+
+@pytest.mark.parametrize("zoo", ["llama"], indirect=True)
+def test_a_bank_outlives_the_step_that_reads_it(
+    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
+) -> None:
+    """Another thread may prepare a wider adapter while the graph reads the bank's memory."""
+    runner = _openvino_runner(zoo.base)
+    assert isinstance(runner, OpenVinoRunner)
+    source = Folders(zoo.folders, runner.lora_targets)
+    runner.use_adapters(source)
+    (prompt,) = random_prompts(VOCABULARY, (9,))
+    drive(runner, [ask(runner, prompt, source.ref("narrow"), "a")])
+    bank = weakref.ref(next(iter(runner._adapted.bank.arrays.values())))
+    runner.prepare_adapter(source.adapters["wide"].digest)
+    gc.collect()
+    assert bank() is not None
+    drive(runner, [ask(runner, prompt, source.ref("wide"), "b")])
+    gc.collect()
+    assert bank() is None

@@ -293,3 +293,36 @@ def test_options_that_contradict_are_refused(
     with pytest.raises(LoadError) as refusal:
         _load(BUNDLED, options, kv_dtype=kv_dtype)
     assert says in str(refusal.value)
+
+
+def test_a_tied_config_with_another_head_is_left_to_torch(
+    tmp_path: Path, save: Callable[..., str]
+) -> None:
+    folder = _folder(tmp_path, save, tie_word_embeddings=True)
+    with pytest.raises(UnknownArchitectureError, match="ties its head"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "windows"),
+    [
+        ("llama", {"sliding_window": 7}, (0, 0, 0)),
+        ("mistral", {}, (4096, 4096, 4096)),
+        ("mistral", {"sliding_window": None}, (0, 0, 0)),
+        ("phi3", {}, (0, 0, 0)),
+        ("phi3", {"sliding_window": 9}, (9, 9, 9)),
+        ("qwen2", {"sliding_window": 9}, (0, 0, 0)),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 9}, (0, 0, 0)),
+        ("qwen3", {"use_sliding_window": True, "max_window_layers": 2}, (0, 0, 4096)),
+    ],
+)
+def test_windows_follow_each_familys_rules(
+    family: str, changes: dict[str, Any], windows: tuple[int, ...]
+) -> None:
+    assert spec_of(BASE | {"model_type": family} | changes).windows == windows
+
+
+def test_windows_that_contradict_are_refused() -> None:
+    config = BASE | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3}
+    with pytest.raises(UnknownArchitectureError, match="contradict"):
+        spec_of(config)

@@ -268,7 +268,8 @@ def test_unloading_what_is_in_use_lets_it_finish(adapted: Server, shelf: Path) -
 def test_a_client_that_leaves_lets_go_of_its_adapter(
     adapted: Server, two: tuple[str, str], until: Until
 ) -> None:
-    body = adapted.completion(max_tokens=900, stream=True) | {"model": "fox"}
+    body = adapted.completion(max_tokens=900, stream=True, n=16, ignore_eos=True)
+    body |= {"model": "fox"}
     with adapted.http.stream("POST", "/v1/completions", json=body) as running:
         next(running.iter_lines())
         assert models(adapted)["fox"]["requests_in_flight"] == 1

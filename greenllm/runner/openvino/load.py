@@ -55,6 +55,8 @@ def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) 
     )
     if not weights.has_usual_names:
         raise UnknownArchitectureError(f"the tensors in {folder} have names of another layout")
+    if weights.has_head_beside_tied_table:
+        raise UnknownArchitectureError(f"{folder} ties its head and has another one")
     info = _describe(name, folder, config, weights, options, precision.dtype_name)
     runner = OpenVinoRunner(
         weights,

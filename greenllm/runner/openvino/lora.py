@@ -111,10 +111,6 @@ class LoraBank:
         """Bytes of the bank, filled or not."""
         return sum(array.nbytes for array in self.arrays.values())
 
-    def __contains__(self, digest: str) -> bool:
-        """Whether a slot holds the adapter."""
-        return any(slot.digest == digest for slot in self._slots)
-
     def place(self, digests: Sequence[str], weights: Callable[[str], LoraWeights]) -> Placement:
         """Bring the adapters of a step into the lowest slots."""
         self._clock += 1
@@ -140,10 +136,11 @@ class LoraBank:
         index = min(
             (i for i in range(num_slots) if i not in taken), key=lambda i: self._slots[i].used
         )
-        self._slots[index].digest = adapter.digest
+        self._slots[index].digest = None
         for layer in range(self.spec.num_layers):
             for projection in self.projections:
                 self._write(index, layer, projection, adapter)
+        self._slots[index].digest = adapter.digest
         return index
 
     def _write(self, index: int, layer: int, projection: Projection, adapter: LoraWeights) -> None:

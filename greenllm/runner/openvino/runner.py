@@ -75,7 +75,8 @@ class OpenVinoRunner:
         self._decoders = {1: self._factory.compile(1)}
         self._source: AdapterSource | None = None
         self._lock = threading.Lock()
-        self._adapted = self._no_adapters()
+        self._groups_of: dict[str, frozenset[str]] = {}
+        self._adapted = self._in_use = self._no_adapters()
 
     def use_adapters(self, source: AdapterSource) -> None:
         """Say where weights come from; see `base.Runner`."""
@@ -97,19 +98,29 @@ class OpenVinoRunner:
     def prepare_adapter(self, digest: str) -> None:
         """Compile the graphs that an adapter needs; see `base.Runner`."""
         groups = self._groups(digest)
+        if self._covers(self._adapted, groups):
+            return  # without waiting for somebody else's compilation
         with self._lock:
             adapted = self._adapted
             wanted = adapted.bank.groups | groups
             threads = set(self._plan.threads)
-            if wanted == adapted.bank.groups and threads <= set(adapted.decoders):
+            if self._covers(adapted, groups):
                 return
             self._adapted = _Adapted(
                 LoraBank(self._spec, wanted, self._precision.lora_type),
                 {number: self._factory.compile(number, wanted) for number in threads},
             )
 
+    def _covers(self, adapted: _Adapted, groups: frozenset[str]) -> bool:
+        return groups <= adapted.bank.groups and set(self._plan.threads) <= set(adapted.decoders)
+
     def _groups(self, digest: str) -> frozenset[str]:
         """Projections that an adapter changes."""
+        if digest not in self._groups_of:
+            self._groups_of[digest] = self._find_groups(digest)
+        return self._groups_of[digest]
+
+    def _find_groups(self, digest: str) -> frozenset[str]:
         if self._source is None:
             raise LoadError("a request names an adapter, but none can be loaded")
         names = {path.split(".", 3)[3] for path in self._source.weights(digest).layers}
@@ -170,9 +181,11 @@ class OpenVinoRunner:
     def _with_adapters(self, digests: list[str]) -> _Adapted:
         """A bank that covers these adapters; compiled now for those that nobody prepared."""
         for digest in digests:
-            if digest not in self._adapted.bank:
-                self.prepare_adapter(digest)
-        return self._adapted
+            self.prepare_adapter(digest)
+        # The graph reads the bank's memory while it runs: another thread may put a wider bank in
+        # its place meanwhile, and this one must outlive the step.
+        self._in_use = self._adapted
+        return self._in_use
 
 
 def _step_arrays(chunks: list[Chunk], block_size: int) -> Arrays:
