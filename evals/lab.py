@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server; read when 
 import httpx
 import torch
 
+from evals.load.processes import parse_stat
 from greenllm.config import EngineConfig
 from greenllm.core import Request, SamplingParams
 from greenllm.energy.account import Account
@@ -199,8 +200,8 @@ def peak_memory_mb(pid: int) -> float:
 
 def cpu_seconds(pid: int) -> float:
     """User and system CPU time of a process, from outside."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    line = Path(f"/proc/{pid}/stat").read_text()
+    return parse_stat(line, os.sysconf("SC_CLK_TCK")).own_s
 
 
 def interleave(

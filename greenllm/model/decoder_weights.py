@@ -41,6 +41,7 @@ class DecoderWeights:
         self.spec = spec
         self.bits = bits
         self._float_bytes = float_bytes
+        self._modules = spec.lora_targets
         self._weights = Weights(folder)
         self._sizes: dict[str, int] = {}
         self._quantized: QuantizedWeights | None = None
@@ -75,8 +76,8 @@ class DecoderWeights:
         """Linear modules that stay at 8 bits because no 4-bit group divides their width."""
         if self.bits != 4:
             return ()
-        targets = self.spec.lora_targets.items()
-        return tuple(name for name, (width, _) in targets if group_of(width) is None)
+        modules = self._modules.items()
+        return tuple(name for name, (width, _) in modules if group_of(width) is None)
 
     @property
     def num_parameters(self) -> int:
@@ -86,7 +87,7 @@ class DecoderWeights:
         per_layer += 2 * spec.hidden_size + (2 * spec.head_dim if spec.has_head_norms else 0)
         biases = sum(
             width
-            for module, (_, width) in spec.lora_targets.items()
+            for module, (_, width) in self._modules.items()
             if f"{module}.bias" in self._weights
         )
         tables = spec.vocab_size * spec.hidden_size * (1 if spec.tied else 2)
@@ -95,7 +96,7 @@ class DecoderWeights:
     def module(self, layer: int, name: str) -> Matrix:
         """Matrix of one linear module of a layer, [out, in]."""
         path = f"model.layers.{layer}.{name}"
-        width, height = self.spec.lora_targets[path]
+        width, height = self._modules[path]
         return self._matrix(f"{path}.weight", height, width)
 
     def bias(self, layer: int, names: tuple[tuple[str, int], ...]) -> Floats | None:

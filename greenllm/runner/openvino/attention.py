@@ -1,7 +1,8 @@
 """The one place that touches OpenVINO's paged attention operation.
 
 The operation is internal to OpenVINO and changes between minor versions, which is why the version
-is pinned and `selfcheck` compares a tiny graph with the torch runner before this is trusted.
+is pinned in pyproject.toml and `selfcheck` compares a tiny graph with the torch runner before this
+is trusted.
 
 It reads queries, keys and values `[tokens, heads * head_dim]`, writes the keys and values of the
 step into blocks of the caches, and attends each sequence's tokens to its blocks, causally.
@@ -12,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from openvino import Node, Output, Type, opset13
+from openvino import Node, Output, opset13
 from openvino.op import _PagedAttentionExtension
-
-SUPPORTED_MINOR = "2026.4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +89,6 @@ def paged_attention(
     info["num_k_heads"] = info["num_v_heads"] = heads.num_kv_heads
     info["k_head_size"] = info["v_head_size"] = heads.head_dim
     return operation.output(0)
-
-
-def cache_parameter(name: str) -> Node:
-    """A key or value cache; the plugin chooses its type and block layout when it compiles."""
-    node = opset13.parameter([-1, -1, -1, -1], Type.dynamic)
-    node.set_friendly_name(name)
-    node.output(0).tensor.set_names({name})
-    return node
 
 
 def _empty(dtype: type[np.generic]) -> Output:

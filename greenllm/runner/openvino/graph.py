@@ -22,7 +22,6 @@ from greenllm.model.spec import DecoderSpec, Projection
 from greenllm.runner.openvino.attention import (
     HeadShape,
     StepInputs,
-    cache_parameter,
     paged_attention,
 )
 from greenllm.runner.openvino.lora import LoraInputs
@@ -139,7 +138,9 @@ class _Builder:
         heads = rotate(heads, self.cosine.output(0), self.sine.output(0), size // 2)
         flat = opset13.reshape(heads, integers(-1, rotated * size), False).output(0)
         query, key = split(flat, [spec.num_heads * size, kept * size])
-        caches = cache_parameter(f"key.{layer}"), cache_parameter(f"value.{layer}")
+        # The plugin chooses the caches' type and block layout when it compiles.
+        key_cache = parameter(f"key.{layer}", Type.dynamic, [-1] * 4)
+        caches = key_cache, parameter(f"value.{layer}", Type.dynamic, [-1] * 4)
         self.parameters += caches
         shape = HeadShape(kept, size, spec.windows[layer])
         return paged_attention(query, key, value, caches, self.step, shape)

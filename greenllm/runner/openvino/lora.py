@@ -106,11 +106,6 @@ class LoraBank:
         """Adapted projections."""
         return [p for p in self.spec.projections if p.group in self.groups]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the bank, filled or not."""
-        return sum(array.nbytes for array in self.arrays.values())
-
     def place(self, digests: Sequence[str], weights: Callable[[str], LoraWeights]) -> Placement:
         """Bring the adapters of a step into the lowest slots."""
         self._clock += 1
