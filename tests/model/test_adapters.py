@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from greenllm.core import AdapterRef, Request, SamplingParams, Sequence, sequences_of
@@ -127,20 +127,6 @@ class Folders:
         return next(found for found in self.adapters.values() if found.digest == digest)
 
 
-def make_adapter(base: str, folder: Path, seed: int, options: Mapping[str, Any]) -> Path:
-    """An adapter with a B that is not zero, as PEFT saves it."""
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **options)
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
 @dataclass(frozen=True)
 class Zoo:
     """A base, adapters for it, and what transformers and PEFT say about a text."""
@@ -163,12 +149,13 @@ def zoo(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     save: Callable[..., str],
+    make_adapter: Callable[..., Path],
 ) -> Zoo:
     kind, settings = FAMILIES[request.param]
     root = tmp_path_factory.mktemp(request.param)
     base = save(getattr(transformers, kind)(**settings), root / "base")
     folders = {
-        name: make_adapter(base, root / name, seed, options)
+        name: make_adapter(base, root / name, seed=seed, **options)
         for seed, (name, options) in enumerate(ADAPTERS[request.param].items())
     }
     return Zoo(base, folders)

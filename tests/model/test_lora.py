@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -23,21 +23,8 @@ from greenllm.model.targets import targets_of
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 Targets = Mapping[str, tuple[int, int]]
 Change = Callable[[Path], object]
+MakeAdapter = Callable[..., Path]
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-def make_adapter(base: str, folder: Path, **options: Any) -> Path:
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
-    torch.manual_seed(3)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings)
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +33,7 @@ def targets(tiny: str) -> Targets:
 
 
 @pytest.fixture(scope="module")
-def good(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good(tiny: str, tmp_path_factory: pytest.TempPathFactory, make_adapter: MakeAdapter) -> Path:
     return make_adapter(tiny, tmp_path_factory.mktemp("good"))
 
 
@@ -62,7 +49,11 @@ def good(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda options: "+".join(options) or "plain",
 )
 def test_each_module_adds_what_peft_would_merge(
-    tiny: str, targets: Targets, tmp_path: Path, options: dict[str, Any]
+    tiny: str,
+    targets: Targets,
+    tmp_path: Path,
+    make_adapter: MakeAdapter,
+    options: dict[str, Any],
 ) -> None:
     folder = make_adapter(tiny, tmp_path, **options)
     weights = read_lora(folder, targets)
@@ -217,7 +208,9 @@ def test_the_header_alone_shows_all_but_values(
         inspect_lora(folder, targets)
 
 
-def test_a_dora_adapter_of_peft_is_refused(tiny: str, targets: Targets, tmp_path: Path) -> None:
+def test_a_dora_adapter_of_peft_is_refused(
+    tiny: str, targets: Targets, tmp_path: Path, make_adapter: MakeAdapter
+) -> None:
     folder = make_adapter(tiny, tmp_path, use_dora=True)
     with pytest.raises(AdapterError, match="greenllm adapters merge"):
         read_lora(folder, targets)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -23,6 +23,7 @@ from greenllm.model.options import LoadOptions
 from greenllm.model.targets import targets_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+MakeAdapter = Callable[..., Path]
 BASE = str(Path(greenllm.__file__).parent / "model" / "bundled")
 TEXT = torch.arange(10, 40)[None]
 KINDS: dict[str, dict[str, Any]] = {
@@ -34,20 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_adapter(folder: Path, base: str = BASE, **options: Any) -> Path:
-    torch.manual_seed(5)
-    settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], **options}
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings)
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model.eval()(TEXT).logits
@@ -55,13 +42,15 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter") / "fox")
+def adapter(tmp_path_factory: pytest.TempPathFactory, make_adapter: MakeAdapter) -> Path:
+    return make_adapter(BASE, tmp_path_factory.mktemp("adapter") / "fox")
 
 
 @pytest.mark.parametrize("kind", ["plain", "dora", "rslora"])
-def test_a_merged_checkpoint_computes_what_peft_does(kind: str, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "adapter", **KINDS[kind])
+def test_a_merged_checkpoint_computes_what_peft_does(
+    kind: str, tmp_path: Path, make_adapter: MakeAdapter
+) -> None:
+    folder = make_adapter(BASE, tmp_path / "adapter", **KINDS[kind])
     sizes = merge(folder, "bundled", tmp_path / "made" / "merged", LoadOptions())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "made" / "merged")
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
@@ -155,17 +144,19 @@ def test_the_commands(adapter: Path, tmp_path: Path) -> None:
         run("remove", "fox")
 
 
-def test_what_is_merged_need_not_be_servable(tmp_path: Path) -> None:
+def test_what_is_merged_need_not_be_servable(tmp_path: Path, make_adapter: MakeAdapter) -> None:
     """An adapter the server refuses, because it saves a whole module."""
-    folder = make_adapter(tmp_path / "adapter", **KINDS["saved"])
+    folder = make_adapter(BASE, tmp_path / "adapter", **KINDS["saved"])
     with pytest.raises(AdapterError, match="modules_to_save"):
         store(tmp_path / "adapters", "fox", folder)
     assert merge(folder, "bundled", tmp_path / "merged", LoadOptions()).merged_bytes > 0
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
-def test_a_head_of_its_own_is_not_merged_into_a_tied_base(tmp_path: Path) -> None:
+def test_a_head_of_its_own_is_not_merged_into_a_tied_base(
+    tmp_path: Path, make_adapter: MakeAdapter
+) -> None:
     """The checkpoint would lose it: heads and embeddings are one tensor there."""
-    folder = make_adapter(tmp_path / "adapter", **KINDS["head"])
+    folder = make_adapter(BASE, tmp_path / "adapter", **KINDS["head"])
     with pytest.raises(AdapterError, match="cannot merge"):
         merge(folder, "bundled", tmp_path / "merged", LoadOptions())

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import openai
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 import greenllm
 
@@ -32,25 +29,14 @@ KINDS: tuple[tuple[int, Any], ...] = (
 )
 
 
-def make_adapter(folder: Path, seed: int) -> Path:
-    rank, modules = KINDS[seed % len(KINDS)]
-    torch.manual_seed(seed)
-    base = AutoModelForCausalLM.from_pretrained(BUNDLED)
-    model = get_peft_model(base, LoraConfig(r=rank, target_modules=modules, task_type="CAUSAL_LM"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shelf(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
     """Twenty adapters of several ranks and targets."""
     root = tmp_path_factory.mktemp("shelf")
     for seed in range(MANY):
-        make_adapter(root / f"a{seed:02}", seed)
+        rank, modules = KINDS[seed % len(KINDS)]
+        folder = root / f"a{seed:02}"
+        make_adapter(BUNDLED, folder, seed=seed, std=0.2, r=rank, target_modules=modules)
     return root
 
 
