@@ -302,11 +302,13 @@ class Sample:
     """What the runner returns for a chunk: the chosen token and the log probabilities asked for.
 
     `prompt` holds one entry for each prompt position in the chunk whose predecessor was in view.
+    `error` says why there is no token where one was due; the request cannot go on.
     """
 
     token_id: int | None
     logprob: TokenLogprob | None = None
     prompt: tuple[TokenLogprob, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
     schedule -> run -> charge -> commit
 
 Contract: one thread owns an engine. `step` returns the tokens of one batch, `settle` the receipts
-that are ready. A runner that fails ends the requests of its batch with reason `error`; their energy
-stays on their bill and the engine goes on.
+that are ready. A runner that fails ends the requests of its batch with reason `error`, an error in
+place of a sample ends its request. Their energy stays on their bill and the engine goes on.
 
 A request with an adapter is added with a reference from `acquire_adapter`; the engine gives it back
 when it closes the request. Adapter methods may be called from any thread.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -233,15 +233,14 @@ class NativeEngine:
         self._num_steps += 1
         self.account.charge(batch, self._clock() - started_s)
         tokens = self.scheduler.commit(batch, samples)
-        self._close_finished({token.request_id for token in tokens if token.finish_reason})
+        self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
         return tokens
 
     def _fail(self, batch: Batch, error: Exception, duration_s: float) -> list[Token]:
         self.account.charge(batch, duration_s)
         tokens: list[Token] = []
         for request_id in {chunk.seq.request.request_id for chunk in batch.chunks}:
-            ended = self.scheduler.abort(request_id, "error")
-            tokens += [replace(token, text=f"{type(error).__name__}: {error}") for token in ended]
+            tokens += self.scheduler.abort(request_id, "error", f"{type(error).__name__}: {error}")
             self._close(request_id, "failed")
         return tokens
 
@@ -253,9 +252,14 @@ class NativeEngine:
         self._close(request_id, "aborted")
         return tokens
 
-    def _close_finished(self, request_ids: set[str]) -> None:
-        for request_id in request_ids:
-            if all(seq.is_finished for seq in self._open[request_id].sequences):
+    def _close_finished(self, ends: dict[str, Token]) -> None:
+        """Close requests without a sequence left; `ends` has a last token of each."""
+        for request_id, last in ends.items():
+            reasons = {seq.finish_reason for seq in self._open[request_id].sequences}
+            if "error" in reasons:
+                log.error("request %s failed: %s", request_id, last.text)
+                self._close(request_id, "failed")
+            elif None not in reasons:
                 self._close(request_id, "completed")
 
     def _close(self, request_id: str, outcome: Outcome) -> None:

@@ -141,20 +141,32 @@ class Scheduler:
         return True
 
     def commit(self, batch: Batch, samples: SequenceOf[Sample]) -> list[Token]:
-        """Take the runner's results: advance, append, finish. Returns the tokens to send."""
+        """Take the runner's results: advance, append, finish. Returns the tokens to send.
+
+        An error ends all sequences of its request with reason `error`.
+        """
         tokens: list[Token] = []
         for chunk, sample in zip(batch.chunks, samples, strict=True):
-            seq = chunk.seq
-            seq.num_computed = chunk.end
-            if sample.prompt:
-                seq.prompt_logprobs[chunk.start :] = sample.prompt
-            self._remember(seq)
-            if chunk.samples:
-                token = _append(seq, sample)
-                tokens.append(token)
-                if seq.is_finished:
-                    self._retire(seq)
+            if chunk.seq.is_finished:
+                continue  # a sibling's error has ended it
+            if sample.error:
+                tokens += self.abort(chunk.seq.request.request_id, "error", sample.error)
+            else:
+                tokens += self._advance(chunk, sample)
         return tokens
+
+    def _advance(self, chunk: Chunk, sample: Sample) -> list[Token]:
+        seq = chunk.seq
+        seq.num_computed = chunk.end
+        if sample.prompt:
+            seq.prompt_logprobs[chunk.start :] = sample.prompt
+        self._remember(seq)
+        if not chunk.samples:
+            return []
+        token = _append(seq, sample)
+        if seq.is_finished:
+            self._retire(seq)
+        return [token]
 
     def _remember(self, seq: Sequence) -> None:
         full = seq.num_computed // self.blocks.block_size
@@ -171,15 +183,18 @@ class Scheduler:
         self.running.remove(seq)
         self._release(seq)
 
-    def abort(self, request_id: str, reason: FinishReason = "abort") -> list[Token]:
-        """End a request's sequences wherever they are; what they computed stays on their bill."""
+    def abort(self, request_id: str, reason: FinishReason = "abort", text: str = "") -> list[Token]:
+        """End a request's sequences wherever they are; what they computed stays on their bill.
+
+        Each ends with a token that carries `text`.
+        """
         ended = [seq for seq in (*self.running, *self.waiting) if _belongs(seq, request_id)]
         self.waiting = deque(seq for seq in self.waiting if not _belongs(seq, request_id))
         for seq in ended:
             seq.finish_reason = reason
             if seq in self.running:
                 self._retire(seq)
-        return [Token(request_id, seq.index, None, finish_reason=reason) for seq in ended]
+        return [Token(request_id, seq.index, None, text, finish_reason=reason) for seq in ended]
 
 
 def _belongs(seq: Sequence, request_id: str) -> bool:

@@ -5,7 +5,8 @@ Each row is independent of the others in its batch: its draw is one uniform numb
 The order of operations is the usual one: bias, forbidden ends (min_tokens), penalties,
 temperature, min_p, top_k, top_p. Reported log probabilities are of the raw logits.
 
-Not covered: beams, structured output. Logits that are not finite are an error, not a token.
+Logits that are not finite are an error of their row, not a token. Not covered: beams, structured
+output.
 """
 
 from __future__ import annotations
@@ -31,30 +32,37 @@ def uniform(seed: int, position: int) -> float:
 def sample(logits: Tensor, rows: list[Sequence]) -> list[Sample]:
     """Choose the next token of each row; logits `[rows, vocabulary]`, float32.
 
-    Raises:
-        FloatingPointError: the largest logit of a row is not a finite number.
+    A row whose largest logit is not a finite number gets an error in its place.
     """
     if not rows:
         return []
     adjusted = _adjust(logits, rows)
     best = _best(adjusted)
     # The largest tells of a NaN, an infinity or a row without any chance, without another pass.
-    if not bool(torch.isfinite(logits.gather(1, best[:, None])).all()):
-        raise FloatingPointError("the model returned logits that are not finite")
+    sound: list[bool] = torch.isfinite(logits.gather(1, best[:, None])[:, 0]).tolist()
     chosen: list[int] = best.tolist()
-    drawn = [i for i, seq in enumerate(rows) if not seq.sampling.is_greedy]
+    drawn = [i for i, seq in enumerate(rows) if sound[i] and not seq.sampling.is_greedy]
     if drawn:
         picks = _draw(adjusted[drawn], [rows[i] for i in drawn])
         for i, token_id in zip(drawn, picks, strict=True):
             chosen[i] = token_id
-    wanted = [i for i, seq in enumerate(rows) if seq.sampling.logprobs is not None]
-    samples = [Sample(token_id) for token_id in chosen]
+    wanted = [i for i, seq in enumerate(rows) if sound[i] and seq.sampling.logprobs is not None]
+    samples = [
+        Sample(token_id) if fine else Sample(None, error=_complaint(seq))
+        for token_id, fine, seq in zip(chosen, sound, rows, strict=True)
+    ]
     if wanted:
         counts = [rows[i].sampling.logprobs or 0 for i in wanted]
         reports = token_logprobs(logits[wanted], [chosen[i] for i in wanted], counts)
         for i, report in zip(wanted, reports, strict=True):
             samples[i] = Sample(chosen[i], report)
     return samples
+
+
+def _complaint(seq: Sequence) -> str:
+    adapter = seq.request.adapter_name
+    source = "the model" if adapter is None else f"the model with adapter {adapter!r}"
+    return f"{source} returned logits that are not finite"
 
 
 def _best(logits: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from greenllm.core import Request, SamplingParams, Sequence
+from greenllm.core import AdapterRef, Request, SamplingParams, Sequence
 from greenllm.decode.sampling import sample, token_logprobs, uniform
 from greenllm.runner.torch import TorchRunner
 
@@ -289,12 +290,6 @@ def test_extremes_of_one_row_harm_nobody(extreme: dict[str, Any]) -> None:
         assert drawn[0] == best
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_an_error(broken: float) -> None:
-    with pytest.raises(FloatingPointError, match="not finite"):
-        _draw([_row(SamplingParams(temperature=0))], (*LOGITS[:-1], broken))
-
-
 @pytest.mark.parametrize("spread", [0.01, 0.5, 3.0])
 def test_looking_at_the_best_first_changes_no_draw(
     spread: float, monkeypatch: pytest.MonkeyPatch
@@ -320,11 +315,26 @@ def test_looking_at_the_best_first_changes_no_draw(
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_logit_anywhere_is_an_error(bad: float) -> None:
-    for params in (SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(top_k=3)):
-        logits = torch.zeros(2, 50)
+def test_a_bad_logit_anywhere_is_an_error_of_its_row(bad: float) -> None:
+    kinds: list[dict[str, Any]] = [{"temperature": 0}, {"seed": 1}, {"top_k": 3}, {"logprobs": 2}]
+    for kind in kinds:
+        params = SamplingParams(**kind)
+        logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+        expected = sample(logits, [_row(params)] * 3)
         logits[1, 49] = bad
-        with pytest.raises(FloatingPointError):
-            sample(logits, [_row(params), _row(params)])
-    with pytest.raises(FloatingPointError):
-        sample(torch.full((1, 50), -math.inf), [_row(SamplingParams(temperature=0))])
+        first, broken, last = sample(logits, [_row(params)] * 3)
+        assert (broken.token_id, broken.logprob) == (None, None)
+        assert broken.error == "the model returned logits that are not finite"
+        assert [first, last] == expected[::2]
+
+
+def test_a_row_without_any_chance_is_an_error() -> None:
+    [found] = sample(torch.full((1, 50), -math.inf), [_row(SamplingParams(temperature=0))])
+    assert found.error
+
+
+def test_an_error_names_the_adapter() -> None:
+    row = _row(SamplingParams())
+    row.request = replace(row.request, adapter=AdapterRef("fox", "digest"))
+    [found] = sample(torch.full((1, 50), math.nan), [row])
+    assert found.error == "the model with adapter 'fox' returned logits that are not finite"

@@ -15,6 +15,7 @@ from greenllm.core import (
     InvalidRequestError,
     Receipt,
     Request,
+    Sample,
     Token,
     TokenLogprob,
 )
@@ -173,6 +174,64 @@ def test_a_failing_runner_ends_only_the_requests_of_its_batch(
     assert receipts["good"].outcome == "completed"
     assert engine.stats().num_free_blocks == 32
     assert "step failed" in caplog.text
+
+
+class Spoilt:
+    """A runner that says of one request's second token that it is no number."""
+
+    def __init__(self, runner: Runner, request_id: str, index: int) -> None:
+        self._runner = runner
+        self._bad = (request_id, index)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def run(self, batch: Batch) -> list[Sample]:
+        samples = self._runner.run(batch)
+        for place, chunk in enumerate(batch.chunks):
+            seq = chunk.seq
+            if (seq.request.request_id, seq.index) == self._bad and seq.num_generated == 1:
+                samples[place] = Sample(None, error="not a number")
+        return samples
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_an_error_of_one_row_ends_its_whole_request_and_no_other(
+    make_engine: MakeEngine,
+    make_runner: MakeRunner,
+    make_request: MakeRequest,
+    alone: Alone,
+    caplog: pytest.LogCaptureFixture,
+    index: int,
+) -> None:
+    """Siblings that run, wait or have ended are part of the request."""
+    engine = make_engine(Spoilt(make_runner(), "bad", index), max_num_seqs=6)
+    good = make_request("good", [1, 2, 3])
+    engine.add_request(make_request("bad", [4, 5], [6], n=2, ignore_eos=True))
+    engine.add_request(good)
+    tokens, receipts = run(engine)
+    failed = [token for token in tokens if token.request_id == "bad" and token.finish_reason]
+    assert sorted(token.index for token in failed) == [0, 1, 2, 3]
+    assert {(t.finish_reason, t.text, t.token_id) for t in failed} == {
+        ("error", "not a number", None)
+    }
+    assert ids(tokens, "good") == alone(good)[0][0]
+    assert [receipts[name].outcome for name in ("bad", "good")] == ["failed", "completed"]
+    assert receipts["bad"].status == "final"
+    assert (receipts["bad"].total_j or 0) > 0
+    assert engine.stats().num_free_blocks == 32
+    assert engine.stats().num_violations == 0
+    assert "request bad failed: not a number" in caplog.text
+
+
+def test_a_request_fails_though_a_sibling_has_answered(
+    make_engine: MakeEngine, make_runner: MakeRunner, make_request: MakeRequest
+) -> None:
+    engine = make_engine(Spoilt(make_runner(), "bad", 1), max_num_seqs=1)
+    engine.add_request(make_request("bad", [4, 5], [6], ignore_eos=True))
+    tokens, receipts = run(engine)
+    assert [t.finish_reason for t in tokens if t.finish_reason] == ["length", "error"]
+    assert receipts["bad"].outcome == "failed"
 
 
 def test_what_a_request_spent_before_it_failed_is_on_its_bill(
