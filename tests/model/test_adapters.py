@@ -372,6 +372,31 @@ def test_more_adapters_than_slots_take_turns(
 
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
+def test_an_adapter_whose_products_are_infinite_fails_alone(
+    zoo: Zoo, make_runner: MakeRunner, drive: Callable[..., Any]
+) -> None:
+    """Rows of other requests do not notice: nothing is multiplied by zero to get rid of it."""
+    runner = make_runner(zoo.base)
+    source = Folders(zoo.folders, runner.lora_targets)
+    runner.use_adapters(source)
+    layers = source.adapters["wide"].layers
+    source.adapters["huge"] = replace(
+        source.adapters["wide"],
+        digest="huge",
+        layers={path: (torch.full_like(a, 1e38), b) for path, (a, b) in layers.items()},
+    )
+    prompt = list(range(9, 20))
+    names = ["huge", None, "narrow"]
+    broken, *others = [ask(runner, prompt, source.ref(name), f"{name}") for name in names]
+    drive(runner, [broken, *others])
+    assert broken.finish_reason == "error"
+    for seq, name in zip(others, names[1:], strict=True):
+        assert seq.finish_reason == "length"
+        expected = zoo.logprobs(name, seq.token_ids)[len(prompt) - 1 : -1].argmax(-1)
+        assert seq.token_ids[len(prompt) :] == expected.tolist()
+
+
+@pytest.mark.parametrize("zoo", ["llama"], indirect=True)
 def test_a_bank_outlives_the_step_that_reads_it(
     zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
 ) -> None:

@@ -1,9 +1,10 @@
 """Adapters as graph inputs: stacked along the rank, masked per token, changed without recompiling.
 
-For each adapted projection the graph computes `y += ((x @ A.T) * mask) @ B`. A bank has slots; slot
-s owns rows [s * parts * rank, (s + 1) * parts * rank) of A and B, `parts` modules side by side, and
-B is zero outside a module's own columns. A step uses the first slots only, a power of two of them,
-so a batch with two adapters does not pay for eight.
+For each adapted projection the graph computes `y += where(mask, x @ A.T, 0) @ B`: selected and not
+multiplied, for what another adapter makes of a token may be infinite. A bank has slots; slot s owns
+rows [s * parts * rank, (s + 1) * parts * rank) of A and B, `parts` modules side by side, and B is
+zero outside a module's own columns. A step uses the first slots only, a power of two of them, so a
+batch with two adapters does not pay for eight.
 
 Not covered: adapters on the embedding or the head.
 """
@@ -21,7 +22,7 @@ from openvino import Node, Output, Type, opset13
 
 from greenllm.model.lora import LoraWeights
 from greenllm.model.spec import DecoderSpec, Projection
-from greenllm.runner.openvino.nodes import parameter
+from greenllm.runner.openvino.nodes import parameter, scalar
 
 Array = NDArray[np.generic]
 
@@ -35,7 +36,7 @@ class LoraInputs:
         self._kind = kind
         self._masks: dict[int, Node] = {}
         for count in sorted({len(p.modules) for p in spec.projections if p.group in groups}):
-            self._masks[count] = self._input(mask_name(count), Type.f32, [-1, -1])
+            self._masks[count] = self._input(mask_name(count), Type.boolean, [-1, -1])
 
     def _input(self, name: str, kind: Type, shape: list[int]) -> Node:
         self.parameters.append(parameter(name, kind, shape))
@@ -49,7 +50,7 @@ class LoraInputs:
         down = self._matrix(name_a, projection.in_features)
         up = self._matrix(name_b, projection.out_features)
         inner = opset13.matmul(x, down, False, True)
-        masked = opset13.multiply(inner, self._masks[len(projection.modules)])
+        masked = opset13.select(self._masks[len(projection.modules)], inner, scalar(0))
         return opset13.add(y, opset13.matmul(masked, up, False, False)).output(0)
 
     def _matrix(self, name: str, width: int) -> Output:
@@ -180,7 +181,7 @@ class LoraBank:
         return tensors
 
     def masks(self, slot_of_token: NDArray[np.int32], num_slots: int) -> dict[str, Array]:
-        """One row per token: ones on its adapter's slot (-1: none), for each number of parts."""
-        chosen = (slot_of_token[:, None] == np.arange(num_slots)).astype(np.float32)
+        """One row per token: true on its adapter's slot (-1: none), for each number of parts."""
+        chosen = slot_of_token[:, None] == np.arange(num_slots)
         counts = {len(projection.modules) for projection in self.projections}
         return {mask_name(parts): np.repeat(chosen, parts * self.rank, axis=1) for parts in counts}
