@@ -2,9 +2,10 @@
 
     y += (x @ A^T) @ B^T        with the scaling folded into B
 
-Contract: what `read_lora` returns is complete, finite and fits the modules it names; anything else
-is an `AdapterError`. Pickle is never read. Nothing depends on where the weight of the base is
-stored transposed (`fan_in_fan_out`, GPT-2): A and B are the same there.
+Contract: what `read_lora` returns is complete, fits the modules it names, and is finite in every
+type that runners compute with, the scaling included; anything else is an `AdapterError`. So what
+can be served does not depend on the runner. Pickle is never read. Nothing depends on where the
+weight of the base is stored transposed (`fan_in_fan_out`, GPT-2): A and B are the same there.
 
 Not covered, and refused: DoRA, biases, embeddings and heads, modules saved in full.
 """
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from greenllm.model.lora_config import CONFIG_NAME, AdapterError, LoraConfig, read_config
 from greenllm.model.lora_layout import Pair, Targets, pair_up, weights_file
+
+# float16 has the least range of the types that runners compute with.
+_LARGEST = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,10 +84,20 @@ def _layer(
     name: str, pair: Pair, tensors: Mapping[str, Tensor], config: LoraConfig, folder: Path
 ) -> tuple[Tensor, Tensor]:
     a, b = _values(pair.a, tensors, folder), _values(pair.b, tensors, folder)
-    scaled = b * config.scale_of(name)
-    if not bool(torch.isfinite(scaled).all()):
-        raise AdapterError(f"{folder}: {name} leaves the range of float32 once it is scaled")
+    scale = config.scale_of(name)
+    scaled = b * scale
+    _check_range(a, f"{folder}: {pair.a}")
+    _check_range(scaled, f"{folder}: {pair.b}, scaled by {scale:g},")
     return a, scaled
+
+
+def _check_range(values: Tensor, what: str) -> None:
+    largest = float(values.abs().max())
+    if not largest <= _LARGEST:
+        raise AdapterError(
+            f"{what} holds {largest:.3g}, beyond the range of float16 ({_LARGEST:g}), in which it"
+            " may have to run: training diverged, or its lora_alpha is too large"
+        )
 
 
 def _values(key: str, tensors: Mapping[str, Tensor], folder: Path) -> Tensor:
