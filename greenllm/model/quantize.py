@@ -10,6 +10,7 @@ Not covered: calibration with data (GPTQ, AWQ), bitsandbytes' nf4 (see `loader`)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,23 @@ class QuantizedMatrix:
 def group_of(width: int) -> int | None:
     """Group size for 4 bits; None when none divides the width."""
     return next((group for group in GROUPS if width % group == 0), None)
+
+
+def recipe(bits: Bits) -> str:
+    """All that the quantized form depends on beside the weights, for cache keys."""
+    return "8" if bits == 8 else f"4, groups {GROUPS}, shrinks {_SHRINKS}"
+
+
+def quantize_parts(parts: Iterable[Floats], bits: Bits) -> QuantizedMatrix:
+    """Quantize a matrix that comes some rows at a time; the parts change nothing."""
+    done = [quantize(part, bits) for part in parts]
+    rows = sum(part.shape[0] for part in done)
+    return QuantizedMatrix(
+        done[0].bits,
+        (rows, done[0].shape[1]),
+        np.concatenate([part.integers for part in done]),
+        np.concatenate([part.scales for part in done]),
+    )
 
 
 def quantize(matrix: Floats, bits: Bits) -> QuantizedMatrix:

@@ -13,10 +13,12 @@ import torch
 import transformers
 
 from greenllm.core import Chunk, SamplingParams
+from greenllm.model import quantize
 from greenllm.model.decoder_weights import DecoderWeights
 from greenllm.model.info import LoadError
 from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import UnknownArchitectureError, spec_of
+from greenllm.model.weight_cache import cache_file
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
@@ -217,6 +219,15 @@ def test_a_second_start_reads_quantized_weights_from_disk(tmp_path: Path) -> Non
     assert weights.was_cached
     _load(BUNDLED, LoadOptions(quantization="int8"), weights_dir=tmp_path)
     assert len(list((tmp_path / "weights").iterdir())) == 2
+
+
+def test_another_recipe_does_not_read_what_this_one_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {bits: cache_file(tmp_path, "digest", bits) for bits in (4, 8)}
+    monkeypatch.setattr(quantize, "GROUPS", (32,))
+    assert cache_file(tmp_path, "digest", 4) != before[4]
+    assert cache_file(tmp_path, "digest", 8) == before[8]
 
 
 def _weights(cache_dir: Path, bits: Any) -> DecoderWeights:
