@@ -2,12 +2,13 @@
 
 A block holds the keys and values of `block_size` consecutive tokens. Full blocks are known by a
 digest of everything up to and including their tokens, so that sequences with a common prefix share
-them. A block nobody refers to keeps its content until it is needed again, oldest first (LRU).
+them; where two part ways within a block, `match_part` finds the one to copy from. A block nobody
+refers to keeps its content until it is needed again, oldest first (LRU).
 
 Contract: a block is either referenced or in the free queue, never both; a block that is still
 known by its digest is handed out as fresh only after the digest is forgotten.
 
-Not covered: copy-on-write (a partly filled block is never shared), swapping to disk.
+Not covered: blocks that are not full are not found; swapping to disk.
 """
 
 from __future__ import annotations
@@ -16,13 +17,25 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from itertools import islice
 
 ROOT = b""
+_MOST_COMPARED = 16
 
 
 def chain(parent: bytes, token_ids: SequenceOf[int]) -> bytes:
     """Digest of a full block: its own tokens and, through `parent`, all tokens before them."""
     return hashlib.blake2b(array("q", token_ids).tobytes(), key=parent, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a remembered block holds, and after what."""
+
+    digest: bytes
+    parent: bytes
+    token_ids: tuple[int, ...]
 
 
 class OutOfBlocksError(Exception):
@@ -38,8 +51,9 @@ class BlockManager:
         self.prefix_cache = prefix_cache
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._digest_of: dict[int, bytes] = {}
+        self._known: dict[int, _Known] = {}
         self._block_of: dict[bytes, int] = {}
+        self._followers: dict[bytes, dict[int, None]] = {}
         self._evictions = 0
 
     @property
@@ -73,9 +87,20 @@ class BlockManager:
             found.append(block)
         return found
 
+    def match_part(self, token_ids: SequenceOf[int], parent: bytes) -> tuple[int, int] | None:
+        """The remembered block after `parent` that begins most like `token_ids`; how many tokens.
+
+        As in `match`, the last token does not count. Only the newest few blocks are compared.
+        """
+        wanted = token_ids[: self.block_size][: len(token_ids) - 1]
+        newest = islice(reversed(self._followers.get(parent, {})), _MOST_COMPARED)
+        parts = [(_num_common(self._known[block].token_ids, wanted), block) for block in newest]
+        count, block = max(parts, default=(0, 0))
+        return (block, count) if count else None
+
     def digest_of(self, block: int) -> bytes:
         """Digest a remembered block is known by."""
-        return self._digest_of[block]
+        return self._known[block].digest
 
     def num_free_after(self, shared: SequenceOf[int]) -> int:
         """Free blocks left once `shared` has been taken."""
@@ -100,12 +125,19 @@ class BlockManager:
 
     def _allocate_one(self) -> int:
         block, _ = self._free.popitem(last=False)
-        digest = self._digest_of.pop(block, None)
-        if digest is not None:
-            del self._block_of[digest]
+        if block in self._known:
+            self._forget(block)
             self._evictions += 1
         self._references[block] = 1
         return block
+
+    def _forget(self, block: int) -> None:
+        known = self._known.pop(block)
+        del self._block_of[known.digest]
+        followers = self._followers[known.parent]
+        del followers[block]
+        if not followers:
+            del self._followers[known.parent]
 
     def free(self, blocks: SequenceOf[int]) -> None:
         """Drop one reference each; the tail goes first, so that prefixes outlive their ends."""
@@ -115,7 +147,7 @@ class BlockManager:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
-                if block not in self._digest_of:
+                if block not in self._known:
                     self._free.move_to_end(block, last=False)
 
     def remember(
@@ -133,9 +165,17 @@ class BlockManager:
         digest = parent
         for index in range(first, len(token_ids) // self.block_size):
             start = index * self.block_size
-            digest = chain(digest, token_ids[start : start + self.block_size])
+            ids = tuple(token_ids[start : start + self.block_size])
+            parent, digest = digest, chain(digest, ids)
             block = blocks[index]
-            if self.prefix_cache and digest not in self._block_of and block not in self._digest_of:
+            if self.prefix_cache and digest not in self._block_of and block not in self._known:
                 self._block_of[digest] = block
-                self._digest_of[block] = digest
+                self._known[block] = _Known(digest, parent, ids)
+                self._followers.setdefault(parent, {})[block] = None
         return digest
+
+
+def _num_common(ids: SequenceOf[int], others: SequenceOf[int]) -> int:
+    """Length of the common beginning."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))

@@ -287,9 +287,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step runs: one chunk per sequence, decode first."""
+    """What one step runs: one chunk per sequence, decode first.
+
+    Before that, each block of `copies` (from, to) is copied, in order.
+    """
 
     chunks: tuple[Chunk, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -4,7 +4,8 @@ Order of a step: every running sequence that only needs its newest token (decode
 prompts in chunks, then new sequences while tokens, places and KV blocks last. A sequence gets the
 blocks of its whole prompt when it is admitted; only decoding asks for more, and when none is free
 the youngest running sequence is preempted: it loses its blocks, returns to the front of the queue
-and is computed again, with what the prefix cache still remembers.
+and is computed again, with what the prefix cache still remembers. Where a remembered block fits
+only in part, that part is copied.
 
 A newcomer is admitted only while each running sequence could still get one more block, and never
 in a step that had to preempt: otherwise the two would evict each other in turns.
@@ -48,6 +49,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._clock = clock
+        self._copies: list[tuple[int, int]] = []
 
     @property
     def has_work(self) -> bool:
@@ -83,7 +85,8 @@ class Scheduler:
             budget -= chunks[-1].num_tokens
             if not budget:
                 break
-        return Batch(tuple(chunks))
+        copies, self._copies = tuple(self._copies), []
+        return Batch(tuple(chunks), copies)
 
     def _reserve_next(self, seq: Sequence) -> bool:
         """Make room for the newest token; False when the sequence itself had to yield."""
@@ -123,22 +126,33 @@ class Scheduler:
                 return
 
     def _try_admit(self, seq: Sequence) -> bool:
-        shared: list[int] = []
-        if seq.sampling.prompt_logprobs is None:
-            shared = self.blocks.match(seq.token_ids, salt=_salt(seq))
+        scored = seq.sampling.prompt_logprobs is not None
+        shared = [] if scored else self.blocks.match(seq.token_ids, salt=_salt(seq))
         fresh = self.blocks.blocks_for(len(seq.token_ids)) - len(shared)
         if fresh + len(self.running) > self.blocks.num_free_after(shared):
             return False
         self.blocks.take(shared)
-        seq.block_table = shared + self.blocks.allocate(fresh)
         seq.num_computed = len(shared) * self.blocks.block_size
         seq.num_remembered = len(shared)
         seq.digest = self.blocks.digest_of(shared[-1]) if shared else _salt(seq)
+        part = None if scored else self._part_of(seq)
+        seq.block_table = shared + self.blocks.allocate(fresh)
+        if part is not None:
+            source, count = part
+            self._copies.append((source, seq.block_table[len(shared)]))
+            seq.num_computed += count
         if seq.num_cached is None:
             seq.num_cached = seq.num_computed
         self.waiting.remove(seq)
         self.running.append(seq)
         return True
+
+    def _part_of(self, seq: Sequence) -> tuple[int, int] | None:
+        """A block to copy the next tokens' keys and values from, and how many they are.
+
+        The block may be evicted for this very sequence: copies come before anything is written.
+        """
+        return self.blocks.match_part(seq.token_ids[seq.num_computed :], seq.digest)
 
     def commit(self, batch: Batch, samples: SequenceOf[Sample]) -> list[Token]:
         """Take the runner's results: advance, append, finish. Returns the tokens to send.

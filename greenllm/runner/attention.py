@@ -13,7 +13,9 @@ attend twice or whose keys come from elsewhere, windows that only the model's ma
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -114,6 +116,13 @@ class PagedAttention:
                 _slots(num_slots, layer.key_dim, layer),
                 _slots(num_slots, layer.value_dim, layer),
             )
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]], block_size: int) -> None:
+        """Copy blocks (from, to) in every layer, in order."""
+        for source, target in copies:
+            for pool in chain.from_iterable(self._pools.values()):
+                blocks = pool.view(-1, block_size, *pool.shape[1:])
+                blocks[target] = blocks[source]
 
     def use(self, plan: Plan) -> None:
         """Set the plan of the step that is about to run."""

@@ -60,7 +60,7 @@ class Runner(Protocol):
         """Say how many CPU threads run a step of each size; a trial keeps what others need."""
 
     def run(self, batch: Batch) -> list[Sample]:
-        """Compute every chunk, write its keys and values, and sample where the chunk asks for it.
+        """Copy blocks, compute every chunk, write its keys and values, sample where it asks for it.
 
         Returns one sample per chunk, in order.
         """

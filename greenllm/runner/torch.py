@@ -104,6 +104,7 @@ class TorchRunner:
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
         torch.set_num_threads(self._plan.threads_for(batch.num_tokens))
+        self._attention.copy_blocks(batch.copies, self.block_size)
         order = order_chunks(batch)
         chunks = [batch.chunks[i] for i in order]
         rows = [wanted_rows(chunk) for chunk in chunks]

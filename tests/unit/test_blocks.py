@@ -69,6 +69,39 @@ def test_a_match_never_covers_the_last_token(length: int, matched: int) -> None:
     assert blocks.match(list(range(length))) == table[:matched]
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "count"),
+    [
+        ([5, 6, 7, 8, 9], 4),
+        ([5, 6, 7, 8], 3),
+        ([5, 6, 0, 8], 2),
+        ([5, 6], 1),
+        ([5], 0),
+        ([], 0),
+        ([9, 6, 7, 8], 0),
+    ],
+)
+def test_a_block_that_begins_alike_is_found_up_to_the_last_token(
+    token_ids: list[int], count: int
+) -> None:
+    blocks = BlockManager(8, 4)
+    table = store(blocks, [1, 2, 3, 4, 5, 6, 7, 8])
+    found = blocks.match_part(token_ids, blocks.digest_of(table[0]))
+    assert found == ((table[1], count) if count else None)
+    assert blocks.match_part(token_ids, chain(ROOT, [1, 2, 3, 5])) is None
+
+
+def test_the_block_with_most_in_common_is_found_until_it_is_forgotten() -> None:
+    blocks = BlockManager(3, 4)
+    for ids in ([1, 2, 0, 0], [1, 2, 3, 0], [1, 0, 0, 0]):
+        blocks.free(store(blocks, ids))
+    assert blocks.match_part([1, 2, 3, 4, 5], ROOT) == (1, 3)
+    assert blocks.allocate(2) == [0, 1]
+    assert blocks.match_part([1, 2, 3, 4, 5], ROOT) == (2, 1)
+    assert blocks.allocate(1) == [2]
+    assert blocks.match_part([1, 2, 3, 4, 5], ROOT) is None
+
+
 def test_a_match_takes_nothing() -> None:
     blocks = BlockManager(8, 4)
     table = store(blocks, list(range(8)))
@@ -286,6 +319,18 @@ class BlockMachine(RuleBasedStateMachine):
     def remembered_blocks_have_distinct_digests(self) -> None:
         digests = [self.blocks.digest_of(block) for block in self.contents]
         assert len(set(digests)) == len(self.contents)
+
+    @invariant()
+    def every_remembered_block_is_found_by_its_own_tokens(self) -> None:
+        size = self.blocks.block_size
+        for salt, ids in self.contents.values():
+            before = {self.contents[block]: block for block in self.contents}
+            parent = before.get((salt, ids[:-size]))
+            if parent is not None or len(ids) == size:
+                digest = salt if parent is None else self.blocks.digest_of(parent)
+                found = self.blocks.match_part([*ids[-size:], 9], digest)
+                assert found is not None
+                assert (self.contents[found[0]], found[1]) == ((salt, ids), size)
 
     def teardown(self) -> None:
         if hasattr(self, "blocks"):

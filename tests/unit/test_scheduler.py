@@ -108,6 +108,40 @@ def test_a_known_prefix_is_not_computed_again(
     assert (second.block_table[:2] == first.block_table[:2]) is prefix_cache
 
 
+@pytest.mark.parametrize(
+    ("prompt", "cached", "is_copied"),
+    [
+        ([1] * 4 + [2] * 4, 7, True),
+        ([1] * 4 + [2, 2, 3, 3, 3], 6, True),
+        ([1] * 4 + [3] * 4, 4, False),
+        ([1, 1, 3], 2, True),
+    ],
+)
+def test_where_a_remembered_block_fits_in_part_that_part_is_copied(
+    make_request: Callable[..., Request], prompt: list[int], cached: int, is_copied: bool
+) -> None:
+    scheduler = make_scheduler()
+    (first,) = add(scheduler, make_request("a", [1] * 4 + [2] * 4 + [9]))
+    turn(scheduler)
+    (second,) = add(scheduler, make_request("b", prompt))
+    table = list(first.block_table)
+    batch, _ = turn(scheduler)
+    assert shape(batch) == [("a", 9, 1), ("b", cached, len(prompt) - cached)]
+    place = cached // 4
+    assert batch.copies == (((table[place], second.block_table[place]),) if is_copied else ())
+    assert (second.block_table[place] != table[place]) or not is_copied
+
+
+def test_a_scored_prompt_copies_nothing(make_request: Callable[..., Request]) -> None:
+    scheduler = make_scheduler()
+    add(scheduler, make_request("a", [1] * 9))
+    turn(scheduler)
+    add(scheduler, make_request("b", [1] * 8, prompt_logprobs=0))
+    batch, _ = turn(scheduler)
+    assert batch.copies == ()
+    assert shape(batch)[1] == ("b", 0, 8)
+
+
 def test_what_was_not_computed_before_an_abort_is_not_found(
     make_request: Callable[..., Request],
 ) -> None:

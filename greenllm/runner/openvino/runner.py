@@ -132,6 +132,7 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        self._factory.copy_blocks(batch.copies)
         chunks = list(batch.chunks)
         rows = [wanted_rows(chunk) for chunk in chunks]
         return read_out(chunks, rows, self.logits(chunks, rows))
@@ -170,6 +171,7 @@ class OpenVinoRunner:
         bank, decoder = adapted.bank, adapted.decoders[threads]
         placed = bank.place(digests, source.weights)
         if decoder.bound != (placed.num_slots, bank.generation):
+            decoder.bound = (0, 0)  # until all are set
             for name, tensor in bank.matrices(placed.num_slots).items():
                 decoder.request.set_tensor(name, tensor)
             decoder.bound = (placed.num_slots, bank.generation)
