@@ -6,7 +6,8 @@ quantized on its own, row by row, so putting modules side by side changes nothin
 What config.json calls for decides: a tensor that is absent or has another shape is a `LoadError`,
 one that is not called for is ignored, as transformers ignores it, and told by `unexpected`.
 
-The embedding table is looked up, not multiplied: with 4 bits it stays at 8.
+With 4 bits the token table and the head stay at 8: a tied one is then stored once, and every logit
+passes through the head.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ import torch
 from torch import Tensor
 
 from greenllm.model.files import Weights
-from greenllm.model.quantize import Floats, QuantizedMatrix, group_of
+from greenllm.model.quantize import Bits, Floats, QuantizedMatrix, group_of
 from greenllm.model.spec import EMBEDDING, HEAD, DecoderSpec
 from greenllm.model.weight_cache import QuantizedWeights, Wanted, cache_file
 
 Matrix = QuantizedMatrix | Floats
 WeightBits = Literal[32, 8, 4]
 
-_LOOKED_UP = f"{EMBEDDING}@8"
 # Angles that old checkpoints carry along; they follow from the config.
 _DERIVED = ".rotary_emb.inv_freq"
 
@@ -122,14 +122,14 @@ class DecoderWeights:
 
     def embedding(self) -> Matrix:
         """The token table [vocabulary, hidden]."""
-        return self._matrix(EMBEDDING if self.bits != 4 else _LOOKED_UP, EMBEDDING)
+        return self._matrix(EMBEDDING)
 
     def head(self) -> Matrix:
         """The output matrix [vocabulary, hidden]; the token table when tied."""
         return self._matrix(EMBEDDING if self.spec.tied else HEAD)
 
-    def _matrix(self, name: str, tensor: str | None = None) -> Matrix:
-        return self._floats(tensor or name) if self._quantized is None else self._quantized[name]
+    def _matrix(self, name: str) -> Matrix:
+        return self._floats(name) if self._quantized is None else self._quantized[name]
 
     def _matrix_of(self, wanted: Wanted) -> Tensor:
         return self._weights.get(wanted.tensor, wanted.shape)
@@ -139,14 +139,10 @@ class DecoderWeights:
         return values
 
 
-def _wanted(spec: DecoderSpec, bits: Literal[8, 4]) -> dict[str, Wanted]:
+def _wanted(spec: DecoderSpec, bits: Bits) -> dict[str, Wanted]:
     """The matrices that graphs ask for, modules that lie side by side next to each other."""
-    found: dict[str, Wanted] = {}
-    for name, shape in spec.tensors.items():
-        if len(shape) == 2:
-            found[name] = Wanted(name, (shape[0], shape[1]), bits)
-    if bits == 4:
-        found[_LOOKED_UP] = Wanted(EMBEDDING, found[EMBEDDING].shape, 8)
-        if not spec.tied:
-            del found[EMBEDDING]
-    return found
+    return {
+        name: Wanted(name, (shape[0], shape[1]), 8 if name in (EMBEDDING, HEAD) else bits)
+        for name, shape in spec.tensors.items()
+        if len(shape) == 2
+    }

@@ -1,25 +1,30 @@
 """A model's folder: its JSON files and its safetensors weights, read one tensor at a time.
 
-Contract: nothing here runs code from the folder or unpickles. A hub id is downloaded first (JSON
-and safetensors only). Every failure is a `LoadError` of one sentence.
+Contract: nothing here runs code from the folder or unpickles. A hub id is downloaded first: JSON,
+tokenizer files, the model card (for the licence) and the one safetensors checkpoint that
+transformers would take. Second copies of the weights (`consolidated.safetensors`, `original/`,
+other precisions) stay where they are. Every failure is a `LoadError` of one sentence.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from greenllm.model.info import LoadError
 
-_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_INDEX = "model.safetensors.index.json"
+log = logging.getLogger(__name__)
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", _WEIGHTS]
+_SUBFOLDERS = ["*/*"]
 _HASH_CHUNK = 1 << 22
 
 
@@ -51,13 +56,46 @@ def local_folder(source: str) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
+    folder = _download(source, _PATTERNS)
+    if not (folder / _WEIGHTS).is_file():
+        shards = sorted(_shards(folder))
+        folder = _download(source, shards) if shards else folder
+    return folder
+
+
+def _download(source: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=_PATTERNS))
+        folder = snapshot_download(source, allow_patterns=patterns, ignore_patterns=_SUBFOLDERS)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise LoadError(f"cannot load {source}: {reason}") from error
+    return Path(folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the checkpoint: `model.safetensors`, else the shards that the index names.
+
+    That is transformers' order too, so the runners read the same numbers. Where both are there,
+    a warning says what is ignored.
+
+    Raises:
+        LoadError: the index is no index.
+    """
+    single = folder / _WEIGHTS
+    if not single.is_file():
+        return [folder / name for name in sorted(_shards(folder))] or [single]
+    if (folder / _INDEX).is_file():
+        log.warning("%s has %s and %s: the index is ignored", folder, _WEIGHTS, _INDEX)
+    return [single]
+
+
+def _shards(folder: Path) -> set[str]:
+    names = read_json(folder, _INDEX).get("weight_map", {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise LoadError(f"cannot load {folder}: {_INDEX} names no files")
+    return set(names.values())
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -78,13 +116,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def eos_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    """Ids that end an answer: the generation config's, else the model config's."""
-    for holder in (read_json(folder, "generation_config.json"), config):
-        ids = holder.get("eos_token_id")
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
+def eos_ids(*holders: Mapping[str, Any]) -> frozenset[int]:
+    """Ids that end an answer, from the first that names any: generation config, model config.
+
+    Raises:
+        LoadError: they are no ids.
+    """
+    named: Iterator[Any] = (holder.get("eos_token_id") for holder in holders)
+    found: Any = next((ids for ids in named if ids is not None), [])
+    ids = found if isinstance(found, list | tuple) else [found]
+    if not all(isinstance(one, int) for one in ids):
+        raise LoadError(f"eos_token_id {found!r} is no token id")
+    return frozenset(ids)
 
 
 def licence_of(folder: Path) -> str | None:
@@ -97,47 +140,50 @@ def licence_of(folder: Path) -> str | None:
 
 
 class Weights:
-    """The tensors of a safetensors checkpoint, by name."""
+    """The tensors of a safetensors checkpoint, by name.
+
+    Files are opened anew for each tensor, so that what was read does not stay mapped.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        index = read_json(folder, _INDEX).get("weight_map", {})
-        files = sorted(set(index.values())) or ["model.safetensors"]
-        self.files = [folder / name for name in files]
-        self._file_of: dict[str, Any] = {}
+        self.files = weight_files(folder)
+        self._file_of: dict[str, Path] = {}
         for path in self.files:
-            try:
-                handle = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise LoadError(f"cannot load {folder}: {path.name}: {error}") from error
-            self._file_of |= dict.fromkeys(handle.keys(), handle)  # type: ignore[no-untyped-call]
+            with self._opened(path) as handle:
+                self._file_of |= dict.fromkeys(handle.keys(), path)
+
+    def _opened(self, path: Path) -> Any:
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise LoadError(f"cannot load {self._folder}: {path.name}: {error}") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def __getitem__(self, name: str) -> Tensor:
-        """A tensor in float32.
+    @property
+    def names(self) -> frozenset[str]:
+        """All tensors of the checkpoint."""
+        return frozenset(self._file_of)
 
-        Raises:
-            LoadError: the checkpoint lacks it.
-        """
-        handle = self._file_of.get(name)
-        if handle is None:
-            raise LoadError(f"cannot load {self._folder}: the weights lack {name}")
-        tensor: Tensor = handle.get_tensor(name)
-        return tensor.to(torch.float32)
+    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor as it is stored, of the shape that config.json promises.
 
-    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        """A float32 matrix of the shape that config.json promises.
+        It is a view of the file: memory is taken only while it is read.
 
         Raises:
             LoadError: it is absent or has another shape.
         """
-        tensor = self[name]
-        if tuple(tensor.shape) != (rows, columns):
+        path = self._file_of.get(name)
+        if path is None:
+            raise LoadError(f"cannot load {self._folder}: the weights lack {name}")
+        with self._opened(path) as handle:
+            tensor: Tensor = handle.get_tensor(name)
+        if tuple(tensor.shape) != shape:
             raise LoadError(
                 f"cannot load {self._folder}: {name} is {tuple(tensor.shape)},"
-                f" config.json says {(rows, columns)}"
+                f" config.json says {shape}"
             )
         return tensor
 

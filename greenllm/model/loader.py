@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from greenllm.model.files import check_folder, licence_of
+from greenllm.model.files import check_folder, eos_ids, licence_of, weight_files
 from greenllm.model.info import LoadError, ModelInfo, Quantization
 from greenllm.model.options import BUNDLED, LoadOptions, resolve
 from greenllm.shape import ModelShape
@@ -65,6 +65,8 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
     config = load_config(source, options)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
+    if Path(source).is_dir():
+        weight_files(Path(source))  # transformers takes the same ones, without a word
     try:
         plain = _count(config, options)
         kept = plain.awkward_layers if options.quantization == "nf4" else ()
@@ -237,7 +239,7 @@ def _describe(
         device=str(first.device),
         context_length=options.max_context or native,
         vocab_size=text.vocab_size,
-        eos_token_ids=_eos_ids(config, model),
+        eos_token_ids=eos_ids(model.generation_config.to_dict(), text.to_dict()),
         licence=licence_of(Path(source)),
         created_s=int(time.time()),
     )
@@ -270,15 +272,6 @@ def _constants(tensor: torch.Tensor) -> list[torch.Tensor]:
         state = getattr(state, "state2", None)
     scale = getattr(tensor, "SCB", None)
     return [*found, scale] if isinstance(scale, torch.Tensor) else found
-
-
-def _eos_ids(config: Any, model: PreTrainedModel) -> frozenset[int]:
-    """Ids that end an answer: the generation config's, else the model config's."""
-    for holder in (model.generation_config, config.get_text_config()):
-        ids = getattr(holder, "eos_token_id", None)
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from greenllm.core import GreenllmError
 from greenllm.shape import ModelShape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _PLAIN_ANGLES = frozenset({"default", "linear", "llama3"})
 
 
@@ -44,7 +45,8 @@ class DecoderSpec:
     """A decoder-only transformer with rotary positions, RMS norms and a gated SiLU MLP.
 
     `windows[i]` is the sliding window of layer i, 0 for none. `inverse_frequencies` are radians per
-    position, one for each pair of rotated dimensions.
+    position, one for each pair of rotated dimensions. `biased_groups` names the projections whose
+    modules all have a bias.
     """
 
     family: str
@@ -62,6 +64,7 @@ class DecoderSpec:
     tied: bool
     has_head_norms: bool
     is_fused: bool
+    biased_groups: frozenset[str]
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -88,6 +91,32 @@ class DecoderSpec:
             Projection("gate_up", hidden, gate_up),
             Projection("down", inner, (("mlp.down_proj", hidden),)),
         )
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all tensors that take part; a tied head is the token table."""
+        found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, self.hidden_size)}
+        for layer in range(self.num_layers):
+            found |= self._layer_tensors(f"model.layers.{layer}")
+        found["model.norm.weight"] = (self.hidden_size,)
+        if not self.tied:
+            found[HEAD] = (self.vocab_size, self.hidden_size)
+        return found
+
+    def _layer_tensors(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        norms = ("input_layernorm", "post_attention_layernorm")
+        found: dict[str, tuple[int, ...]] = {
+            f"{prefix}.{norm}.weight": (self.hidden_size,) for norm in norms
+        }
+        if self.has_head_norms:
+            for norm in ("q_norm", "k_norm"):
+                found[f"{prefix}.self_attn.{norm}.weight"] = (self.head_dim,)
+        for projection in self.projections:
+            for module, width in projection.modules:
+                found[f"{prefix}.{module}.weight"] = (width, projection.in_features)
+                if projection.group in self.biased_groups:
+                    found[f"{prefix}.{module}.bias"] = (width,)
+        return found
 
     @property
     def lora_targets(self) -> dict[str, tuple[int, int]]:
@@ -140,7 +169,18 @@ def spec_of(config: Mapping[str, Any]) -> DecoderSpec:
         tied=bool(config.get("tie_word_embeddings", False)),
         has_head_norms=family == "qwen3",
         is_fused=family == "phi3",
+        biased_groups=_biased_groups(config, family),
     )
+
+
+def _biased_groups(config: Mapping[str, Any], family: str) -> frozenset[str]:
+    """Where each family has biases; what its modules do not look at in a config changes nothing."""
+    groups = {"qkv"} if family == "qwen2" else set()
+    if family in ("llama", "qwen3") and config.get("attention_bias"):
+        groups |= {"qkv", "out"}
+    if family == "llama" and config.get("mlp_bias"):
+        groups |= {"gate_up", "down"}
+    return frozenset(groups)
 
 
 def _usual_head_dim(config: Mapping[str, Any], family: str, heads: int) -> int:
@@ -161,6 +201,8 @@ def _refuse_surprises(config: Mapping[str, Any]) -> None:
     kind = _rope_type(config)
     if kind not in _PLAIN_ANGLES:
         raise UnknownArchitectureError(f"rotary scaling {kind!r} is not supported")
+    if config.get("transformers_weights"):
+        raise UnknownArchitectureError("the config names weight files of its own")
     if config.get("rope_interleaved"):
         raise UnknownArchitectureError("interleaved rotary dimensions are not supported")
 

@@ -1,6 +1,6 @@
 """Quantized matrices in a file: a second start need not quantize, and no start holds them twice.
 
-One safetensors file per model, options and version of the format; its name is a digest of them.
+One safetensors file per model, recipe and version of the format; its name is a digest of them.
 Matrices are quantized one at a time into a temporary file, which is renamed when it is whole, so a
 killed process leaves no half file. From then on they are views of the file: the system may take
 their memory back and read them again. A cache that cannot be read or written costs time and memory,
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greenllm.model.quantize import Bits, Floats, QuantizedMatrix, group_of, quantize_parts
+from greenllm.model.quantize import Bits, Floats, QuantizedMatrix, group_of, quantize_parts, recipe
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ FORMAT = "2"
 _ALIGNMENT = 64
 _NUMBERS_AT_ONCE = 1 << 22
 _TYPES = {"I8": np.int8, "U8": np.uint8, "F32": np.float32}
-_Arrays = dict[str, NDArray[np.generic]]
+_Arrays = dict[str, NDArray[Any]]
 _Header = dict[str, dict[str, Any]]
 
 
@@ -67,7 +67,7 @@ class Wanted:
 
 def cache_file(folder: Path, weights_digest: str, bits: Bits) -> Path:
     """Where the quantized form of these weights belongs."""
-    key = hashlib.sha256(f"{FORMAT}:{bits}:{weights_digest}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{FORMAT}:{recipe(bits)}:{weights_digest}".encode()).hexdigest()[:32]
     return folder / "weights" / f"{key}.safetensors"
 
 
@@ -109,7 +109,7 @@ class QuantizedWeights:
                 return cached
         return dict(self._quantized())
 
-    def _quantized(self) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    def _quantized(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """The arrays of each matrix, one after the other."""
         for name, wanted in self._wanted.items():
             matrix = quantize_parts(_parts(self._read(wanted)), wanted.bits)
@@ -136,8 +136,9 @@ class QuantizedWeights:
 
 def _parts(matrix: Tensor) -> Iterator[Floats]:
     """Rows as float32, so many at a time that the copies stay small."""
-    for part in matrix.split(max(1, _NUMBERS_AT_ONCE // matrix.shape[1])):
-        values: Floats = part.float().numpy()
+    step = max(1, _NUMBERS_AT_ONCE // matrix.shape[1])
+    for start in range(0, matrix.shape[0], step):
+        values: Floats = matrix[start : start + step].float().numpy()
         yield values
 
 
@@ -185,8 +186,8 @@ def _mapped(path: Path, header: _Header) -> _Arrays | None:
     return {name: _array(content, start, array) for name, array in header.items()}
 
 
-def _array(content: mmap.mmap, start: int, array: dict[str, Any]) -> NDArray[np.generic]:
+def _array(content: mmap.mmap, start: int, array: dict[str, Any]) -> NDArray[Any]:
     kind, shape = _TYPES[array["dtype"]], array["shape"]
     offset = start + array["data_offsets"][0]
-    view: NDArray[np.generic] = np.frombuffer(content, kind, math.prod(shape), offset)
+    view: NDArray[Any] = np.frombuffer(content, kind, math.prod(shape), offset)
     return view.reshape(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from greenllm.core import Chunk, SamplingParams
 from greenllm.model import quantize
@@ -24,6 +26,7 @@ from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
 
 VOCABULARY = 96
+WEIGHTS = "model.safetensors"
 BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -50,7 +53,7 @@ WINDOWED = {"use_sliding_window": True, "sliding_window": 11, "max_window_layers
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", BASE),
     "llama-tied": ("LlamaConfig", BASE | {"tie_word_embeddings": True}),
-    "llama-biased": ("LlamaConfig", BASE | {"attention_bias": True}),
+    "llama-biased": ("LlamaConfig", BASE | {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": ("LlamaConfig", BASE | {"head_dim": 32}),
     "llama3-angles": ("LlamaConfig", BASE | {"rope_parameters": LLAMA3}),
     "linear-angles": ("LlamaConfig", BASE | {"rope_parameters": LINEAR}),
@@ -59,6 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", BASE),
     "qwen2-window": ("Qwen2Config", BASE | WINDOWED),
     "qwen3": ("Qwen3Config", BASE | {"head_dim": 16}),
+    "qwen3-biased": ("Qwen3Config", BASE | {"head_dim": 16, "attention_bias": True}),
     "phi3": ("Phi3Config", BASE),
 }
 TOLERANCE = 2e-3
@@ -96,6 +100,16 @@ def _logits(
     return torch.cat([torch.cat(parts) for parts in found.values()])
 
 
+def _change_tensors(folder: Path, changes: dict[str, Callable[[torch.Tensor], Any]]) -> None:
+    """Put other numbers under the names that end so; None takes a tensor away."""
+    tensors = load_file(folder / WEIGHTS)
+    for ending, change in changes.items():
+        for name in [name for name in tensors if name.endswith(ending)]:
+            tensors[name] = change(tensors[name])
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_tokens_equal_the_torch_runners(
     family: str,
@@ -108,6 +122,7 @@ def test_logits_and_tokens_equal_the_torch_runners(
 ) -> None:
     kind, settings = FAMILIES[family]
     folder = save(getattr(transformers, kind)(**settings), tmp_path)
+    _change_tensors(Path(folder), {".bias": lambda bias: torch.randn(bias.shape) / 4})
     ours, reference = _load(folder), load(folder, kv_cache_bytes=2**23)
     prompts = random_prompts(VOCABULARY, (70, 41, 9))
     cuts = [[33, 36, 1], [40, 1, 0], [4, 1, 4]]
@@ -248,8 +263,8 @@ def test_a_damaged_cache_costs_time_only(
     assert "cannot be read" in caplog.text
 
 
-def _folder(tmp_path: Path, save: Callable[..., str], **changes: Any) -> Path:
-    folder = Path(save(transformers.LlamaConfig(**BASE), tmp_path))
+def _folder(tmp_path: Path, save: Callable[..., str], seed: int = 0, **changes: Any) -> Path:
+    folder = Path(save(transformers.LlamaConfig(**BASE), tmp_path, seed))
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -263,6 +278,7 @@ def _folder(tmp_path: Path, save: Callable[..., str], **changes: Any) -> Path:
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
         ({"partial_rotary_factor": 0.5}, "a part (0.5)"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
+        ({"transformers_weights": "own.safetensors"}, "weight files of its own"),
         ({"architectures": ["LlamaModel"]}, "not a causal language model"),
     ],
 )
@@ -304,6 +320,90 @@ def test_options_that_contradict_are_refused(
     with pytest.raises(LoadError) as refusal:
         _load(BUNDLED, options, kv_dtype=kv_dtype)
     assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "absent"),
+    [
+        ("qwen2", "model.layers.1.self_attn.k_proj.bias"),
+        ("llama-biased", "model.layers.2.self_attn.o_proj.bias"),
+        ("llama-biased", "model.layers.0.mlp.up_proj.bias"),
+        ("qwen3", "model.layers.1.self_attn.q_norm.weight"),
+    ],
+)
+def test_what_the_config_calls_for_must_be_there(
+    family: str, absent: str, tmp_path: Path, save: Callable[..., str], load: Callable[..., Any]
+) -> None:
+    kind, settings = FAMILIES[family]
+    folder = save(getattr(transformers, kind)(**settings), tmp_path)
+    _change_tensors(tmp_path, {absent: lambda _: None})
+    for runner in (_load, load):
+        with pytest.raises(LoadError, match=re.escape(absent)):
+            runner(folder)
+
+
+def test_biases_that_the_config_does_not_call_for_are_ignored(
+    tmp_path: Path,
+    save: Callable[..., str],
+    load: Callable[..., Any],
+    answers: Callable[..., list[list[int]]],
+    random_prompts: Callable[..., list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As transformers does: a Qwen2 has biases on q, k and v only, a Llama none by default."""
+    folder = _folder(tmp_path, save)
+    prompts = random_prompts(VOCABULARY, (20, 7))
+    expected = answers(load(folder), prompts, 12)
+    extra = {
+        f"model.layers.0.{module}.bias": torch.full((width,), 3.0)
+        for module, width in (("self_attn.q_proj", 64), ("mlp.down_proj", 64))
+    }
+    tensors = load_file(folder / WEIGHTS) | extra
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    runner = _load(folder)
+    assert answers(runner, prompts, 12) == answers(load(folder), prompts, 12) == expected
+    assert "2 tensors, such as model.layers.0.mlp.down_proj.bias: ignored" in caplog.text
+    assert runner.info.parameters == load(folder).info.parameters
+
+
+def test_vectors_of_the_wrong_length_are_refused(tmp_path: Path, save: Callable[..., str]) -> None:
+    """One number would be spread over all."""
+    folder = _folder(tmp_path, save)
+    _change_tensors(folder, {"model.norm.weight": lambda norm: norm[:1].clone()})
+    with pytest.raises(LoadError, match=r"model.norm.weight is \(1,\), config.json says \(64,\)"):
+        _load(folder)
+
+
+def test_the_runners_read_the_same_one_of_two_checkpoints(
+    tmp_path: Path,
+    save: Callable[..., str],
+    load: Callable[..., Any],
+    answers: Callable[..., list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A leftover index and shard of other weights, beside `model.safetensors`."""
+    folder = _folder(tmp_path, save)
+    expected = answers(_load(folder), [[5, 6, 7]], 8)
+    other = load_file(_folder(tmp_path / "other", save, seed=1) / WEIGHTS)
+    save_file(other, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    names = dict.fromkeys(other, "model-00001-of-00001.safetensors")
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    for runner in (_load, load):
+        caplog.clear()
+        assert answers(runner(folder), [[5, 6, 7]], 8) == expected
+        assert "the index is ignored" in caplog.text
+    (folder / WEIGHTS).unlink()
+    assert answers(_load(folder), [[5, 6, 7]], 8) == answers(load(folder), [[5, 6, 7]], 8)
+    assert answers(_load(folder), [[5, 6, 7]], 8) != expected
+
+
+@pytest.mark.parametrize("ids", ["x", [2, "x"], {"a": 2}])
+def test_end_tokens_that_are_none_are_refused(
+    ids: Any, tmp_path: Path, save: Callable[..., str]
+) -> None:
+    with pytest.raises(LoadError, match="is no token id"):
+        _load(_folder(tmp_path, save, eos_token_id=ids))
 
 
 def test_a_tied_config_with_another_head_is_left_to_torch(

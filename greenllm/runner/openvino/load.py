@@ -6,6 +6,7 @@ caller can take another runner; `LoadError` for everything else that is wrong.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from greenllm.model.files import eos_ids, licence_of, local_folder, read_json
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.model.options import BUNDLED, LoadOptions, resolve
 from greenllm.model.spec import DecoderSpec, UnknownArchitectureError, spec_of
-from greenllm.runner.openvino.precision import KvDtype, choose_precision
+from greenllm.runner.openvino.precision import KvDtype, Precision, choose_precision
 from greenllm.runner.openvino.runner import OpenVinoRunner
+
+log = logging.getLogger(__name__)
 
 _BITS: dict[str, WeightBits] = {"none": 32, "int8": 8, "int4": 4}
 
@@ -32,6 +35,19 @@ class CacheOptions:
     weights_dir: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What a runner will be, known before any weight is read."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    spec: DecoderSpec
+    precision: Precision
+    options: LoadOptions
+    caches: CacheOptions
+
+
 def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) -> OpenVinoRunner:
     """Load a model and compile its graph.
 
@@ -39,34 +55,54 @@ def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) 
         UnknownArchitectureError: the graph builder does not know it.
         LoadError: the model cannot be loaded.
     """
+    return build_runner(read_blueprint(name, options, caches))
+
+
+def read_blueprint(name: str, options: LoadOptions, caches: CacheOptions) -> Blueprint:
+    """Read a model's config.json and decide how to compute it.
+
+    Raises:
+        UnknownArchitectureError: the graph builder does not know it.
+        LoadError: the model or the options are wrong.
+    """
     folder = local_folder(resolve(name))
     config = read_json(folder, "config.json")
     if not config:
         raise LoadError(f"{folder} has no config.json: not a model folder")
     spec = _read_spec(folder, config)
-    bits = _BITS[options.quantization]
-    precision = choose_precision(bits, options.dtype, caches.kv_dtype)
+    precision = choose_precision(_BITS[options.quantization], options.dtype, caches.kv_dtype)
+    return Blueprint(name, folder, config, spec, precision, options, caches)
+
+
+def build_runner(plan: Blueprint) -> OpenVinoRunner:
+    """Read the weights and compile the graph.
+
+    Raises:
+        UnknownArchitectureError: the tensors are laid out in a way the graph builder does not know.
+        LoadError: the weights are not what config.json says.
+    """
+    folder, precision = plan.folder, plan.precision
     weights = DecoderWeights(
-        spec,
+        plan.spec,
         folder,
-        bits=bits,
-        cache_dir=caches.weights_dir,
+        bits=precision.bits,
+        cache_dir=plan.caches.weights_dir,
         float_bytes=precision.floats.bitwidth // 8,
     )
     if not weights.has_usual_names:
         raise UnknownArchitectureError(f"the tensors in {folder} have names of another layout")
     if weights.has_head_beside_tied_table:
         raise UnknownArchitectureError(f"{folder} ties its head and has another one")
-    info = _describe(name, folder, config, weights, options, precision.dtype_name)
-    runner = OpenVinoRunner(
+    if extra := weights.unexpected:
+        what = f"{len(extra)} tensors, such as {extra[0]}"
+        log.warning("%s: config.json does not call for %s: ignored", folder, what)
+    return OpenVinoRunner(
         weights,
-        info,
+        _describe(plan, weights),
         precision,
-        kv_cache_bytes=caches.kv_cache_bytes,
-        max_num_seqs=caches.max_num_seqs,
+        kv_cache_bytes=plan.caches.kv_cache_bytes,
+        max_num_seqs=plan.caches.max_num_seqs,
     )
-    weights.save_cache()
-    return runner
 
 
 def _read_spec(folder: Path, config: dict[str, Any]) -> DecoderSpec:
@@ -83,30 +119,24 @@ def _read_spec(folder: Path, config: dict[str, Any]) -> DecoderSpec:
     return spec
 
 
-def _describe(
-    name: str,
-    folder: Path,
-    config: dict[str, Any],
-    weights: DecoderWeights,
-    options: LoadOptions,
-    dtype: str,
-) -> ModelInfo:
-    native = weights.spec.context_length
+def _describe(plan: Blueprint, weights: DecoderWeights) -> ModelInfo:
+    name, folder, options = plan.name, plan.folder, plan.options
+    native = plan.spec.context_length
     if options.max_context is not None and options.max_context > native:
         raise LoadError(f"--max-context {options.max_context} exceeds the model's {native}")
     return ModelInfo(
         name=folder.resolve().name if Path(name).is_dir() else name,
         source=BUNDLED if name == BUNDLED else name,
-        architecture=str(config["architectures"][0]),
+        architecture=str(plan.config["architectures"][0]),
         parameters=weights.num_parameters,
         weight_bytes=0,
         quantization=options.quantization,
-        dtype=dtype,
+        dtype=plan.precision.dtype_name,
         device="cpu",
         runner="openvino",
         context_length=options.max_context or native,
-        vocab_size=weights.spec.vocab_size,
-        eos_token_ids=eos_ids(folder, config),
+        vocab_size=plan.spec.vocab_size,
+        eos_token_ids=eos_ids(read_json(folder, "generation_config.json"), plan.config),
         kept_layers=weights.kept_layers,
         licence=licence_of(folder),
         created_s=int(time.time()),

@@ -18,6 +18,8 @@ from greenllm.model.info import LoadError
 
 KvDtype = Literal["auto", "u8", "bfloat16", "float32"]
 _ACTIVATION_GROUP = 64
+_TYPES: dict[KvDtype, Type] = {"u8": Type.u8, "bfloat16": Type.bf16, "float32": Type.f32}
+_NAMES: dict[Type, KvDtype] = {kind: name for name, kind in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,14 @@ class Precision:
         return self.arithmetic
 
     @property
-    def dtype_name(self) -> str:
+    def dtype_name(self) -> KvDtype:
         """Arithmetic as torch would call it."""
-        return "bfloat16" if self.arithmetic == Type.bf16 else "float32"
+        return _NAMES[self.arithmetic]
+
+    @property
+    def kv_name(self) -> KvDtype:
+        """Keys and values as `--kv-dtype` calls them."""
+        return _NAMES[self.kv]
 
     def properties(self, threads: int) -> dict[str, Any]:
         """Settings for the CPU plugin: one stream, latency first, no surprises in precision."""
@@ -72,7 +79,7 @@ def choose_precision(bits: WeightBits, dtype: str, kv_dtype: KvDtype) -> Precisi
     arithmetic = Type.bf16 if fast else Type.f32
     if kv_dtype == "auto":
         return Precision(bits, arithmetic, arithmetic)
-    kv = {"u8": Type.u8, "bfloat16": Type.bf16, "float32": Type.f32}[kv_dtype]
+    kv = _TYPES[kv_dtype]
     if kv not in (Type.u8, arithmetic):
         raise LoadError(
             f"--kv-dtype {kv_dtype} does not go with {Precision(bits, arithmetic, kv).dtype_name}"
