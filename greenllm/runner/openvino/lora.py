@@ -11,6 +11,7 @@ Not covered: adapters on the embedding or the head.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,12 @@ from greenllm.model.lora import LoraWeights
 from greenllm.model.spec import DecoderSpec, Projection
 from greenllm.runner.openvino.nodes import parameter, scalar
 
+log = logging.getLogger(__name__)
+
 Array = NDArray[np.generic]
+# Steps with adapters between two looks at whether the bank is too large, and what too large is.
+_LOOK_EVERY = 1024
+_MAX_EXCESS = 4
 
 
 class LoraInputs:
@@ -90,7 +96,9 @@ class Placement:
 class LoraBank:
     """The host's side: arrays that back A and B, and which adapter sits in which slot.
 
-    `generation` counts allocations: after one, tensors over the old arrays are stale.
+    It grows when a step needs more slots or a higher rank than there are, and shrinks when those of
+    many steps needed far less. `generation` counts allocations: after one, tensors over the old
+    arrays are stale. After an error it is as it was.
     """
 
     spec: DecoderSpec
@@ -101,6 +109,17 @@ class LoraBank:
     arrays: dict[str, torch.Tensor] = field(default_factory=dict)
     _slots: list[_Slot] = field(default_factory=list)
     _clock: int = 0
+    _peak: tuple[int, int] = (0, 0)
+
+    @property
+    def num_slots(self) -> int:
+        """Adapters there is room for."""
+        return len(self._slots)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(array.nbytes for array in self.arrays.values())
 
     @property
     def projections(self) -> list[Projection]:
@@ -112,9 +131,7 @@ class LoraBank:
         self._clock += 1
         needed = {digest: weights(digest) for digest in digests}
         num_slots = 1 << (len(needed) - 1).bit_length()
-        rank = max(adapter.rank for adapter in needed.values())
-        if rank > self.rank or num_slots > len(self._slots):
-            self._allocate(max(num_slots, len(self._slots)), max(rank, self.rank))
+        self._fit(num_slots, max(adapter.rank for adapter in needed.values()))
         placed: dict[str, int] = {}
         for index, slot in enumerate(self._slots[:num_slots]):
             if slot.digest in needed:
@@ -125,6 +142,16 @@ class LoraBank:
         for index in placed.values():
             self._slots[index].used = self._clock
         return Placement(placed, num_slots)
+
+    def _fit(self, num_slots: int, rank: int) -> None:
+        """Grow for a step, or from time to time shrink to the most that steps since have needed."""
+        self._peak = max(num_slots, self._peak[0]), max(rank, self._peak[1])
+        if num_slots > self.num_slots or rank > self.rank:
+            self._allocate(max(num_slots, self.num_slots), max(rank, self.rank))
+        elif self._clock % _LOOK_EVERY == 0:
+            if _MAX_EXCESS * self._peak[0] * self._peak[1] <= self.num_slots * self.rank:
+                self._allocate(*self._peak)
+            self._peak = num_slots, rank
 
     def _fill(self, adapter: LoraWeights, num_slots: int, placed: dict[str, int]) -> int:
         """Write an adapter over the slot that was used longest ago."""
@@ -156,16 +183,19 @@ class LoraBank:
 
     def _allocate(self, num_slots: int, rank: int) -> None:
         """Make room; what was in the bank is written again when a step needs it."""
-        self.rank = rank
-        self.generation += 1
-        self._slots = [_Slot() for _ in range(num_slots)]
+        fresh: dict[str, torch.Tensor] = {}
         dtype = torch.float32 if self.kind == Type.f32 else torch.bfloat16
         for layer in range(self.spec.num_layers):
             for projection in self.projections:
                 rows = num_slots * len(projection.modules) * rank
                 name_a, name_b = matrix_names(layer, projection.group)
-                self.arrays[name_a] = torch.zeros(rows, projection.in_features, dtype=dtype)
-                self.arrays[name_b] = torch.zeros(rows, projection.out_features, dtype=dtype)
+                fresh[name_a] = torch.zeros(rows, projection.in_features, dtype=dtype)
+                fresh[name_b] = torch.zeros(rows, projection.out_features, dtype=dtype)
+        self.arrays, self.rank = fresh, rank
+        self._slots = [_Slot() for _ in range(num_slots)]
+        self.generation += 1
+        megabytes = self.num_bytes / 1e6
+        log.info("room for %d adapters of rank %d: %.1f MB", num_slots, rank, megabytes)
 
     def matrices(self, num_slots: int) -> dict[str, ov.Tensor]:
         """A and B of the first slots, as tensors over the bank's own memory."""
