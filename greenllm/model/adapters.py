@@ -265,7 +265,9 @@ class AdapterRegistry:
                 self._aside[name] = (stamp, error)
             return
         with self._lock:
-            self._known.setdefault(name, entry)
+            # Removed meanwhile by another thread: what was seen before that brings no name back.
+            if name not in self._aside:
+                self._known.setdefault(name, entry)
 
     def _is_in_home(self, name: str, folder: Path) -> bool:
         return folder == (self._home / name).resolve()

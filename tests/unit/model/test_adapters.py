@@ -295,6 +295,22 @@ def test_an_adapter_removed_at_home_stays_unknown_until_it_changes(shelf: Shelf)
     assert names(registry) == ["fox"]
 
 
+def test_removal_while_another_notices_it(shelf: Shelf) -> None:
+    """Who saw the folder before the removal does not bring the name back after it."""
+    shelf.put(shelf.home / "fox")
+    registry = shelf.registry()
+
+    def slowly(folder: Path) -> LoraFacts:
+        registry._inspect = shelf.inspect
+        registry.remove("fox")
+        return shelf.inspect(folder)
+
+    registry._inspect = slowly
+    with pytest.raises(UnknownAdapterError):
+        registry.acquire("fox")
+    assert names(registry) == []
+
+
 def test_files_that_have_changed_are_refused(shelf: Shelf) -> None:
     folder = shelf.put(shelf.home / "fox", "old")
     registry = shelf.registry()
