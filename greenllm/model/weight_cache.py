@@ -18,6 +18,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "2"
 _ALIGNMENT = 64
-_NUMBERS_AT_ONCE = 1 << 22
+_NUMBERS_AT_ONCE = 1 << 18
 _TYPES = {"I8": np.int8, "U8": np.uint8, "F32": np.float32}
 _Arrays = dict[str, NDArray[Any]]
 _Header = dict[str, dict[str, Any]]
@@ -129,8 +130,10 @@ class QuantizedWeights:
             scratch.replace(path)
         except OSError as error:
             log.warning("quantized weights were not cached in %s: %s", path.parent, error)
-            scratch.unlink(missing_ok=True)
             return False
+        finally:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
         return True
 
 

@@ -21,6 +21,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import UnknownArchitectureError, spec_of
 from greenllm.model.weight_cache import cache_file
+from greenllm.runner.openvino.graph import GraphOptions, build_graph
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
@@ -211,6 +212,26 @@ def test_eight_bit_keys_do_not_depend_on_how_a_prompt_is_cut(
     assert 0 < float((whole - exact).abs().max()) < 1
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "u8"])
+def test_a_block_that_fits_in_part_is_copied_and_changes_nothing(
+    kv_dtype: str,
+    tiny: str,
+    answers: Callable[..., list[list[int]]],
+    drive: Callable[..., Any],
+    ask: Callable[..., Any],
+    random_prompts: Callable[..., list[list[int]]],
+) -> None:
+    runner = _load(tiny, kv_dtype=kv_dtype)
+    whole, other = random_prompts(VOCABULARY, (64, 20))
+    prompts = [whole, whole, whole[:50] + other]
+    alone = [answers(runner, [prompt], 20, prefix_cache=False)[0] for prompt in prompts]
+    params = SamplingParams(temperature=0, max_tokens=20)
+    sequences = [ask(runner, prompt, params)[0] for prompt in prompts]
+    drive(runner, sequences, stagger=3)
+    assert [seq.token_ids[seq.prompt_len :] for seq in sequences] == alone
+    assert [seq.num_cached for seq in sequences] == [0, 63, 50]
+
+
 def test_threads_change_speed_not_tokens(
     tiny: str, answers: Callable[..., list[list[int]]], random_prompts: Callable[..., Any]
 ) -> None:
@@ -219,6 +240,25 @@ def test_threads_change_speed_not_tokens(
     expected = answers(runner, prompts, 12)
     runner.use_threads(ThreadPlan((1, 2), (1, 2)))
     assert answers(runner, prompts, 12) == expected
+
+
+def test_graphs_for_other_numbers_of_threads_share_their_constants(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[GraphOptions] = []
+
+    def count(weights: DecoderWeights, options: GraphOptions) -> Any:
+        built.append(options)
+        return build_graph(weights, options)
+
+    monkeypatch.setattr("greenllm.runner.openvino.decoders.build_graph", count)
+    runner = _load(tiny)
+    runner.use_threads(ThreadPlan((1, 8, 32), (1, 2, 3)))
+    assert len(built) == 1
+    for groups in ({"qkv"}, {"qkv"}, {"qkv", "out"}, {"qkv", "out"}):
+        runner._factory.compile(1, frozenset(groups))
+    runner.use_threads(ThreadPlan.fixed(2))
+    assert [sorted(options.lora_groups) for options in built] == [[], ["qkv"], ["out", "qkv"]]
 
 
 def test_a_second_start_reads_quantized_weights_from_disk(tmp_path: Path) -> None:
