@@ -93,6 +93,9 @@ class Engine(Protocol):
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every adapter that requests may name."""
 
+    def find_adapter(self, name: str) -> AdapterInfo:
+        """One of them, or raise `AdapterError`; reads no weights."""
+
     def acquire_adapter(self, name: str) -> AdapterRef:
         """Get an adapter ready for one request, from disk if need be, or raise `AdapterError`."""
 
@@ -189,6 +192,10 @@ class NativeEngine:
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every adapter that requests may name."""
         return () if self._adapters is None else self._adapters.list()
+
+    def find_adapter(self, name: str) -> AdapterInfo:
+        """One of them; see `Engine`."""
+        return self._registry.find(name)
 
     def acquire_adapter(self, name: str) -> AdapterRef:
         """Get an adapter ready for one request; see `Engine`."""

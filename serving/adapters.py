@@ -39,14 +39,25 @@ async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
     """Describe the base model or an adapter."""
     state = state_of(http)
     state.key_of(http)
-    _, name = state.model_and_adapter(model_id)
+    info = await find_adapter(state, model_id)
+    return _model(state) if info is None else _adapter(state, info)
+
+
+async def find_adapter(state: ServerState, asked: str) -> AdapterInfo | None:
+    """The adapter that a model's name means; None when it means the base.
+
+    Raises:
+        ApiError: there is no such model (404), or it cannot be used (400).
+    """
+    _, name = state.model_and_adapter(asked)
     if name is None:
-        return _model(state)
-    adapters = await asyncio.to_thread(state.engine.adapters)
-    found = next((info for info in adapters if info.name == name), None)
-    if found is None:
-        raise state.no_such_model(model_id)
-    return _adapter(state, found)
+        return None
+    try:
+        return await asyncio.to_thread(state.engine.find_adapter, name)
+    except UnknownAdapterError as error:
+        raise state.no_such_model(asked) from error
+    except AdapterError as error:
+        raise ApiError(400, str(error), param="model", code="adapter_unusable") from error
 
 
 def _model(state: ServerState) -> dict[str, Any]:

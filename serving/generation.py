@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from greenllm.core import InvalidRequestError, Receipt, Request, Token
+from greenllm.model.adapter_folders import is_name
+from serving.adapters import find_adapter
 from serving.answers import Choice, chat_answer, gather, text_answer
 from serving.bodies import body_schema
 from serving.bridge import EngineDownError, Submission
@@ -25,25 +28,33 @@ from serving.state import ServerState, disconnected, read_body, state_of
 from serving.stream import ChatChunks, TextChunks, events, failure_of
 
 router = APIRouter()
-B = TypeVar("B", bound=BaseModel)
+B = TypeVar("B", bound=SamplingBody)
 CLIENT_CLOSED_REQUEST = 499
 UNAUTHORIZED = 401
 LONG_BODY_BYTES = 100_000
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What is known of a request so far, for its row should it be refused."""
+
+    request_id: str
+    adapter: str | None = None
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody))
 async def chat_completions(http: HttpRequest) -> Response:
     """Answer a conversation."""
     state = state_of(http)
-    request_id = new_request_id("chatcmpl")
+    asked = _Asked(new_request_id("chatcmpl"))
 
     async def answer() -> Response:
-        body, key, size = await _open(http, state, ChatBody)
+        body, key, size = await _open(http, state, ChatBody, asked)
         make = partial(
             chat_request,
             body,
             state.tokenizer,
-            request_id=request_id,
+            request_id=asked.request_id,
             key=key,
             context=state.engine.info.context_length,
         )
@@ -58,18 +69,20 @@ async def chat_completions(http: HttpRequest) -> Response:
             lambda choices, receipt: chat_answer(request, choices, receipt, state.tokenizer),
         )
 
-    return await _guarded(http, state, request_id, answer)
+    return await _guarded(http, state, asked, answer)
 
 
 @router.post("/v1/completions", openapi_extra=body_schema(CompletionBody))
 async def completions(http: HttpRequest) -> Response:
     """Continue one or more prompts."""
     state = state_of(http)
-    request_id = new_request_id("cmpl")
+    asked = _Asked(new_request_id("cmpl"))
 
     async def answer() -> Response:
-        body, key, size = await _open(http, state, CompletionBody)
-        make = partial(completion_request, body, state.tokenizer, request_id=request_id, key=key)
+        body, key, size = await _open(http, state, CompletionBody, asked)
+        make = partial(
+            completion_request, body, state.tokenizer, request_id=asked.request_id, key=key
+        )
         request = await _made(make, size)
         echo = bool(body.echo)
         if body.stream:
@@ -85,7 +98,7 @@ async def completions(http: HttpRequest) -> Response:
             ),
         )
 
-    return await _guarded(http, state, request_id, answer)
+    return await _guarded(http, state, asked, answer)
 
 
 async def _made(make: Callable[[], Request], size: int) -> Request:
@@ -93,26 +106,34 @@ async def _made(make: Callable[[], Request], size: int) -> Request:
     return await asyncio.to_thread(make) if size > LONG_BODY_BYTES else make()
 
 
-async def _open(http: HttpRequest, state: ServerState, kind: type[B]) -> tuple[B, str | None, int]:
-    """Authenticate, read and validate; returns the body, the key's fingerprint and the size."""
+async def _open(
+    http: HttpRequest, state: ServerState, kind: type[B], asked: _Asked
+) -> tuple[B, str | None, int]:
+    """Authenticate, read, validate, and look the model up before its prompt costs anything.
+
+    Returns the body, the key's fingerprint and the size.
+    """
     key = state.key_of(http)
     raw = await read_body(http, state.config.max_body_mb)
     try:
         body = kind.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error) from error
-    if isinstance(body, SamplingBody):
-        if body.stream_options is not None and not body.stream:
-            raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
-        if body.prompt_logprobs is not None and body.stream:
-            raise ApiError(400, "streams carry no prompt_logprobs", param="prompt_logprobs")
+    _, adapter = state.model_and_adapter(body.model)
+    # A client may ask for anything; the ledger keeps what could be an adapter's name.
+    asked.adapter = adapter if adapter is not None and is_name(adapter) else None
+    await find_adapter(state, body.model)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise ApiError(400, "streams carry no prompt_logprobs", param="prompt_logprobs")
     return body, key, len(raw)
 
 
 async def _guarded(
     http: HttpRequest,
     state: ServerState,
-    request_id: str,
+    asked: _Asked,
     answer: Callable[[], Awaitable[Response]],
 ) -> Response:
     """Run a handler; whatever refuses the request leaves a row in the ledger.
@@ -126,21 +147,19 @@ async def _guarded(
     except ApiError as error:
         refusal = error
     except EngineDownError as error:
-        return ApiError(500, str(error)).response(request_id)
+        return ApiError(500, str(error)).response(asked.request_id)
     if refusal.status != UNAUTHORIZED:
-        _record_refusal(http, state, request_id, refusal.status)
-    return refusal.response(request_id)
+        _record_refusal(http, state, asked, refusal.status)
+    return refusal.response(asked.request_id)
 
 
-def _record_refusal(
-    http: HttpRequest, state: ServerState, request_id: str, http_status: int
-) -> None:
+def _record_refusal(http: HttpRequest, state: ServerState, asked: _Asked, http_status: int) -> None:
     """A refused request has a row too; its few joules are part of `idle` or of others' windows.
 
-    The row is under the served model: what a client called it may be anything.
+    The row is under the served model and names the adapter that was asked for, there or not.
     """
     receipt = Receipt(
-        request_id=request_id,
+        request_id=asked.request_id,
         model=state.model_names[0],
         outcome="refused",
         created_s=time.time(),
@@ -148,6 +167,7 @@ def _record_refusal(
         method="none",
         measured=False,
         endpoint=http.url.path,
+        adapter=asked.adapter,
         http_status=http_status,
         key=state.key_of(http),
     )

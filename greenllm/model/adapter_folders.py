@@ -21,13 +21,18 @@ class AdapterNameError(AdapterError):
     """An adapter may not have this name."""
 
 
+def is_name(name: str) -> bool:
+    """Whether an adapter could have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str, reserved: Collection[str] = ()) -> None:
     """Refuse names that could be taken for a path, for `base:adapter`, or for the base.
 
     Raises:
         AdapterNameError: with the rule.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise AdapterNameError(
             f"{name!r} is no name for an adapter: letters, digits, '.', '_' and '-', at most 128,"
             " a letter or digit first"

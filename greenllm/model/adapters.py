@@ -201,6 +201,17 @@ class AdapterRegistry:
             raise AdapterError(f"the adapter with digest {digest} is not in memory: not acquired")
         return found
 
+    def find(self, name: str) -> AdapterInfo:
+        """An adapter by its name; its weights are not read.
+
+        Raises:
+            UnknownAdapterError: there is none.
+            AdapterError: what is there cannot be used.
+        """
+        entry = self._entry(name)
+        with self._lock:
+            return self._info(entry)
+
     def list(self) -> tuple[AdapterInfo, ...]:
         """Every adapter there is now, by name."""
         with self._lock:

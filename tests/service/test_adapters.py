@@ -115,6 +115,37 @@ def test_an_unknown_adapter_is_not_found(adapted: Server, two: tuple[str, str], 
     assert adapted.http.get(f"/v1/models/{name}").status_code == 404
 
 
+@pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
+def test_an_unknown_adapter_is_refused_before_its_prompt_is_looked_at(
+    adapted: Server, url: str
+) -> None:
+    """The prompt is too long as well; the row names who was asked for."""
+    long = {"prompt": [9] * 5000, "messages": [{"role": "user", "content": "fox " * 5000}]}
+    field = "messages" if "chat" in url else "prompt"
+    body = {"model": "nobody", field: long[field], "max_tokens": 1}
+    refused = adapted.http.post(url, json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
+    row = adapted.row(refused.headers["X-Request-Id"])
+    assert (row.outcome, row.http_status, row.model) == ("refused", 404, "bundled")
+    assert row.adapter == "nobody"
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": 10**6}, {"prompt": ""}, {"stream_options": {}}])
+def test_rows_of_refused_requests_name_their_adapter(
+    adapted: Server, two: tuple[str, str], wrong: dict[str, Any]
+) -> None:
+    body = {**adapted.completion(max_tokens=1), "model": "bundled:fox", **wrong}
+    refused = adapted.http.post("/v1/completions", json=body)
+    assert refused.status_code == 400
+    assert adapted.row(refused.headers["X-Request-Id"]).adapter == "fox"
+
+
+def test_what_could_not_be_an_adapters_name_is_not_in_the_ledger(adapted: Server) -> None:
+    refused = adapted.http.post("/v1/completions", json={"model": "a b" * 99, "prompt": "a"})
+    assert refused.status_code == 404
+    assert adapted.row(refused.headers["X-Request-Id"]).adapter is None
+
+
 def test_models_show_the_adapters(adapted: Server, shelf: Path, two: tuple[str, str]) -> None:
     found = models(adapted)
     assert set(found) == {"bundled", "fox", "owl"}
@@ -147,10 +178,11 @@ def test_receipts_sums_metrics_and_report_name_the_adapter(
 def test_an_adapter_pays_for_its_flops(adapted: Server, two: tuple[str, str]) -> None:
     """Whatever the adapter, the same tokens; the prompt is computed each time."""
     found = models(adapted)
+    firsts = iter(range(10, 40))
     for name in two:
         costs = []
-        for i, model in enumerate((adapted.model, name)):
-            prompt = [10 + i, *range(40, 60)]
+        for model in (adapted.model, name):
+            prompt = [next(firsts), *range(40, 60)]
             costs.append(answer(adapted, model, prompt=prompt)["usage"]["energy"]["flops"])
         extra = 2 * found[name]["parameters"] * (21 + 11)
         assert costs[1] - costs[0] == pytest.approx(extra, rel=0.2, abs=0.01 * costs[0])

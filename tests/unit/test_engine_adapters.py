@@ -74,6 +74,7 @@ def test_references_come_back(
     submit(engine, make_request, "b", "fox")
     submit(engine, make_request, "c", "owl")
     assert in_flight(engine) == {"fox": 2, "owl": 1}
+    assert engine.find_adapter("fox").in_flight == 2
     if end != "never ran":
         engine.step()
     if end == "aborted":

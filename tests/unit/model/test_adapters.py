@@ -125,6 +125,18 @@ def test_a_broken_adapter_at_home_is_not_listed_and_says_why(
     use(registry, "bad")
 
 
+def test_finding_reads_no_weights(shelf: Shelf) -> None:
+    shelf.put(shelf.home / "fox")
+    shelf.put(shelf.home / "bad", broken=True)
+    registry = shelf.registry()
+    found = registry.find("fox")
+    assert (found.name, found.resident, shelf.reads) == ("fox", False, [])
+    with pytest.raises(UnknownAdapterError):
+        registry.find("owl")
+    with pytest.raises(AdapterError, match="is broken"):
+        registry.find("bad")
+
+
 def test_add_reads_at_once_and_knows_where_from(shelf: Shelf) -> None:
     folder = shelf.put(shelf.root / "extra" / "x")
     registry = shelf.registry()
