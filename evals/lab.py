@@ -37,7 +37,7 @@ from greenllm.energy.account import Account
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ladder import modelled_meter
 from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import NativeEngine
+from greenllm.engine import Limits, NativeEngine
 from greenllm.model.options import resolve
 from greenllm.runner.base import Runner
 from greenllm.runner.select import load_runner
@@ -66,8 +66,7 @@ class Bench:
             CarbonPolicy(None),
             text_stream=self.tokenizer.stream,
             clock=time.monotonic,
-            max_num_seqs=batch,
-            prefix_cache=False,
+            limits=Limits(max_num_seqs=batch, prefix_cache=False),
         )
 
     def account(self) -> Account:

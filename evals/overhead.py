@@ -55,7 +55,7 @@ class Unmetered(Account):
     def charge(self, batch: Batch, duration_s: float) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, *, cached: int, generated: int) -> None:
+    def finish(self, request_id: str, outcome: Outcome, **counts: int) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Outcome = Literal["completed", "aborted", "failed", "refused"]
 Status = Literal["final", "provisional", "unmetered"]
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "draft"]
+SpeculativeMethod = Literal["off", "auto", "prompt_lookup", "draft_model", "early_exit"]
 Attribution = Literal["ok", "degraded", "none"]
 
 
@@ -107,6 +108,27 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 )
 
 
+MOST_DRAFTED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """How a sequence's next tokens are guessed, to be checked together, and how many at most.
+
+    Guesses change the cost, never the tokens.
+    """
+
+    method: SpeculativeMethod
+    num_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MOST_DRAFTED:
+            raise InvalidRequestError(
+                f"num_tokens must be in [1, {MOST_DRAFTED}], got {self.num_tokens}",
+                "speculative.num_tokens",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A LoRA adapter as a request uses it: the name for people, the digest for its content.
@@ -126,6 +148,7 @@ class Request:
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `asked_model` is what the client called the model and its adapter.
+    Without `speculation` the server's default holds.
     """
 
     request_id: str
@@ -137,6 +160,7 @@ class Request:
     adapter: AdapterRef | None = None
     created_s: float = 0.0
     asked_model: str | None = None
+    speculation: Speculation | None = None
 
     @property
     def adapter_name(self) -> str | None:
@@ -187,7 +211,8 @@ class Sequence:
     """One answer in the making: its tokens, and the blocks that hold their keys and values.
 
     `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
-    the `num_remembered` blocks that the prefix cache knows.
+    the `num_remembered` blocks that the prefix cache knows. A draft model has seen the first
+    `draft_computed` tokens.
     """
 
     request: Request
@@ -208,6 +233,9 @@ class Sequence:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     output_counts: dict[int, int] = field(default_factory=dict)
+    draft_computed: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def sampling(self) -> SamplingParams:
@@ -262,12 +290,17 @@ def _choice_seed(seed: int | None, choice: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The part of one sequence that runs in a step: tokens [start, start + num_tokens)."""
+    """The part of one sequence that runs in a step: tokens [start, start + num_tokens).
+
+    The last ones are `draft`, guesses of what follows. `room` is how many more could be written.
+    """
 
     seq: Sequence
     start: int
     num_tokens: int
     samples: bool
+    draft: tuple[int, ...] = ()
+    room: int = 0
 
     @property
     def end(self) -> int:
@@ -277,7 +310,11 @@ class Chunk:
     @property
     def token_ids(self) -> list[int]:
         """The tokens to run."""
-        return self.seq.token_ids[self.start : self.end]
+        return [*self.seq.token_ids[self.start : self.end], *self.draft]
+
+    def with_draft(self, draft: tuple[int, ...]) -> Chunk:
+        """The chunk with guesses after its tokens, in place of its room."""
+        return replace(self, num_tokens=self.num_tokens + len(draft), draft=draft, room=0)
 
     @property
     def phase(self) -> Phase:
@@ -303,14 +340,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the runner returns for a chunk: the chosen token and the log probabilities asked for.
+    """What the runner returns for a chunk: chosen tokens and the log probabilities asked for.
 
-    `prompt` holds one entry for each prompt position in the chunk whose predecessor was in view.
-    `error` says why there is no token where one was due; the request cannot go on.
+    Every token but the last is a guess of the chunk's that came true. `prompt` holds one entry for
+    each prompt position in the chunk whose predecessor was in view. `error` says
+    why there is no token where one was due; the request cannot go on.
     """
 
-    token_id: int | None
-    logprob: TokenLogprob | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     prompt: tuple[TokenLogprob, ...] = ()
     error: str = ""
 
@@ -337,7 +375,8 @@ class Receipt:
     """What one request cost. None means unknown, never zero.
 
     `active_j` is its share of the steps it took part in; `idle_j` its share of the power the
-    machine draws anyway, for the time it was in the batch. Both are IT energy: PUE enters the grams
+    machine draws anyway, for the time it was in the batch. Prefill, decode and draft add up to
+    `active_j`; checking guesses is decoding. Both are IT energy: PUE enters the grams
     only. `resident_s` is its share of the machine's time: step durations over requests in the step.
     `uncertainty` is the relative half-width of a 90 % interval.
     """
@@ -356,12 +395,15 @@ class Receipt:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     duration_s: float = 0.0
     resident_s: float = 0.0
     active_j: float | None = None
     idle_j: float | None = None
     prefill_j: float | None = None
     decode_j: float | None = None
+    draft_j: float | None = None
     domains_j: Mapping[str, float] = field(default_factory=dict)
     flops: float | None = None
     uncertainty: float | None = None

@@ -1,6 +1,6 @@
 """The engine protocol, and the native engine that turns the crank.
 
-    schedule -> run -> charge -> commit
+    schedule -> draft -> run -> charge -> commit
 
 Contract: one thread owns an engine. `step` returns the tokens of one batch, `settle` the receipts
 that are ready. A runner that fails ends the requests of its batch with reason `error`, an error in
@@ -41,6 +41,7 @@ from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
 from greenllm.runner.base import Runner
 from greenllm.scheduler import Scheduler
+from greenllm.speculator import Speculator
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Stats:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     totals: Totals
     num_sensor_errors: int
     num_violations: int
@@ -129,6 +132,15 @@ class _Open:
     sequences: list[Sequence] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much runs in one step, and whether common prompt beginnings are shared."""
+
+    max_num_seqs: int = 64
+    max_batch_tokens: int = 512
+    prefix_cache: bool = True
+
+
 class NativeEngine:
     """Scheduler, runner and account, composed; none of them knows another."""
 
@@ -140,17 +152,24 @@ class NativeEngine:
         *,
         text_stream: Callable[[SamplingParams], TextSink],
         clock: Callable[[], float],
-        max_num_seqs: int = 64,
-        max_batch_tokens: int = 512,
-        prefix_cache: bool = True,
+        limits: Limits | None = None,
         adapters: AdapterRegistry | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.runner = runner
         self.account = account
         self.policy = policy
-        blocks = BlockManager(runner.num_blocks, runner.block_size, prefix_cache=prefix_cache)
+        limits = limits or Limits()
+        blocks = BlockManager(
+            runner.num_blocks, runner.block_size, prefix_cache=limits.prefix_cache
+        )
+        self._speculator = speculator or Speculator({})
         self.scheduler = Scheduler(
-            blocks, max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, clock=clock
+            blocks,
+            max_num_seqs=limits.max_num_seqs,
+            max_batch_tokens=limits.max_batch_tokens,
+            clock=clock,
+            num_drafts=self._speculator.num_drafts,
         )
         self._adapters = adapters
         if adapters is not None:
@@ -159,7 +178,7 @@ class NativeEngine:
         self._clock = clock
         self._open: dict[str, _Open] = {}
         self._num_steps = 0
-        self._tokens = {"prompt": 0, "cached": 0, "completion": 0}
+        self._tokens = dict.fromkeys(("prompt", "cached", "completion", "drafted", "accepted"), 0)
 
     @property
     def info(self) -> ModelInfo:
@@ -228,10 +247,11 @@ class NativeEngine:
             self.scheduler.add(seq)
 
     def step(self) -> list[Token]:
-        """Run one batch: schedule, compute, account, commit."""
+        """Run one batch: schedule, guess, compute, account, commit."""
         started_s = self._clock()
         batch = self.scheduler.schedule()
         try:
+            batch, started_s = self._with_drafts(batch, started_s)
             samples = self.runner.run(batch)
         except Exception as error:
             # A failing kernel or a full device must not take the other requests down.
@@ -242,6 +262,15 @@ class NativeEngine:
         tokens = self.scheduler.commit(batch, samples)
         self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
         return tokens
+
+    def _with_drafts(self, batch: Batch, started_s: float) -> tuple[Batch, float]:
+        """The batch with guesses, and when the step proper begins."""
+        batch, done = self._speculator.draft(batch)
+        for drafted in done:
+            if drafted.shape is not None:
+                self.account.charge_draft(drafted.chunks, drafted.shape, drafted.duration_s)
+                started_s += drafted.duration_s
+        return batch, started_s
 
     def _fail(self, batch: Batch, error: Exception, duration_s: float) -> list[Token]:
         self.account.charge(batch, duration_s)
@@ -277,7 +306,18 @@ class NativeEngine:
         self._tokens["prompt"] += entry.request.prompt_tokens
         self._tokens["cached"] += cached
         self._tokens["completion"] += generated
-        self.account.finish(request_id, outcome, cached=cached, generated=generated)
+        drafted = sum(seq.num_drafted for seq in entry.sequences)
+        accepted = sum(seq.num_accepted for seq in entry.sequences)
+        self._tokens["drafted"] += drafted
+        self._tokens["accepted"] += accepted
+        self.account.finish(
+            request_id,
+            outcome,
+            cached=cached,
+            generated=generated,
+            drafted=drafted,
+            accepted=accepted,
+        )
         if entry.request.adapter is not None:
             self.release_adapter(entry.request.adapter)
 
@@ -309,6 +349,8 @@ class NativeEngine:
             prompt_tokens=self._tokens["prompt"],
             cached_tokens=self._tokens["cached"],
             completion_tokens=self._tokens["completion"],
+            drafted_tokens=self._tokens["drafted"],
+            accepted_tokens=self._tokens["accepted"],
             totals=self.account.published,
             num_sensor_errors=self.account.num_sensor_errors,
             num_violations=self.account.num_violations,

@@ -10,6 +10,9 @@ only in part, that part is copied.
 A newcomer is admitted only while each running sequence could still get one more block, and never
 in a step that had to preempt: otherwise the two would evict each other in turns.
 
+A decoding sequence may also be given room for guesses of what follows its newest token, as many as
+`num_drafts` says; room never costs another sequence its place, its blocks or its turn.
+
 Waiting is first come, first served with aging: a sequence that does not fit may be overtaken by
 smaller ones, but not once it has waited `max_overtaken_s`.
 
@@ -22,9 +25,11 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from itertools import zip_longest
 
 from greenllm.blocks import ROOT, BlockManager
-from greenllm.core import Batch, Chunk, FinishReason, Sample, Sequence, Token
+from greenllm.core import Batch, Chunk, FinishReason, Sample, Sequence, Token, TokenLogprob
 
 
 class Scheduler:
@@ -38,6 +43,7 @@ class Scheduler:
         max_batch_tokens: int,
         clock: Callable[[], float],
         max_overtaken_s: float = 1.0,
+        num_drafts: Callable[[Sequence], int] = lambda seq: 0,
     ) -> None:
         if max_batch_tokens < max_num_seqs:
             raise ValueError("max_batch_tokens must be at least max_num_seqs")
@@ -49,6 +55,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._clock = clock
+        self._num_drafts = num_drafts
         self._copies: list[tuple[int, int]] = []
 
     @property
@@ -75,6 +82,11 @@ class Scheduler:
             if seq in self.running and self._reserve_next(seq):
                 chunks.append(_next_chunk(seq, 1))
         budget = self.max_batch_tokens - len(chunks)
+        for i, chunk in enumerate(chunks):
+            room = self._reserve_room(chunk.seq, budget)
+            if room:
+                chunks[i] = replace(chunk, room=room)
+                budget -= room
         for seq in self.running:
             if budget and not seq.in_decode:
                 chunks.append(_next_chunk(seq, budget))
@@ -100,6 +112,18 @@ class Scheduler:
         seq.block_table += self.blocks.allocate(1)
         return True
 
+    def _reserve_room(self, seq: Sequence, budget: int) -> int:
+        """Make room for guesses after the newest token, as far as nobody else misses it."""
+        wanted = min(self._num_drafts(seq), budget, seq.max_len - len(seq.token_ids) - 1)
+        if wanted <= 0:
+            return 0
+        blocks = self.blocks
+        more = blocks.blocks_for(len(seq.token_ids) + wanted) - len(seq.block_table)
+        more = min(more, blocks.num_free - len(self.running))
+        if more > 0:
+            seq.block_table += blocks.allocate(more)
+        return min(wanted, len(seq.block_table) * blocks.block_size - len(seq.token_ids))
+
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self._release(seq)
@@ -109,7 +133,7 @@ class Scheduler:
     def _release(self, seq: Sequence) -> None:
         self.blocks.free(seq.block_table)
         seq.block_table = []
-        seq.num_computed = seq.num_remembered = 0
+        seq.num_computed = seq.num_remembered = seq.draft_computed = 0
         seq.digest = ROOT
 
     def _admit(self) -> Iterator[Sequence]:
@@ -171,16 +195,18 @@ class Scheduler:
 
     def _advance(self, chunk: Chunk, sample: Sample) -> list[Token]:
         seq = chunk.seq
-        seq.num_computed = chunk.end
         if sample.prompt:
             seq.prompt_logprobs[chunk.start :] = sample.prompt
+        tokens = _append_all(seq, sample) if chunk.samples else []
+        num_accepted = min(len(tokens), len(sample.token_ids) - 1) if chunk.draft else 0
+        seq.num_drafted += len(chunk.draft)
+        seq.num_accepted += num_accepted
+        # What was computed for guesses that did not come true is written over in the next step.
+        seq.num_computed = chunk.end - len(chunk.draft) + num_accepted
         self._remember(seq)
-        if not chunk.samples:
-            return []
-        token = _append(seq, sample)
         if seq.is_finished:
             self._retire(seq)
-        return [token]
+        return tokens
 
     def _remember(self, seq: Sequence) -> None:
         full = seq.num_computed // self.blocks.block_size
@@ -235,9 +261,21 @@ def _next_chunk(seq: Sequence, budget: int) -> Chunk:
     return Chunk(seq, seq.num_computed, num_tokens, samples)
 
 
-def _append(seq: Sequence, sample: Sample) -> Token:
-    """Add the sampled token to its sequence and decide whether the sequence ends."""
-    token_id, text = sample.token_id, ""
+def _append_all(seq: Sequence, sample: Sample) -> list[Token]:
+    """Add the sampled tokens to their sequence, up to the one that ends it."""
+    if not sample.token_ids:
+        return [_append(seq, None, None)]
+    tokens: list[Token] = []
+    for token_id, logprob in zip_longest(sample.token_ids, sample.logprobs):
+        tokens.append(_append(seq, token_id, logprob))
+        if seq.is_finished:
+            break
+    return tokens
+
+
+def _append(seq: Sequence, token_id: int | None, logprob: TokenLogprob | None) -> Token:
+    """Add a token to its sequence and decide whether the sequence ends."""
+    text = ""
     if token_id is not None:
         seq.token_ids.append(token_id)
         seq.output_counts[token_id] = seq.output_counts.get(token_id, 0) + 1
@@ -258,7 +296,7 @@ def _append(seq: Sequence, sample: Sample) -> Token:
         index=seq.index,
         token_id=token_id,
         text=text,
-        logprob=sample.logprob,
+        logprob=logprob,
         finish_reason=seq.finish_reason,
         prompt_logprobs=tuple(seq.prompt_logprobs) if first else (),
     )

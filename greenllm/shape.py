@@ -20,6 +20,11 @@ class ModelShape:
     attention_width: int
     kv_bytes_per_token: int
 
+    @property
+    def num_parameters(self) -> int:
+        """All that a decoded token reads."""
+        return self.body_parameters + self.head_parameters
+
     def flops(self, start: int, num_tokens: int, num_logits: int) -> float:
         """FLOPs of `num_tokens` tokens from position `start` on."""
         context = num_tokens * start + num_tokens * (num_tokens + 1) / 2

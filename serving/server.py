@@ -30,7 +30,7 @@ from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import NativeEngine
+from greenllm.engine import Limits, NativeEngine
 from greenllm.engine_loop import EngineLoop
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
@@ -146,9 +146,7 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         policy,
         text_stream=tokenizer.stream,
         clock=time.monotonic,
-        max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=config.max_batch_tokens,
-        prefix_cache=config.prefix_cache,
+        limits=Limits(config.max_num_seqs, config.max_batch_tokens, config.prefix_cache),
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
     )
     account.rest(time.sleep)

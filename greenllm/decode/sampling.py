@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from greenllm.core import Sample, SamplingParams, Sequence, TokenLogprob
+from greenllm.core import SamplingParams, Sequence, TokenLogprob
 
 # How many of the best tokens are looked at first when a filter is on.
 FEW = 256
@@ -29,7 +32,46 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
-def sample(logits: Tensor, rows: list[Sequence]) -> list[Sample]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token is chosen: after a sequence's tokens and the guesses `ahead` of it."""
+
+    seq: Sequence
+    ahead: tuple[int, ...] = ()
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The sequence's sampling parameters."""
+        return self.seq.sampling
+
+    @property
+    def position(self) -> int:
+        """Tokens before it."""
+        return len(self.seq.token_ids) + len(self.ahead)
+
+    @property
+    def is_too_early(self) -> bool:
+        """Whether the sequence must not end here."""
+        return self.seq.num_generated + len(self.ahead) < self.sampling.min_tokens
+
+    @property
+    def output_counts(self) -> Mapping[int, int]:
+        """How often each token was generated before it."""
+        if not self.ahead:
+            return self.seq.output_counts
+        return Counter(self.seq.output_counts) + Counter(self.ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token and its log probability where asked for; or `error`."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    error: str = ""
+
+
+def sample(logits: Tensor, rows: list[Place]) -> list[Choice]:
     """Choose the next token of each row; logits `[rows, vocabulary]`, float32.
 
     A row whose largest logit is not a finite number gets an error in its place.
@@ -41,22 +83,22 @@ def sample(logits: Tensor, rows: list[Sequence]) -> list[Sample]:
     # The largest tells of a NaN, an infinity or a row without any chance, without another pass.
     sound: list[bool] = torch.isfinite(logits.gather(1, best[:, None])[:, 0]).tolist()
     chosen: list[int] = best.tolist()
-    drawn = [i for i, seq in enumerate(rows) if sound[i] and not seq.sampling.is_greedy]
+    drawn = [i for i, row in enumerate(rows) if sound[i] and not row.sampling.is_greedy]
     if drawn:
         picks = _draw(adjusted[drawn], [rows[i] for i in drawn])
         for i, token_id in zip(drawn, picks, strict=True):
             chosen[i] = token_id
-    wanted = [i for i, seq in enumerate(rows) if sound[i] and seq.sampling.logprobs is not None]
-    samples = [
-        Sample(token_id) if fine else Sample(None, error=_complaint(seq))
-        for token_id, fine, seq in zip(chosen, sound, rows, strict=True)
+    wanted = [i for i, row in enumerate(rows) if sound[i] and row.sampling.logprobs is not None]
+    choices = [
+        Choice(token_id, error="" if fine else _complaint(row.seq))
+        for token_id, fine, row in zip(chosen, sound, rows, strict=True)
     ]
     if wanted:
         counts = [rows[i].sampling.logprobs or 0 for i in wanted]
         reports = token_logprobs(logits[wanted], [chosen[i] for i in wanted], counts)
         for i, report in zip(wanted, reports, strict=True):
-            samples[i] = Sample(chosen[i], report)
-    return samples
+            choices[i] = Choice(chosen[i], report)
+    return choices
 
 
 def _complaint(seq: Sequence) -> str:
@@ -88,9 +130,9 @@ def token_logprobs(logits: Tensor, token_ids: list[int], counts: list[int]) -> l
     ]
 
 
-def _adjust(logits: Tensor, rows: list[Sequence]) -> Tensor:
+def _adjust(logits: Tensor, rows: list[Place]) -> Tensor:
     """Apply bias, penalties and forbidden ends; the input is left alone."""
-    touched = [i for i, seq in enumerate(rows) if seq.sampling.has_penalties or _too_early(seq)]
+    touched = [i for i, row in enumerate(rows) if row.sampling.has_penalties or row.is_too_early]
     if not touched:
         return logits
     adjusted = logits.clone()
@@ -99,33 +141,29 @@ def _adjust(logits: Tensor, rows: list[Sequence]) -> Tensor:
     return adjusted
 
 
-def _adjust_row(row: Tensor, seq: Sequence) -> None:
-    params = seq.sampling
+def _adjust_row(logits: Tensor, place: Place) -> None:
+    seq, params = place.seq, place.sampling
     if params.logit_bias:
-        row[list(params.logit_bias)] += row.new_tensor(list(params.logit_bias.values()))
-    if _too_early(seq):
-        row[list(seq.eos_token_ids | set(params.stop_token_ids))] = -math.inf
+        logits[list(params.logit_bias)] += logits.new_tensor(list(params.logit_bias.values()))
+    if place.is_too_early:
+        logits[list(seq.eos_token_ids | set(params.stop_token_ids))] = -math.inf
     if params.repetition_penalty != 1:
-        seen = list(set(seq.token_ids))
-        values = row[seen]
+        seen = list({*seq.token_ids, *place.ahead})
+        values = logits[seen]
         penalty = params.repetition_penalty
-        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if seq.output_counts and (params.presence_penalty or params.frequency_penalty):
-        counts = row.new_tensor(list(seq.output_counts.values()))
-        cost = params.presence_penalty + params.frequency_penalty * counts
-        row[list(seq.output_counts)] -= cost
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    counts = place.output_counts
+    if counts and (params.presence_penalty or params.frequency_penalty):
+        times = logits.new_tensor(list(counts.values()))
+        logits[list(counts)] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _too_early(seq: Sequence) -> bool:
-    return seq.num_generated < seq.sampling.min_tokens
-
-
-def _draw(logits: Tensor, rows: list[Sequence]) -> list[int]:
+def _draw(logits: Tensor, rows: list[Place]) -> list[int]:
     """Draw one token per row from its filtered distribution."""
-    params = [seq.sampling for seq in rows]
+    params = [row.sampling for row in rows]
     temperature = logits.new_tensor([p.temperature for p in params])[:, None]
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    draws = [uniform(seq.seed, len(seq.token_ids)) for seq in rows]
+    draws = [uniform(row.seq.seed, row.position) for row in rows]
     whole = [i for i, p in enumerate(params) if not _filters(p)]
     chosen = dict(zip(whole, _pick(logprobs[whole].exp(), [draws[i] for i in whole]), strict=True))
     rest = [i for i in range(len(rows)) if i not in chosen]

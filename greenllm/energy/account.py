@@ -17,10 +17,10 @@ Not covered: training (an account of its own, later); spreading a day's idle ene
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from greenllm.core import Batch, Outcome, Phase, Receipt, Request
+from greenllm.core import Batch, Chunk, Outcome, Phase, Receipt, Request
 from greenllm.energy.attribution import (
     CoefficientFit,
     Tally,
@@ -126,6 +126,23 @@ class Account:
         """Note who took part in a step that just ran, and with how much work."""
         self._tally(self._window, batch, duration_s)
 
+    def charge_draft(self, chunks: Sequence[Chunk], shape: ModelShape, duration_s: float) -> None:
+        """Note what the chunks' guesses took: one step of a model of `shape` after another."""
+        ids = [chunk.seq.request.request_id for chunk in chunks]
+        most = max((len(chunk.draft) for chunk in chunks), default=0)
+        unclaimed = set(ids)
+        claim = 1 / max(1, len(unclaimed))
+        for chunk, request_id in zip(chunks, ids, strict=True):
+            tally = self._window.setdefault((request_id, "draft"), Tally())
+            count = len(chunk.draft)
+            if request_id in unclaimed:
+                unclaimed.remove(request_id)
+                tally.steps += claim * most * shape.num_parameters / self._shape.num_parameters
+                tally.residence_s += claim * duration_s
+            tally.rows += count * shape.num_parameters / self._shape.num_parameters
+            tally.flops += shape.flops(chunk.start, count, count)
+            tally.kv_bytes += shape.kv_bytes(chunk.start, count)
+
     def _tally(
         self, window: dict[tuple[str, Phase], Tally], batch: Batch, duration_s: float
     ) -> None:
@@ -143,7 +160,7 @@ class Account:
                 tally.steps += claim
                 tally.residence_s += claim * duration_s
             scores = chunk.seq.request.sampling.prompt_logprobs is not None
-            num_logits = chunk.num_tokens if scores else int(chunk.samples)
+            num_logits = chunk.num_tokens if scores else int(chunk.samples) * (1 + len(chunk.draft))
             tally.rows += 1
             tally.flops += self._shape.flops(chunk.start, chunk.num_tokens, num_logits)
             adapter = chunk.seq.request.adapter
@@ -187,12 +204,12 @@ class Account:
         window = take_apart(before, self._last, {})
         self.idle_power.learn(window.duration_s, window.dynamic_j)
 
-    def finish(self, request_id: str, outcome: Outcome, *, cached: int, generated: int) -> None:
-        """End a request; its receipt comes from `settle`."""
+    def finish(self, request_id: str, outcome: Outcome, **counts: int) -> None:
+        """End a request; its receipt comes from `settle`. For `counts` see `Bill.close`."""
         now_s = self._clock()
         self._num_closing += 1
         bill = self._bills[request_id]
-        bill.close(self.meter, outcome, closed_s=now_s, cached=cached, generated=generated)
+        bill.close(self.meter, outcome, closed_s=now_s, **counts)
 
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` has something to do; None when nothing is due."""

@@ -66,7 +66,15 @@ class Bill:
         self.resident_s += work.residence_s
 
     def close(
-        self, meter: Meter, outcome: Outcome, *, closed_s: float, cached: int, generated: int
+        self,
+        meter: Meter,
+        outcome: Outcome,
+        *,
+        closed_s: float,
+        cached: int,
+        generated: int,
+        drafted: int = 0,
+        accepted: int = 0,
     ) -> None:
         """Fix everything but the joules."""
         request = self.request
@@ -85,6 +93,8 @@ class Bill:
             prompt_tokens=request.prompt_tokens,
             cached_tokens=cached,
             completion_tokens=generated,
+            drafted_tokens=drafted,
+            accepted_tokens=accepted,
             duration_s=closed_s - self.opened_s,
         )
 
@@ -100,6 +110,7 @@ class Bill:
             idle_j=self.idle_j,
             prefill_j=self.phase_j.get("prefill", 0.0),
             decode_j=self.phase_j.get("decode", 0.0),
+            draft_j=self.phase_j.get("draft", 0.0),
             domains_j=dict(self.domains_j),
             flops=self.flops,
             resident_s=self.resident_s,
@@ -120,13 +131,15 @@ class Bill:
         pending_s = sum(work.residence_s for work in pending.values())
         prefill_j = self.phase_j.get("prefill", 0.0) + guesses.get("prefill", 0.0)
         decode_j = self.phase_j.get("decode", 0.0) + guesses.get("decode", 0.0)
+        draft_j = self.phase_j.get("draft", 0.0) + guesses.get("draft", 0.0)
         return replace(
             self._closing(),
             measured=False,
-            active_j=prefill_j + decode_j,
+            active_j=prefill_j + decode_j + draft_j,
             idle_j=self.idle_j + idle_w * pending_s,
             prefill_j=prefill_j,
             decode_j=decode_j,
+            draft_j=draft_j,
             flops=self.flops + sum(work.flops for work in pending.values()),
             resident_s=self.resident_s + pending_s,
             uncertainty=1.0,

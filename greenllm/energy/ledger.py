@@ -72,6 +72,15 @@ def m001_initial(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX requests_session ON requests (session_id)")
 
 
+@migration
+def m002_speculation(db: sqlite3.Connection) -> None:
+    """Guessed tokens and what the guessing cost; nothing was guessed before."""
+    db.execute("ALTER TABLE requests ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE requests ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE requests ADD COLUMN draft_j REAL")
+    db.execute("UPDATE requests SET draft_j = 0 WHERE active_j IS NOT NULL")
+
+
 _COLUMNS = [f.name for f in fields(Receipt)]
 _DERIVED = ("total_j", "gco2e")
 _UPSERT = (

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from itertools import islice
 
 from torch import Tensor
 
 from greenllm.core import Chunk, Sample, TokenLogprob
-from greenllm.decode.sampling import sample, token_logprobs
+from greenllm.decode.sampling import Choice, Place, sample, token_logprobs
 
 
 def wanted_rows(chunk: Chunk) -> range:
-    """Rows of a chunk whose logits are needed: all when the prompt is scored, else the last."""
+    """Rows of a chunk whose logits are needed: the last token's and its guesses'.
+
+    All, when the prompt is scored.
+    """
     if chunk.seq.sampling.prompt_logprobs is not None and chunk.start < chunk.seq.prompt_len:
         return range(chunk.num_tokens)
-    return range(chunk.num_tokens - 1, chunk.num_tokens) if chunk.samples else range(0)
+    first = chunk.num_tokens - 1 - len(chunk.draft)
+    return range(first, chunk.num_tokens) if chunk.samples else range(0)
 
 
 def packed_rows(chunks: list[Chunk], rows: list[range]) -> list[int]:
@@ -28,22 +33,38 @@ def packed_rows(chunks: list[Chunk], rows: list[range]) -> list[int]:
 
 
 def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sample]:
-    """Score prompts and sample next tokens; logits `[wanted rows, vocabulary]`, float32."""
-    ends: list[int] = []
+    """Score prompts, choose tokens, check guesses; logits `[wanted rows, vocabulary]`, float32."""
+    places: list[Place] = []
+    needed: list[int] = []
     prompts: list[tuple[TokenLogprob, ...]] = []
-    begin = 0
+    end = 0
     for chunk, wanted in zip(chunks, rows, strict=True):
-        ends.append(begin + len(wanted) - 1)
-        prompts.append(_score_prompt(chunk, logits[begin : begin + len(wanted)]))
-        begin += len(wanted)
-    sampled = [i for i, chunk in enumerate(chunks) if _draws(chunk)]
-    places = [ends[i] for i in sampled]
-    drawn_from = logits if places == list(range(len(logits))) else logits[places]
-    chosen = sample(drawn_from, [chunks[i].seq for i in sampled])
-    results = [Sample(None, prompt=prompt) for prompt in prompts]
-    for i, choice in zip(sampled, chosen, strict=True):
-        results[i] = replace(choice, prompt=prompts[i]) if prompts[i] else choice
-    return results
+        begin, end = end, end + len(wanted)
+        prompts.append(_score_prompt(chunk, logits[begin:end]))
+        if _draws(chunk):
+            num_places = 1 + len(chunk.draft)
+            places += [Place(chunk.seq, chunk.draft[:i]) for i in range(num_places)]
+            needed += range(end - num_places, end)
+    choices = iter(sample(logits if len(needed) == len(logits) else logits[needed], places))
+    return [
+        _checked(chunk, islice(choices, 1 + len(chunk.draft) if _draws(chunk) else 0), prompt)
+        for chunk, prompt in zip(chunks, prompts, strict=True)
+    ]
+
+
+def _checked(chunk: Chunk, choices: Iterator[Choice], prompt: tuple[TokenLogprob, ...]) -> Sample:
+    """The choices up to the first that no guess foresaw, inclusive; the others never were."""
+    taken: list[Choice] = []
+    for choice, guess in zip(list(choices), (*chunk.draft, None), strict=False):
+        if choice.error and not taken:
+            return Sample(prompt=prompt, error=choice.error)
+        if choice.error:
+            break
+        taken.append(choice)
+        if choice.token_id != guess:
+            break
+    logprobs = tuple(choice.logprob for choice in taken if choice.logprob is not None)
+    return Sample(tuple(choice.token_id for choice in taken), logprobs, prompt)
 
 
 def _draws(chunk: Chunk) -> bool:

@@ -109,7 +109,7 @@ class TorchRunner:
         chunks = [batch.chunks[i] for i in order]
         rows = [wanted_rows(chunk) for chunk in chunks]
         results = read_out(chunks, rows, self.logits(chunks, rows))
-        samples = [Sample(None)] * len(chunks)
+        samples = [Sample()] * len(chunks)
         for place, result in zip(order, results, strict=True):
             samples[place] = result
         return samples

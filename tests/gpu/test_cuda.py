@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from greenllm.blocks import BlockManager
 from greenllm.core import Request, SamplingParams, Sequence, sequences_of
-from greenllm.decode.sampling import sample
+from greenllm.decode.sampling import Place, sample
 from greenllm.energy.nvml import NvmlMeter, load_nvml
 from greenllm.model.info import Quantization
 from greenllm.model.options import BUNDLED, BUNDLED_PATH, LoadOptions
@@ -162,7 +162,10 @@ def test_draws_are_those_of_the_processor() -> None:
         temperature=0.9, top_k=50, top_p=0.9, repetition_penalty=1.2, logit_bias={3: 2.0}
     )
     request = Request("request", ((1, 2, 3),), params, model="")
-    rows = [Sequence(request, 0, [1, 2, 3], 3, seed, frozenset(), max_len=9) for seed in range(300)]
+    sequences = [
+        Sequence(request, 0, [1, 2, 3], 3, seed, frozenset(), max_len=9) for seed in range(300)
+    ]
+    rows = [Place(seq) for seq in sequences]
     source = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 1000, generator=source).mul(3).expand(len(rows), -1)
     assert sample(logits.cuda(), rows) == sample(logits, rows)

@@ -12,7 +12,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from greenllm.core import AdapterRef, Request, SamplingParams, Sequence
-from greenllm.decode.sampling import sample, token_logprobs, uniform
+from greenllm.decode.sampling import Place, sample, token_logprobs, uniform
 from greenllm.runner.torch import TorchRunner
 
 LOGITS = (2.0, 1.5, 1.1, 0.4, 0.0, -0.7, -1.3, -3.0)
@@ -28,8 +28,8 @@ def _row(
     prompt: tuple[int, ...] = (0,),
     answer: tuple[int, ...] = (),
     seed: int = 0,
-) -> Sequence:
-    return Sequence(
+) -> Place:
+    seq = Sequence(
         request=Request("request", (prompt,), params, model=""),
         index=0,
         token_ids=[*prompt, *answer],
@@ -39,12 +39,12 @@ def _row(
         max_len=100,
         output_counts={token: answer.count(token) for token in answer},
     )
+    return Place(seq)
 
 
-def _draw(rows: list[Sequence], logits: tuple[float, ...] | torch.Tensor = LOGITS) -> list[int]:
+def _draw(rows: list[Place], logits: tuple[float, ...] | torch.Tensor = LOGITS) -> list[int]:
     table = torch.as_tensor(logits, dtype=torch.float32).expand(len(rows), -1)
-    chosen = [found.token_id for found in sample(table, rows)]
-    return [token for token in chosen if token is not None]
+    return [found.token_id for found in sample(table, rows)]
 
 
 def _distribution(params: SamplingParams) -> list[float]:
@@ -323,7 +323,7 @@ def test_a_bad_logit_anywhere_is_an_error_of_its_row(bad: float) -> None:
         expected = sample(logits, [_row(params)] * 3)
         logits[1, 49] = bad
         first, broken, last = sample(logits, [_row(params)] * 3)
-        assert (broken.token_id, broken.logprob) == (None, None)
+        assert broken.logprob is None
         assert broken.error == "the model returned logits that are not finite"
         assert [first, last] == expected[::2]
 
@@ -335,6 +335,23 @@ def test_a_row_without_any_chance_is_an_error() -> None:
 
 def test_an_error_names_the_adapter() -> None:
     row = _row(SamplingParams())
-    row.request = replace(row.request, adapter=AdapterRef("fox", "digest"))
+    row.seq.request = replace(row.seq.request, adapter=AdapterRef("fox", "digest"))
     [found] = sample(torch.full((1, 50), math.nan), [row])
     assert found.error == "the model with adapter 'fox' returned logits that are not finite"
+
+
+@pytest.mark.parametrize("ahead", [(), (3,), (3, 3, 2), (EOS, 5)])
+def test_a_place_ahead_is_the_place_after_those_tokens(ahead: tuple[int, ...]) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.8},
+        {"temperature": 0, "min_tokens": 4, "repetition_penalty": 3.0},
+        {"min_tokens": 4, "frequency_penalty": 1.5, "presence_penalty": 0.5},
+        {"repetition_penalty": 1.7, "logit_bias": {3: 2.0}, "logprobs": 3},
+    ]
+    logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(3)) * 2
+    for kind in kinds:
+        for seed in range(40):
+            params = SamplingParams(seed=seed, **kind)
+            before = _row(params, answer=(2, 4), seed=seed)
+            after = _row(params, answer=(2, 4, *ahead), seed=seed)
+            assert sample(logits, [Place(before.seq, ahead)]) == sample(logits, [after])

@@ -29,11 +29,13 @@ from greenllm.energy.account import Account
 from greenllm.energy.grid import Intensity, StaticIntensity
 from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import NativeEngine
+from greenllm.engine import Limits, NativeEngine
+from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.runner.base import AdapterSource, Runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
+from greenllm.speculator import Speculator
 from greenllm.text import TextStream
 
 VOCABULARY = 8
@@ -102,7 +104,7 @@ class FakeRunner:
                 slot = self._slot(chunk, position)
                 assert slot not in written, "two chunks write to one place"
                 written.add(slot)
-                token_id = chunk.seq.token_ids[position]
+                token_id = chunk.token_ids[position - chunk.start]
                 self._memory[slot] = (chunk.seq.request.adapter, position, token_id)
         return [self._sample(chunk) for chunk in batch.chunks]
 
@@ -120,7 +122,8 @@ class FakeRunner:
         """What attention would see, read through the block table."""
         found = [self._memory[self._slot(chunk, position)] for position in range(chunk.end)]
         adapter = chunk.seq.request.adapter
-        want = [(adapter, place, chunk.seq.token_ids[place]) for place in range(chunk.end)]
+        ids = chunk.seq.token_ids[: chunk.start] + chunk.token_ids
+        want = [(adapter, place, token_id) for place, token_id in enumerate(ids)]
         assert found == want, "the KV cache holds somebody else's tokens"
         return [token_id for _, _, token_id in found]
 
@@ -131,10 +134,16 @@ class FakeRunner:
             places = range(chunk.start + 1, min(chunk.end, seq.prompt_len - 1) + 1)
             scored = tuple(score(seq.token_ids[:at], seq.token_ids[at]) for at in places)
         if not chunk.samples or len(seq.token_ids) >= seq.max_len:
-            return Sample(None, prompt=scored)
-        token_id = next_token(seq.request.adapter, seq.seed, context)
+            return Sample(prompt=scored)
+        found: list[int] = []
+        first = len(context) - len(chunk.draft)
+        for place in range(first, len(context) + 1):
+            found.append(next_token(seq.request.adapter, seq.seed, context[:place]))
+            if found[-1] != (*context, None)[place]:
+                break
         wanted = seq.sampling.logprobs is not None
-        return Sample(token_id, TokenLogprob(token_id, -1.0) if wanted else None, scored)
+        logprobs = tuple(TokenLogprob(token_id, -1.0) for token_id in found if wanted)
+        return Sample(tuple(found), logprobs, scored)
 
 
 @pytest.fixture(scope="session")
@@ -254,7 +263,9 @@ def make_engine(
         *,
         meter: Callable[[Callable[[], float]], Meter] = SteadyMeter,
         tick_s: float = 0.01,
-        **options: Any,
+        adapters: AdapterRegistry | None = None,
+        speculator: Speculator | None = None,
+        **limits: Any,
     ) -> NativeEngine:
         runner, clock = runner or make_runner(), ticking(tick_s)
         account = Account(meter(clock), runner.shape, clock=clock)
@@ -266,7 +277,9 @@ def make_engine(
             CarbonPolicy(source),
             text_stream=letters,
             clock=clock,
-            **options,
+            limits=Limits(**limits),
+            adapters=adapters,
+            speculator=speculator,
         )
 
     return make

@@ -191,7 +191,7 @@ class Spoilt:
         for place, chunk in enumerate(batch.chunks):
             seq = chunk.seq
             if (seq.request.request_id, seq.index) == self._bad and seq.num_generated == 1:
-                samples[place] = Sample(None, error="not a number")
+                samples[place] = Sample(error="not a number")
         return samples
 
 

@@ -46,7 +46,9 @@ def add(scheduler: Scheduler, request: Request) -> list[Sequence]:
 def turn(scheduler: Scheduler, token_id: int | None = 1) -> tuple[Batch, list[Token]]:
     """One step of a model that always says the same."""
     batch = scheduler.schedule()
-    return batch, scheduler.commit(batch, [Sample(token_id) for _ in batch.chunks])
+    return batch, scheduler.commit(
+        batch, [Sample(() if token_id is None else (token_id,)) for _ in batch.chunks]
+    )
 
 
 def shape(batch: Batch) -> list[tuple[str, int, int]]:

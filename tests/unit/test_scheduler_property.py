@@ -14,6 +14,7 @@ from greenllm.blocks import BlockManager
 from greenllm.core import (
     AdapterRef,
     Batch,
+    Chunk,
     FinishReason,
     Request,
     SamplingParams,
@@ -49,6 +50,7 @@ class Plan:
     spare_tokens: int
     prefix_cache: bool
     seconds_per_step: float
+    guesses: tuple[int, ...] = ()
 
     @property
     def num_blocks(self) -> int:
@@ -108,7 +110,34 @@ plans = st.builds(
     spare_tokens=st.integers(0, 6),
     prefix_cache=st.booleans(),
     seconds_per_step=st.sampled_from([0.0, 0.2, 2.0]),
+    guesses=st.lists(st.integers(0, 4), max_size=4).map(tuple),
 )
+
+
+class Oracle:
+    """Guesses what the model will say, some of it wrong."""
+
+    def __init__(self, alone: Alone, guesses: tuple[int, ...]) -> None:
+        self._alone = alone
+        self._guesses = guesses
+
+    def num_drafts(self, seq: Sequence) -> int:
+        """How many guesses the next step of a sequence may have."""
+        return self._guesses[seq.num_generated % len(self._guesses)] if self._guesses else 0
+
+    def draft(self, batch: Batch) -> Batch:
+        """Fill every room: what the model says alone, every third token wrong."""
+        return replace(batch, chunks=tuple(self._with_guesses(chunk) for chunk in batch.chunks))
+
+    def _with_guesses(self, chunk: Chunk) -> Chunk:
+        if not chunk.room:
+            return chunk
+        seq = chunk.seq
+        told, _, _ = self._alone(seq.request)[seq.index]
+        coming = told[seq.num_generated :][: chunk.room]
+        places = range(seq.num_generated, seq.num_generated + len(coming))
+        wrong = [token + (place % 3 == 2) for place, token in zip(places, coming, strict=True)]
+        return chunk.with_draft(tuple(wrong))
 
 
 @dataclass
@@ -117,6 +146,7 @@ class Run:
 
     plan: Plan
     runner: Runner
+    oracle: Oracle
     scheduler: Scheduler = field(init=False)
     sequences: dict[str, list[Sequence]] = field(default_factory=dict)
     sent: dict[tuple[str, int], list[Token]] = field(default_factory=lambda: defaultdict(list))
@@ -133,6 +163,7 @@ class Run:
             max_num_seqs=self.plan.max_num_seqs,
             max_batch_tokens=self.plan.max_num_seqs + self.plan.spare_tokens,
             clock=lambda: self.now_s,
+            num_drafts=self.oracle.num_drafts,
         )
 
     def carry_out(self) -> None:
@@ -177,11 +208,16 @@ class Run:
     def _turn(self) -> None:
         batch = self.scheduler.schedule()
         self._check(batch)
+        batch = self.oracle.draft(batch)
         self._send(self.scheduler.commit(batch, self.runner.run(batch)))
+        for chunk in batch.chunks:
+            if chunk.draft:
+                self.computed[chunk.seq] = chunk.seq.num_computed
 
     def _check(self, batch: Batch) -> None:
         size = self.plan.block_size
-        assert 0 < batch.num_tokens <= self.scheduler.max_batch_tokens
+        num_tokens = batch.num_tokens + sum(chunk.room for chunk in batch.chunks)
+        assert 0 < num_tokens <= self.scheduler.max_batch_tokens
         assert len(self.scheduler.running) <= self.scheduler.max_num_seqs
         assert len({chunk.seq for chunk in batch.chunks}) == len(batch.chunks)
         for seq in self.scheduler.waiting:
@@ -192,6 +228,9 @@ class Run:
             assert chunk.num_tokens > 0
             assert chunk.end <= min(len(seq.token_ids), len(seq.block_table) * size)
             assert chunk.samples == (chunk.end == len(seq.token_ids))
+            assert chunk.end + chunk.room <= min(seq.max_len - 1, len(seq.block_table) * size) or (
+                not chunk.room
+            )
             if seq in self.computed:
                 assert chunk.start == self.computed[seq]
             else:
@@ -226,7 +265,7 @@ def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], le
 def test_company_changes_nobodys_answer(
     make_runner: Callable[..., Runner], alone: Alone, plan: Plan
 ) -> None:
-    run = Run(plan, make_runner(plan.num_blocks, plan.block_size))
+    run = Run(plan, make_runner(plan.num_blocks, plan.block_size), Oracle(alone, plan.guesses))
     run.carry_out()
     for arrival in plan.arrivals:
         request = arrival.request
@@ -241,4 +280,6 @@ def test_company_changes_nobodys_answer(
     event("preempted" if run.scheduler.num_preemptions else "never preempted")
     cached = sum(seq.num_cached or 0 for group in run.sequences.values() for seq in group)
     event("used the prefix cache" if cached else "no prefix was found")
+    accepted = sum(seq.num_accepted for group in run.sequences.values() for seq in group)
+    event("guessed right" if accepted else "guessed nothing right")
     event("copied a block" if run.copies else "copied no block")
