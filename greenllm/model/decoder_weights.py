@@ -107,36 +107,38 @@ class DecoderWeights:
 
     def module(self, layer: int, name: str) -> Matrix:
         """Matrix of one linear module of a layer, [out, in]."""
-        return self._matrix(f"model.layers.{layer}.{name}.weight")
+        return self.matrix(f"model.layers.{layer}.{name}.weight")
 
     def bias(self, layer: int, names: tuple[tuple[str, int], ...]) -> Floats | None:
         """Biases of modules side by side; None when the model has none there."""
         paths = [f"model.layers.{layer}.{name}.bias" for name, _ in names]
         if not any(path in self._tensors for path in paths):
             return None
-        return np.concatenate([self._floats(path) for path in paths])
+        return np.concatenate([self.vector(path) for path in paths])
 
     def norm(self, name: str) -> Floats:
         """Scale of an RMS norm, such as `model.norm`."""
-        return self._floats(f"{name}.weight")
+        return self.vector(f"{name}.weight")
 
     def embedding(self) -> Matrix:
         """The token table [vocabulary, hidden]."""
-        return self._matrix(EMBEDDING)
+        return self.matrix(EMBEDDING)
 
     def head(self) -> Matrix:
         """The output matrix [vocabulary, hidden]; the token table when tied."""
-        return self._matrix(EMBEDDING if self.spec.tied else HEAD)
+        return self.matrix(EMBEDDING if self.spec.tied else HEAD)
 
-    def _matrix(self, name: str) -> Matrix:
-        return self._floats(name) if self._quantized is None else self._quantized[name]
+    def matrix(self, name: str) -> Matrix:
+        """A matrix by the name of its tensor, as graphs see it."""
+        return self.vector(name) if self._quantized is None else self._quantized[name]
+
+    def vector(self, name: str) -> Floats:
+        """A bias or a norm's scale by the name of its tensor."""
+        values: Floats = self._weights.get(name, self._tensors[name]).float().numpy()
+        return values
 
     def _matrix_of(self, wanted: Wanted) -> Tensor:
         return self._weights.get(wanted.tensor, wanted.shape)
-
-    def _floats(self, name: str) -> Floats:
-        values: Floats = self._weights.get(name, self._tensors[name]).float().numpy()
-        return values
 
 
 def _wanted(spec: DecoderSpec, bits: Bits) -> dict[str, Wanted]:

@@ -17,7 +17,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
-from greenllm.runner.selfcheck import SelfCheckError, check_openvino
+from greenllm.runner.selfcheck import TESTED, SelfCheckError, check_openvino, warn_if_untested
 
 if TYPE_CHECKING:
     from greenllm.runner.openvino.runner import OpenVinoRunner
@@ -62,7 +62,7 @@ def why_torch(config: EngineConfig) -> str | None:
     if config.device not in ("auto", "cpu") or (config.device == "auto" and _has_cuda()):
         return "it runs on CPUs only, and the device is another (--device cpu)"
     if find_spec("openvino") is None:
-        return "openvino is not installed (pip install 'openvino>=2026.4,<2026.5')"
+        return f"openvino is not installed (pip install 'openvino{TESTED}')"
     return None
 
 
@@ -83,11 +83,11 @@ def _options(config: EngineConfig) -> LoadOptions:
 
 def _openvino(config: EngineConfig) -> OpenVinoRunner:
     try:
-        from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+        from greenllm.runner.openvino.load import CacheOptions, build_runner, read_blueprint
     except (ImportError, OSError) as error:
         raise SelfCheckError(f"OpenVINO cannot be imported: {error}") from error
-    check_openvino(config.cache_path)
-    runner = load_openvino_runner(
+    warn_if_untested()
+    plan = read_blueprint(
         config.model,
         _options(config),
         CacheOptions(
@@ -97,6 +97,8 @@ def _openvino(config: EngineConfig) -> OpenVinoRunner:
             weights_dir=config.cache_path,
         ),
     )
+    check_openvino(config.cache_path, plan)
+    runner = build_runner(plan)
     # What torch still does per step, reading logits, is too little for a second thread.
     torch.set_num_threads(1)
     if config.block_size not in (None, runner.block_size):

@@ -41,9 +41,9 @@ class Precision:
         return self.arithmetic
 
     @property
-    def dtype_name(self) -> KvDtype:
+    def dtype_name(self) -> Literal["bfloat16", "float32"]:
         """Arithmetic as torch would call it."""
-        return _NAMES[self.arithmetic]
+        return "bfloat16" if self.arithmetic == Type.bf16 else "float32"
 
     @property
     def kv_name(self) -> KvDtype:
