@@ -12,34 +12,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from greenllm.core import Batch, Chunk, Speculation, SpeculativeMethod
 from greenllm.core import Sequence as TokenSequence
 from greenllm.decode.prompt_lookup import look_up
+from greenllm.runner.base import Drafter
 from greenllm.shape import ModelShape
 
 OFF = Speculation("off")
 
 
-class Drafter(Protocol):
-    """Guesses what follows the newest token of decoding sequences."""
-
-    @property
-    def shape(self) -> ModelShape | None:
-        """What a guess costs; None when no model is asked."""
-
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
-        """Up to `room` guesses for each chunk, which ends with its sequence's newest token."""
-
-
 class PromptLookup:
     """Guesses from the sequence's own text."""
 
-    shape = None
+    shape: ModelShape | None = None
+
+    def prepare(self, num_tokens: int) -> None:
+        """Nothing to prepare."""
 
     def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
-        """See `Drafter`."""
+        """See `base.Drafter`."""
         return [look_up(chunk.seq.token_ids, chunk.room) for chunk in chunks]
 
 

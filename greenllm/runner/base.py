@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from greenllm.core import Batch, Sample
+from greenllm.core import Batch, Chunk, Sample
 from greenllm.model.info import ModelInfo
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
@@ -19,6 +19,23 @@ class AdapterSource(Protocol):
 
     def weights(self, digest: str) -> LoraWeights:
         """The weights of an adapter that a request in flight uses."""
+
+
+class Drafter(Protocol):
+    """Guesses what follows the newest token of decoding sequences.
+
+    It may write keys and values of its guesses into the chunks' room, and nowhere else.
+    """
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """What a guess costs; None when no model is asked."""
+
+    def prepare(self, num_tokens: int) -> None:
+        """Do what the first draft of so many tokens would wait for; callable from any thread."""
+
+    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        """Up to `room` guesses for each chunk, which ends with its sequence's newest token."""
 
 
 class Runner(Protocol):
@@ -58,6 +75,13 @@ class Runner(Protocol):
 
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         """Say how many CPU threads run a step of each size; a trial keeps what others need."""
+
+    def early_exit(self, layer: int) -> Drafter:
+        """A drafter that asks the first `layer` layers and the head, on the same KV cache.
+
+        Raises:
+            LoadError: the model has no such layer, or cannot be left early.
+        """
 
     def run(self, batch: Batch) -> list[Sample]:
         """Copy blocks, compute every chunk, write its keys and values, sample where it asks for it.
