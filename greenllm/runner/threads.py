@@ -3,15 +3,21 @@
 A second thread makes a small step hardly faster and burns a second core meanwhile. `auto` takes
 more threads only where they are at least 1.3 times faster; `eco` takes what needs the least CPU
 time, whatever the clock says.
+
+Trials end after a budget: steps too large to be tried in time run as the largest tried ones do.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
+
+log = logging.getLogger(__name__)
 
 ThreadPolicy = Literal["auto", "eco"]
 
@@ -74,20 +80,54 @@ def measure_plan(
     sizes: Sequence[int],
     policy: ThreadPolicy,
     *,
+    budget_s: float = math.inf,
     wall: Callable[[], float] = time.perf_counter,
     cpu: Callable[[], float] = time.process_time,
 ) -> ThreadPlan:
-    """Try every candidate at every size; `step(num_tokens, threads)` runs one."""
+    """Try every candidate at every size; `step(num_tokens, threads)` runs one.
+
+    No step begins after `budget_s`. A size counts only when all candidates were tried at it; the
+    first size, which everything else follows, counts with those that were.
+    """
+    deadline = wall() + budget_s
     chosen: list[int] = []
     for size in sizes:
-        costs: dict[int, Cost] = {}
-        for threads in candidates:
-            run = partial(step, size, threads)
-            run()  # the first of a shape compiles kernels
-            runs = [_timed(run, wall, cpu) for _ in range(_RUNS)]
-            costs[threads] = sorted(runs, key=lambda cost: cost.wall_s)[len(runs) // 2]
+        costs = _costs(partial(step, size), candidates, deadline, wall, cpu)
+        if len(costs) < len(candidates):
+            first = choose(costs, policy) if costs else candidates[0]
+            rest = chosen[-1] if chosen else first
+            chosen += [rest] * (len(sizes) - len(chosen))
+            log.warning(
+                "thread trials stopped after %g s: steps from %d tokens on run on %d threads, untried",
+                budget_s,
+                size,
+                rest,
+            )
+            break
         chosen.append(choose(costs, policy))
     return ThreadPlan(tuple(sizes), tuple(chosen))
+
+
+def _costs(
+    step: Callable[[int], None],
+    candidates: Sequence[int],
+    deadline: float,
+    wall: Callable[[], float],
+    cpu: Callable[[], float],
+) -> dict[int, Cost]:
+    """Median costs by number of threads, of those that were timed before the deadline."""
+    costs: dict[int, Cost] = {}
+    for threads in candidates:
+        if wall() >= deadline:
+            break
+        run = partial(step, threads)
+        run()  # the first of a shape compiles kernels
+        runs: list[Cost] = []
+        while len(runs) < _RUNS and wall() < deadline:
+            runs.append(_timed(run, wall, cpu))
+        if runs:
+            costs[threads] = sorted(runs, key=lambda cost: cost.wall_s)[len(runs) // 2]
+    return costs
 
 
 def _timed(run: Callable[[], None], wall: Callable[[], float], cpu: Callable[[], float]) -> Cost:

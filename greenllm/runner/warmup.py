@@ -20,6 +20,7 @@ _DECODE = ((1, 8), (2, 8), (4, 16), (8, 8), (16, 16), (4, 128), (16, 64))
 _PREFILL = (8, 32, 64, 128)
 _ROUNDS = 3
 _MOST_ROWS = 32
+_THREAD_TRIALS_S = 8.0
 
 
 def warm_up(
@@ -59,7 +60,8 @@ def plan_threads(runner: Runner, setting: str, num_cpus: int) -> ThreadPlan:
         policy: ThreadPolicy = "eco" if setting == "eco" else "auto"
         plan = ThreadPlan.fixed(1)
         if fitting:
-            plan = measure_plan(step, candidates, tuple(fitting), policy)
+            sizes = tuple(fitting)
+            plan = measure_plan(step, candidates, sizes, policy, budget_s=_THREAD_TRIALS_S)
     runner.use_threads(plan)
     return plan
 

@@ -45,3 +45,55 @@ def test_sizes_are_measured_apart() -> None:
 
     plan = measure_plan(step, (1, 2), (1, 8, 32), "auto", wall=lambda: now_s, cpu=lambda: 2 * now_s)
     assert plan == ThreadPlan((1, 8, 32), (1, 2, 2))
+
+
+class _Machine:
+    """Steps of one second per token on one thread, half on two; the clock is ours."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.ran: list[tuple[int, int]] = []
+
+    def step(self, size: int, threads: int) -> None:
+        self.ran.append((size, threads))
+        self.now_s += size / threads
+
+    def plan(self, budget_s: float) -> ThreadPlan:
+        return measure_plan(
+            self.step,
+            (1, 2),
+            (1, 8, 32),
+            "auto",
+            budget_s=budget_s,
+            wall=lambda: self.now_s,
+            cpu=lambda: self.now_s,
+        )
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "threads", "untried"),
+    [
+        (10_000, (2, 2, 2), None),
+        (60, (2, 2, 2), 32),
+        (50, (2, 2, 2), 32),
+        (30, (2, 2, 2), 8),
+        (5.5, (2, 2, 2), 8),
+        (4.0, (1, 1, 1), 1),
+        (1.0, (1, 1, 1), 1),
+        (0, (1, 1, 1), 1),
+    ],
+)
+def test_trials_end_in_time(
+    budget_s: float,
+    threads: tuple[int, ...],
+    untried: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A size whose candidates were not all timed follows the one before it."""
+    machine = _Machine()
+    assert machine.plan(budget_s).threads == threads
+    longest = max((size / count for size, count in machine.ran), default=0)
+    assert machine.now_s <= budget_s + longest or not machine.ran
+    said = f"steps from {untried} tokens on run on {threads[0]} threads" if untried else ""
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(untried)
