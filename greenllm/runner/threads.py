@@ -98,7 +98,7 @@ def measure_plan(
             rest = chosen[-1] if chosen else first
             chosen += [rest] * (len(sizes) - len(chosen))
             log.warning(
-                "thread trials stopped after %g s: steps from %d tokens on run on %d threads, untried",
+                "thread trials stopped at %g s: steps from %d tokens on run on %d threads, untried",
                 budget_s,
                 size,
                 rest,
