@@ -188,7 +188,7 @@ class Recorder:
         samples = self.runner.run(batch)
         for chunk, sample in zip(batch.chunks, samples, strict=True):
             entries = self.found.setdefault(chunk.seq.request.request_id, [])
-            entries += [*sample.prompt, *([sample.logprob] if sample.logprob else [])]
+            entries += [*sample.prompt, *sample.logprobs]
         phases = {chunk.phase for chunk in batch.chunks}
         adapters = {chunk.seq.request.adapter for chunk in batch.chunks}
         self.mixed_steps += len(phases) == 2 and len(adapters) >= 3
