@@ -90,7 +90,7 @@ def sample(logits: Tensor, rows: list[Place]) -> list[Choice]:
             chosen[i] = token_id
     wanted = [i for i, row in enumerate(rows) if sound[i] and row.sampling.logprobs is not None]
     choices = [
-        Choice(token_id, error="" if fine else _complaint(row.seq))
+        Choice(token_id, error="" if fine else complaint(row.seq))
         for token_id, fine, row in zip(chosen, sound, rows, strict=True)
     ]
     if wanted:
@@ -101,7 +101,8 @@ def sample(logits: Tensor, rows: list[Place]) -> list[Choice]:
     return choices
 
 
-def _complaint(seq: Sequence) -> str:
+def complaint(seq: Sequence) -> str:
+    """What is said to a request whose logits are not numbers."""
     adapter = seq.request.adapter_name
     source = "the model" if adapter is None else f"the model with adapter {adapter!r}"
     return f"{source} returned logits that are not finite"

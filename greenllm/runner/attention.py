@@ -82,15 +82,22 @@ def make_plan(chunks: list[Chunk], block_size: int) -> Plan:
     num_decode = sum(1 for chunk in chunks if chunk.num_tokens == 1)
     lens = torch.tensor([len(table) for table in tables[:num_decode]], dtype=torch.long)
     decode_slots = (
-        torch.nn.utils.rnn.pad_sequence(tables[:num_decode], batch_first=True)
-        if num_decode
-        else torch.zeros(0, 0, dtype=torch.long)
+        _padded(tables[:num_decode]) if num_decode else torch.zeros(0, 0, dtype=torch.long)
     )
     prefills, begin = [], num_decode
     for chunk, table in zip(chunks[num_decode:], tables[num_decode:], strict=True):
         prefills.append((begin, begin + chunk.num_tokens, chunk.start, table))
         begin += chunk.num_tokens
     return Plan(torch.cat(slots), num_decode, decode_slots, lens, prefills)
+
+
+def _padded(tables: list[Tensor]) -> Tensor:
+    """Slots side by side; short rows repeat their own first.
+
+    What is masked is still multiplied by zero, and what another sequence left may not be finite.
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True, padding_value=-1)
+    return torch.where(padded < 0, padded[:, :1], padded)
 
 
 def _context_slots(chunk: Chunk, block_size: int) -> Tensor:

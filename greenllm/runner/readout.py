@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 
 from torch import Tensor
 
 from greenllm.core import Chunk, Sample, TokenLogprob
-from greenllm.decode.sampling import Choice, Place, sample, token_logprobs
+from greenllm.decode.sampling import Choice, Place, complaint, sample, token_logprobs
 
 
 def wanted_rows(chunk: Chunk) -> range:
@@ -54,6 +55,8 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
 
 def _checked(chunk: Chunk, choices: Iterator[Choice], prompt: tuple[TokenLogprob, ...]) -> Sample:
     """The choices up to the first that no guess foresaw, inclusive; the others never were."""
+    if not all(math.isfinite(score.logprob) for score in prompt):
+        return Sample(error=complaint(chunk.seq))
     taken: list[Choice] = []
     for choice, guess in zip(list(choices), (*chunk.draft, None), strict=False):
         if choice.error and not taken:

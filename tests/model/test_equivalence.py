@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from greenllm.blocks import BlockManager
-from greenllm.core import SamplingParams, TokenLogprob
+from greenllm.core import Chunk, SamplingParams, TokenLogprob
 from greenllm.model.info import Quantization
 from greenllm.model.options import LoadOptions
+from greenllm.runner.attention import make_plan
 from greenllm.runner.torch import TorchRunner
 from greenllm.scheduler import Scheduler
 
@@ -268,3 +269,14 @@ def _regret(model: Any, prompt: list[int], answer: list[int]) -> float:
     scores = _plain_scores(model, prompt + answer)[len(prompt) - 1 : -1]
     chosen = scores.gather(1, torch.tensor(answer)[:, None])[:, 0]
     return float((scores.max(dim=-1).values - chosen).max())
+
+
+def test_decoding_rows_read_their_own_slots_only(tiny_runner: TorchRunner, ask: Any) -> None:
+    """What is masked is multiplied by zero, and what others left need not be finite."""
+    chunks = []
+    for blocks, length in (([3], 2), ([1, 2], 7)):
+        (seq,) = ask(tiny_runner, [5] * length, SamplingParams())
+        seq.block_table = blocks
+        chunks.append(Chunk(seq, length - 1, 1, samples=True))
+    slots = make_plan(chunks, 4).decode_slots.tolist()
+    assert slots == [[12, 13, *[12] * 5], list(range(4, 11))]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from greenllm.core import AdapterRef, Request, SamplingParams, Sequence
+from greenllm.core import AdapterRef, Chunk, Request, SamplingParams, Sequence
 from greenllm.decode.sampling import Place, sample, token_logprobs, uniform
+from greenllm.runner.readout import read_out
 from greenllm.runner.torch import TorchRunner
 
 LOGITS = (2.0, 1.5, 1.1, 0.4, 0.0, -0.7, -1.3, -3.0)
@@ -355,3 +356,14 @@ def test_a_place_ahead_is_the_place_after_those_tokens(ahead: tuple[int, ...]) -
             before = _row(params, answer=(2, 4), seed=seed)
             after = _row(params, answer=(2, 4, *ahead), seed=seed)
             assert sample(logits, [Place(before.seq, ahead)]) == sample(logits, [after])
+
+
+def test_a_prompt_scored_with_nan_is_an_error() -> None:
+    params = SamplingParams(prompt_logprobs=0, max_tokens=0)
+    chunk = Chunk(_row(params, prompt=(1, 2, 3)).seq, 0, 3, samples=True)
+    logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    [fine] = read_out([chunk], [range(3)], logits)
+    assert (len(fine.prompt), fine.error) == (2, "")
+    logits[1, 4] = math.nan
+    [found] = read_out([chunk], [range(3)], logits)
+    assert found.error == "the model returned logits that are not finite"
