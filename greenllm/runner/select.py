@@ -7,6 +7,7 @@ asked for by name is never replaced: what it cannot do is a `LoadError`.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
+from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.selfcheck import TESTED, SelfCheckError, check_openvino, warn_if_untested
+from greenllm.runner.stepwise import StepByStep
 
 if TYPE_CHECKING:
     from greenllm.runner.openvino.runner import OpenVinoRunner
@@ -27,8 +30,10 @@ log = logging.getLogger(__name__)
 _TORCH_BLOCK = 16
 
 
-def load_runner(config: EngineConfig) -> Runner:
-    """Load the configured model into the runner that suits it.
+def load_runner(config: EngineConfig, num_blocks: int | None = None) -> Runner:
+    """Load the configured model into the runner that suits it, with a cache of so many blocks.
+
+    Without `num_blocks` the cache is as large as useful, within `--kv-cache-gb`.
 
     Raises:
         LoadError: the model cannot be loaded, or the options contradict each other.
@@ -36,7 +41,7 @@ def load_runner(config: EngineConfig) -> Runner:
     reason = why_torch(config)
     if reason is None:
         try:
-            return _openvino(config)
+            return _openvino(config, num_blocks)
         except (UnknownArchitectureError, SelfCheckError) as error:
             reason = str(error)
         if config.runner == "openvino" or config.quantize == "int4":
@@ -44,7 +49,33 @@ def load_runner(config: EngineConfig) -> Runner:
         log.warning("using the slower torch runner: %s", reason)
     elif config.runner == "openvino" or config.quantize == "int4":
         raise LoadError(f"the OpenVINO runner cannot be used: {reason}")
-    return _torch(config)
+    return _torch(config, num_blocks)
+
+
+def load_draft_model(config: EngineConfig, target: Runner, folder: str) -> DraftModel:
+    """Load a model that guesses for `target`, the runner of the configured model.
+
+    Its steps run on one thread until its `runner` is told otherwise.
+
+    Raises:
+        LoadError: it cannot be loaded, or its vocabulary is another.
+    """
+    check_same_vocabulary(config.model, folder, trust_remote_code=config.trust_remote_code)
+    own = replace(
+        config,
+        model=folder,
+        runner="torch" if target.info.runner == "torch" else "auto",
+        block_size=target.block_size,
+        max_context=None,
+    )
+    try:
+        runner = load_runner(own, target.num_blocks)
+    except LoadError as error:
+        raise LoadError(f"--draft-model {folder}: {error}") from error
+    ours, theirs = target.info.vocab_size, runner.info.vocab_size
+    if ours != theirs:
+        raise LoadError(f"--draft-model {folder}: its logits are for {theirs} tokens, not {ours}")
+    return DraftModel(runner, StepByStep(runner.run, runner.shape))
 
 
 def why_torch(config: EngineConfig) -> str | None:
@@ -81,7 +112,7 @@ def _options(config: EngineConfig) -> LoadOptions:
     )
 
 
-def _openvino(config: EngineConfig) -> OpenVinoRunner:
+def _openvino(config: EngineConfig, num_blocks: int | None) -> OpenVinoRunner:
     try:
         from greenllm.runner.openvino.load import CacheOptions, build_runner, read_blueprint
     except (ImportError, OSError) as error:
@@ -95,6 +126,7 @@ def _openvino(config: EngineConfig) -> OpenVinoRunner:
             max_num_seqs=config.max_num_seqs,
             kv_dtype=config.kv_dtype,
             weights_dir=config.cache_path,
+            num_blocks=num_blocks,
         ),
     )
     check_openvino(config.cache_path, plan)
@@ -109,7 +141,7 @@ def _openvino(config: EngineConfig) -> OpenVinoRunner:
     return runner
 
 
-def _torch(config: EngineConfig) -> Runner:
+def _torch(config: EngineConfig, num_blocks: int | None) -> Runner:
     from greenllm.runner.torch import load_torch_runner
 
     if config.kv_dtype != "auto":
@@ -120,4 +152,5 @@ def _torch(config: EngineConfig) -> Runner:
         block_size=config.block_size or _TORCH_BLOCK,
         kv_cache_bytes=int(config.kv_cache_gb * 1e9),
         max_num_seqs=config.max_num_seqs,
+        num_blocks=num_blocks,
     )

@@ -43,6 +43,7 @@ class TorchRunner:
         block_size: int,
         kv_cache_bytes: int,
         max_num_seqs: int,
+        num_blocks: int | None = None,
     ) -> None:
         self.block_size = block_size
         self._model = loaded.model
@@ -56,7 +57,7 @@ class TorchRunner:
         self.shape: ModelShape = replace(loaded.shape, kv_bytes_per_token=kv_bytes)
         wanted = kv_cache_bytes // (kv_bytes * block_size)
         useful = max_num_seqs * -(-loaded.info.context_length // block_size)
-        self.num_blocks = min(wanted, useful)
+        self.num_blocks = num_blocks or min(wanted, useful)
         context = min(loaded.info.context_length, self.num_blocks * block_size)
         if context < 2 * block_size:
             raise LoadError(
@@ -139,8 +140,9 @@ def load_torch_runner(
     block_size: int = 16,
     kv_cache_bytes: int = 2**30,
     max_num_seqs: int = 64,
+    num_blocks: int | None = None,
 ) -> TorchRunner:
-    """Load a model and wrap it.
+    """Load a model and wrap it; without `num_blocks` there are as many as useful, within the bytes.
 
     Raises:
         LoadError: the model cannot be loaded or run.
@@ -155,4 +157,5 @@ def load_torch_runner(
         block_size=block_size,
         kv_cache_bytes=kv_cache_bytes,
         max_num_seqs=max_num_seqs,
+        num_blocks=num_blocks,
     )

@@ -27,12 +27,16 @@ _BITS: dict[str, WeightBits] = {"none": 32, "int8": 8, "int4": 4}
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """Keys and values in memory, quantized weights on disk (None: nowhere)."""
+    """Keys and values in memory, quantized weights on disk (None: nowhere).
+
+    Without `num_blocks` there are as many blocks as useful, within `kv_cache_bytes`.
+    """
 
     kv_cache_bytes: int
     max_num_seqs: int
     kv_dtype: KvDtype = "auto"
     weights_dir: Path | None = None
+    num_blocks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ def build_runner(plan: Blueprint) -> OpenVinoRunner:
         precision,
         kv_cache_bytes=plan.caches.kv_cache_bytes,
         max_num_seqs=plan.caches.max_num_seqs,
+        num_blocks=plan.caches.num_blocks,
     )
 
 

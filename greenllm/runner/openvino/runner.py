@@ -52,6 +52,7 @@ class OpenVinoRunner:
         *,
         kv_cache_bytes: int,
         max_num_seqs: int,
+        num_blocks: int | None = None,
     ) -> None:
         self._spec = weights.spec
         self.lora_targets: Mapping[str, tuple[int, int]] = self._spec.lora_targets
@@ -60,7 +61,7 @@ class OpenVinoRunner:
         self._frequencies = np.array(self._spec.inverse_frequencies, np.float64)
         self._factory = DecoderFactory(weights, precision)
         self.block_size = self._factory.block_size
-        self.num_blocks = min(
+        self.num_blocks = num_blocks or min(
             kv_cache_bytes // self._factory.block_bytes,
             max_num_seqs * -(-info.context_length // self.block_size),
         )

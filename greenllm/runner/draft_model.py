@@ -1,0 +1,126 @@
+"""Guesses by a smaller model of the same vocabulary, with keys and values of its own.
+
+Contract: see `base.Drafter`. The draft model's cache has the target's number and size of blocks,
+and a sequence's block table names its blocks in both. What the draft model has not seen of a
+sequence it computes first, in steps of up to 512 tokens, one step for each call: a sequence gets no
+guesses until that is done. Where the draft model's context ends, guesses end.
+
+Adapters change the target only; guesses are checked by the target, with its adapter. Prompt
+beginnings that the target's prefix cache remembers are computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from greenllm.core import Batch, Chunk
+from greenllm.core import Sequence as TokenSequence
+from greenllm.model.info import LoadError
+from greenllm.model.options import resolve
+from greenllm.runner.base import Drafter, Runner
+from greenllm.runner.stepwise import plain
+from greenllm.shape import ModelShape
+from greenllm.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+
+_CATCH_UP = 512
+# So few unseen tokens run together with the newest.
+_FEW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The guesses a sequence was given at the place `start`; all but the last were computed."""
+
+    seq: TokenSequence
+    start: int
+    guesses: tuple[int, ...]
+
+
+class DraftModel:
+    """A runner that guesses for another; `guesser` asks its model, all layers of it."""
+
+    def __init__(self, runner: Runner, guesser: Drafter) -> None:
+        self.runner = runner
+        self.shape: ModelShape | None = runner.shape
+        self._guesser = guesser
+        self._made: dict[int, _Made] = {}
+
+    def prepare(self, num_tokens: int) -> None:
+        """See `base.Drafter`."""
+        self._guesser.prepare(num_tokens)
+
+    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        """See `base.Drafter`; none for sequences that the draft model has yet to read."""
+        made, self._made = self._made, {}
+        behind = [_unseen(chunk, made.get(id(chunk.seq))) for chunk in chunks]
+        self._catch_up(behind)
+        asked = {}
+        for i, chunk in enumerate(chunks):
+            room = min(chunk.room, self.runner.info.context_length - chunk.start)
+            start = chunk.seq.draft_computed
+            if room > 0 and chunk.end - start <= _FEW:
+                asked[i] = replace(chunk, start=start, num_tokens=chunk.end - start, room=room)
+        guesses: list[tuple[int, ...]] = [()] * len(chunks)
+        for i, guess in zip(asked, self._guesser.draft(list(asked.values())), strict=True):
+            guesses[i] = guess
+            if guess:
+                seq, end = chunks[i].seq, chunks[i].end
+                seq.draft_computed = end
+                self._made[id(seq)] = _Made(seq, end, guess)
+        return guesses
+
+    def _catch_up(self, behind: list[Chunk]) -> None:
+        """Read what was not seen, as much as one step may hold."""
+        budget, step = _CATCH_UP, []
+        for chunk in behind:
+            most = min(budget, chunk.num_tokens, self.runner.info.context_length - chunk.start)
+            if most > 0 and chunk.num_tokens >= _FEW:
+                step.append(replace(chunk, num_tokens=most))
+                budget -= most
+        if step:
+            self.runner.run(Batch(tuple(map(plain, step))))
+        for chunk in step:
+            chunk.seq.draft_computed = chunk.end
+
+
+def _unseen(chunk: Chunk, made: _Made | None) -> Chunk:
+    """What the draft model has not computed before the newest token, guesses that came true aside.
+
+    A sequence that lost its blocks meanwhile has lost what was computed in them.
+    """
+    seq = chunk.seq
+    if made is not None and made.seq is seq and seq.draft_computed == made.start:
+        news = seq.token_ids[made.start : chunk.start]
+        for guess, token_id in zip(made.guesses[:-1], news, strict=False):
+            if guess != token_id:
+                break
+            seq.draft_computed += 1
+    seen = seq.draft_computed
+    return Chunk(seq, seen, chunk.start - seen, samples=False)
+
+
+def check_same_vocabulary(target: str, draft: str, *, trust_remote_code: bool = False) -> None:
+    """Make sure that ids mean the same to the tokenizers of two models, by their names or folders.
+
+    Raises:
+        LoadError: they do not, or one has no tokenizer.
+    """
+    try:
+        ours, theirs = (
+            load_tokenizer(resolve(name), trust_remote_code=trust_remote_code)
+            for name in (target, draft)
+        )
+    except TokenizerError as error:
+        raise LoadError(f"--draft-model {draft}: {error}") from error
+    for token_id in range(max(ours.vocab_size, theirs.vocab_size)):
+        one, other = _meaning(ours, token_id), _meaning(theirs, token_id)
+        if one != other:
+            raise LoadError(
+                f"--draft-model {draft}: its token {token_id} is {other[0]!r}, that of {target}"
+                f" is {one[0]!r}"
+            )
+
+
+def _meaning(tokenizer: Tokenizer, token_id: int) -> tuple[bytes, bool]:
+    return tokenizer.token_bytes(token_id), tokenizer.is_special(token_id)
