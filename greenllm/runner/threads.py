@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 ThreadPolicy = Literal["auto", "eco"]
 
 SIZES = (1, 8, 32, 128)
-_RUNS = 3
+_RUNS = (3, 15)
+_ENOUGH_S = 0.1
 _MIN_GAIN = 1.3
 
 
@@ -56,7 +57,7 @@ class ThreadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Median wall and CPU seconds of a step."""
+    """Least wall and CPU seconds of a step: what else runs on the machine only adds."""
 
     wall_s: float
     cpu_s: float
@@ -104,7 +105,8 @@ def measure_plan(
                 rest,
             )
             break
-        chosen.append(choose(costs, policy))
+        fewest = chosen[-1] if chosen else 1  # what pays for small steps pays for large ones
+        chosen.append(max(fewest, choose(costs, policy)))
     return ThreadPlan(tuple(sizes), tuple(chosen))
 
 
@@ -115,18 +117,23 @@ def _costs(
     wall: Callable[[], float],
     cpu: Callable[[], float],
 ) -> dict[int, Cost]:
-    """Median costs by number of threads, of those that were timed before the deadline."""
-    costs: dict[int, Cost] = {}
+    """Least costs by number of threads, of those that were timed before the deadline.
+
+    Candidates take turns, so that a busy moment of the machine does not meet one of them only.
+    """
     for threads in candidates:
-        if wall() >= deadline:
-            break
-        run = partial(step, threads)
-        run()  # the first of a shape compiles kernels
-        runs: list[Cost] = []
-        while len(runs) < _RUNS and wall() < deadline:
-            runs.append(_timed(run, wall, cpu))
-        if runs:
-            costs[threads] = sorted(runs, key=lambda cost: cost.wall_s)[len(runs) // 2]
+        if wall() < deadline:
+            step(threads)  # the first of a shape compiles kernels
+    costs: dict[int, Cost] = {}
+    least, most = _RUNS
+    enough_s = wall() + _ENOUGH_S
+    for number in range(most):
+        for threads in candidates:
+            if wall() >= (deadline if number < least else min(deadline, enough_s)):
+                return costs
+            cost = _timed(partial(step, threads), wall, cpu)
+            best = costs.get(threads, cost)
+            costs[threads] = Cost(min(best.wall_s, cost.wall_s), min(best.cpu_s, cost.cpu_s))
     return costs
 
 

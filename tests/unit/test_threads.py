@@ -47,6 +47,21 @@ def test_sizes_are_measured_apart() -> None:
     assert plan == ThreadPlan((1, 8, 32), (1, 2, 2))
 
 
+def test_a_busy_moment_decides_nothing() -> None:
+    """Every third run takes ten times as long; and what pays for small steps pays for large."""
+    now_s, runs = 0.0, 0
+
+    def step(size: int, threads: int) -> None:
+        nonlocal now_s, runs
+        runs += 1
+        now_s += (
+            size / (1 if threads == 1 or size == 32 else 2) * (10 if runs % 3 == 0 else 1) / 1e3
+        )
+
+    plan = measure_plan(step, (1, 2), (1, 8, 32), "auto", wall=lambda: now_s, cpu=lambda: now_s)
+    assert plan.threads == (2, 2, 2)
+
+
 class _Machine:
     """Steps of one second per token on one thread, half on two; the clock is ours."""
 
@@ -76,9 +91,10 @@ class _Machine:
         (10_000, (2, 2, 2), None),
         (60, (2, 2, 2), 32),
         (50, (2, 2, 2), 32),
-        (30, (2, 2, 2), 8),
+        (30, (2, 2, 2), 32),
         (5.5, (2, 2, 2), 8),
-        (4.0, (1, 1, 1), 1),
+        (4.0, (2, 2, 2), 8),
+        (2.0, (1, 1, 1), 1),
         (1.0, (1, 1, 1), 1),
         (0, (1, 1, 1), 1),
     ],
