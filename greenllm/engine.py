@@ -34,6 +34,7 @@ from greenllm.core import (
     Token,
     sequences_of,
 )
+from greenllm.decode.controller import Arm
 from greenllm.energy.account import Account, Totals
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.model.adapters import AdapterInfo, AdapterRegistry
@@ -83,6 +84,9 @@ class Engine(Protocol):
         Raises:
             InvalidRequestError: with the parameter to blame.
         """
+
+    def prepare(self, request: Request) -> None:
+        """Do what its first step would wait for, once it passed `check`; from any thread."""
 
     def add_request(self, request: Request) -> None:
         """Queue a request that passed `check`; its adapter is the engine's to release now."""
@@ -193,6 +197,11 @@ class NativeEngine:
     def check(self, request: Request) -> None:
         """Refuse what the model cannot answer; see `Engine`."""
         check_request(request, self.info)
+        self._speculator.check(request)
+
+    def prepare(self, request: Request) -> None:
+        """Do what its first step would wait for; see `Engine`."""
+        self._speculator.prepare(request.speculation or self._speculator.default)
 
     @property
     def _registry(self) -> AdapterRegistry:
@@ -248,7 +257,8 @@ class NativeEngine:
 
     def step(self) -> list[Token]:
         """Run one batch: schedule, guess, compute, account, commit."""
-        started_s = self._clock()
+        began_s = started_s = self._clock()
+        self._speculator.begin(len(self.scheduler.running))
         batch = self.scheduler.schedule()
         try:
             batch, started_s = self._with_drafts(batch, started_s)
@@ -260,6 +270,7 @@ class NativeEngine:
         self._num_steps += 1
         self.account.charge(batch, self._clock() - started_s)
         tokens = self.scheduler.commit(batch, samples)
+        self._speculator.learn(batch, samples, self._clock() - began_s)
         self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
         return tokens
 
@@ -335,6 +346,10 @@ class NativeEngine:
             self.scheduler.abort(request_id)
             self._close(request_id, outcome)
         return [self.policy.apply(receipt) for receipt in self.account.drain()]
+
+    def speculative_arms(self) -> dict[int, list[Arm]]:
+        """What `auto` speculation has seen, by size of batch."""
+        return self._speculator.arms()
 
     def stats(self) -> Stats:
         """Counters, for metrics."""

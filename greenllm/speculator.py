@@ -10,16 +10,33 @@ Not covered: how guesses are checked (see `runner.readout`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from greenllm.core import Batch, Chunk, Speculation, SpeculativeMethod
+from greenllm.core import (
+    Batch,
+    Chunk,
+    InvalidRequestError,
+    Request,
+    Sample,
+    Speculation,
+    SpeculativeMethod,
+)
 from greenllm.core import Sequence as TokenSequence
+from greenllm.decode.controller import Arm, Controller, StepCost
 from greenllm.decode.prompt_lookup import look_up
 from greenllm.runner.base import Drafter
 from greenllm.shape import ModelShape
 
 OFF = Speculation("off")
+FEW = 2
+
+
+def arms(methods: Iterable[SpeculativeMethod], num_tokens: int) -> list[Speculation]:
+    """What `auto` chooses from: every method, with few guesses and with as many as allowed."""
+    few = min(FEW, num_tokens)
+    counts = dict.fromkeys((few, num_tokens))
+    return [OFF, *(Speculation(method, count) for method in methods for count in counts)]
 
 
 class PromptLookup:
@@ -58,10 +75,72 @@ class Speculator:
         self.drafters = drafters
         self.default = default
         self._clock = clock
+        self._controller = Controller(arms(drafters, default.num_tokens))
+        self._batch_size = 0
+
+    @property
+    def methods(self) -> tuple[SpeculativeMethod, ...]:
+        """What requests may ask for."""
+        return ("off", "auto", *self.drafters)
+
+    def check(self, request: Request) -> None:
+        """Refuse a method that is not there; callable from any thread.
+
+        Raises:
+            InvalidRequestError: it is not in `methods`.
+        """
+        asked = request.speculation
+        if asked is not None and asked.method not in self.methods:
+            raise InvalidRequestError(
+                f"speculative.method {asked.method} is not available here, but"
+                f" {', '.join(self.methods)} (draft_model needs a server with --draft-model)",
+                "speculative.method",
+            )
+
+    def prepare(self, speculation: Speculation) -> None:
+        """Do what its first guess would wait for; callable from any thread."""
+        for method, drafter in self.drafters.items():
+            if speculation.method == method:
+                drafter.prepare(speculation.num_tokens)
+            elif speculation.method == "auto":
+                for count in {min(FEW, speculation.num_tokens), speculation.num_tokens}:
+                    drafter.prepare(count)
 
     def choice(self, seq: TokenSequence) -> Speculation:
-        """What is done for a sequence now."""
-        return seq.request.speculation or self.default
+        """What is done for a sequence now; `auto` is what is cheapest for all of the batch."""
+        asked = seq.request.speculation or self.default
+        if asked.method != "auto":
+            return asked
+        found = self._controller.choose(self._batch_size)
+        return replace(found, num_tokens=min(found.num_tokens, asked.num_tokens))
+
+    def begin(self, batch_size: int) -> None:
+        """Say how many sequences the next step is likely to run."""
+        self._batch_size = batch_size
+
+    def learn(self, batch: Batch, samples: Sequence[Sample], duration_s: float) -> None:
+        """Take what a step cost, where all it did was decode sequences on `auto`."""
+        sequences = [chunk.seq for chunk in batch.chunks]
+        asked = [seq.request.speculation or self.default for seq in sequences]
+        decoding = all(chunk.samples and chunk.phase == "decode" for chunk in batch.chunks)
+        if not decoding or any(one.method != "auto" for one in asked):
+            return
+        drafted = [
+            (chunk, found)
+            for chunk, found in zip(batch.chunks, samples, strict=True)
+            if chunk.draft
+        ]
+        step = StepCost(
+            duration_s,
+            num_tokens=sum(len(found.token_ids) for found in samples),
+            num_drafted=sum(len(chunk.draft) for chunk, _ in drafted),
+            num_accepted=sum(len(found.token_ids) - 1 for _, found in drafted),
+        )
+        self._controller.learn(self._batch_size, step)
+
+    def arms(self) -> dict[int, list[Arm]]:
+        """What `auto` has seen, by size of batch; see `Controller.state`."""
+        return self._controller.state()
 
     def num_drafts(self, seq: TokenSequence) -> int:
         """Guesses that a sequence may be given in the next step."""

@@ -1,0 +1,168 @@
+"""`auto`: which way of guessing is cheapest at each batch size, by what steps have cost.
+
+A step's active joules are its time times a power that does not depend on the way of guessing, so
+seconds per token rank the ways as joules per token would, and are known after every step. For each
+size of batch (1, 2-3, 4-7, ...) the controller keeps an average of them for every arm: a method and
+a number of tokens, or `off`. It uses the cheapest, and leaves it only for one that is cheaper by
+`SWITCH_BELOW`. Now and then it tries another arm for `TRIAL_STEPS` steps: rarely, and ever more
+rarely the more expensive the arm was. Trials cost at most a few percent of the time.
+
+Pure: no clock, no randomness. Not covered: choices by request; acceptance that differs between the
+sequences of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from greenllm.core import Speculation
+
+SWITCH_BELOW = 0.97
+TRIAL_STEPS = 12
+FIRST_GAP = 64
+LONGEST_GAP = 4096
+_KEEP = 0.95
+_FAR_OFF = 1.15
+
+
+def bucket_of(batch_size: int) -> int:
+    """Sizes of 1, 2-3, 4-7, 8-15, ... are told apart; the least of each names it."""
+    return 1 << (max(1, batch_size).bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What one step of decoding took and gave."""
+
+    duration_s: float
+    num_tokens: int
+    num_drafted: int
+    num_accepted: int
+
+
+@dataclass(slots=True)
+class Arm:
+    """A way of guessing at one batch size, and what it has cost: running means over its steps.
+
+    `gap` counts the steps that have to pass before its next trial.
+    """
+
+    choice: Speculation
+    mean_s: float = 0.0
+    mean_tokens: float = 0.0
+    mean_drafted: float = 0.0
+    mean_accepted: float = 0.0
+    gap: int = FIRST_GAP
+    tried_at: int = 0
+    num_steps: int = 0
+
+    @property
+    def cost_s(self) -> float | None:
+        """Seconds per token; None before the first step."""
+        return self.mean_s / self.mean_tokens if self.num_steps else None
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of guesses that came true; None where there were none."""
+        return self.mean_accepted / self.mean_drafted if self.mean_drafted else None
+
+    def learn(self, step: StepCost) -> None:
+        """Take one step into the means."""
+        keep = min(_KEEP, self.num_steps / (self.num_steps + 1))
+        self.num_steps += 1
+        self.mean_s += (1 - keep) * (step.duration_s - self.mean_s)
+        self.mean_tokens += (1 - keep) * (step.num_tokens - self.mean_tokens)
+        self.mean_drafted += (1 - keep) * (step.num_drafted - self.mean_drafted)
+        self.mean_accepted += (1 - keep) * (step.num_accepted - self.mean_accepted)
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """The arms at one batch size; `trial` is being tried for `left` more steps."""
+
+    arms: list[Arm]
+    best: Arm
+    trial: Arm | None = None
+    left: int = 0
+    step: int = 0
+
+
+@dataclass(slots=True)
+class Controller:
+    """Chooses an arm for each step; `choices` are the arms, `off` among them."""
+
+    choices: Sequence[Speculation]
+    _buckets: dict[int, _Bucket] = field(default_factory=dict)
+
+    def choose(self, batch_size: int) -> Speculation:
+        """What the next step of so many sequences should do."""
+        bucket = self._bucket(batch_size)
+        return (bucket.trial or bucket.best).choice
+
+    def learn(self, batch_size: int, step: StepCost) -> None:
+        """Take what a step of the chosen arm cost.
+
+        The first step of a trial is not counted: it may have compiled something.
+        """
+        bucket = self._bucket(batch_size)
+        bucket.step += 1
+        is_first = bucket.trial is not None and bucket.left == TRIAL_STEPS
+        if not is_first:
+            (bucket.trial or bucket.best).learn(step)
+        if bucket.trial is not None:
+            bucket.left -= 1
+            if bucket.left < 0:
+                _end_trial(bucket)
+        else:
+            _begin_trial(bucket)
+
+    def state(self) -> dict[int, list[Arm]]:
+        """The arms by batch size, the one in use first."""
+        return {
+            size: sorted(bucket.arms, key=lambda arm: arm is not bucket.best)
+            for size, bucket in sorted(self._buckets.items())
+        }
+
+    def _bucket(self, batch_size: int) -> _Bucket:
+        size = bucket_of(batch_size)
+        if size not in self._buckets:
+            arms = [Arm(choice) for choice in self.choices]
+            off = next(arm for arm in arms if arm.choice.method == "off")
+            self._buckets[size] = _Bucket(arms, off)
+        return self._buckets[size]
+
+
+def _begin_trial(bucket: _Bucket) -> None:
+    """Start to try the arm that has waited longest, of those that are due.
+
+    An arm is due after its gap, or as soon as it was cheaper than the one in use has become.
+    """
+    best = bucket.best
+    if best.cost_s is None or best.num_steps < TRIAL_STEPS:
+        return
+    due: list[Arm] = []
+    for arm in bucket.arms:
+        waited = bucket.step - arm.tried_at
+        was_cheaper = arm.cost_s is None or arm.cost_s < SWITCH_BELOW * best.cost_s
+        if arm is not best and waited >= (TRIAL_STEPS if was_cheaper else arm.gap):
+            due.append(arm)
+    if due:
+        bucket.trial = min(due, key=lambda arm: arm.tried_at)
+        bucket.left = TRIAL_STEPS
+
+
+def _end_trial(bucket: _Bucket) -> None:
+    """Use the arm from now on if it was cheaper; else wait longer the more it cost."""
+    arm, best = bucket.trial, bucket.best
+    bucket.trial = None
+    if arm is None or arm.cost_s is None or best.cost_s is None:
+        return
+    arm.tried_at = bucket.step
+    if arm.cost_s < SWITCH_BELOW * best.cost_s:
+        best.tried_at, best.gap = bucket.step, FIRST_GAP
+        bucket.best = arm
+    elif arm.cost_s > _FAR_OFF * best.cost_s:
+        arm.gap = min(LONGEST_GAP, 4 * arm.gap)
+    else:
+        arm.gap = min(LONGEST_GAP, 2 * arm.gap)

@@ -1,0 +1,162 @@
+"""Speculation: who is asked for how many guesses, what is charged for them, what `auto` learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from greenllm.core import Chunk, InvalidRequestError, Request, Speculation, SpeculativeMethod
+from greenllm.engine import NativeEngine
+from greenllm.shape import ModelShape
+from greenllm.speculator import OFF, PromptLookup, Speculator, arms
+
+SMALL = ModelShape(10, 10, 1, 4, 8)
+
+
+@dataclass
+class Guesser:
+    """A drafter that says `token_id` over and over, and remembers whom it was asked about."""
+
+    token_id: int = 1
+    shape: ModelShape | None = SMALL
+    asked: list[list[tuple[str, int]]] = field(default_factory=list)
+    prepared: list[int] = field(default_factory=list)
+
+    def prepare(self, num_tokens: int) -> None:
+        """Note it."""
+        self.prepared.append(num_tokens)
+
+    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        """As many as fit."""
+        self.asked.append([(chunk.seq.request.request_id, chunk.room) for chunk in chunks])
+        return [(self.token_id,) * chunk.room for chunk in chunks]
+
+
+def ended(engine: NativeEngine) -> dict[str, Any]:
+    """Run to the end; receipts by request."""
+    receipts = []
+    while engine.has_work:
+        engine.step()
+        receipts += engine.settle()
+    return {receipt.request_id: receipt for receipt in [*receipts, *engine.drain()]}
+
+
+@pytest.fixture
+def speculative(make_engine: Callable[..., NativeEngine]) -> Callable[..., NativeEngine]:
+    """Builds an engine whose drafters guess."""
+
+    def make(default: Speculation = OFF, **drafters: Guesser | PromptLookup) -> NativeEngine:
+        return make_engine(speculator=Speculator(drafters, default))  # type: ignore[arg-type]
+
+    return make
+
+
+def ask(request: Request, method: SpeculativeMethod | None, num_tokens: int = 3) -> Request:
+    """The request, speculating as told."""
+    return replace(request, speculation=method and Speculation(method, num_tokens))
+
+
+def test_each_method_is_asked_about_its_own_requests(
+    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    early, model = Guesser(), Guesser()
+    engine = speculative(Speculation("early_exit", 2), early_exit=early, draft_model=model)
+    for name, method in (("a", None), ("b", "draft_model"), ("c", "off")):
+        engine.add_request(ask(make_request(name, [1] * 3, max_tokens=8), method))
+    engine.step()
+    assert early.asked == model.asked == []
+    engine.step()
+    assert early.asked == [[("a", 2)]]
+    assert model.asked == [[("b", 3)]]
+
+
+@pytest.mark.parametrize("token_id", [0, 1, 2, 3])
+def test_guesses_change_no_token_and_are_on_the_bill(
+    token_id: int,
+    speculative: Callable[..., NativeEngine],
+    make_request: Callable[..., Request],
+) -> None:
+    def answers(engine: NativeEngine) -> dict[str, list[int | None]]:
+        found: dict[str, list[int | None]] = {"a": [], "b": []}
+        for name in found:
+            engine.add_request(make_request(name, [2, len(name)], max_tokens=20, seed=4))
+        while engine.has_work:
+            for token in engine.step():
+                found[token.request_id].append(token.token_id)
+        return found
+
+    drafter = Guesser(token_id)
+    engine = speculative(Speculation("early_exit", 3), early_exit=drafter)
+    assert answers(engine) == answers(speculative())
+    receipts = {receipt.request_id: receipt for receipt in engine.drain()}
+    for receipt in receipts.values():
+        assert 0 <= receipt.accepted_tokens <= receipt.drafted_tokens
+        assert receipt.drafted_tokens > 0
+        assert receipt.draft_j is not None
+        assert receipt.draft_j > 0
+        parts = receipt.prefill_j + receipt.decode_j + receipt.draft_j
+        assert parts == pytest.approx(receipt.active_j)
+    stats = engine.stats()
+    assert stats.drafted_tokens == sum(r.drafted_tokens for r in receipts.values())
+    assert stats.accepted_tokens == sum(r.accepted_tokens for r in receipts.values())
+    assert engine.account.totals.residual < 1e-9
+
+
+def test_looking_up_the_prompt_costs_no_draft_joules(
+    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = speculative(Speculation("prompt_lookup", 4), prompt_lookup=PromptLookup())
+    engine.add_request(make_request("a", [1, 2, 3, 1, 2, 3, 1, 2], max_tokens=6))
+    receipt = ended(engine)["a"]
+    assert receipt.draft_j == 0
+
+
+def test_a_method_that_is_not_there_is_refused_by_name(
+    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = speculative(early_exit=Guesser())
+    engine.check(ask(make_request("a", [1]), "early_exit"))
+    engine.check(ask(make_request("a", [1]), "auto"))
+    with pytest.raises(InvalidRequestError, match="draft_model is not available") as caught:
+        engine.check(ask(make_request("a", [1]), "draft_model"))
+    assert caught.value.param == "speculative.method"
+
+
+@pytest.mark.parametrize("num_tokens", [0, -1, 17])
+def test_numbers_out_of_range_are_refused(num_tokens: int) -> None:
+    with pytest.raises(InvalidRequestError, match=r"must be in \[1, 16\]") as caught:
+        Speculation("prompt_lookup", num_tokens)
+    assert caught.value.param == "speculative.num_tokens"
+
+
+def test_everything_auto_may_choose_is_prepared(
+    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    early, model = Guesser(), Guesser()
+    engine = speculative(early_exit=early, draft_model=model)
+    engine.prepare(ask(make_request("a", [1]), "auto", 5))
+    engine.prepare(ask(make_request("b", [1]), "early_exit", 7))
+    engine.prepare(make_request("c", [1]))
+    assert sorted(early.prepared) == [2, 5, 7]
+    assert sorted(model.prepared) == [2, 5]
+    wanted = [OFF, *(Speculation(m, n) for m in ("early_exit", "draft_model") for n in (2, 5))]  # type: ignore[arg-type]
+    assert arms(("early_exit", "draft_model"), 5) == wanted
+
+
+def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only(
+    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = speculative(Speculation("auto", 4), early_exit=Guesser())
+    engine.add_request(make_request("a", [1, 1], max_tokens=44, ignore_eos=True))
+    ended(engine)
+    seen = {arm.choice: arm.num_steps for arm in engine.speculative_arms()[1]}
+    assert seen[OFF] > 0
+    assert set(seen) == set(arms(("early_exit",), 4))
+    assert any(steps for choice, steps in seen.items() if choice != OFF)
+
+    engine.add_request(ask(make_request("b", [1, 1], max_tokens=20), "off"))
+    ended(engine)
+    assert {arm.choice: arm.num_steps for arm in engine.speculative_arms()[1]} == seen
