@@ -31,7 +31,7 @@ import httpx
 import torch
 
 from evals.load.processes import parse_stat
-from greenllm.config import EngineConfig
+from greenllm.config import EngineConfig, load
 from greenllm.core import Request, SamplingParams
 from greenllm.energy.account import Account
 from greenllm.energy.hardware import read_cpu_info
@@ -42,6 +42,7 @@ from greenllm.model.options import resolve
 from greenllm.runner.base import Runner
 from greenllm.runner.select import load_runner
 from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,7 +56,9 @@ class Bench:
     runner: Runner
     tokenizer: Tokenizer
 
-    def engine(self, account: Account, batch: int = 64) -> NativeEngine:
+    def engine(
+        self, account: Account, batch: int = 64, speculator: Speculator | None = None
+    ) -> NativeEngine:
         """A fresh engine of at most `batch` sequences that shares the runner.
 
         It has no prefix cache, so that rounds are alike.
@@ -67,6 +70,7 @@ class Bench:
             text_stream=self.tokenizer.stream,
             clock=time.monotonic,
             limits=Limits(max_num_seqs=batch, prefix_cache=False),
+            speculator=speculator,
         )
 
     def account(self) -> Account:
@@ -77,9 +81,9 @@ class Bench:
         return account
 
 
-def load_bench(model: str, threads: int) -> Bench:
+def load_bench(model: str, threads: int, quantize: str = "none") -> Bench:
     """Load a model as the server would."""
-    runner = load_runner(EngineConfig(model=model))
+    runner = load_runner(load(EngineConfig, flags={"model": model, "quantize": quantize}))
     plan_threads(runner, str(threads), threads)
     gc.collect()
     gc.freeze()  # as the server
@@ -165,12 +169,14 @@ class Burst:
         return sum(float(body["usage"]["energy"][name]) for body in self.bodies)
 
 
-def send_burst(url: str, pid: int, bodies: Sequence[dict[str, Any]]) -> Burst:
-    """Send completions at once and wait for all."""
+def send_burst(
+    url: str, pid: int, bodies: Sequence[dict[str, Any]], *, path: str = "/v1/completions"
+) -> Burst:
+    """Send requests at once and wait for all."""
 
     async def send() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits()) as client:
-            posts = (client.post(f"{url}/v1/completions", json=body) for body in bodies)
+            posts = (client.post(f"{url}{path}", json=body) for body in bodies)
             return list(await asyncio.gather(*posts))
 
     cpu_s, wall_s = cpu_seconds(pid), time.perf_counter()

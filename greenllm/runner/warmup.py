@@ -68,7 +68,9 @@ def plan_threads(runner: Runner, setting: str, num_cpus: int) -> ThreadPlan:
 
 def _trial(runner: Runner, size: int) -> Batch:
     """A step of that many tokens: small ones decode, large ones are a prompt."""
-    return _batch(runner, size, 8, 1) if size <= _MOST_ROWS else _batch(runner, 1, size, size)
+    if size <= _MOST_ROWS:
+        return step_of(runner, rows=size, length=8, num_tokens=1)
+    return step_of(runner, rows=1, length=size, num_tokens=size)
 
 
 def _fits(batch: Batch, runner: Runner) -> bool:
@@ -79,12 +81,17 @@ def _fits(batch: Batch, runner: Runner) -> bool:
 def _batches(runner: Runner) -> list[Batch]:
     """Batches that fit the runner's context and cache."""
     limit = min(runner.info.context_length, runner.num_blocks * runner.block_size)
-    decode = [_batch(runner, rows, length, 1) for rows, length in _DECODE if length < limit]
-    prefill = [_batch(runner, 1, length, length) for length in _PREFILL if length < limit]
-    return [batch for batch in decode + prefill if _num_blocks(batch) <= runner.num_blocks]
+    shapes = [(rows, length, 1) for rows, length in _DECODE]
+    shapes += [(1, length, length) for length in _PREFILL]
+    batches = [
+        step_of(runner, rows=rows, length=length, num_tokens=count)
+        for rows, length, count in shapes
+        if length < limit
+    ]
+    return [batch for batch in batches if _num_blocks(batch) <= runner.num_blocks]
 
 
-def _batch(runner: Runner, rows: int, length: int, num_tokens: int) -> Batch:
+def step_of(runner: Runner, *, rows: int, length: int, num_tokens: int) -> Batch:
     """`rows` sequences of `length` tokens, of which the last `num_tokens` run."""
     per_row = -(-length // runner.block_size)
     chunks = []

@@ -1,0 +1,209 @@
+"""Ways of guessing side by side: `python -m evals.speculation`.
+
+One real server with every drafter; each request says how it wants to be decoded, so methods take
+turns on the same process, model and prompts. Two kinds of work: stories (nothing to copy) and edits
+(the answer repeats most of the prompt); greedy, so all methods give the same tokens, which is
+counted. Joules are what the server puts into `usage.energy`.
+
+Not covered: sampling (see the tests), models without a chat template (their prompts are random
+tokens; nothing about quality or acceptance follows from those).
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_burst
+from evals.speculation_report import draw, markdown
+from finetune.bundled.tasks import held_out_examples
+
+console = Console(stderr=True)
+METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "auto")
+BATCHES = (1, 4, 16, 32)
+KINDS = ("stories", "edits")
+_LEAST_REQUESTS = 8
+_STORIES = (
+    "Tell me a story about a {} {}.",
+    "Write a long story about a {} {}.",
+    "I would like to read a story about a {} {}.",
+)
+_TRAITS = ("brave", "kind", "shy", "curious", "lazy", "clever")
+_ANIMALS = ("fox", "owl", "bear", "mouse", "rabbit", "turtle", "cat", "wolf")
+
+
+@dataclass(slots=True)
+class Cell:
+    """What one method did with one kind of work at one batch size, round by round."""
+
+    bursts: list[Burst] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> list[float]:
+        """Speed, over all requests of a round."""
+        return [burst.tokens_per_s for burst in self.bursts]
+
+    @property
+    def joules_per_token(self) -> list[float]:
+        """Active joules, over all requests of a round."""
+        return [burst.joules("active_joules") / burst.tokens for burst in self.bursts]
+
+    def summary(self) -> dict[str, Any]:
+        """Medians, and shares over all rounds."""
+        drafted = sum(burst.joules("drafted_tokens") for burst in self.bursts)
+        accepted = sum(burst.joules("accepted_tokens") for burst in self.bursts)
+        tokens = sum(burst.tokens for burst in self.bursts)
+        return {
+            "tokens_per_s": statistics.median(self.tokens_per_s),
+            "active_joules_per_token": statistics.median(self.joules_per_token),
+            "draft_share_of_joules": _share(self.bursts, "draft_joules"),
+            "acceptance": accepted / drafted if drafted else None,
+            "tokens_per_step": tokens / (tokens - accepted),
+        }
+
+
+def _share(bursts: Sequence[Burst], name: str) -> float:
+    active_j = sum(burst.joules("active_joules") for burst in bursts)
+    return sum(burst.joules(name) for burst in bursts) / active_j
+
+
+def prompts(kind: str, count: int, seed: int) -> list[str]:
+    """Questions of one kind, different for each seed."""
+    source = random.Random(f"{kind}-{seed}")
+    if kind == "edits":
+        return [example.prompt[-1].content for example in held_out_examples("edit", count, seed)]
+    return [
+        source.choice(_STORIES).format(source.choice(_TRAITS), source.choice(_ANIMALS))
+        for _ in range(count)
+    ]
+
+
+def chat_bodies(
+    model: str, questions: Sequence[str], method: str, num_tokens: int, max_tokens: int
+) -> list[dict[str, Any]]:
+    """Greedy chat requests that say how they want to be decoded."""
+    return [
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            "speculative": {"method": method, "num_tokens": num_tokens},
+        }
+        for question in questions
+    ]
+
+
+def one_round(
+    server: tuple[str, int],
+    cells: dict[tuple[str, int, str], Cell],
+    settings: Settings,
+    number: int,
+) -> None:
+    """Every kind, batch size and method once; methods change places from round to round."""
+    url, pid = server
+    for kind in KINDS:
+        for batch in settings.batches:
+            waves = max(1, _LEAST_REQUESTS // batch)
+            questions = prompts(kind, waves * batch, number * 100 + batch)
+            at = number % len(settings.methods)
+            for method in settings.methods[at:] + settings.methods[:at]:
+                bodies = chat_bodies(
+                    settings.served, questions, method, settings.num_tokens, settings.max_tokens
+                )
+                parts = [
+                    send_burst(url, pid, bodies[i : i + batch], path="/v1/chat/completions")
+                    for i in range(0, len(bodies), batch)
+                ]
+                cells.setdefault((kind, batch, method), Cell()).bursts.append(joined(parts))
+
+
+def joined(parts: Sequence[Burst]) -> Burst:
+    """Bursts one after the other as one."""
+    return Burst(
+        sum(part.wall_s for part in parts),
+        sum(part.cpu_s for part in parts),
+        [body for part in parts for body in part.bodies],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured."""
+
+    served: str
+    methods: tuple[str, ...]
+    batches: tuple[int, ...]
+    num_tokens: int
+    max_tokens: int
+
+
+def _differing(cells: dict[tuple[str, int, str], Cell], key: tuple[str, int, str]) -> int:
+    """Answers that are not those of plain decoding to the same prompts in the same batch."""
+    kind, batch, _ = key
+    plain = cells[kind, batch, "off"].bursts
+    pairs = zip(plain, cells[key].bursts, strict=True)
+    return sum(
+        a["choices"][0]["message"] != b["choices"][0]["message"]
+        for one, other in pairs
+        for a, b in zip(one.bodies, other.bodies, strict=True)
+    )
+
+
+def figures(cells: dict[tuple[str, int, str], Cell], settings: Settings) -> dict[str, Any]:
+    """Each cell beside plain decoding, round by round."""
+    found: dict[str, Any] = {}
+    for key, cell in cells.items():
+        kind, batch, method = key
+        off = cells[kind, batch, "off"]
+        found.setdefault(kind, {}).setdefault(str(batch), {})[method] = cell.summary() | {
+            "speed_over_off": paired_ratio(cell.tokens_per_s, off.tokens_per_s),
+            "joules_over_off": paired_ratio(cell.joules_per_token, off.joules_per_token),
+            "answers_that_differ": _differing(cells, key),
+        }
+    return {"num_tokens": settings.num_tokens, "max_tokens": settings.max_tokens, "kinds": found}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    draft_model: Annotated[str, typer.Option(help="Draft model, or '' for none.")] = "",
+    rounds: Annotated[int, typer.Option(help="Rounds of all methods.")] = 5,
+    num_tokens: Annotated[int, typer.Option(help="Guesses per step, at most.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per answer, at most.")] = 128,
+    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,4,16,32",
+    threads: Annotated[str, typer.Option(help="--threads of the server.")] = "auto",
+    name: Annotated[str, typer.Option(help="Name of the result.")] = "speculation",
+) -> None:
+    """Measure the methods, interleaved."""
+    methods = tuple(m for m in METHODS if draft_model or m != "draft_model")
+    served = "bundled" if model == "bundled" else Path(model).resolve().name
+    sizes = tuple(int(size) for size in batches.split(","))
+    settings = Settings(served, methods, sizes, num_tokens, max_tokens)
+    options = ["--speculative", "auto", "--speculative-tokens", str(num_tokens)]
+    options += ["--draft-model", draft_model] if draft_model else []
+    cells: dict[tuple[str, int, str], Cell] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        running = running_server(model, Path(folder), *options, "--threads", threads)
+        with running as server:
+            one_round(server, {}, settings, -1)
+            for number in range(rounds):
+                one_round(server, cells, settings, number)
+                console.print(f"round {number + 1}/{rounds}")
+    result = {"model": Path(model).name, "rounds": rounds, **figures(cells, settings)}
+    path = save(name, result, module="speculation")
+    draw(result, RESULTS / f"{name}.svg")
+    (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")
+    console.print(markdown(result))
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
