@@ -17,6 +17,7 @@ from greenllm.energy.meter import Meter
 SCALE_BOUNDS = (0.7, 1.4)
 MIN_FITTED_WINDOWS = 8
 _Z90 = 1.645
+_ALONE = 0.99
 
 
 @dataclass(slots=True)
@@ -160,6 +161,8 @@ class Bill:
     def _quality(self, fit: CoefficientFit) -> Attribution:
         if self.active_j == 0:
             return "none"
+        if self.alone > _ALONE:
+            return "ok"  # nobody to share with: it is all its own, whatever was predicted
         scale = self.active_j / self.predicted_j if self.predicted_j > 0 else 0.0
         fitted = fit.num_windows >= MIN_FITTED_WINDOWS
         return "ok" if fitted and SCALE_BOUNDS[0] <= scale <= SCALE_BOUNDS[1] else "degraded"

@@ -369,11 +369,20 @@ def test_attribution_is_degraded_until_the_fit_has_seen_enough(make_rig: MakeRig
     rig = make_rig()
     qualities = []
     for number in range(10):
-        rig.open(f"r{number}")
-        rig.step((f"r{number}", 0, 4), cpu=5.0)
-        rig.finish(f"r{number}")
+        names = (f"a{number}", f"b{number}")
+        rig.open(*names)
+        rig.step(*((name, 0, 4) for name in names), cpu=5.0)
+        rig.finish(*names)
         qualities += [receipt.attribution for receipt in rig.settle()]
-    assert qualities == ["degraded"] * 7 + ["ok"] * 3
+    assert qualities == ["degraded"] * 14 + ["ok"] * 6
+
+
+def test_who_was_alone_pays_all_whatever_the_fit_knows(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), cpu=5.0)
+    rig.finish("a")
+    assert [receipt.attribution for receipt in rig.settle()] == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -385,9 +394,10 @@ def test_a_meter_far_from_the_prediction_degrades(
     rig = make_rig()
     for number in range(12):
         joules = 5.0 if number < 11 else 5.0 * scale
-        rig.open(f"r{number}")
-        rig.step((f"r{number}", 0, 4), cpu=joules)
-        rig.finish(f"r{number}")
+        names = (f"r{number}", f"s{number}")
+        rig.open(*names)
+        rig.step(*((name, 0, 4) for name in names), cpu=joules)
+        rig.finish(*names)
         rig.settle()
     assert rig.finals["r10"].attribution == "ok"
     assert rig.finals["r11"].attribution == quality
