@@ -103,7 +103,8 @@ class Speculator:
             if speculation.method == method:
                 drafter.prepare(speculation.num_tokens)
             elif speculation.method == "auto":
-                for count in {min(FEW, speculation.num_tokens), speculation.num_tokens}:
+                most = min(speculation.num_tokens, self.default.num_tokens)
+                for count in {min(FEW, most), most}:
                     drafter.prepare(count)
 
     def choice(self, seq: TokenSequence) -> Speculation:
