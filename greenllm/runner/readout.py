@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import islice
 
 from torch import Tensor
@@ -48,17 +47,17 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
             needed += range(end - num_places, end)
     choices = iter(sample(logits if len(needed) == len(logits) else logits[needed], places))
     return [
-        _checked(chunk, islice(choices, 1 + len(chunk.draft) if _draws(chunk) else 0), prompt)
+        _checked(chunk, list(islice(choices, 1 + len(chunk.draft) if _draws(chunk) else 0)), prompt)
         for chunk, prompt in zip(chunks, prompts, strict=True)
     ]
 
 
-def _checked(chunk: Chunk, choices: Iterator[Choice], prompt: tuple[TokenLogprob, ...]) -> Sample:
+def _checked(chunk: Chunk, choices: list[Choice], prompt: tuple[TokenLogprob, ...]) -> Sample:
     """The choices up to the first that no guess foresaw, inclusive; the others never were."""
     if not all(math.isfinite(score.logprob) for score in prompt):
         return Sample(error=complaint(chunk.seq))
     taken: list[Choice] = []
-    for choice, guess in zip(list(choices), (*chunk.draft, None), strict=False):
+    for choice, guess in zip(choices, (*chunk.draft, None), strict=False):
         if choice.error and not taken:
             return Sample(prompt=prompt, error=choice.error)
         if choice.error:
