@@ -20,17 +20,19 @@ from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.selfcheck import TESTED, SelfCheckError, check_openvino, warn_if_untested
-from greenllm.runner.stepwise import StepByStep
 
 if TYPE_CHECKING:
     from greenllm.runner.openvino.runner import OpenVinoRunner
+    from greenllm.runner.torch import TorchRunner
 
 log = logging.getLogger(__name__)
 
 _TORCH_BLOCK = 16
 
 
-def load_runner(config: EngineConfig, num_blocks: int | None = None) -> Runner:
+def load_runner(
+    config: EngineConfig, num_blocks: int | None = None
+) -> OpenVinoRunner | TorchRunner:
     """Load the configured model into the runner that suits it, with a cache of so many blocks.
 
     Without `num_blocks` the cache is as large as useful, within `--kv-cache-gb`.
@@ -75,7 +77,7 @@ def load_draft_model(config: EngineConfig, target: Runner, folder: str) -> Draft
     ours, theirs = target.info.vocab_size, runner.info.vocab_size
     if ours != theirs:
         raise LoadError(f"--draft-model {folder}: its logits are for {theirs} tokens, not {ours}")
-    return DraftModel(runner, StepByStep(runner.run, runner.shape))
+    return DraftModel(runner, runner.guesser())
 
 
 def why_torch(config: EngineConfig) -> str | None:
@@ -141,7 +143,7 @@ def _openvino(config: EngineConfig, num_blocks: int | None) -> OpenVinoRunner:
     return runner
 
 
-def _torch(config: EngineConfig, num_blocks: int | None) -> Runner:
+def _torch(config: EngineConfig, num_blocks: int | None) -> TorchRunner:
     from greenllm.runner.torch import load_torch_runner
 
     if config.kv_dtype != "auto":

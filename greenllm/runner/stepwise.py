@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from itertools import count
 
 from greenllm.core import Batch, Chunk, Request, Sample, SamplingParams, Sequence
 from greenllm.shape import ModelShape
@@ -48,15 +47,15 @@ class StepByStep:
         """As many guesses as there is room for; fewer where the model fails."""
         guesses: list[list[int]] = [[] for _ in chunks]
         current = {i: plain(chunk) for i, chunk in enumerate(chunks)}
-        for made in count():
+        for made in range(max((chunk.room for chunk in chunks), default=0)):
             current = {i: chunk for i, chunk in current.items() if chunks[i].room > made}
             if not current:
-                return [tuple(ids) for ids in guesses]
+                break
             samples = self._run(Batch(tuple(current.values())))
             for (i, chunk), sample in zip(list(current.items()), samples, strict=True):
-                if sample.error:
-                    del current[i]
-                    continue
                 guesses[i] += sample.token_ids
                 chunk.seq.token_ids += sample.token_ids
                 current[i] = Chunk(chunk.seq, chunk.end, 1, samples=True)
+                if sample.error:
+                    del current[i]
+        return [tuple(ids) for ids in guesses]

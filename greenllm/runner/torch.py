@@ -3,19 +3,30 @@
 Contract: see `base.Runner`. Logits are computed only for rows that are sampled or scored. Greedy
 tokens equal those of transformers' `generate` up to rounding between kernels (tested).
 
-Not covered: several processes, CUDA graphs, speculation.
+Early exits run the first layers of the same modules, step by step.
+
+Not covered: several processes, CUDA graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from greenllm.core import Batch, Chunk, GreenllmError, Sample
+from greenllm.core import (
+    Batch,
+    Chunk,
+    GreenllmError,
+    Request,
+    Sample,
+    SamplingParams,
+    sequences_of,
+)
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import LoadOptions
@@ -26,8 +37,10 @@ from greenllm.runner.attention import (
     order_chunks,
 )
 from greenllm.runner.base import AdapterSource
+from greenllm.runner.early_exit import first_layers
 from greenllm.runner.lora import LoraBank
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
+from greenllm.runner.stepwise import StepByStep
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 
@@ -70,7 +83,8 @@ class TorchRunner:
                 f" the attention function; set --max-context {window} or less"
             )
         self.info: ModelInfo = replace(loaded.info, context_length=context)
-        attention.allocate(self.num_blocks * block_size)
+        # One block more than sequences use, for probes.
+        attention.allocate((self.num_blocks + 1) * block_size)
 
     @torch.inference_mode()
     def _probe(self, loaded: LoadedModel) -> None:
@@ -101,29 +115,64 @@ class TorchRunner:
         """Set how many threads run a step; see `base.Runner`."""
         self._plan = plan
 
-    @torch.inference_mode()
+    def early_exit(self, layer: int) -> StepByStep:
+        """A drafter on the first layers; see `base.Runner`."""
+        model = first_layers(self._model, layer, self.shape.num_layers)
+        exiting = partial(self._run, model)
+        self._probe_exit(exiting)
+        share = layer / self.shape.num_layers
+        shape = replace(
+            self.shape,
+            body_parameters=round(self.shape.body_parameters * share),
+            num_layers=layer,
+            kv_bytes_per_token=round(self.shape.kv_bytes_per_token * share),
+        )
+        return StepByStep(exiting, shape)
+
+    def _probe_exit(self, run: Callable[[Batch], list[Sample]]) -> None:
+        """Run a token, whose keys and values go where no sequence's are."""
+        request = Request("probe", ((0,),), SamplingParams(temperature=0), model="")
+        (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=2)
+        seq.block_table = [self.num_blocks]
+        try:
+            run(Batch((Chunk(seq, 0, 1, samples=True),)))
+        except Exception as error:
+            kind, reason = self.info.architecture, " ".join(str(error).split())
+            raise LoadError(f"{kind} cannot be left early: {reason}") from error
+
+    def guesser(self) -> StepByStep:
+        """A drafter on all layers."""
+        return StepByStep(self.run, self.shape)
+
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        return self._run(self._model, batch)
+
+    @torch.inference_mode()
+    def _run(self, model: PreTrainedModel, batch: Batch) -> list[Sample]:
         torch.set_num_threads(self._plan.threads_for(batch.num_tokens))
         self._attention.copy_blocks(batch.copies, self.block_size)
         order = order_chunks(batch)
         chunks = [batch.chunks[i] for i in order]
         rows = [wanted_rows(chunk) for chunk in chunks]
-        results = read_out(chunks, rows, self.logits(chunks, rows))
+        results = read_out(chunks, rows, self._logits(model, chunks, rows))
         samples = [Sample()] * len(chunks)
         for place, result in zip(order, results, strict=True):
             samples[place] = result
         return samples
 
-    @torch.inference_mode()
     def logits(self, chunks: list[Chunk], rows: list[range]) -> Tensor:
         """Logits `[wanted rows, vocabulary]` in float32; single-token chunks come first."""
+        return self._logits(self._model, chunks, rows)
+
+    @torch.inference_mode()
+    def _logits(self, model: PreTrainedModel, chunks: list[Chunk], rows: list[range]) -> Tensor:
         self._attention.use(make_plan(chunks, self.block_size))
         self._bank.begin(chunks)
         ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [p for chunk in chunks for p in range(chunk.start, chunk.end)]
         keep = packed_rows(chunks, rows)
-        output = self._model(
+        output = model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
             use_cache=False,

@@ -21,6 +21,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import UnknownArchitectureError, spec_of
 from greenllm.model.weight_cache import cache_file
+from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.graph import GraphOptions, build_graph
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
@@ -247,9 +248,9 @@ def test_graphs_for_other_numbers_of_threads_share_their_constants(
 ) -> None:
     built: list[GraphOptions] = []
 
-    def count(weights: DecoderWeights, options: GraphOptions) -> Any:
+    def count(constants: Constants, options: GraphOptions) -> Any:
         built.append(options)
-        return build_graph(weights, options)
+        return build_graph(constants, options)
 
     monkeypatch.setattr("greenllm.runner.openvino.decoders.build_graph", count)
     runner = _load(tiny)

@@ -26,11 +26,11 @@ class StepInputs:
     them, `max_context_len` [] the longest context.
     """
 
-    past_lens: Node
-    subsequence_begins: Node
-    block_indices: Node
-    block_indices_begins: Node
-    max_context_len: Node
+    past_lens: Output
+    subsequence_begins: Output
+    block_indices: Output
+    block_indices_begins: Output
+    max_context_len: Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ def paged_attention(
             value,
             caches[0].output(0),
             caches[1].output(0),
-            step.past_lens.output(0),
-            step.subsequence_begins.output(0),
-            step.block_indices.output(0),
-            step.block_indices_begins.output(0),
+            step.past_lens,
+            step.subsequence_begins,
+            step.block_indices,
+            step.block_indices_begins,
             opset13.constant(np.array(heads.head_dim**-0.5, np.float32)).output(0),
             opset13.constant(np.array(heads.window, np.int32)).output(0),
             none_f32,  # ALiBi slopes
-            step.max_context_len.output(0),
+            step.max_context_len,
             none_i32,  # score aggregation window
             none_i32,  # rotated blocks, their deltas and table
             none_i32,

@@ -4,13 +4,13 @@ A graph is compiled for a number of threads and a set of adapted projections; al
 write the same cache tensors, so a sequence may go through one and then through another. The plugin
 chooses the caches' type and layout when it compiles the first.
 
-Graphs that differ only in threads are compiled from one model, so they share its constants; the
-plugin packs the matrices anew for each.
+All graphs share their constants; the plugin packs the matrices anew for each.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +19,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from greenllm.model.decoder_weights import DecoderWeights
+from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.graph import GraphOptions, build_graph
 from greenllm.runner.openvino.precision import Precision
+from greenllm.runner.openvino.unrolled import build_unrolled
 
 _HOLDERS = {1: np.uint8, 2: np.uint16, 4: np.float32}
 
@@ -37,13 +39,14 @@ class DecoderFactory:
     """Compiles decoders that share caches; `compile` may be called from any thread."""
 
     def __init__(self, weights: DecoderWeights, precision: Precision) -> None:
-        self._weights = weights
+        self._constants = Constants(weights, precision.floats)
         self._precision = precision
+        self._lock = threading.Lock()
         self._core = ov.Core()
         self._caches: dict[str, ov.Tensor] = {}
         self._blocks: list[NDArray[np.generic]] = []
         self._models: dict[frozenset[str], ov.Model] = {}
-        self._first: ov.CompiledModel | None = self._compiled(1, frozenset())
+        self._first: ov.CompiledModel | None = self._compiled(1, self._model(frozenset()))
         self._layout = {
             port.get_any_name(): (port.get_element_type(), _dims(port))
             for port in self._first.inputs
@@ -75,26 +78,38 @@ class DecoderFactory:
 
     def compile(self, threads: int, lora_groups: frozenset[str] = frozenset()) -> Decoder:
         """A decoder on the shared caches, which must have been allocated."""
-        compiled, self._first = self._first, None
-        if compiled is None or threads != 1 or lora_groups:
-            self._first = compiled
-            compiled = self._compiled(threads, lora_groups)
-        request = compiled.create_infer_request()
-        for name, tensor in self._caches.items():
-            request.set_tensor(name, tensor)
-        return Decoder(request)
+        with self._lock:
+            compiled, self._first = self._first, None
+            if compiled is None or threads != 1 or lora_groups:
+                self._first = compiled
+                compiled = self._compiled(threads, self._model(lora_groups))
+        return Decoder(self._request(compiled))
 
-    def _compiled(self, threads: int, lora_groups: frozenset[str]) -> ov.CompiledModel:
-        properties = self._precision.properties(threads)
-        return self._core.compile_model(self._model(lora_groups), "CPU", properties)
+    def compile_drafter(self, num_layers: int, num_steps: int, threads: int) -> ov.InferRequest:
+        """A graph that guesses so many tokens on the shared caches; see `unrolled`."""
+        with self._lock:
+            model = build_unrolled(self._constants, num_layers, num_steps)
+            compiled = self._compiled(threads, model)
+        return self._request(compiled)
+
+    def _compiled(self, threads: int, model: ov.Model) -> ov.CompiledModel:
+        return self._core.compile_model(model, "CPU", self._precision.properties(threads))
+
+    def _request(self, compiled: ov.CompiledModel) -> ov.InferRequest:
+        request = compiled.create_infer_request()
+        for port in compiled.inputs:
+            tensor = self._caches.get(port.get_any_name())
+            if tensor is not None:
+                request.set_tensor(port, tensor)
+        return request
 
     def _model(self, lora_groups: frozenset[str]) -> ov.Model:
         """The graph for these groups; kept are the one without adapters and the last with some."""
         plain: frozenset[str] = frozenset()
         model = self._models.get(lora_groups)
         if model is None:
-            options = GraphOptions(self._precision.floats, lora_groups, self._precision.lora_type)
-            model = build_graph(self._weights, options)
+            options = GraphOptions(lora_groups, self._precision.lora_type)
+            model = build_graph(self._constants, options)
             kept = {plain: self._models[plain]} if plain in self._models else {}
             self._models = {**kept, lora_groups: model}
         return model

@@ -11,19 +11,16 @@ fusing them brings nothing); with adapters they are one, so that one pair of mat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
 from openvino import Node, Output, Type, opset13
 
-from greenllm.model.decoder_weights import DecoderWeights
-from greenllm.model.spec import DecoderSpec, Projection
-from greenllm.runner.openvino.attention import (
-    HeadShape,
-    StepInputs,
-    paged_attention,
-)
+from greenllm.model.spec import Projection
+from greenllm.runner.openvino.attention import HeadShape, StepInputs, paged_attention
+from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.lora import LoraInputs
 from greenllm.runner.openvino.nodes import (
     integers,
@@ -32,74 +29,90 @@ from greenllm.runner.openvino.nodes import (
     rms_norm,
     rotate,
     rows_of,
-    side_by_side,
     split,
-)
-
-STEP_INPUTS = (
-    "past_lens",
-    "subsequence_begins",
-    "block_indices",
-    "block_indices_begins",
-    "max_context_len",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class GraphOptions:
-    """How unquantized matrices are stored, and which projections have adapters."""
+    """Which projections have adapters, and how their matrices are stored."""
 
-    floats: Type
     lora_groups: frozenset[str] = frozenset()
     lora_type: Type = Type.f32
 
 
-def build_graph(weights: DecoderWeights, options: GraphOptions) -> ov.Model:
+class Angles(NamedTuple):
+    """Cosines and sines of the tokens' positions, [tokens, 1, 1, head_dim]."""
+
+    cosine: Output
+    sine: Output
+
+
+def build_graph(constants: Constants, options: GraphOptions) -> ov.Model:
     """The whole decoder."""
-    return _Builder(weights, options).build()
+    layers = Layers(constants, options)
+    ids, rows = layers.input("ids", Type.i32, [-1]), layers.input("rows", Type.i32, [-1])
+    angles, step = layers.angles(), layers.step_inputs()
+    x = layers.embed(ids)
+    for layer in range(constants.spec.num_layers):
+        x = layers.run(layer, x, angles, step)
+    result = opset13.result(layers.logits(pick(x, rows)))
+    return ov.Model([result], layers.parameters, "decoder")
 
 
-class _Builder:
-    """Holds what every layer needs while the graph grows."""
+def pick(x: Output, rows: Output) -> Output:
+    """Some rows of `x`."""
+    return opset13.gather(x, rows, opset13.constant(np.array(0, np.int64))).output(0)
 
-    def __init__(self, weights: DecoderWeights, options: GraphOptions) -> None:
-        self.weights = weights
-        self.spec: DecoderSpec = weights.spec
-        self.options = options
-        spec = self.spec
-        self.ids = parameter("ids", Type.i32, [-1])
-        self.rows = parameter("rows", Type.i32, [-1])
-        self.cosine = parameter("cosine", Type.f32, [-1, 1, 1, spec.head_dim])
-        self.sine = parameter("sine", Type.f32, [-1, 1, 1, spec.head_dim])
-        shapes = {name: [-1] for name in STEP_INPUTS} | {"max_context_len": []}
-        inputs = {name: parameter(name, Type.i32, shape) for name, shape in shapes.items()}
-        self.step = StepInputs(**inputs)
-        self.parameters: list[Node] = [
-            self.ids,
-            self.rows,
-            self.cosine,
-            self.sine,
-            *inputs.values(),
-        ]
-        self.lora = LoraInputs(spec, options.lora_groups, options.lora_type)
 
-    def build(self) -> ov.Model:
-        spec = self.spec
-        x = rows_of(self.weights.embedding(), self.ids, self.options.floats)
-        for layer in range(spec.num_layers):
-            x = self._layer(layer, x)
-        wanted = opset13.gather(x, self.rows, opset13.constant(np.array(0, np.int64)))
-        normed = rms_norm(wanted.output(0), self.weights.norm("model.norm"), spec.norm_eps)
-        logits = linear(normed, self.weights.head(), None, self.options.floats)
-        result = opset13.result(logits)
-        return ov.Model([result], [*self.parameters, *self.lora.parameters], "decoder")
+class Layers:
+    """Grows a graph; a layer that runs several times has one pair of caches."""
 
-    def _layer(self, layer: int, x: Output) -> Output:
-        spec = self.spec
-        qkv, out, gate_up, down = spec.projections
+    def __init__(self, constants: Constants, options: GraphOptions) -> None:
+        self.constants = constants
+        self.spec = constants.spec
+        self._options = options
+        self._lora = LoraInputs(self.spec, options.lora_groups, options.lora_type)
+        self._inputs: list[Node] = []
+        self._caches: dict[int, tuple[Node, Node]] = {}
+
+    @property
+    def parameters(self) -> list[Node]:
+        """All inputs so far."""
+        caches = [cache for pair in self._caches.values() for cache in pair]
+        return [*self._inputs, *caches, *self._lora.parameters]
+
+    def input(self, name: str, kind: Type, shape: list[int]) -> Output:
+        """A new input."""
+        self._inputs.append(parameter(name, kind, shape))
+        return self._inputs[-1].output(0)
+
+    def angles(self) -> Angles:
+        """Inputs `cosine` and `sine`."""
+        shape = [-1, 1, 1, self.spec.head_dim]
+        return Angles(*(self.input(name, Type.f32, shape) for name in Angles._fields))
+
+    def step_inputs(self) -> StepInputs:
+        """Inputs that describe the ragged batch."""
+        names = [field.name for field in fields(StepInputs)]
+        shapes = {name: [-1] for name in names} | {"max_context_len": []}
+        return StepInputs(*(self.input(name, Type.i32, shapes[name]) for name in names))
+
+    def embed(self, ids: Output) -> Output:
+        """Rows of the token table, [ids, hidden]."""
+        return rows_of(self.constants.table(), ids)
+
+    def logits(self, x: Output) -> Output:
+        """Final norm and head."""
+        normed = self._norm("model.norm", x)
+        return linear(normed, self.constants.head(), None)
+
+    def run(self, layer: int, x: Output, angles: Angles, step: StepInputs) -> Output:
+        """One layer over a step's tokens."""
+        qkv, out, gate_up, down = self.spec.projections
         prefix = f"model.layers.{layer}"
         normed = self._norm(f"{prefix}.input_layernorm", x)
-        attended = self._attention(layer, self._project(layer, qkv, normed))
+        attended = self._attention(layer, self._project(layer, qkv, normed), angles, step)
         x = opset13.add(x, self._project(layer, out, attended)).output(0)
         normed = self._norm(f"{prefix}.post_attention_layernorm", x)
         gate, up = self._gate_and_up(layer, gate_up, normed)
@@ -107,18 +120,18 @@ class _Builder:
         return opset13.add(x, self._project(layer, down, inner)).output(0)
 
     def _norm(self, name: str, x: Output) -> Output:
-        return rms_norm(x, self.weights.norm(name), self.spec.norm_eps)
+        return rms_norm(x, self.constants.norm(name), self.spec.norm_eps)
 
     def _project(self, layer: int, projection: Projection, x: Output) -> Output:
         """All modules of a projection side by side, plus their adapters."""
-        modules = [self.weights.module(layer, name) for name, _ in projection.modules]
-        bias = self.weights.bias(layer, projection.modules)
-        y = linear(x, side_by_side(modules), bias, self.options.floats)
-        return self.lora.add(layer, projection, x, y)
+        modules = projection.modules
+        bias = self.constants.bias(layer, modules)
+        y = linear(x, self.constants.projection(layer, modules), bias)
+        return self._lora.add(layer, projection, x, y)
 
     def _gate_and_up(self, layer: int, projection: Projection, x: Output) -> tuple[Output, Output]:
         inner = self.spec.intermediate_size
-        if len(projection.modules) == 1 or projection.group in self.options.lora_groups:
+        if len(projection.modules) == 1 or projection.group in self._options.lora_groups:
             gate, up = split(self._project(layer, projection, x), [inner, inner])
             return gate, up
         parts = [
@@ -127,7 +140,7 @@ class _Builder:
         gate, up = (self._project(layer, part, x) for part in parts)
         return gate, up
 
-    def _attention(self, layer: int, qkv: Output) -> Output:
+    def _attention(self, layer: int, qkv: Output, angles: Angles, step: StepInputs) -> Output:
         spec = self.spec
         size = spec.head_dim
         rotated, kept = spec.num_heads + spec.num_kv_heads, spec.num_kv_heads
@@ -135,21 +148,26 @@ class _Builder:
         heads = opset13.reshape(turning, integers(-1, rotated, 1, size), False).output(0)
         if spec.has_head_norms:
             heads = self._head_norms(layer, heads)
-        heads = rotate(heads, self.cosine.output(0), self.sine.output(0), size // 2)
+        heads = rotate(heads, *angles, size // 2)
         flat = opset13.reshape(heads, integers(-1, rotated * size), False).output(0)
         query, key = split(flat, [spec.num_heads * size, kept * size])
-        # The plugin chooses the caches' type and block layout when it compiles.
-        key_cache = parameter(f"key.{layer}", Type.dynamic, [-1] * 4)
-        caches = key_cache, parameter(f"value.{layer}", Type.dynamic, [-1] * 4)
-        self.parameters += caches
         shape = HeadShape(kept, size, spec.windows[layer])
-        return paged_attention(query, key, value, caches, self.step, shape)
+        return paged_attention(query, key, value, self._caches_of(layer), step, shape)
+
+    def _caches_of(self, layer: int) -> tuple[Node, Node]:
+        """The plugin chooses the caches' type and block layout when it compiles."""
+        if layer not in self._caches:
+            self._caches[layer] = (
+                parameter(f"key.{layer}", Type.dynamic, [-1] * 4),
+                parameter(f"value.{layer}", Type.dynamic, [-1] * 4),
+            )
+        return self._caches[layer]
 
     def _head_norms(self, layer: int, heads: Output) -> Output:
         """Qwen3 norms each query and key head before rotating."""
         spec, prefix = self.spec, f"model.layers.{layer}.self_attn"
         counts = integers(spec.num_heads, spec.num_kv_heads)
         parts = opset13.variadic_split(heads, integers(1), counts)
-        query = rms_norm(parts.output(0), self.weights.norm(f"{prefix}.q_norm"), spec.norm_eps)
-        key = rms_norm(parts.output(1), self.weights.norm(f"{prefix}.k_norm"), spec.norm_eps)
+        query = self._norm(f"{prefix}.q_norm", parts.output(0))
+        key = self._norm(f"{prefix}.k_norm", parts.output(1))
         return opset13.concat([query, key], axis=1).output(0)

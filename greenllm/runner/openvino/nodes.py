@@ -8,6 +8,7 @@ axis 3. Another spelling computes the same, but slower.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import openvino as ov
@@ -43,6 +44,15 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return rounded
 
 
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A matrix [out, in] as constants: its numbers, and scales where they are quantized."""
+
+    shape: tuple[int, int]
+    numbers: Node
+    scales: Node | None = None
+
+
 def side_by_side(matrices: Sequence[Matrix]) -> Matrix:
     """Modules that read the same input as one matrix: rows below rows."""
     if len(matrices) == 1:
@@ -59,48 +69,61 @@ def side_by_side(matrices: Sequence[Matrix]) -> Matrix:
     )
 
 
-def matrix_node(matrix: Matrix, floats: Type) -> Output:
-    """A weight as a float32 output; quantized ones are decompressed inside the kernel."""
+def stored(matrix: Matrix, floats: Type) -> StoredMatrix:
+    """Put a matrix into constants; unquantized ones are stored as `floats`."""
     if not isinstance(matrix, QuantizedMatrix):
-        return _float_constant(matrix, floats)
+        return StoredMatrix((matrix.shape[0], matrix.shape[1]), _float_constant(matrix, floats))
+    scales = opset13.constant(matrix.scales)
     if matrix.bits == 8:
-        whole = opset13.convert(opset13.constant(matrix.integers), Type.f32)
-        return opset13.multiply(whole, opset13.constant(matrix.scales)).output(0)
+        return StoredMatrix(matrix.shape, opset13.constant(matrix.integers), scales)
     rows, groups, half = matrix.integers.shape
     tensor = ov.Tensor(matrix.integers.reshape(-1), [rows, groups, 2 * half], Type.i4)
-    whole = opset13.convert(ov.op.Constant(tensor, shared_memory=False), Type.f32)
-    scaled = opset13.multiply(whole, opset13.constant(matrix.scales))
+    return StoredMatrix(matrix.shape, ov.op.Constant(tensor, shared_memory=False), scales)
+
+
+def _float_constant(values: Floats, floats: Type) -> Node:
+    if floats == Type.f32:
+        return opset13.constant(values)
+    tensor = ov.Tensor(bfloat16_bits(values), list(values.shape), Type.bf16)
+    return ov.op.Constant(tensor, shared_memory=False)
+
+
+def matrix_node(matrix: StoredMatrix) -> Output:
+    """A weight as a float32 output; quantized ones are decompressed inside the kernel."""
+    numbers = _as_float32(matrix.numbers)
+    if matrix.scales is None:
+        return numbers.output(0)
+    scaled = opset13.multiply(numbers, matrix.scales)
+    if matrix.numbers.get_element_type() != Type.i4:
+        return scaled.output(0)
     return opset13.reshape(scaled, integers(*matrix.shape), False).output(0)
 
 
-def _float_constant(values: Floats, floats: Type) -> Output:
-    if floats == Type.f32:
-        return opset13.constant(values).output(0)
-    tensor = ov.Tensor(bfloat16_bits(values), list(values.shape), Type.bf16)
-    return opset13.convert(ov.op.Constant(tensor, shared_memory=False), Type.f32).output(0)
+def _as_float32(node: Node) -> Node:
+    return node if node.get_element_type() == Type.f32 else opset13.convert(node, Type.f32)
 
 
-def linear(x: Output, matrix: Matrix, bias: Floats | None, floats: Type) -> Output:
+def linear(x: Output, matrix: StoredMatrix, bias: Output | None) -> Output:
     """`x @ matrix.T + bias`."""
-    y = opset13.matmul(x, matrix_node(matrix, floats), False, True).output(0)
-    return y if bias is None else opset13.add(y, opset13.constant(bias[None])).output(0)
+    y = opset13.matmul(x, matrix_node(matrix), False, True).output(0)
+    return y if bias is None else opset13.add(y, bias).output(0)
 
 
-def rows_of(table: Matrix, ids: Node, floats: Type) -> Output:
+def rows_of(table: StoredMatrix, ids: Node | Output) -> Output:
     """Table rows as float32 [ids, width]."""
     axis = opset13.constant(np.array(0, np.int64))
-    if not isinstance(table, QuantizedMatrix):
-        return opset13.gather(_float_constant(table, floats), ids, axis).output(0)
-    whole = opset13.gather(opset13.constant(table.integers), ids, axis)
-    scales = opset13.gather(opset13.constant(table.scales), ids, axis)
-    return opset13.multiply(opset13.convert(whole, Type.f32), scales).output(0)
+    if table.scales is None:
+        # Not the other way round: a table that is converted whole takes its place in memory.
+        return _as_float32(opset13.gather(table.numbers, ids, axis)).output(0)
+    whole = _as_float32(opset13.gather(table.numbers, ids, axis))
+    return opset13.multiply(whole, opset13.gather(table.scales, ids, axis)).output(0)
 
 
-def rms_norm(x: Output, scale: Floats, epsilon: float) -> Output:
+def rms_norm(x: Output, scale: Output, epsilon: float) -> Output:
     """Root-mean-square norm over the last axis."""
     mean = opset13.reduce_mean(opset13.power(x, scalar(2)), integers(-1), True)
     inverse = opset13.divide(scalar(1), opset13.sqrt(opset13.add(mean, scalar(epsilon))))
-    return opset13.multiply(opset13.multiply(x, inverse), opset13.constant(scale)).output(0)
+    return opset13.multiply(opset13.multiply(x, inverse), scale).output(0)
 
 
 def rotate(x: Output, cosine: Output, sine: Output, half: int) -> Output:

@@ -17,20 +17,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import openvino as ov
 import torch
-from numpy.typing import NDArray
 
 from greenllm.core import Batch, Chunk, Sample
 from greenllm.model.decoder_weights import DecoderWeights
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
+from greenllm.runner.openvino.drafter import UnrolledDrafter
+from greenllm.runner.openvino.inputs import Arrays, Rotation, positions_of, step_arrays
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.openvino.precision import Precision
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
-
-Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(slots=True)
@@ -58,7 +57,8 @@ class OpenVinoRunner:
         self.lora_targets: Mapping[str, tuple[int, int]] = self._spec.lora_targets
         self._precision = precision
         self._plan = ThreadPlan.fixed(1)
-        self._frequencies = np.array(self._spec.inverse_frequencies, np.float64)
+        self._rotation = Rotation(self._spec.inverse_frequencies)
+        self._drafters: dict[int, UnrolledDrafter] = {}
         self._factory = DecoderFactory(weights, precision)
         self.block_size = self._factory.block_size
         self.num_blocks = num_blocks or min(
@@ -71,7 +71,7 @@ class OpenVinoRunner:
                 f"a context of {context} tokens is too small: raise --kv-cache-gb or --max-context"
             )
         self.info: ModelInfo = replace(info, context_length=context, weight_bytes=weights.num_bytes)
-        self.shape: ModelShape = self._spec.shape(self._factory.block_bytes // self.block_size)
+        self.shape: ModelShape = self._shape(self._spec.num_layers)
         self._factory.allocate(self.num_blocks)
         self._decoders = {1: self._factory.compile(1)}
         self._source: AdapterSource | None = None
@@ -90,7 +90,32 @@ class OpenVinoRunner:
             self._decoders[threads] = self._factory.compile(threads)
         if not trial:
             self._decoders = {t: self._decoders[t] for t in set(plan.threads)}
+            for drafter in self._drafters.values():
+                drafter.use_threads(plan)
         self._adapted = self._no_adapters()
+
+    def early_exit(self, layer: int) -> UnrolledDrafter:
+        """A drafter on the first layers; see `base.Runner`."""
+        last = self._spec.num_layers - 1
+        if not 1 <= layer <= last:
+            raise LoadError(f"no early exit after layer {layer}: it must be in [1, {last}]")
+        return self._drafter(layer)
+
+    def guesser(self) -> UnrolledDrafter:
+        """A drafter on all layers."""
+        return self._drafter(self._spec.num_layers)
+
+    def _drafter(self, number: int) -> UnrolledDrafter:
+        if number not in self._drafters:
+            self._drafters[number] = UnrolledDrafter(
+                self._factory, self._rotation, number, self._shape(number), self._plan
+            )
+        return self._drafters[number]
+
+    def _shape(self, num_layers: int) -> ModelShape:
+        spec = replace(self._spec, num_layers=num_layers)
+        per_token = self._factory.block_bytes // self.block_size
+        return spec.shape(per_token * num_layers // self._spec.num_layers)
 
     def _no_adapters(self) -> _Adapted:
         bank = LoraBank(self._spec, frozenset(), self._precision.lora_type)
@@ -141,7 +166,8 @@ class OpenVinoRunner:
     def logits(self, chunks: list[Chunk], rows: list[range]) -> torch.Tensor:
         """Logits `[wanted rows, vocabulary]`, float32, valid until the next step."""
         keep = packed_rows(chunks, rows)
-        inputs = _step_arrays(chunks, self.block_size) | self._angles(chunks)
+        inputs = step_arrays(chunks, self.block_size)
+        inputs |= self._rotation.of(positions_of(chunks))
         # The graph computes at least one row: a gather of none is a shape not every kernel takes.
         inputs["rows"] = np.array(keep or [0], np.int32)
         decoder = self._decoder(chunks, inputs)
@@ -150,13 +176,6 @@ class OpenVinoRunner:
         decoder.request.infer()
         logits = torch.from_numpy(decoder.request.get_output_tensor(0).data)
         return logits if keep else logits[:0]
-
-    def _angles(self, chunks: list[Chunk]) -> Arrays:
-        """Cosines and sines of every token's position, [tokens, 1, 1, head_dim]."""
-        positions = np.concatenate([np.arange(c.start, c.end) for c in chunks])
-        angles = positions[:, None] * self._frequencies
-        both = np.concatenate([angles, angles], axis=1)[:, None, None]
-        return {"cosine": np.cos(both).astype(np.float32), "sine": np.sin(both).astype(np.float32)}
 
     def _decoder(self, chunks: list[Chunk], inputs: Arrays) -> Decoder:
         """The graph for this step; adds the adapters' masks to its inputs."""
@@ -189,25 +208,3 @@ class OpenVinoRunner:
         # its place meanwhile, and this one must outlive the step.
         self._in_use = self._adapted
         return self._in_use
-
-
-def _step_arrays(chunks: list[Chunk], block_size: int) -> Arrays:
-    """The ragged batch as int32 arrays; see `attention.StepInputs`."""
-    ids: list[int] = []
-    blocks: list[int] = []
-    begins, block_begins = [0], [0]
-    for chunk in chunks:
-        ids += chunk.token_ids
-        blocks += chunk.seq.block_table[: -(-chunk.end // block_size)]
-        begins.append(len(ids))
-        block_begins.append(len(blocks))
-    lists = {
-        "ids": ids,
-        "past_lens": [chunk.start for chunk in chunks],
-        "subsequence_begins": begins,
-        "block_indices": blocks,
-        "block_indices_begins": block_begins,
-    }
-    arrays: Arrays = {name: np.array(values, np.int32) for name, values in lists.items()}
-    arrays["max_context_len"] = np.array(max(chunk.end for chunk in chunks), np.int32)
-    return arrays

@@ -1,0 +1,97 @@
+"""Guesses from the first layers of a decoder, or all of them: one call for all tokens guessed.
+
+Contract: see `base.Drafter`. A chunk may hold more than its sequence's newest token: what was not
+computed before it. For each number of tokens that was prepared there is a graph (see `unrolled`)
+for each number of threads in the plan; a chunk gets the largest that fits its room, or no guesses.
+
+Guesses are made without adapters, on the keys and values that are there. What is written for them,
+in the first layers and at places from the newest token on, is written again when they are checked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from greenllm.core import Chunk
+from greenllm.runner.openvino.decoders import DecoderFactory
+from greenllm.runner.openvino.inputs import Rotation, positions_of, step_arrays
+from greenllm.runner.threads import ThreadPlan
+from greenllm.shape import ModelShape
+
+
+class UnrolledDrafter:
+    """Asks the first `num_layers` layers and the head."""
+
+    def __init__(
+        self,
+        factory: DecoderFactory,
+        rotation: Rotation,
+        num_layers: int,
+        shape: ModelShape,
+        plan: ThreadPlan,
+    ) -> None:
+        self.shape: ModelShape | None = shape
+        self._factory = factory
+        self._rotation = rotation
+        self._num_layers = num_layers
+        self._plan = plan
+        self._lock = threading.Lock()
+        self._requests: dict[tuple[int, int], ov.InferRequest] = {}
+        self._prepared: tuple[int, ...] = ()
+
+    def prepare(self, num_tokens: int) -> None:
+        """Compile the graphs that guess so many tokens; see `base.Drafter`."""
+        if num_tokens in self._prepared:
+            return
+        with self._lock:
+            self._compile({*self._prepared, num_tokens}, self._plan)
+
+    def use_threads(self, plan: ThreadPlan) -> None:
+        """Compile what the plan needs, drop what it does not."""
+        with self._lock:
+            self._compile({*self._prepared}, plan)
+
+    def _compile(self, numbers: set[int], plan: ThreadPlan) -> None:
+        wanted = {(number, threads) for number in numbers for threads in plan.threads}
+        for number, threads in wanted - set(self._requests):
+            request = self._factory.compile_drafter(self._num_layers, number, threads)
+            self._requests = {**self._requests, (number, threads): request}
+        self._plan, self._prepared = plan, tuple(sorted(numbers, reverse=True))
+        self._requests = {key: self._requests[key] for key in wanted}
+
+    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        """See `base.Drafter`."""
+        guesses: list[tuple[int, ...]] = [()] * len(chunks)
+        places: dict[int, list[int]] = {}
+        for i, chunk in enumerate(chunks):
+            number = next((n for n in self._prepared if n <= chunk.room), 0)
+            if number:
+                places.setdefault(number, []).append(i)
+        for number, asked in places.items():
+            found = self._guess([chunks[i] for i in asked], number)
+            for i, ids in zip(asked, found.tolist(), strict=True):
+                guesses[i] = tuple(ids)
+        return guesses
+
+    def _guess(self, chunks: list[Chunk], number: int) -> NDArray[np.int32]:
+        """Guesses [chunks, number]."""
+        inputs = step_arrays(chunks, self._factory.block_size, more=number - 1)
+        ends = np.array([chunk.end for chunk in chunks], np.int32)
+        inputs |= self._rotation.of(positions_of(chunks))
+        inputs["rows"] = inputs["subsequence_begins"][1:] - 1
+        if number > 1:
+            inputs["later_lens"] = ends
+            inputs["later_begins"] = np.arange(len(chunks) + 1, dtype=np.int32)
+            positions = np.arange(number - 1)[:, None] + ends
+            inputs |= self._rotation.of(positions, "later_")
+        request = self._requests[number, self._plan.threads_for(len(chunks))]
+        for name, values in inputs.items():
+            request.set_tensor(name, ov.Tensor(values))
+        request.infer()
+        guesses: NDArray[np.int32] = request.get_output_tensor(0).data
+        return guesses

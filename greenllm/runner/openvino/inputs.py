@@ -1,0 +1,58 @@
+"""A batch as arrays for graphs: the ragged layout and the rotary angles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from greenllm.core import Chunk
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class Rotation:
+    """Cosines and sines of positions; `frequencies` in radians per position."""
+
+    def __init__(self, frequencies: Sequence[float]) -> None:
+        self._frequencies = np.array(frequencies, np.float64)
+
+    def of(self, positions: NDArray[np.integer], prefix: str = "") -> Arrays:
+        """Graph inputs `cosine` and `sine`, [*positions, 1, 1, head_dim]."""
+        angles = positions[..., None] * self._frequencies
+        both = np.concatenate([angles, angles], axis=-1)[..., None, None, :]
+        return {
+            f"{prefix}cosine": np.cos(both).astype(np.float32),
+            f"{prefix}sine": np.sin(both).astype(np.float32),
+        }
+
+
+def positions_of(chunks: Sequence[Chunk]) -> NDArray[np.integer]:
+    """Positions of a step's tokens."""
+    return np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
+
+
+def step_arrays(chunks: Sequence[Chunk], block_size: int, more: int = 0) -> Arrays:
+    """The ragged batch as int32 arrays; see `attention.StepInputs`.
+
+    Blocks are those of the chunks' tokens and of `more` after them.
+    """
+    ids: list[int] = []
+    blocks: list[int] = []
+    begins, block_begins = [0], [0]
+    for chunk in chunks:
+        ids += chunk.token_ids
+        blocks += chunk.seq.block_table[: -(-(chunk.end + more) // block_size)]
+        begins.append(len(ids))
+        block_begins.append(len(blocks))
+    lists = {
+        "ids": ids,
+        "past_lens": [chunk.start for chunk in chunks],
+        "subsequence_begins": begins,
+        "block_indices": blocks,
+        "block_indices_begins": block_begins,
+    }
+    arrays: Arrays = {name: np.array(values, np.int32) for name, values in lists.items()}
+    arrays["max_context_len"] = np.array(max(chunk.end for chunk in chunks), np.int32)
+    return arrays
