@@ -107,6 +107,8 @@ def _counters(stats: Stats) -> Iterable[Metric]:
         "greenllm_prompt_tokens": ("Prompt tokens of finished requests.", stats.prompt_tokens),
         "greenllm_cached_tokens": ("Prompt tokens found in the cache.", stats.cached_tokens),
         "greenllm_completion_tokens": ("Generated tokens.", stats.completion_tokens),
+        "greenllm_drafted_tokens": ("Guessed tokens.", stats.drafted_tokens),
+        "greenllm_accepted_tokens": ("Guesses that came true.", stats.accepted_tokens),
         "greenllm_sensor_errors": ("Readings that failed.", stats.num_sensor_errors),
         "greenllm_conservation_violations": (
             "Windows whose joules did not add up.",

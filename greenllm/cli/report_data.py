@@ -52,18 +52,24 @@ class Sums:
     flops: float | None = None
     running_s: float | None = None
     metered_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    draft_j: float | None = None
 
     def add(self, receipt: Receipt) -> None:
         """Count one request."""
         self.requests += 1
         self.prompt_tokens += receipt.prompt_tokens
         self.completion_tokens += receipt.completion_tokens
+        self.drafted_tokens += receipt.drafted_tokens
+        self.accepted_tokens += receipt.accepted_tokens
         if receipt.status != "final":
             self.unmetered += 1
             return
         self.gco2e = _plus(self.gco2e, receipt.gco2e)
         self.flops = _plus(self.flops, receipt.flops)
         self.active_j = _plus(self.active_j, receipt.active_j)
+        self.draft_j = _plus(self.draft_j, receipt.draft_j)
         self.idle_j = _plus(self.idle_j, receipt.idle_j)
         self.total_j = _plus(self.total_j, receipt.total_j)
         self.running_s = _plus(self.running_s, receipt.resident_s)
@@ -73,6 +79,11 @@ class Sums:
     def joules_per_token(self) -> float | None:
         """Total joules per completion token of the metered requests."""
         return _ratio(self.total_j, self.metered_tokens)
+
+    @property
+    def acceptance(self) -> float | None:
+        """Guesses that came true over all guesses."""
+        return _ratio(self.accepted_tokens, self.drafted_tokens)
 
     @property
     def avg_power_w(self) -> float | None:

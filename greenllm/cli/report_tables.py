@@ -23,6 +23,7 @@ _GROUP_COLUMNS = (
     "gCO2e",
     "unmetered",
 )
+_DRAFT_COLUMNS = ("drafted tokens", "accepted", "accepted/drafted", "draft J", "active J")
 _SESSION_COLUMNS = (
     "session",
     "started",
@@ -45,6 +46,8 @@ def print_report(console: Console, report: Report) -> None:
     total = report.total
     metered = f"{total.requests - total.unmetered:,} metered of {total.requests:,} requests"
     print_table(console, f"Requests by {report.group_by}", group_table(report))
+    if total.drafted_tokens:
+        print_table(console, f"Guessed tokens by {report.group_by}", draft_table(report))
     print_table(console, f"Six measures of {metered}", measures_table(total))
     shown = report.accounts[-MAX_SESSIONS:]
     print_table(console, _SESSIONS, session_table(shown))
@@ -70,6 +73,17 @@ def _group_cells(sums: Sums) -> tuple[str, ...]:
     counts = (sums.requests, sums.prompt_tokens, sums.completion_tokens)
     figures = (sums.active_j, sums.total_j, sums.joules_per_token, sums.gco2e)
     return (*map("{:,}".format, counts), *map(number, figures), f"{sums.unmetered:,}")
+
+
+def draft_table(report: Report) -> Table:
+    """What guessing did, for the groups that did it."""
+    table = make_table((report.group_by, *_DRAFT_COLUMNS))
+    for sums in report.groups:
+        if sums.drafted_tokens:
+            counts = map("{:,}".format, (sums.drafted_tokens, sums.accepted_tokens))
+            figures = map(number, (sums.acceptance, sums.draft_j, sums.active_j))
+            table.add_row(UNKNOWN if sums.group is None else sums.group, *counts, *figures)
+    return table
 
 
 def measures_table(total: Sums) -> Table:

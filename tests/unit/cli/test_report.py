@@ -123,6 +123,22 @@ def test_tokens_nobody_metered_do_not_make_joules_per_token_small(tmp_path: Path
     assert row(run(tmp_path), "small")[6] == "0.3"
 
 
+def test_guesses_have_a_table_where_there_were_any(tmp_path: Path, data_dir: Path) -> None:
+    guessed = replace(METERED, drafted_tokens=8, accepted_tokens=6, draft_j=0.5)
+    folder = tmp_path / "guessed"
+    folder.mkdir()
+    write(folder, [guessed, replace(METERED, request_id="r2", model="large", draft_j=0.0)])
+    path = folder / "report.json"
+    output = run(folder, "--json", path)
+    table = output[output.index("Guessed tokens by model") :]
+    assert row(table, "small") == ["small", "8", "6", "0.75", "0.5", "4"]
+    assert "large" not in table
+    total = json.loads(path.read_text())["total"]
+    assert (total["drafted_tokens"], total["accepted_tokens"]) == (8, 6)
+    assert total["draft_joules"] == 0.5
+    assert "Guessed tokens" not in run(data_dir)
+
+
 def test_six_measures(data_dir: Path) -> None:
     output = run(data_dir)
     assert "Six measures of 3 metered of 4 requests" in output
