@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from greenllm.core import GreenllmError
+from greenllm.core import MOST_DRAFTED, GreenllmError, SpeculativeMethod
 
 ENVIRONMENT_PREFIX = "GREENLLM_"
 TEST_PREFIX = "GREENLLM_TEST_"
@@ -86,6 +86,18 @@ class EngineConfig:
         (), "Folders adapters may be loaded from, comma-separated; DATA_DIR/adapters always is one."
     )
     adapter_cache_mb: float = option(1024.0, "Memory for adapters between uses, in megabytes.")
+    speculative: SpeculativeMethod = option(
+        "off",
+        "off, auto, prompt_lookup, draft_model or early_exit: who guesses the next tokens of"
+        " requests that do not say.",
+    )
+    speculative_tokens: int = option(4, f"Tokens guessed at a time, 1 to {MOST_DRAFTED}.")
+    exit_layer: int | None = option(
+        None, "Layers that early_exit guesses with; default is the trained exit nearest a third."
+    )
+    draft_model: str | None = option(
+        None, "Smaller model with the same tokens, for draft_model: a folder or hub id."
+    )
     meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
     zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")
     intensity_g_per_kwh: float | None = option(None, "Own grid intensity instead of the zone's.")
@@ -115,6 +127,7 @@ class EngineConfig:
         self._require(
             self.max_context is None or self.max_context > 1, "max_context", "must be at least 2"
         )
+        self._require_speculation()
         self._require(self.pue >= 1, "pue", "must be at least 1")
         self._require(self.receipt_wait_s >= 0, "receipt_wait_s", "must not be negative")
         own = self.intensity_g_per_kwh
@@ -123,6 +136,20 @@ class EngineConfig:
             (own is None) == (self.intensity_source is None),
             "intensity_source",
             "goes together with intensity_g_per_kwh",
+        )
+
+    def _require_speculation(self) -> None:
+        self._require(
+            1 <= self.speculative_tokens <= MOST_DRAFTED,
+            "speculative_tokens",
+            f"must be in [1, {MOST_DRAFTED}]",
+        )
+        layer = self.exit_layer
+        self._require(layer is None or layer > 0, "exit_layer", "must be greater than 0")
+        self._require(
+            self.speculative != "draft_model" or self.draft_model is not None,
+            "draft_model",
+            "is needed for --speculative draft_model",
         )
 
     def _require(self, holds: bool, name: str, rule: str) -> None:

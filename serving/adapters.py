@@ -81,6 +81,20 @@ def _model(state: ServerState) -> dict[str, Any]:
         "max_model_len": info.context_length,
         "vocab_size": info.vocab_size,
         "license": info.licence,
+        "speculation": _speculation(state),
+    }
+
+
+def _speculation(state: ServerState) -> dict[str, Any]:
+    """What requests get that do not say, and what they may ask for."""
+    drafting = state.drafting
+    default = drafting.speculator.default
+    return {
+        "method": default.method,
+        "num_tokens": default.num_tokens,
+        "methods": list(drafting.speculator.methods),
+        "exit_layer": drafting.exit_layer,
+        "draft_model": drafting.draft_model,
     }
 
 

@@ -57,6 +57,7 @@ async def chat_completions(http: HttpRequest) -> Response:
             request_id=asked.request_id,
             key=key,
             context=state.engine.info.context_length,
+            num_drafts=state.config.speculative_tokens,
         )
         request = await _made(make, size)
         if body.stream:
@@ -81,7 +82,12 @@ async def completions(http: HttpRequest) -> Response:
     async def answer() -> Response:
         body, key, size = await _open(http, state, CompletionBody, asked)
         make = partial(
-            completion_request, body, state.tokenizer, request_id=asked.request_id, key=key
+            completion_request,
+            body,
+            state.tokenizer,
+            request_id=asked.request_id,
+            key=key,
+            num_drafts=state.config.speculative_tokens,
         )
         request = await _made(make, size)
         echo = bool(body.echo)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from greenllm.core import InvalidRequestError, Request, SamplingParams
+from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation
 from greenllm.tokenizer import Tokenizer
 from serving.schemas import ChatBody, CompletionBody, SamplingBody
 
@@ -25,9 +25,18 @@ def fingerprint(key: str | None) -> str | None:
 
 
 def chat_request(
-    body: ChatBody, tokenizer: Tokenizer, *, request_id: str, key: str | None, context: int
+    body: ChatBody,
+    tokenizer: Tokenizer,
+    *,
+    request_id: str,
+    key: str | None,
+    context: int,
+    num_drafts: int,
 ) -> Request:
-    """Render the messages and make a request; without a limit the answer may fill the context."""
+    """Render the messages and make a request; without a limit the answer may fill the context.
+
+    `num_drafts` tokens are guessed at a time where the body asks for guesses, but not how many.
+    """
     _check_chat(body)
     text = tokenizer.chat(
         [message.plain() for message in body.messages], add_generation_prompt=True
@@ -46,6 +55,7 @@ def chat_request(
         endpoint="/v1/chat/completions",
         key=key,
         created_s=time.time(),
+        speculation=_speculation(body, num_drafts),
     )
 
 
@@ -73,12 +83,17 @@ def _check_length(body: ChatBody, prompt_len: int, limit: int, context: int) -> 
 
 
 def completion_request(
-    body: CompletionBody, tokenizer: Tokenizer, *, request_id: str, key: str | None
+    body: CompletionBody,
+    tokenizer: Tokenizer,
+    *,
+    request_id: str,
+    key: str | None,
+    num_drafts: int,
 ) -> Request:
-    """Encode the prompts and make a request."""
+    """Encode the prompts and make a request; see `chat_request`."""
     prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, tokenizer))
     limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    request = Request(
+    return Request(
         request_id=request_id,
         prompts=prompts,
         sampling=_sampling(body, max_tokens=limit, logprobs=body.logprobs),
@@ -86,8 +101,8 @@ def completion_request(
         endpoint="/v1/completions",
         key=key,
         created_s=time.time(),
+        speculation=_speculation(body, num_drafts),
     )
-    return request
 
 
 def _prompt_ids(
@@ -133,6 +148,13 @@ def _sampling(body: SamplingBody, *, max_tokens: int, logprobs: int | None) -> S
         prompt_logprobs=_prompt_logprobs(body),
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
+
+
+def _speculation(body: SamplingBody, num_drafts: int) -> Speculation | None:
+    asked = body.speculative
+    if asked is None:
+        return None
+    return Speculation(asked.method, num_drafts if asked.num_tokens is None else asked.num_tokens)
 
 
 def _prompt_logprobs(body: SamplingBody) -> int | None:

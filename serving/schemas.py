@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from greenllm.core import MOST_DRAFTED, SpeculativeMethod
+
 Positive = Annotated[int, Field(ge=0)]
 TokenIds = list[int]
 
@@ -26,6 +28,16 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+
+
+class Speculative(Body):
+    """How next tokens are guessed, and how many at a time; without it the server's way.
+
+    It changes what an answer costs, never the answer.
+    """
+
+    method: SpeculativeMethod
+    num_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] | None = None
 
 
 class SamplingBody(Body):
@@ -50,6 +62,7 @@ class SamplingBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    speculative: Speculative | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
 

@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from greenllm.core import GreenllmError, Receipt, Token
+from greenllm.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.energy.account import Account
 from greenllm.energy.carbon import EmbodiedModel
 from greenllm.energy.grid import CustomIntensity, IntensityTable, StaticIntensity, UnknownZoneError
@@ -35,6 +36,7 @@ from greenllm.engine_loop import EngineLoop
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
+from greenllm.runner.base import Runner
 from greenllm.runner.select import load_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
@@ -63,6 +65,7 @@ class Parts:
     ledger: Ledger
     session_id: str
     threads: ThreadPlan
+    drafting: Drafting
 
 
 def take_port(host: str, port: int) -> socket.socket:
@@ -131,8 +134,10 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     """
     policy = carbon_policy(config)
     check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
+    check_draft_model(config)
     tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
     runner = load_runner(config)
+    drafting = make_drafting(config, runner)
     account = Account(
         meter,
         runner.shape,
@@ -148,16 +153,26 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         clock=time.monotonic,
         limits=Limits(config.max_num_seqs, config.max_batch_tokens, config.prefix_cache),
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
+        speculator=drafting.speculator,
     )
     account.rest(time.sleep)
-    threads = plan_threads(runner, config.threads, _num_cpus())
+    threads = _get_ready(config, runner, drafting)
     warm_up(runner, account)
     # What is loaded stays: the garbage collector need not look at it again and again.
     gc.collect()
     gc.freeze()
     ledger, session_id = open_ledger(config, meter)
     account.start_serving()
-    return Parts(engine, tokenizer, ledger, session_id, threads)
+    return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
+
+
+def _get_ready(config: ServeConfig, runner: Runner, drafting: Drafting) -> ThreadPlan:
+    """Choose threads, also for a draft model, and do what the first guesses would wait for."""
+    threads = plan_threads(runner, config.threads, _num_cpus())
+    if drafting.draft_runner is not None:
+        plan_threads(drafting.draft_runner, config.threads, _num_cpus())
+    drafting.speculator.prepare(drafting.speculator.default)
+    return threads
 
 
 def _num_cpus() -> int:
@@ -194,7 +209,16 @@ def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoo
         max_in_flight=config.max_queue,
     )
     metrics = Metrics(engine.stats, lambda: account.spent_j)
-    return ServerState(config, engine, parts.tokenizer, parts.ledger, engine_loop, bridge, metrics)
+    return ServerState(
+        config,
+        engine,
+        parts.tokenizer,
+        parts.ledger,
+        engine_loop,
+        bridge,
+        metrics,
+        parts.drafting,
+    )
 
 
 def serve(

@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 from fastapi import Request as HttpRequest
 
 from greenllm.core import AdapterRef, Receipt, Request
+from greenllm.drafting import Drafting
 from greenllm.energy.ledger import Ledger
 from greenllm.engine import Engine
 from greenllm.engine_loop import EngineLoop
@@ -38,6 +39,7 @@ class ServerState:
     loop: EngineLoop
     bridge: Bridge
     metrics: Metrics
+    drafting: Drafting
     draining: bool = False
 
     @property
@@ -74,8 +76,11 @@ class ServerState:
         return fingerprint(given)
 
     async def submit(self, request: Request, *, streaming: bool) -> Submission:
-        """Check a request, get its adapter ready, and hand both to the engine."""
+        """Check a request, get ready what it needs, and hand it to the engine."""
         self._check(request)
+        if request.speculation is not None:
+            await asyncio.to_thread(self.engine.prepare, request)
+            self._check(request)
         model, adapter = self.model_and_adapter(request.model)
         if adapter is None:
             return self._submit(request, streaming=streaming)

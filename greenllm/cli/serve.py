@@ -61,6 +61,7 @@ def announce(config: ServeConfig, parts: object, port: int) -> None:
     size = f"{info.parameters / 1e6:.1f}M parameters, {info.weight_bytes / 1e6:.1f} MB"
     console.print(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
     console.print(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
+    console.print(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
     console.print(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
     source = engine.policy.source
     if source is not None:

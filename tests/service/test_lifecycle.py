@@ -261,6 +261,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory, server: Server) -> dict[str
         "not TOML": ["--config", str(folder / "syntax.toml")],
         "wrong type": ["--config", str(folder / "type.toml")],
         "no file": ["--config", str(folder / "none.toml")],
+        "too many guesses": ["--speculative-tokens", "17"],
+        "exit beyond": ["--exit-layer", "6"],
+        "no draft model": ["--speculative", "draft_model"],
+        "missing draft": ["--draft-model", str(folder / "nothing")],
     }
 
 
@@ -277,6 +281,10 @@ CULPRITS = {
     "not TOML": "syntax.toml",
     "wrong type": "max_num_seqs",
     "no file": "none.toml",
+    "too many guesses": "--speculative-tokens",
+    "exit beyond": "--exit-layer must be in [1, 5]",
+    "no draft model": "--draft-model",
+    "missing draft": "--draft-model",
 }
 
 

@@ -215,6 +215,8 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("threads", ["1", "16", "auto", "eco"], ["0", "-1", "many", ""]),
         ("max_batch_tokens", [64, 65], [63, 0]),
         ("max_context", [None, 2], [1, 0, -5]),
+        ("speculative_tokens", [1, 16], [0, 17, -1]),
+        ("exit_layer", [None, 1, 99], [0, -2]),
         ("pue", [1, 1.5], [0.99, 0]),
         ("receipt_wait_s", [0, 2.5], [-0.1]),
         ("port", [0, 65535], [-1, 65536]),
@@ -239,6 +241,15 @@ def test_an_own_intensity_needs_a_source_and_is_not_negative() -> None:
             EngineConfig(**{name: OWN[name]})
     with pytest.raises(ConfigError, match=r"^--intensity-g-per-kwh must not be negative"):
         EngineConfig(**{**OWN, "intensity_g_per_kwh": -1.0})
+
+
+def test_a_draft_model_must_be_named() -> None:
+    for name in ("off", "auto", "prompt_lookup", "early_exit"):
+        assert load(EngineConfig, flags={"speculative": name}).speculative == name
+    with pytest.raises(ConfigError, match=r"^--draft-model is needed for --speculative draft_mod"):
+        load(EngineConfig, flags={"speculative": "draft_model"})
+    assert EngineConfig(speculative="draft_model", draft_model="./small").draft_model == "./small"
+    assert EngineConfig(draft_model="./small").speculative == "off"
 
 
 def test_the_ledger_lives_in_the_data_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -48,7 +49,8 @@ def call(app: typer.Typer, *arguments: str) -> str:
 def test_the_help_of_serve_shows_every_option() -> None:
     text = call(greenllm_app, "serve", "--help")
     for spec in fields(ServeConfig):
-        lines = [line for line in text.splitlines() if f"env GREENLLM_{spec.name.upper()}" in line]
+        named = re.compile(rf"env GREENLLM_{spec.name.upper()}\b")
+        lines = [line for line in text.splitlines() if named.search(line)]
         assert len(lines) == 1, spec.name
         assert spec.metadata["help"] in lines[0]
         if spec.name != "model":

@@ -1,0 +1,176 @@
+"""Which drafters a server has, what requests may ask for, and which options cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from greenllm.config import ConfigError, EngineConfig
+from greenllm.core import Chunk, InvalidRequestError, Request, Speculation, SpeculativeMethod
+from greenllm.drafting import EXIT_LAYERS, default_exit, make_drafting, trained_exits
+from greenllm.engine import NativeEngine
+from greenllm.model.info import LoadError
+from greenllm.runner.base import Drafter, Runner
+from greenllm.shape import ModelShape
+from greenllm.speculator import Speculator
+
+
+class Guesser:
+    """A drafter that only remembers what it was prepared for."""
+
+    shape: ModelShape | None = None
+
+    def __init__(self) -> None:
+        self.prepared: list[int] = []
+
+    def prepare(self, num_tokens: int) -> None:
+        self.prepared.append(num_tokens)
+
+    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        return [()] * len(chunks)
+
+
+def runner(num_layers: int, early_exit: Callable[[int], Drafter]) -> Runner:
+    """As much of a runner as is looked at."""
+    shape = ModelShape(1000, 500, num_layers, 8, 64)
+    return cast(Runner, SimpleNamespace(shape=shape, early_exit=early_exit))
+
+
+def guesser(_: int) -> Drafter:
+    return Guesser()
+
+
+def no_exit(_: int) -> Drafter:
+    raise LoadError("its layers cannot be told apart")
+
+
+def config(folder: Path, trained: Any = None, **options: Any) -> EngineConfig:
+    """Options for a model that was trained to be left after some layers."""
+    written = {} if trained is None else {EXIT_LAYERS: trained}
+    (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
+    return EngineConfig(model=str(folder), **options)
+
+
+@pytest.mark.parametrize(
+    ("trained", "num_layers", "expected"),
+    [
+        ((), 30, 10),
+        ((), 2, 1),
+        ((), 4, 1),
+        ((2, 4), 6, 2),
+        ((5,), 6, 5),
+        ((2, 4), 9, 2),
+        ((6, 12), 24, 6),
+        ((0, 6, 7), 6, 2),
+    ],
+)
+def test_the_exit_is_the_trained_one_nearest_a_third(
+    trained: tuple[int, ...], num_layers: int, expected: int
+) -> None:
+    assert default_exit(trained, num_layers) == expected
+
+
+def test_trained_exits_are_the_checkpoints(tmp_path: Path) -> None:
+    assert trained_exits(config(tmp_path).model) == ()
+    assert trained_exits(config(tmp_path, [2, 4]).model) == (2, 4)
+    assert trained_exits("nobody/has-this-in-the-cache") == ()
+    for wrong in ("2", ["2"], [True], 2):
+        with pytest.raises(LoadError, match=EXIT_LAYERS):
+            trained_exits(config(tmp_path, wrong).model)
+
+
+def test_prompt_lookup_is_always_there_and_nothing_is_guessed_unasked(tmp_path: Path) -> None:
+    drafting = make_drafting(config(tmp_path), runner(6, no_exit))
+    assert drafting.speculator.methods == ("off", "auto", "prompt_lookup")
+    assert drafting.speculator.default == Speculation("off", 4)
+    assert (drafting.exit_layer, drafting.draft_model) == (None, None)
+    assert str(drafting) == "off (requests may ask for auto, prompt_lookup)"
+
+
+def test_early_exit_is_there_where_the_model_can_be_left(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def leave(layer: int) -> Drafter:
+        asked.append(layer)
+        return Guesser()
+
+    drafting = make_drafting(config(tmp_path, [3]), runner(6, leave))
+    assert "early_exit" in drafting.speculator.methods
+    assert (drafting.exit_layer, asked) == (3, [3])
+    make_drafting(config(tmp_path, [3], exit_layer=5), runner(6, leave))
+    make_drafting(config(tmp_path, speculative="early_exit"), runner(2, leave))
+    assert asked == [3, 5, 1]
+    assert make_drafting(config(tmp_path), runner(2, leave)).exit_layer is None
+
+
+def test_the_servers_own_way(tmp_path: Path) -> None:
+    options = config(tmp_path, speculative="prompt_lookup", speculative_tokens=7)
+    drafting = make_drafting(options, runner(2, no_exit))
+    assert drafting.speculator.default == Speculation("prompt_lookup", 7)
+    assert str(drafting) == "prompt_lookup, 7 tokens at a time"
+
+
+@pytest.mark.parametrize(
+    ("options", "num_layers", "message"),
+    [
+        ({"exit_layer": 6}, 6, r"^--exit-layer must be in \[1, 5\] .*got 6"),
+        ({"speculative": "early_exit", "exit_layer": 9}, 6, r"^--exit-layer must be in \[1, 5\]"),
+        ({"speculative": "early_exit"}, 1, "^--speculative early_exit: .* only one layer"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_named(
+    tmp_path: Path, options: dict[str, Any], num_layers: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_drafting(config(tmp_path, **options), runner(num_layers, guesser))
+
+
+@pytest.mark.parametrize("options", [{"speculative": "early_exit"}, {"exit_layer": 2}])
+def test_early_exit_that_was_asked_for_must_be_possible(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(LoadError, match=r"^--speculative early_exit: its layers cannot be told"):
+        make_drafting(config(tmp_path, **options), runner(6, no_exit))
+
+
+@pytest.mark.parametrize("method", ["early_exit", "draft_model"])
+def test_methods_that_are_not_there_are_refused_by_name(
+    make_engine: Callable[..., NativeEngine],
+    make_request: Callable[..., Request],
+    method: SpeculativeMethod,
+) -> None:
+    engine = make_engine(speculator=Speculator({"prompt_lookup": Guesser()}))
+    request = make_request("a", [1, 2])
+    engine.check(request)
+    engine.check(replace(request, speculation=Speculation("prompt_lookup")))
+    engine.check(replace(request, speculation=Speculation("off")))
+    with pytest.raises(InvalidRequestError, match=f"{method} is not available") as caught:
+        engine.check(replace(request, speculation=Speculation(method)))
+    assert caught.value.param == "speculative.method"
+
+
+def test_what_a_request_asks_for_is_prepared_before_it_is_added(
+    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    one, other = Guesser(), Guesser()
+    drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": one, "draft_model": other}
+    engine = make_engine(speculator=Speculator(drafters, Speculation("early_exit", 3)))
+    request = make_request("a", [1, 2])
+    engine.prepare(request)
+    engine.prepare(replace(request, speculation=Speculation("draft_model", 6)))
+    engine.prepare(replace(request, speculation=Speculation("off")))
+    assert (one.prepared, other.prepared) == ([3], [6])
+
+
+@pytest.mark.parametrize(("asked", "prepared"), [(1, {1}), (2, {2}), (3, {2, 3}), (16, {2, 4})])
+def test_all_that_auto_may_take_is_prepared(asked: int, prepared: set[int]) -> None:
+    one, other = Guesser(), Guesser()
+    drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": one, "draft_model": other}
+    Speculator(drafters, Speculation("off", 4)).prepare(Speculation("auto", asked))
+    assert set(one.prepared) == set(other.prepared) == prepared
