@@ -24,7 +24,6 @@ from rich.console import Console
 
 from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_burst
 from evals.speculation_report import draw, markdown
-from finetune.bundled.tasks import held_out_examples
 
 console = Console(stderr=True)
 METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "auto")
@@ -38,6 +37,13 @@ _STORIES = (
 )
 _TRAITS = ("brave", "kind", "shy", "curious", "lazy", "clever")
 _ANIMALS = ("fox", "owl", "bear", "mouse", "rabbit", "turtle", "cat", "wolf")
+_EDITS = ("Replace {a} with {b}: {t}", "Change {a} to {b}: {t}", "Write {b} instead of {a}: {t}")
+_NOTES = (
+    "Mira bought a {a} in Oslo. There is a {a} on the table.",
+    "Please send the {a} to Mira in Rome. We need 12 of the {a}.",
+    "Tom lost a {a} on the way to Lima. Call Mira at 14 about the {a}.",
+)
+_THINGS = ("lamp", "boat", "apple", "river", "stone", "chair", "book", "bell")
 
 
 @dataclass(slots=True)
@@ -79,11 +85,17 @@ def prompts(kind: str, count: int, seed: int) -> list[str]:
     """Questions of one kind, different for each seed."""
     source = random.Random(f"{kind}-{seed}")
     if kind == "edits":
-        return [example.prompt[-1].content for example in held_out_examples("edit", count, seed)]
+        return [_edit(source) for _ in range(count)]
     return [
         source.choice(_STORIES).format(source.choice(_TRAITS), source.choice(_ANIMALS))
         for _ in range(count)
     ]
+
+
+def _edit(source: random.Random) -> str:
+    old, new = source.sample(_THINGS, 2)
+    text = " ".join(source.sample(_NOTES, 2)).format(a=old)
+    return source.choice(_EDITS).format(a=old, b=new, t=text)
 
 
 def chat_bodies(

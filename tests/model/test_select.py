@@ -207,7 +207,7 @@ def test_a_start_checks_what_it_serves(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_window_that_is_ignored_is_seen_in_every_format(
     formats: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = attention.paged_attention
+    real: Callable[..., Output] = attention.paged_attention
 
     def wide(*inputs: Any) -> Output:
         return real(*inputs[:-1], replace(inputs[-1], window=0))

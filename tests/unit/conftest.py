@@ -31,8 +31,8 @@ from greenllm.energy.meter import Meter, Reading
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import Limits, NativeEngine
 from greenllm.model.adapters import AdapterRegistry
-from greenllm.model.info import ModelInfo
-from greenllm.runner.base import AdapterSource, Runner
+from greenllm.model.info import LoadError, ModelInfo
+from greenllm.runner.base import AdapterSource, Drafter, Runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 from greenllm.speculator import Speculator
@@ -93,6 +93,9 @@ class FakeRunner:
 
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         self.plan = plan
+
+    def early_exit(self, layer: int) -> Drafter:
+        raise LoadError("the fake model has no layers")
 
     def run(self, batch: Batch) -> list[Sample]:
         if self._on_run is not None:

@@ -64,7 +64,8 @@ def test_each_method_is_asked_about_its_own_requests(
 ) -> None:
     early, model = Guesser(), Guesser()
     engine = speculative(Speculation("early_exit", 2), early_exit=early, draft_model=model)
-    for name, method in (("a", None), ("b", "draft_model"), ("c", "off")):
+    methods: dict[str, SpeculativeMethod | None] = {"a": None, "b": "draft_model", "c": "off"}
+    for name, method in methods.items():
         engine.add_request(ask(make_request(name, [1] * 3, max_tokens=8), method))
     engine.step()
     assert early.asked == model.asked == []
@@ -95,10 +96,9 @@ def test_guesses_change_no_token_and_are_on_the_bill(
     for receipt in receipts.values():
         assert 0 <= receipt.accepted_tokens <= receipt.drafted_tokens
         assert receipt.drafted_tokens > 0
-        assert receipt.draft_j is not None
-        assert receipt.draft_j > 0
-        parts = receipt.prefill_j + receipt.decode_j + receipt.draft_j
-        assert parts == pytest.approx(receipt.active_j)
+        parts = [receipt.prefill_j, receipt.decode_j, receipt.draft_j]
+        assert all(part is not None and part > 0 for part in parts)
+        assert sum(part or 0.0 for part in parts) == pytest.approx(receipt.active_j)
     stats = engine.stats()
     assert stats.drafted_tokens == sum(r.drafted_tokens for r in receipts.values())
     assert stats.accepted_tokens == sum(r.accepted_tokens for r in receipts.values())
@@ -142,7 +142,7 @@ def test_everything_auto_may_choose_is_prepared(
     engine.prepare(make_request("c", [1]))
     assert sorted(early.prepared) == [2, 4, 7], "auto never takes more than the server's number"
     assert sorted(model.prepared) == [2, 4]
-    wanted = [OFF, *(Speculation(m, n) for m in ("early_exit", "draft_model") for n in (2, 5))]  # type: ignore[arg-type]
+    wanted = [OFF, *(Speculation(m, n) for m in ("early_exit", "draft_model") for n in (2, 5))]
     assert arms(("early_exit", "draft_model"), 5) == wanted
 
 
