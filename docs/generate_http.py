@@ -18,7 +18,8 @@ from fastapi.routing import APIRoute
 from prometheus_client.parser import text_string_to_metric_families
 
 from greenllm import core
-from greenllm.core import Receipt
+from greenllm.core import Receipt, Speculation
+from greenllm.decode.controller import Arm
 from greenllm.energy.account import Label, Totals
 from greenllm.engine import Stats
 from serving import adapters, generation, routes
@@ -219,7 +220,8 @@ def _object_table(known: Json, unknown: Json) -> str:
 def metrics_page() -> str:
     """Every metric `GET /metrics` has, its type, labels and help."""
     counts: dict[str, Any] = {spec.name: 0 for spec in fields(Stats)}
-    stats = Stats(**{**counts, "totals": Totals()})
+    arm = Arm(Speculation("prompt_lookup"), num_steps=1, mean_tokens=1.0, mean_drafted=1.0)
+    stats = Stats(**{**counts, "totals": Totals(), "arms": {1: [arm]}})
     metrics = Metrics(lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0})
     metrics.observe(KNOWN)
     rows = []

@@ -10,7 +10,7 @@ Not covered: when guesses pay (see `speculator`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,19 @@ def make_drafting(config: EngineConfig, runner: Runner) -> Drafting:
         draft = load_draft_model(config, runner, resolve(config.draft_model))
         drafters["draft_model"], draft_runner = draft, draft.runner
     default = Speculation(config.speculative, config.speculative_tokens)
-    speculator = Speculator(drafters, default)
+    speculator = Speculator(drafters, default, hopeless=_hopeless(config, drafters))
+    for method, reason in speculator.hopeless.items():
+        log.info("speculative auto leaves %s out: %s", method, reason)
     return Drafting(speculator, exit_layer, config.draft_model, draft_runner)
+
+
+def _hopeless(
+    config: EngineConfig, drafters: Mapping[SpeculativeMethod, Drafter]
+) -> dict[SpeculativeMethod, str]:
+    """What `auto` need not try."""
+    if "early_exit" not in drafters or trained_exits(config.model):
+        return {}
+    return {"early_exit": f"config.json names no {EXIT_LAYERS}: the model was not trained for it"}
 
 
 def _insists(config: EngineConfig) -> bool:

@@ -15,7 +15,8 @@ Not covered: threads and waiting (see `engine_loop`), HTTP.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The engine at one moment."""
+    """The engine at one moment; `arms` is what `auto` has seen, see `Controller.state`."""
 
     num_waiting: int
     num_running: int
@@ -62,6 +63,7 @@ class Stats:
     completion_tokens: int
     drafted_tokens: int
     accepted_tokens: int
+    arms: Mapping[int, SequenceOf[Arm]]
     totals: Totals
     num_sensor_errors: int
     num_violations: int
@@ -347,10 +349,6 @@ class NativeEngine:
             self._close(request_id, outcome)
         return [self.policy.apply(receipt) for receipt in self.account.drain()]
 
-    def speculative_arms(self) -> dict[int, list[Arm]]:
-        """What `auto` speculation has seen, by size of batch."""
-        return self._speculator.arms()
-
     def stats(self) -> Stats:
         """Counters, for metrics."""
         scheduler = self.scheduler
@@ -366,6 +364,7 @@ class NativeEngine:
             completion_tokens=self._tokens["completion"],
             drafted_tokens=self._tokens["drafted"],
             accepted_tokens=self._tokens["accepted"],
+            arms=self._speculator.arms(),
             totals=self.account.published,
             num_sensor_errors=self.account.num_sensor_errors,
             num_violations=self.account.num_violations,

@@ -63,19 +63,25 @@ class Drafted:
 
 
 class Speculator:
-    """Asks drafters for guesses; requests that do not say use `default`."""
+    """Asks drafters for guesses; requests that do not say use `default`.
+
+    `hopeless` are methods that `auto` leaves out, and why; requests may still ask for them.
+    """
 
     def __init__(
         self,
         drafters: Mapping[SpeculativeMethod, Drafter],
         default: Speculation = OFF,
         *,
+        hopeless: Mapping[SpeculativeMethod, str] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.drafters = drafters
         self.default = default
+        self.hopeless = dict(hopeless or {})
         self._clock = clock
-        self._controller = Controller(arms(drafters, default.num_tokens))
+        promising = [method for method in drafters if method not in self.hopeless]
+        self._controller = Controller(arms(promising, default.num_tokens))
         self._batch_size = 0
 
     @property
@@ -102,7 +108,7 @@ class Speculator:
         for method, drafter in self.drafters.items():
             if speculation.method == method:
                 drafter.prepare(speculation.num_tokens)
-            elif speculation.method == "auto":
+            elif speculation.method == "auto" and method not in self.hopeless:
                 most = min(speculation.num_tokens, self.default.num_tokens)
                 for count in {min(FEW, most), most}:
                     drafter.prepare(count)

@@ -93,6 +93,7 @@ def _speculation(state: ServerState) -> dict[str, Any]:
         "method": default.method,
         "num_tokens": default.num_tokens,
         "methods": list(drafting.speculator.methods),
+        "auto_leaves_out": drafting.speculator.hopeless,
         "exit_layer": drafting.exit_layer,
         "draft_model": drafting.draft_model,
     }

@@ -73,6 +73,7 @@ class _EngineCollector:
         yield self._energy()
         yield _account(stats)
         yield _meter(stats)
+        yield from _arms(stats)
 
     def _energy(self) -> Metric:
         family = CounterMetricFamily(
@@ -134,3 +135,28 @@ def _account(stats: Stats) -> Metric:
 def _meter(stats: Stats) -> Metric:
     text = "Joules the meter counted since the server started."
     return CounterMetricFamily("greenllm_meter_joules", text, value=stats.totals.meter_j)
+
+
+def _arms(stats: Stats) -> Iterable[Metric]:
+    """What `auto` has seen of each way of guessing; nothing where it has seen nothing."""
+    labels = ["batch", "method", "num_tokens"]
+    cost = GaugeMetricFamily(
+        "greenllm_speculation_seconds_per_token",
+        "Mean step time per token of each way of guessing that auto knows, by batch size.",
+        labels=labels,
+    )
+    acceptance = GaugeMetricFamily(
+        "greenllm_speculation_acceptance", "Share of its guesses that came true.", labels=labels
+    )
+    in_use = GaugeMetricFamily(
+        "greenllm_speculation_in_use", "1 for the way that auto takes now.", labels=labels
+    )
+    for size, arms in stats.arms.items():
+        for place, arm in enumerate(arms):
+            values = [str(size), arm.choice.method, str(arm.choice.num_tokens)]
+            in_use.add_metric(values, int(place == 0))
+            if arm.cost_s is not None:
+                cost.add_metric(values, arm.cost_s)
+            if arm.acceptance is not None:
+                acceptance.add_metric(values, arm.acceptance)
+    return (cost, acceptance, in_use)

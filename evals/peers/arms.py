@@ -192,7 +192,7 @@ ARMS: dict[str, Arm] = {
             ends_with_done=False,
             never_send=TRANSFORMERS_SERVE,
             kind="transformers",
-            note="transformers serve --continuous-batching; prompts are texts of as many tokens",
+            note="transformers serve with continuous batching; prompts are texts of as many tokens",
         ),
     )
 }

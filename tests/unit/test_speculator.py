@@ -10,6 +10,7 @@ import pytest
 
 from greenllm.core import Chunk, InvalidRequestError, Request, Speculation, SpeculativeMethod
 from greenllm.engine import NativeEngine
+from greenllm.runner.base import Drafter
 from greenllm.shape import ModelShape
 from greenllm.speculator import OFF, PromptLookup, Speculator, arms
 
@@ -147,16 +148,24 @@ def test_everything_auto_may_choose_is_prepared(
 
 
 def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only(
-    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
 ) -> None:
-    engine = speculative(Speculation("auto", 4), early_exit=Guesser())
+    drafters: dict[SpeculativeMethod, Drafter] = {
+        "early_exit": Guesser(),
+        "draft_model": Guesser(),
+    }
+    hopeless: dict[SpeculativeMethod, str] = {"draft_model": "it is too large"}
+    speculator = Speculator(drafters, Speculation("auto", 4), hopeless=hopeless)
+    speculator.prepare(Speculation("auto", 4))
+    assert drafters["draft_model"].prepared == []  # type: ignore[attr-defined]
+    engine = make_engine(speculator=speculator)
     engine.add_request(make_request("a", [1, 1], max_tokens=44, ignore_eos=True))
     ended(engine)
-    seen = {arm.choice: arm.num_steps for arm in engine.speculative_arms()[1]}
+    seen = {arm.choice: arm.num_steps for arm in engine.stats().arms[1]}
     assert seen[OFF] > 0
     assert set(seen) == set(arms(("early_exit",), 4))
     assert any(steps for choice, steps in seen.items() if choice != OFF)
 
     engine.add_request(ask(make_request("b", [1, 1], max_tokens=20), "off"))
     ended(engine)
-    assert {arm.choice: arm.num_steps for arm in engine.speculative_arms()[1]} == seen
+    assert {arm.choice: arm.num_steps for arm in engine.stats().arms[1]} == seen
