@@ -14,11 +14,10 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from greenllm.core import Chunk
-from greenllm.runner.openvino.decoders import DecoderFactory
+from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.inputs import Rotation, positions_of, step_arrays
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
@@ -41,7 +40,7 @@ class UnrolledDrafter:
         self._num_layers = num_layers
         self._plan = plan
         self._lock = threading.Lock()
-        self._requests: dict[tuple[int, int], ov.InferRequest] = {}
+        self._decoders: dict[tuple[int, int], Decoder] = {}
         self._prepared: tuple[int, ...] = ()
 
     def prepare(self, num_tokens: int) -> None:
@@ -58,11 +57,11 @@ class UnrolledDrafter:
 
     def _compile(self, numbers: set[int], plan: ThreadPlan) -> None:
         wanted = {(number, threads) for number in numbers for threads in plan.threads}
-        for number, threads in wanted - set(self._requests):
-            request = self._factory.compile_drafter(self._num_layers, number, threads)
-            self._requests = {**self._requests, (number, threads): request}
+        for number, threads in wanted - set(self._decoders):
+            decoder = self._factory.compile_drafter(self._num_layers, number, threads)
+            self._decoders = {**self._decoders, (number, threads): decoder}
         self._plan, self._prepared = plan, tuple(sorted(numbers, reverse=True))
-        self._requests = {key: self._requests[key] for key in wanted}
+        self._decoders = {key: self._decoders[key] for key in wanted}
 
     def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
         """See `base.Drafter`."""
@@ -89,9 +88,6 @@ class UnrolledDrafter:
             inputs["later_begins"] = np.arange(len(chunks) + 1, dtype=np.int32)
             positions = np.arange(number - 1)[:, None] + ends
             inputs |= self._rotation.of(positions, "later_")
-        request = self._requests[number, self._plan.threads_for(len(chunks))]
-        for name, values in inputs.items():
-            request.set_tensor(name, ov.Tensor(values))
-        request.infer()
-        guesses: NDArray[np.int32] = request.get_output_tensor(0).data
+        threads = self._plan.threads_for(len(chunks))
+        guesses: NDArray[np.int32] = self._decoders[number, threads].infer(inputs)
         return guesses

@@ -13,19 +13,26 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class Rotation:
-    """Cosines and sines of positions; `frequencies` in radians per position."""
+    """Cosines and sines of positions; `frequencies` in radians per position.
+
+    Those of the positions seen so far are kept.
+    """
 
     def __init__(self, frequencies: Sequence[float]) -> None:
         self._frequencies = np.array(frequencies, np.float64)
+        self._cosine = self._sine = np.zeros((0, 1, 1, 2 * len(frequencies)), np.float32)
 
     def of(self, positions: NDArray[np.integer], prefix: str = "") -> Arrays:
         """Graph inputs `cosine` and `sine`, [*positions, 1, 1, head_dim]."""
-        angles = positions[..., None] * self._frequencies
-        both = np.concatenate([angles, angles], axis=-1)[..., None, None, :]
-        return {
-            f"{prefix}cosine": np.cos(both).astype(np.float32),
-            f"{prefix}sine": np.sin(both).astype(np.float32),
-        }
+        if positions.max(initial=0) >= len(self._cosine):
+            self._grow(int(positions.max()))
+        return {f"{prefix}cosine": self._cosine[positions], f"{prefix}sine": self._sine[positions]}
+
+    def _grow(self, longest: int) -> None:
+        angles = np.arange(1 << (longest + 1).bit_length())[:, None] * self._frequencies
+        self._cosine, self._sine = (
+            np.tile(turn(angles).astype(np.float32), 2)[:, None, None] for turn in (np.cos, np.sin)
+        )
 
 
 def positions_of(chunks: Sequence[Chunk]) -> NDArray[np.integer]:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import openvino as ov
 import torch
 
 from greenllm.core import Batch, Chunk, Sample
@@ -171,10 +170,7 @@ class OpenVinoRunner:
         # The graph computes at least one row: a gather of none is a shape not every kernel takes.
         inputs["rows"] = np.array(keep or [0], np.int32)
         decoder = self._decoder(chunks, inputs)
-        for name, values in inputs.items():
-            decoder.request.set_tensor(name, ov.Tensor(values))
-        decoder.request.infer()
-        logits = torch.from_numpy(decoder.request.get_output_tensor(0).data)
+        logits = torch.from_numpy(decoder.infer(inputs))
         return logits if keep else logits[:0]
 
     def _decoder(self, chunks: list[Chunk], inputs: Arrays) -> Decoder:
