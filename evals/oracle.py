@@ -48,6 +48,7 @@ class Oracle:
     answers: Mapping[str, Sequence[int]]
     acceptance: float
     source: random.Random
+    read: Sequence[Chunk] = ()
 
     @property
     def shape(self) -> ModelShape | None:

@@ -94,9 +94,9 @@ class BlockManager:
         """
         wanted = token_ids[: self.block_size][: len(token_ids) - 1]
         newest = islice(reversed(self._followers.get(parent, {})), _MOST_COMPARED)
-        parts = [(_num_common(self._known[block].token_ids, wanted), block) for block in newest]
-        count, block = max(parts, default=(0, 0))
-        return (block, count) if count else None
+        parts = [(block, _num_common(self._known[block].token_ids, wanted)) for block in newest]
+        best = max(parts, key=lambda part: part[1], default=(0, 0))
+        return best if best[1] else None
 
     def digest_of(self, block: int) -> bytes:
         """Digest a remembered block is known by."""

@@ -87,7 +87,8 @@ def _hopeless(
     config: EngineConfig, drafters: Mapping[SpeculativeMethod, Drafter]
 ) -> dict[SpeculativeMethod, str]:
     """What `auto` need not try."""
-    if "early_exit" not in drafters or trained_exits(config.model):
+    asked_for = config.exit_layer is not None
+    if "early_exit" not in drafters or asked_for or trained_exits(config.model):
         return {}
     return {"early_exit": f"config.json names no {EXIT_LAYERS}: the model was not trained for it"}
 

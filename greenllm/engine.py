@@ -281,7 +281,9 @@ class NativeEngine:
         batch, done = self._speculator.draft(batch)
         for drafted in done:
             if drafted.shape is not None:
-                self.account.charge_draft(drafted.chunks, drafted.shape, drafted.duration_s)
+                self.account.charge_draft(
+                    drafted.chunks, drafted.shape, drafted.duration_s, drafted.read
+                )
                 started_s += drafted.duration_s
         return batch, started_s
 

@@ -82,11 +82,6 @@ class Scheduler:
             if seq in self.running and self._reserve_next(seq):
                 chunks.append(_next_chunk(seq, 1))
         budget = self.max_batch_tokens - len(chunks)
-        for i, chunk in enumerate(chunks):
-            room = self._reserve_room(chunk.seq, budget)
-            if room:
-                chunks[i] = replace(chunk, room=room)
-                budget -= room
         for seq in self.running:
             if budget and not seq.in_decode:
                 chunks.append(_next_chunk(seq, budget))
@@ -97,6 +92,7 @@ class Scheduler:
             budget -= chunks[-1].num_tokens
             if not budget:
                 break
+        self._give_room(chunks, budget)
         copies, self._copies = tuple(self._copies), []
         return Batch(tuple(chunks), copies)
 
@@ -111,6 +107,14 @@ class Scheduler:
                 return False
         seq.block_table += self.blocks.allocate(1)
         return True
+
+    def _give_room(self, chunks: list[Chunk], budget: int) -> None:
+        """Share what prompts and newcomers have left of the step among decoding sequences."""
+        for i, chunk in enumerate(chunks):
+            if budget and chunk.seq.in_decode:
+                room = self._reserve_room(chunk.seq, budget)
+                chunks[i] = replace(chunk, room=room)
+                budget -= room
 
     def _reserve_room(self, seq: Sequence, budget: int) -> int:
         """Make room for guesses after the newest token, as far as nobody else misses it."""

@@ -9,6 +9,7 @@ Not covered: how guesses are checked (see `runner.readout`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +29,18 @@ from greenllm.decode.prompt_lookup import look_up
 from greenllm.runner.base import Drafter
 from greenllm.shape import ModelShape
 
+log = logging.getLogger(__name__)
+
 OFF = Speculation("off")
 FEW = 2
+
+
+def bounded(num_tokens: int, usual: int) -> int:
+    """The number that is prepared for a request: the usual one, or a power of two below its own.
+
+    What clients may ask for must not make a server compile without end.
+    """
+    return usual if num_tokens == usual else 1 << (num_tokens.bit_length() - 1)
 
 
 def arms(methods: Iterable[SpeculativeMethod], num_tokens: int) -> list[Speculation]:
@@ -43,6 +54,7 @@ class PromptLookup:
     """Guesses from the sequence's own text."""
 
     shape: ModelShape | None = None
+    read: Sequence[Chunk] = ()
 
     def prepare(self, num_tokens: int) -> None:
         """Nothing to prepare."""
@@ -60,6 +72,7 @@ class Drafted:
     shape: ModelShape | None
     chunks: tuple[Chunk, ...]
     duration_s: float
+    read: Sequence[Chunk] = ()
 
 
 class Speculator:
@@ -107,11 +120,12 @@ class Speculator:
         """Do what its first guess would wait for; callable from any thread."""
         for method, drafter in self.drafters.items():
             if speculation.method == method:
-                drafter.prepare(speculation.num_tokens)
+                drafter.prepare(bounded(speculation.num_tokens, self.default.num_tokens))
             elif speculation.method == "auto" and method not in self.hopeless:
-                most = min(speculation.num_tokens, self.default.num_tokens)
-                for count in {min(FEW, most), most}:
-                    drafter.prepare(count)
+                usual = self.default.num_tokens
+                for count in {min(FEW, usual), usual, bounded(speculation.num_tokens, usual)}:
+                    if count <= usual:
+                        drafter.prepare(count)
 
     def choice(self, seq: TokenSequence) -> Speculation:
         """What is done for a sequence now; `auto` is what is cheapest for all of the batch."""
@@ -126,11 +140,12 @@ class Speculator:
         self._batch_size = batch_size
 
     def learn(self, batch: Batch, samples: Sequence[Sample], duration_s: float) -> None:
-        """Take what a step cost, where all it did was decode sequences on `auto`."""
-        sequences = [chunk.seq for chunk in batch.chunks]
-        asked = [seq.request.speculation or self.default for seq in sequences]
+        """Take what a step cost, where all it did was decode sequences on `auto`, unlimited."""
+        asked = [chunk.seq.request.speculation or self.default for chunk in batch.chunks]
         decoding = all(chunk.samples and chunk.phase == "decode" for chunk in batch.chunks)
-        if not decoding or any(one.method != "auto" for one in asked):
+        most = self.default.num_tokens
+        if not decoding or any(one.method != "auto" or one.num_tokens < most for one in asked):
+            self._controller.skip(self._batch_size)
             return
         drafted = [
             (chunk, found)
@@ -141,7 +156,7 @@ class Speculator:
             duration_s,
             num_tokens=sum(len(found.token_ids) for found in samples),
             num_drafted=sum(len(chunk.draft) for chunk, _ in drafted),
-            num_accepted=sum(len(found.token_ids) - 1 for _, found in drafted),
+            num_accepted=sum(max(0, len(found.token_ids) - 1) for _, found in drafted),
         )
         self._controller.learn(self._batch_size, step)
 
@@ -172,6 +187,12 @@ class Speculator:
 
     def _ask(self, method: SpeculativeMethod, chunks: list[Chunk]) -> Drafted:
         drafter, started_s = self.drafters[method], self._clock()
-        guesses = drafter.draft(chunks)
+        try:
+            guesses = drafter.draft(chunks)
+        except Exception:
+            # Guesses are an extra: without them the step is a plain one.
+            log.exception("%s failed; this step goes on without its guesses", method)
+            guesses = [()] * len(chunks)
         drafted = [chunk.with_draft(guess) for chunk, guess in zip(chunks, guesses, strict=True)]
-        return Drafted(method, drafter.shape, tuple(drafted), self._clock() - started_s)
+        took_s = self._clock() - started_s
+        return Drafted(method, drafter.shape, tuple(drafted), took_s, drafter.read)

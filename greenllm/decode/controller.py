@@ -5,7 +5,7 @@ seconds per token rank the ways as joules per token would, and are known after e
 size of batch (1, 2-3, 4-7, ...) the controller keeps an average of them for every arm: a method and
 a number of tokens, or `off`. It uses the cheapest, and leaves it only for one that is cheaper by
 `SWITCH_BELOW`. Now and then it tries another arm for `TRIAL_STEPS` steps: rarely, and ever more
-rarely the more expensive the arm was. Trials cost at most a few percent of the time.
+rarely the more expensive the arm was; a trial that goes badly ends after a few steps.
 
 Pure: no clock, no randomness. Not covered: choices by request; acceptance that differs between the
 sequences of a batch.
@@ -20,6 +20,8 @@ from greenllm.core import Speculation
 
 SWITCH_BELOW = 0.97
 TRIAL_STEPS = 12
+LEAST_STEPS = 4
+HOPELESS_ABOVE = 1.3
 FIRST_GAP = 64
 LONGEST_GAP = 4096
 _KEEP = 0.95
@@ -112,10 +114,19 @@ class Controller:
             (bucket.trial or bucket.best).learn(step)
         if bucket.trial is not None:
             bucket.left -= 1
-            if bucket.left < 0:
+            if bucket.left < 0 or _is_lost(bucket):
                 _end_trial(bucket)
         else:
             _begin_trial(bucket)
+
+    def skip(self, batch_size: int) -> None:
+        """Let a step pass from which nothing can be learnt; a trial does not wait for others."""
+        bucket = self._bucket(batch_size)
+        if bucket.trial is not None:
+            bucket.left -= 1
+            if bucket.left < 0:
+                bucket.trial.tried_at = bucket.step
+                bucket.trial = None
 
     def state(self) -> dict[int, list[Arm]]:
         """The arms by batch size, the one in use first."""
@@ -149,16 +160,27 @@ def _begin_trial(bucket: _Bucket) -> None:
             due.append(arm)
     if due:
         bucket.trial = min(due, key=lambda arm: arm.tried_at)
+        bucket.trial.num_steps = 0  # what it cost long ago is of no account
         bucket.left = TRIAL_STEPS
+
+
+def _is_lost(bucket: _Bucket) -> bool:
+    """Whether a trial need not go on: it costs far more, however its next steps turn out."""
+    arm, best_s = bucket.trial, bucket.best.cost_s
+    if arm is None or arm.cost_s is None or best_s is None or arm.num_steps < LEAST_STEPS:
+        return False
+    return arm.cost_s > HOPELESS_ABOVE * best_s
 
 
 def _end_trial(bucket: _Bucket) -> None:
     """Use the arm from now on if it was cheaper; else wait longer the more it cost."""
     arm, best = bucket.trial, bucket.best
     bucket.trial = None
-    if arm is None or arm.cost_s is None or best.cost_s is None:
+    if arm is None:
         return
     arm.tried_at = bucket.step
+    if arm.cost_s is None or best.cost_s is None:
+        return
     if arm.cost_s < SWITCH_BELOW * best.cost_s:
         best.tried_at, best.gap = bucket.step, FIRST_GAP
         bucket.best = arm

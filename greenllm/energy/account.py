@@ -126,22 +126,38 @@ class Account:
         """Note who took part in a step that just ran, and with how much work."""
         self._tally(self._window, batch, duration_s)
 
-    def charge_draft(self, chunks: Sequence[Chunk], shape: ModelShape, duration_s: float) -> None:
-        """Note what the chunks' guesses took: one step of a model of `shape` after another."""
-        ids = [chunk.seq.request.request_id for chunk in chunks]
-        most = max((len(chunk.draft) for chunk in chunks), default=0)
-        unclaimed = set(ids)
-        claim = 1 / max(1, len(unclaimed))
-        for chunk, request_id in zip(chunks, ids, strict=True):
+    def charge_draft(
+        self,
+        chunks: Sequence[Chunk],
+        shape: ModelShape,
+        duration_s: float,
+        read: Sequence[Chunk] = (),
+    ) -> None:
+        """Note what the chunks' guesses took: one step of a model of `shape` after another.
+
+        Before them it may have `read` tokens that it had not seen, in a step of their own. Those
+        who were given nothing share the time only.
+        """
+        share = shape.num_parameters / self._shape.num_parameters
+        passes = max((len(chunk.draft) for chunk in chunks), default=0) + bool(read)
+        served = [*read, *(chunk for chunk in chunks if chunk.draft)] or chunks
+        ids = {chunk.seq.request.request_id for chunk in served}
+        for request_id in ids:
             tally = self._window.setdefault((request_id, "draft"), Tally())
-            count = len(chunk.draft)
-            if request_id in unclaimed:
-                unclaimed.remove(request_id)
-                tally.steps += claim * most * shape.num_parameters / self._shape.num_parameters
-                tally.residence_s += claim * duration_s
-            tally.rows += count * shape.num_parameters / self._shape.num_parameters
-            tally.flops += shape.flops(chunk.start, count, count)
-            tally.kv_bytes += shape.kv_bytes(chunk.start, count)
+            tally.steps += share * passes / len(ids)
+            tally.residence_s += duration_s / len(ids)
+        for chunk in read:
+            tally = self._window[chunk.seq.request.request_id, "draft"]
+            tally.rows += share
+            tally.flops += shape.flops(chunk.start, chunk.num_tokens, 0)
+            tally.kv_bytes += shape.kv_bytes(chunk.start, chunk.num_tokens)
+        for chunk in chunks:
+            first = chunk.end - len(chunk.draft) - 1
+            for place in range(first, first + len(chunk.draft)):
+                tally = self._window[chunk.seq.request.request_id, "draft"]
+                tally.rows += share
+                tally.flops += shape.flops(place, 1, 1)
+                tally.kv_bytes += shape.kv_bytes(place, 1)
 
     def _tally(
         self, window: dict[tuple[str, Phase], Tally], batch: Batch, duration_s: float

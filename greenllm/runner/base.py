@@ -31,6 +31,10 @@ class Drafter(Protocol):
     def shape(self) -> ModelShape | None:
         """What a guess costs; None when no model is asked."""
 
+    @property
+    def read(self) -> Sequence[Chunk]:
+        """What the last draft had to compute before it could guess, newest tokens aside."""
+
     def prepare(self, num_tokens: int) -> None:
         """Do what the first draft of so many tokens would wait for; callable from any thread."""
 

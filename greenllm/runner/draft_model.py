@@ -43,6 +43,7 @@ class DraftModel:
     def __init__(self, runner: Runner, guesser: Drafter) -> None:
         self.runner = runner
         self.shape: ModelShape | None = runner.shape
+        self.read: Sequence[Chunk] = ()
         self._guesser = guesser
         self._made: dict[int, _Made] = {}
 
@@ -54,13 +55,16 @@ class DraftModel:
         """See `base.Drafter`; none for sequences that the draft model has yet to read."""
         made, self._made = self._made, {}
         behind = [_unseen(chunk, made.get(id(chunk.seq))) for chunk in chunks]
-        self._catch_up(behind)
+        read = self._catch_up(behind)
         asked = {}
         for i, chunk in enumerate(chunks):
             room = min(chunk.room, self.runner.info.context_length - chunk.start)
             start = chunk.seq.draft_computed
             if room > 0 and chunk.end - start <= _FEW:
                 asked[i] = replace(chunk, start=start, num_tokens=chunk.end - start, room=room)
+                if chunk.start > start:
+                    read.append(replace(chunk, start=start, num_tokens=chunk.start - start))
+        self.read = tuple(read)
         guesses: list[tuple[int, ...]] = [()] * len(chunks)
         for i, guess in zip(asked, self._guesser.draft(list(asked.values())), strict=True):
             guesses[i] = guess
@@ -70,9 +74,10 @@ class DraftModel:
                 self._made[id(seq)] = _Made(seq, end, guess)
         return guesses
 
-    def _catch_up(self, behind: list[Chunk]) -> None:
-        """Read what was not seen, as much as one step may hold."""
-        budget, step = _CATCH_UP, []
+    def _catch_up(self, behind: list[Chunk]) -> list[Chunk]:
+        """Read what was not seen, as much as one step may hold; returns what was read."""
+        budget = _CATCH_UP
+        step: list[Chunk] = []
         for chunk in behind:
             most = min(budget, chunk.num_tokens, self.runner.info.context_length - chunk.start)
             if most > 0 and chunk.num_tokens >= _FEW:
@@ -82,6 +87,7 @@ class DraftModel:
             self.runner.run(Batch(tuple(map(plain, step))))
         for chunk in step:
             chunk.seq.draft_computed = chunk.end
+        return step
 
 
 def _unseen(chunk: Chunk, made: _Made | None) -> Chunk:

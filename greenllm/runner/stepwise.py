@@ -38,6 +38,7 @@ class StepByStep:
 
     def __init__(self, run: Callable[[Batch], list[Sample]], shape: ModelShape) -> None:
         self.shape: ModelShape | None = shape
+        self.read: SequenceOf[Chunk] = ()
         self._run = run
 
     def prepare(self, num_tokens: int) -> None:

@@ -63,16 +63,24 @@ class Cost:
     cpu_s: float
 
 
-def choose(costs: dict[int, Cost], policy: ThreadPolicy) -> int:
-    """The number of threads that the policy prefers; `costs` by number of threads."""
-    fewest_first = sorted(costs)
+def gain(costs: dict[int, Cost], policy: ThreadPolicy) -> float:
+    """How much more threads bring beyond what the policy wants of them, as a logarithm.
+
+    `costs` by number of threads; the most are compared with the fewest.
+    """
+    few, many = costs[min(costs)], costs[max(costs)]
     if policy == "eco":
-        return min(fewest_first, key=lambda threads: costs[threads].cpu_s)
-    best = fewest_first[0]
-    for threads in fewest_first[1:]:
-        if costs[threads].wall_s * _MIN_GAIN < costs[best].wall_s:
-            best = threads
-    return best
+        return math.log(few.cpu_s / many.cpu_s)
+    return math.log(few.wall_s / (many.wall_s * _MIN_GAIN))
+
+
+def rising(gains: Sequence[float]) -> int:
+    """From which size on more threads run: what they bring there, all in all, is most.
+
+    Where they pay for a step they pay for larger ones, so a single size that says otherwise is
+    noise, and the others outvote it.
+    """
+    return max(range(len(gains), -1, -1), key=lambda first: sum(gains[first:]))
 
 
 def measure_plan(
@@ -87,26 +95,24 @@ def measure_plan(
 ) -> ThreadPlan:
     """Try every candidate at every size; `step(num_tokens, threads)` runs one.
 
-    No step begins after `budget_s`. A size counts only when all candidates were tried at it; the
-    first size, which everything else follows, counts with those that were.
+    No step begins after `budget_s`. A size counts only when all candidates were tried at it; larger
+    ones run as the largest that counts.
     """
     deadline = wall() + budget_s
-    chosen: list[int] = []
+    tried: list[dict[int, Cost]] = []
     for size in sizes:
         costs = _costs(partial(step, size), candidates, deadline, wall, cpu)
         if len(costs) < len(candidates):
-            first = choose(costs, policy) if costs else candidates[0]
-            rest = chosen[-1] if chosen else first
-            chosen += [rest] * (len(sizes) - len(chosen))
             log.warning(
-                "thread trials stopped at %g s: steps from %d tokens on run on %d threads, untried",
+                "thread trials stopped at %g s: steps from %d tokens on are untried",
                 budget_s,
                 size,
-                rest,
             )
             break
-        fewest = chosen[-1] if chosen else 1  # what pays for small steps pays for large ones
-        chosen.append(max(fewest, choose(costs, policy)))
+        tried.append(costs)
+    first = rising([gain(costs, policy) for costs in tried])
+    most = max(candidates) if first < len(tried) else min(candidates)
+    chosen = [min(candidates)] * first + [most] * (len(sizes) - first)
     return ThreadPlan(tuple(sizes), tuple(chosen))
 
 

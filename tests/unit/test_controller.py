@@ -93,6 +93,25 @@ def test_where_guessing_does_not_pay_it_costs_little_from_the_first_step() -> No
     assert cost_s < 1.03 * alone(LOSES, OFF)
 
 
+def test_a_trial_that_goes_badly_ends_early() -> None:
+    many = (OFF, *(Speculation("early_exit", n) for n in (2, 3, 4)), Speculation("prompt_lookup"))
+    world = World(
+        {"off": 1.0, "prompt_lookup": 3.0, "early_exit": 3.0},
+        {"prompt_lookup": 0.01, "early_exit": 0.01},
+    )
+    cost_s, _ = run(Controller(many), world, 1000)
+    assert cost_s < 1.12 * alone(world, OFF)
+
+
+def test_a_trial_does_not_outlast_steps_that_teach_nothing() -> None:
+    controller = Controller((OFF, EXIT))
+    run(controller, LOSES, 14)
+    assert controller.choose(1) == EXIT
+    for _ in range(14):
+        controller.skip(1)
+    assert controller.choose(1) == OFF
+
+
 def test_it_notices_when_the_cheapest_changes() -> None:
     controller = Controller(CHOICES)
     run(controller, PAYS, 1000)

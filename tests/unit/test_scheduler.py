@@ -436,3 +436,16 @@ def test_abort_ends_waiting_and_running_sequences_alike(
         turn(scheduler)
     assert scheduler.blocks.num_free == 32
     assert other.finish_reason == "length"
+
+
+def test_room_for_guesses_takes_nothing_from_newcomers(
+    make_request: Callable[..., Request],
+) -> None:
+    scheduler = make_scheduler(num_drafts=lambda seq: 5)
+    for name in "abc":
+        add(scheduler, make_request(name, [1] * 3, max_tokens=30))
+    turn(scheduler)
+    add(scheduler, make_request("d", [1] * 11, max_tokens=30))
+    batch, _ = turn(scheduler)
+    assert shape(batch) == [("a", 3, 1), ("b", 3, 1), ("c", 3, 1), ("d", 0, 11)]
+    assert [chunk.room for chunk in batch.chunks] == [2, 0, 0, 0]

@@ -25,6 +25,8 @@ class Guesser:
     shape: ModelShape | None = SMALL
     asked: list[list[tuple[str, int]]] = field(default_factory=list)
     prepared: list[int] = field(default_factory=list)
+    read: Sequence[Chunk] = ()
+    fails: bool = False
 
     def prepare(self, num_tokens: int) -> None:
         """Note it."""
@@ -32,6 +34,8 @@ class Guesser:
 
     def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
         """As many as fit."""
+        if self.fails:
+            raise RuntimeError("out of guesses")
         self.asked.append([(chunk.seq.request.request_id, chunk.room) for chunk in chunks])
         return [(self.token_id,) * chunk.room for chunk in chunks]
 
@@ -140,8 +144,9 @@ def test_everything_auto_may_choose_is_prepared(
     engine = speculative(early_exit=early, draft_model=model)
     engine.prepare(ask(make_request("a", [1]), "auto", 5))
     engine.prepare(ask(make_request("b", [1]), "early_exit", 7))
+    engine.prepare(ask(make_request("b", [1]), "early_exit", 3))
     engine.prepare(make_request("c", [1]))
-    assert sorted(early.prepared) == [2, 4, 7], "auto never takes more than the server's number"
+    assert set(early.prepared) == {2, 4}, "auto and clients make it prepare a bounded few"
     assert sorted(model.prepared) == [2, 4]
     wanted = [OFF, *(Speculation(m, n) for m in ("early_exit", "draft_model") for n in (2, 5))]
     assert arms(("early_exit", "draft_model"), 5) == wanted
@@ -169,3 +174,34 @@ def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only(
     engine.add_request(ask(make_request("b", [1, 1], max_tokens=20), "off"))
     ended(engine)
     assert {arm.choice: arm.num_steps for arm in engine.stats().arms[1]} == seen
+
+
+def test_a_drafter_that_fails_costs_its_guesses_only(
+    speculative: Callable[..., NativeEngine],
+    make_request: Callable[..., Request],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = speculative(Speculation("early_exit", 3), early_exit=Guesser(fails=True))
+    engine.add_request(make_request("a", [1, 1], max_tokens=4, ignore_eos=True))
+    receipt = ended(engine)["a"]
+    assert (receipt.outcome, receipt.completion_tokens) == ("completed", 4)
+    assert receipt.drafted_tokens == 0
+    assert "early_exit failed" in caplog.text
+
+
+def test_who_had_to_be_read_pays_for_the_reading(
+    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = make_engine()
+    for name in ("a", "b"):
+        engine.add_request(make_request(name, [1, 2, 3], max_tokens=4))
+    batch = engine.scheduler.schedule()
+    first, second = (replace(chunk, num_tokens=1) for chunk in batch.chunks)
+    read = replace(first, num_tokens=500)
+    engine.account.charge_draft([first, second.with_draft((1, 2))], SMALL, 0.3, [read])
+    one, other = (engine.account._window[name, "draft"] for name in ("a", "b"))
+    assert one.flops == SMALL.flops(0, 500, 0)
+    assert other.flops == SMALL.flops(0, 1, 1) + SMALL.flops(1, 1, 1)
+    assert one.flops > 50 * other.flops
+    assert one.steps == other.steps == pytest.approx(3 * 20 / 1500 / 2)
+    assert one.residence_s + other.residence_s == pytest.approx(0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenllm.runner.threads import Cost, ThreadPlan, choose, measure_plan
+from greenllm.runner.threads import Cost, ThreadPlan, gain, measure_plan, rising
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,24 @@ def test_more_threads_must_earn_their_joules(
     speedup: float, cpu_ratio: float, policy: str, chosen: int
 ) -> None:
     costs = {1: Cost(1.0, 1.0), 2: Cost(1.0 / speedup, cpu_ratio)}
-    assert choose(costs, policy) == chosen  # type: ignore[arg-type]
+    assert (gain(costs, policy) > 0) == (chosen == 2)  # type: ignore[arg-type]
+    assert rising([gain({1: costs[1]}, "eco")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("gains", "first"),
+    [
+        ([-1, -1, -1], 3),
+        ([1, 1, 1], 0),
+        ([-1, -1, 1], 2),
+        ([0.1, -0.5, 0.2], 2),
+        ([-0.1, 0.5, -0.2, 0.3], 1),
+        ([0.0], 1),
+        ([], 0),
+    ],
+)
+def test_one_size_does_not_decide_for_all(gains: list[float], first: int) -> None:
+    assert rising(gains) == first
 
 
 def test_a_plan_serves_each_size() -> None:
@@ -110,6 +127,6 @@ def test_trials_end_in_time(
     assert machine.plan(budget_s).threads == threads
     longest = max((size / count for size, count in machine.ran), default=0)
     assert machine.now_s <= budget_s + longest or not machine.ran
-    said = f"steps from {untried} tokens on run on {threads[0]} threads" if untried else ""
+    said = f"steps from {untried} tokens on are untried" if untried else ""
     assert said in caplog.text
     assert bool(caplog.text) == bool(untried)

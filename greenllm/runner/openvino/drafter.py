@@ -35,6 +35,7 @@ class UnrolledDrafter:
         plan: ThreadPlan,
     ) -> None:
         self.shape: ModelShape | None = shape
+        self.read: Sequence[Chunk] = ()
         self._factory = factory
         self._rotation = rotation
         self._num_layers = num_layers
