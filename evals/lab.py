@@ -81,9 +81,9 @@ class Bench:
         return account
 
 
-def load_bench(model: str, threads: int, quantize: str = "none") -> Bench:
-    """Load a model as the server would."""
-    runner = load_runner(load(EngineConfig, flags={"model": model, "quantize": quantize}))
+def load_bench(model: str, threads: int, **flags: str) -> Bench:
+    """Load a model as the server would with these flags."""
+    runner = load_runner(load(EngineConfig, flags={"model": model, **flags}))
     plan_threads(runner, str(threads), threads)
     gc.collect()
     gc.freeze()  # as the server

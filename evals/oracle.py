@@ -151,6 +151,9 @@ def main(
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")],
     exit_layer: Annotated[int, typer.Option(help="Layers that guess.")],
     quantize: Annotated[str, typer.Option(help="none, int8 or int4.")] = "int8",
+    dtype: Annotated[
+        str, typer.Option(help="Arithmetic; float32 keeps answers equal.")
+    ] = "float32",
     threads: Annotated[int, typer.Option(help="Threads of every step.")] = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of all acceptances.")] = 5,
     num_tokens: Annotated[int, typer.Option(help="Guesses per step.")] = 4,
@@ -159,7 +162,7 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the result.")] = "oracle",
 ) -> None:
     """Measure guessing at forced acceptances, interleaved with plain decoding."""
-    bench = load_bench(model, threads, quantize=quantize)
+    bench = load_bench(model, threads, quantize=quantize, dtype=dtype)
     drafter = bench.runner.early_exit(exit_layer)
     drafter.prepare(num_tokens)
     if drafter.shape is None:
@@ -182,6 +185,7 @@ def main(
     figures = {
         "model": Path(model).name,
         "quantize": quantize,
+        "dtype": dtype,
         "threads": threads,
         "exit_layer": exit_layer,
         "num_tokens": num_tokens,
@@ -201,14 +205,16 @@ def main(
 def _summary(
     acceptance: float, runs: Sequence[Run], plain: Sequence[Run], model: float
 ) -> dict[str, Any]:
+    per_step = sum(r.tokens for r in runs) / sum(r.tokens - r.accepted for r in runs)
     speed = paired_ratio([r.tokens / r.wall_s for r in runs], [r.tokens / r.wall_s for r in plain])
     pairs = zip(runs, plain, strict=True)
     return {
         "forced_acceptance": acceptance,
         "tokens_per_s": statistics.median(r.tokens / r.wall_s for r in runs),
         "tokens_per_cpu_s": statistics.median(r.tokens / r.cpu_s for r in runs),
-        "tokens_per_step": sum(r.tokens for r in runs) / sum(r.tokens - r.accepted for r in runs),
+        "tokens_per_step": per_step,
         "speed_over_plain": speed,
+        "cycle_over_plain_step": per_step / speed["median"],
         "cost_model": model,
         "measured_over_model": speed["median"] / model,
         "joules_over_plain": paired_ratio(
