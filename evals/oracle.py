@@ -37,6 +37,7 @@ from greenllm.speculator import Speculator
 console = Console(stderr=True)
 ACCEPTANCES = (0.6, 0.7, 0.8, 0.9)
 PROMPT_TOKENS = 32
+TOKENS = 96
 _CHECK_RUNS = 41
 
 
@@ -157,7 +158,6 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of every step.")] = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of all acceptances.")] = 5,
     num_tokens: Annotated[int, typer.Option(help="Guesses per step.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 96,
     count: Annotated[int, typer.Option(help="Answers per round.")] = 2,
     name: Annotated[str, typer.Option(help="Name of the result.")] = "oracle",
 ) -> None:
@@ -172,7 +172,7 @@ def main(
     plain: list[Run] = []
     guessed: dict[float, list[Run]] = {a: [] for a in ACCEPTANCES}
     for number in range(-1, rounds):
-        asked = requests(count, tokens, number)
+        asked = requests(count, TOKENS, number)
         base = run(bench, asked, None)
         for acceptance, runs in guessed.items():
             oracle = Oracle(drafter, base.answers, acceptance, random.Random(number))
