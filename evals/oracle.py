@@ -153,7 +153,7 @@ def main(
     exit_layer: Annotated[int, typer.Option(help="Layers that guess.")],
     quantize: Annotated[str, typer.Option(help="none, int8 or int4.")] = "int8",
     dtype: Annotated[
-        str, typer.Option(help="Arithmetic; float32 keeps answers equal.")
+        str, typer.Option(help="Arithmetic.")
     ] = "float32",
     threads: Annotated[int, typer.Option(help="Threads of every step.")] = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of all acceptances.")] = 5,
