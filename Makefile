@@ -1,9 +1,10 @@
 # Two commands for a newcomer: `make serve` and `make test`. Both make the environment first.
 PYTHON ?= python3
 VENV ?= .venv
-MODEL ?= bundled
-QUANT ?= none
-PORT ?= 8000
+# Unset ones are left to --config, GREENLLM_* and the defaults.
+MODEL ?=
+QUANT ?=
+PORT ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 .PHONY: serve test lint types imports docs clean
 
 serve: $(READY)
-	$(BIN)/greenllm serve $(MODEL) --quantize $(QUANT) --port $(PORT) $(ARGS)
+	$(BIN)/greenllm serve $(MODEL) $(addprefix --quantize ,$(QUANT)) $(addprefix --port ,$(PORT)) $(ARGS)
 
 test: lint types imports
 	$(BIN)/pytest --cov --cov-report=term:skip-covered

@@ -152,9 +152,7 @@ def main(
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")],
     exit_layer: Annotated[int, typer.Option(help="Layers that guess.")],
     quantize: Annotated[str, typer.Option(help="none, int8 or int4.")] = "int8",
-    dtype: Annotated[
-        str, typer.Option(help="Arithmetic.")
-    ] = "float32",
+    dtype: Annotated[str, typer.Option(help="Arithmetic.")] = "float32",
     threads: Annotated[int, typer.Option(help="Threads of every step.")] = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of all acceptances.")] = 5,
     num_tokens: Annotated[int, typer.Option(help="Guesses per step.")] = 4,

@@ -135,7 +135,7 @@ class EngineConfig:
         self._require(
             (own is None) == (self.intensity_source is None),
             "intensity_source",
-            "goes together with intensity_g_per_kwh",
+            "and --intensity-g-per-kwh need each other",
         )
 
     def _require_speculation(self) -> None:

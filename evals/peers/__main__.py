@@ -56,10 +56,11 @@ def install(
 ) -> None:
     """Make the environments, and each peer's form of the model."""
     envs = envs.resolve()
-    model(envs)
-    for name in peers or list(INSTALLERS):
+    for name in peers or ():
         if name not in INSTALLERS:
             raise GreenllmError(f"no peer {name}; there are {', '.join(INSTALLERS)}")
+    model(envs)
+    for name in peers or list(INSTALLERS):
         console.print(f"{name} ...")
         INSTALLERS[name](envs)
         console.print(f"{name} {version_of(envs, name)}")

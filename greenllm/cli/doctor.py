@@ -23,7 +23,7 @@ from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_pow
 from greenllm.energy.ladder import Rung, cpu_rungs, gpu_rungs
 from greenllm.energy.ledger import Ledger, LedgerError
 
-PACKAGES = ("greenllm", "torch", "transformers", "bitsandbytes", "accelerate", "peft")
+PACKAGES = ("greenllm", "torch", "transformers", "openvino", "bitsandbytes", "accelerate", "peft")
 _RAPL_FILES = "/sys/class/powercap/intel-rapl*:*/energy_uj"
 _RAPL_RULE = (
     'SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", ACTION=="add",'

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+from functools import partial
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -17,6 +18,7 @@ from greenllm.energy.meter import SensorError
 from serving.config import ServeConfig
 
 console = Console(stderr=True, highlight=False)
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def run(config: ServeConfig) -> None:
@@ -59,28 +61,33 @@ def announce(config: ServeConfig, parts: object, port: int) -> None:
     info, meter = engine.info, engine.account.meter
     name = config.served_model_name or info.name
     size = f"{info.parameters / 1e6:.1f}M parameters, {info.weight_bytes / 1e6:.1f} MB"
-    console.print(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
-    console.print(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
-    console.print(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
-    console.print(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
+    say = partial(console.print, soft_wrap=True)
+    say(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
+    say(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
+    say(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
+    say(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
     source = engine.policy.source
     if source is not None:
         value = source.intensity(0.0)
         year = f", {value.year}" if value.year else ""
-        console.print(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
-    console.print(f"ledger: {parts.ledger.path}")  # type: ignore[attr-defined]
-    console.print("\nTry it:\n")
+        say(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
+    say(f"ledger: {parts.ledger.path}")  # type: ignore[attr-defined]
+    if config.host not in LOOPBACK and not config.api_keys:
+        say(f"[yellow]open to all who reach {config.host}[/], /metrics too: see --api-keys")
+    say("\nTry it:\n")
     host = "localhost" if config.host in ("0.0.0.0", "127.0.0.1", "::") else config.host
-    console.print(curl_line(f"http://{host}:{port}", name), soft_wrap=True, markup=False)
+    line = curl_line(f"http://{host}:{port}", name, with_key=bool(config.api_keys))
+    say(line, markup=False)
 
 
-def curl_line(url: str, model: str) -> str:
-    """One command that shows an answer and its headers."""
+def curl_line(url: str, model: str, *, with_key: bool = False) -> str:
+    """One command that shows an answer and its headers; the key is taken from `$KEY`."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Tell me a story about a brave fox."}],
         "temperature": 0,
         "max_tokens": 80,
     }
-    header = "Content-Type: application/json"
-    return f"curl -si {url}/v1/chat/completions -H '{header}' -d '{json.dumps(body)}'"
+    headers = "-H 'Content-Type: application/json'"
+    headers += ' -H "Authorization: Bearer $KEY"' if with_key else ""
+    return f"curl -si {url}/v1/chat/completions {headers} -d '{json.dumps(body)}'"

@@ -237,7 +237,7 @@ def test_limits(name: str, allowed: list[Any], refused: list[Any]) -> None:
 def test_an_own_intensity_needs_a_source_and_is_not_negative() -> None:
     assert EngineConfig(**{**OWN, "intensity_g_per_kwh": 0.0}).intensity_g_per_kwh == 0
     for name in OWN:
-        with pytest.raises(ConfigError, match=r"^--intensity-source goes together"):
+        with pytest.raises(ConfigError, match=r"^--intensity-source and --intensity-g-"):
             EngineConfig(**{name: OWN[name]})
     with pytest.raises(ConfigError, match=r"^--intensity-g-per-kwh must not be negative"):
         EngineConfig(**{**OWN, "intensity_g_per_kwh": -1.0})

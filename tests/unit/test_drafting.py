@@ -169,7 +169,9 @@ def test_what_a_request_asks_for_is_prepared_before_it_is_added(
     assert (one.prepared, other.prepared) == ([3], [4])
 
 
-@pytest.mark.parametrize(("asked", "prepared"), [(1, {1, 2, 4}), (2, {2, 4}), (3, {2, 4}), (16, {2, 4})])
+@pytest.mark.parametrize(
+    ("asked", "prepared"), [(1, {1, 2, 4}), (2, {2, 4}), (3, {2, 4}), (16, {2, 4})]
+)
 def test_all_that_auto_may_take_is_prepared(asked: int, prepared: set[int]) -> None:
     one, other = Guesser(), Guesser()
     drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": one, "draft_model": other}
