@@ -13,7 +13,10 @@ adapters = typer.Typer(
     no_args_is_help=True,
 )
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder with `adapters` in it; default is the platform's.")
+    Path | None,
+    typer.Option(
+        help="Folder with `adapters` in it (env GREENLLM_DATA_DIR); default is the platform's."
+    ),
 ]
 
 
@@ -34,7 +37,10 @@ def add(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Check an adapter and copy it into the data folder, where servers find it by its name."""
+    """Check an adapter and copy it into the data folder, where servers find it by its name.
+
+    To replace one, remove it first; what a running server then needs is printed.
+    """
     from greenllm.cli.adapters_run import put
 
     put(name, folder, model, data_dir)
@@ -45,7 +51,11 @@ def remove(
     name: Annotated[str, typer.Argument(help="Adapter to delete from the data folder.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Delete an adapter from the data folder; servers answer 404 from then on."""
+    """Delete an adapter from the data folder.
+
+    A server that found it there answers 404 to new requests; running ones finish. One that was
+    told to load it from another folder keeps it until it is told to unload it.
+    """
     from greenllm.cli.adapters_run import delete
 
     delete(name, data_dir)

@@ -6,7 +6,9 @@ other folders with `--adapter-dirs`; those are asked through `/v1/models`.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from pathlib import Path
 
 from rich.table import Table
@@ -14,7 +16,11 @@ from rich.table import Table
 from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.cli.places import adapters_path
 from greenllm.model.adapter_store import Stored, discard, list_stored, store
-from greenllm.model.options import LoadOptions
+from greenllm.model.lora_config import AdapterError
+from greenllm.model.options import LoadOptions, own_name
+from greenllm.model.quiet import hush_libraries
+
+URL = "http://localhost:8000"
 
 
 def show(data_dir: Path | None) -> None:
@@ -46,18 +52,36 @@ def adapter_table(found: list[Stored]) -> Table:
 
 def put(name: str, folder: Path, model: str | None, data_dir: Path | None) -> None:
     """Check and copy; with a model, against its modules."""
-    _be_quiet()
-    targets = None
+    hush_libraries()
+    targets, reserved = None, set[str]()
     if model is not None:
         from greenllm.model.targets import targets_of
 
-        targets = targets_of(model, LoadOptions())
-    weights = store(adapters_path(data_dir), name, folder, targets)
+        targets, reserved = targets_of(model, LoadOptions()), {model, own_name(model)}
+    home, console = adapters_path(data_dir), make_console()
+    weights = store(home, name, folder, targets, reserved=reserved)
     checked = f"fits {model}" if model else "its base was not checked: give --model to do that"
-    make_console().print(
+    console.print(
         f"{name}: rank {weights.rank}, {number(weights.num_parameters)} parameters; {checked}",
         soft_wrap=True,
     )
+    console.print("\n".join(renewal_lines(name, home / name)), soft_wrap=True)
+
+
+def renewal_lines(name: str, place: Path) -> list[str]:
+    """How a running server that knows another adapter by this name gets this one."""
+    return [
+        "Servers with this data folder find it by themselves. One that has served another adapter"
+        f" as {name} keeps to that until it is told, here on port 8000:",
+        request_line("unload_lora_adapter", {"lora_name": name}),
+        request_line("load_lora_adapter", {"lora_name": name, "lora_path": str(place.resolve())}),
+    ]
+
+
+def request_line(route: str, body: dict[str, str]) -> str:
+    """A POST as a shell command."""
+    header = "-H 'Content-Type: application/json'"
+    return f"  curl {URL}/v1/{route} {header} -d {shlex.quote(json.dumps(body))}"
 
 
 def delete(name: str, data_dir: Path | None) -> None:
@@ -68,12 +92,11 @@ def delete(name: str, data_dir: Path | None) -> None:
 
 def merge_into(adapter: str, model: str, output: Path, data_dir: Path | None) -> None:
     """Merge a stored adapter, or one in a folder, into its base."""
-    _be_quiet()
+    folder = find_folder(adapter, adapters_path(data_dir))
+    hush_libraries()
     from greenllm.model.merge import merge
 
-    stored = adapters_path(data_dir) / adapter
-    is_name = os.sep not in adapter and stored.is_dir()
-    sizes = merge(stored if is_name else Path(adapter), model, output, LoadOptions())
+    sizes = merge(folder, model, output, LoadOptions())
     make_console().print(
         f"{output}: {number(sizes.merged_bytes / 1e6)} MB of weights, made of {model} and"
         f" an adapter of {number(sizes.adapter_bytes / 1e6)} MB",
@@ -81,7 +104,16 @@ def merge_into(adapter: str, model: str, output: Path, data_dir: Path | None) ->
     )
 
 
-def _be_quiet() -> None:
-    """Progress bars of libraries are not part of a command's output."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+def find_folder(adapter: str, home: Path) -> Path:
+    """The folder of a stored adapter, or the one that is named.
+
+    Raises:
+        AdapterError: there is neither.
+    """
+    if os.sep not in adapter and (home / adapter).is_dir():
+        return home / adapter
+    if not Path(adapter).is_dir():
+        raise AdapterError(
+            f"no adapter or folder {adapter!r}; `greenllm adapters list` shows those in {home}"
+        )
+    return Path(adapter)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +45,19 @@ def _look_at(folder: Path) -> Stored:
 
 
 def store(
-    home: Path, name: str, folder: Path, targets: Mapping[str, tuple[int, int]] | None = None
+    home: Path,
+    name: str,
+    folder: Path,
+    targets: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    reserved: Collection[str] = (),
 ) -> LoraWeights:
     """Check and copy an adapter; without `targets` any base will do.
 
     Raises:
-        AdapterError: the name is taken, or the adapter could not be served.
+        AdapterError: the name is taken or `reserved`, or the adapter could not be served.
     """
-    check_name(name)
+    check_name(name, reserved)
     place = home / name
     if place.exists():
         raise AdapterError(f"{place} exists; `greenllm adapters remove {name}` removes it")

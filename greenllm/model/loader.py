@@ -26,7 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from greenllm.model.files import check_folder, eos_ids, licence_of, weight_files
 from greenllm.model.info import LoadError, ModelInfo, Quantization
-from greenllm.model.options import BUNDLED, LoadOptions, resolve
+from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
+from greenllm.model.quiet import hush_bitsandbytes
 from greenllm.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -189,9 +190,8 @@ def _quantization(
 ) -> BitsAndBytesConfig | None:
     if kind == "none":
         return None
+    hush_bitsandbytes()
     if kind == "int8":
-        # It warns about casting activations to float16 in every layer of every step.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -229,7 +229,7 @@ def _describe(
         raise LoadError(f"--max-context {options.max_context} exceeds the model's {native}")
     first = next(model.parameters())
     return ModelInfo(
-        name=name if name == BUNDLED or not Path(source).is_dir() else Path(source).resolve().name,
+        name=own_name(name),
         source=BUNDLED if name == BUNDLED else source,
         architecture=type(model).__name__,
         parameters=parameters,

@@ -27,6 +27,11 @@ class LoadOptions:
     max_context: int | None = None
 
 
+def own_name(name: str) -> str:
+    """What a model is called: a folder by its last part, a hub id as it is."""
+    return name if name == BUNDLED or not Path(name).is_dir() else Path(name).resolve().name
+
+
 def resolve(name: str) -> str:
     """Folder or hub id behind a model's name."""
     return str(BUNDLED_PATH) if name == BUNDLED else name

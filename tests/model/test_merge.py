@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME, AdapterError
 from greenllm.model.merge import merge
 from greenllm.model.options import LoadOptions
+from greenllm.model.quiet import hush_bitsandbytes
 from greenllm.model.targets import targets_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -129,9 +135,17 @@ def test_the_commands(adapter: Path, tmp_path: Path) -> None:
             raise done.exception
         return done.output
 
+    stored = tmp_path / "adapters"
     assert "no adapters in" in run("list")
+    with pytest.raises(AdapterError, match="'bundled' is the name of the base model"):
+        run("add", "bundled", str(adapter), "--model", "bundled")
+    with pytest.raises(AdapterError, match=r"no adapter or folder 'nope'; `greenllm adapters lis"):
+        run("merge", "nope", "--model", "bundled", "--output", str(tmp_path / "full"))
     assert "fits bundled" in run("add", "fox", str(adapter), "--model", "bundled")
-    assert "was not checked" in run("add", "owl", str(adapter))
+    added = run("add", "owl", str(adapter))
+    assert "was not checked" in added
+    for body in ({"lora_name": "owl"}, {"lora_name": "owl", "lora_path": str(stored / "owl")}):
+        assert f"-d '{json.dumps(body)}'" in added
     (tmp_path / "adapters" / "owl" / CONFIG_NAME).write_text("{")
     listed = run("list")
     assert "down_proj, q_proj" in listed
@@ -142,6 +156,36 @@ def test_the_commands(adapter: Path, tmp_path: Path) -> None:
     run("remove", "fox")
     with pytest.raises(AdapterError, match="no adapter 'fox'"):
         run("remove", "fox")
+
+
+def test_a_base_in_a_folder_has_the_folders_name(adapter: Path, tmp_path: Path) -> None:
+    words = ["adapters", "add", "bundled", str(adapter), "--model", BASE]
+    done = CliRunner().invoke(app, [*words, "--data-dir", str(tmp_path)])
+    assert isinstance(done.exception, AdapterError)
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_merging_prints_what_was_made_and_nothing_else(adapter: Path, tmp_path: Path) -> None:
+    words = ["merge", str(adapter), "--model", "bundled", "--output", str(tmp_path / "full")]
+    done = subprocess.run(
+        [sys.executable, "-m", "greenllm", "adapters", *words, "--data-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_one_warning_of_bitsandbytes_is_dropped_and_others_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hush_bitsandbytes()
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
+    log.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]
 
 
 def test_what_is_merged_need_not_be_servable(tmp_path: Path, make_adapter: MakeAdapter) -> None:

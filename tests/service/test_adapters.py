@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -334,6 +335,31 @@ def test_adapters_of_the_data_folder_need_no_loading(
     refused = adapted.http.post("/v1/completions", json={"model": "stored", "prompt": "a"})
     assert refused.status_code == 404
     assert "stored" not in models(adapted)
+
+
+def test_what_add_prints_brings_a_running_server_the_new_adapter(
+    adapted: Server, shelf: Path, command: Callable[..., list[str]], environment: dict[str, str]
+) -> None:
+    def run(*arguments: str) -> str:
+        words = command("adapters", *arguments, "--data-dir", str(adapted.data_dir))
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("add", "swapped", str(shelf / "a03"))
+    before = text_of(answer(adapted, "swapped", seed=1))
+    run("remove", "swapped")
+    printed = run("add", "swapped", str(shelf / "a04"))
+    body = adapted.completion(max_tokens=1) | {"model": "swapped"}
+    refused = adapted.http.post("/v1/completions", json=body)
+    assert "have changed since it was loaded" in refused.json()["error"]["message"]
+    requests = re.findall(r"localhost:8000(/v1/\S+) .* -d '(.*)'", printed)
+    assert len(requests) == 2
+    for route, data in requests:
+        assert adapted.http.post(route, content=data).status_code == 200
+    assert text_of(answer(adapted, "swapped", seed=1)) != before
+    run("remove", "swapped")
+    assert adapted.http.post("/v1/completions", json=body).status_code == 404
 
 
 def test_a_broken_adapter_of_the_data_folder_says_why(adapted: Server, shelf: Path) -> None:
