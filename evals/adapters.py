@@ -20,7 +20,16 @@ import typer
 from rich.console import Console
 from safetensors.torch import save_file
 
-from evals.lab import Burst, completion_body, paired_ratio, running_server, save, send_burst
+from evals.entry import finish
+from evals.lab import (
+    Burst,
+    completion_body,
+    paired_ratio,
+    require_model,
+    running_server,
+    save,
+    send_burst,
+)
 from greenllm.model.files import local_folder, read_json
 from greenllm.model.options import resolve
 from greenllm.model.spec import spec_of
@@ -129,6 +138,7 @@ def main(
     quantize: Annotated[str, typer.Option(help="Weights of the base.")] = "int8",
 ) -> None:
     """Measure throughput with adapters against the base's."""
+    require_model(model)
     arms = {"all linear layers": False, "queries and values": True}
     figures = {
         name: measure(model, narrow=narrow, rounds=rounds, tokens=tokens, quantize=quantize)
@@ -141,4 +151,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.adapters", lambda: typer.run(main))

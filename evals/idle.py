@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from evals.entry import finish
 from evals.lab import cpu_seconds, running_server, save
 from evals.sharing import burst
 
@@ -48,4 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.idle", lambda: typer.run(main))

@@ -32,12 +32,14 @@ import torch
 
 from evals.load.processes import parse_stat
 from greenllm.config import EngineConfig, load
-from greenllm.core import Request, SamplingParams
+from greenllm.core import GreenllmError, Request, SamplingParams
 from greenllm.energy.account import Account
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ladder import modelled_meter
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import Limits, NativeEngine
+from greenllm.model.files import check_folder
+from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
 from greenllm.runner.base import Runner
 from greenllm.runner.select import load_runner
@@ -47,6 +49,7 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT = "Tell me a story about a brave fox."
+MODEL_HINT = "`python -m evals.peers model` makes .peers/models/m135"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,25 @@ class Bench:
         return account
 
 
+class BenchError(GreenllmError):
+    """A benchmark cannot be run."""
+
+
+def require_model(model: str) -> None:
+    """Refuse a model that is not there, before anything is started.
+
+    Raises:
+        LoadError: with what makes the benchmarks' model.
+    """
+    try:
+        check_folder(resolve(model), allow_pickle=False)
+    except LoadError as error:
+        raise LoadError(f"--model: {error} ({MODEL_HINT})") from error
+
+
 def load_bench(model: str, threads: int, **flags: str) -> Bench:
     """Load a model as the server would with these flags."""
+    require_model(model)
     runner = load_runner(load(EngineConfig, flags={"model": model, **flags}))
     plan_threads(runner, str(threads), threads)
     gc.collect()
@@ -112,7 +132,12 @@ def chat_body(model: str, max_tokens: int, *, stream: bool) -> dict[str, Any]:
 
 @contextmanager
 def running_server(model: str, data_dir: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """A real server in its own process: its URL and process id."""
+    """A real server in its own process: its URL and process id.
+
+    Raises:
+        GreenllmError: there is no such model, or the server does not start.
+    """
+    require_model(model)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -132,13 +157,13 @@ def _wait_until_ready(url: str, process: subprocess.Popen[str], timeout_s: float
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended: {process.communicate()[1]}")
+            raise BenchError(f"the server ended: {process.communicate()[1].strip()}")
         try:
             if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.1)
-    raise RuntimeError("the server did not become ready")
+    raise BenchError("the server did not become ready")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from evals.entry import finish
 from evals.lab import Bench, load_bench, paired_ratio, save
 from greenllm.core import Chunk, Request, SamplingParams, Speculation
 from greenllm.runner.base import Drafter
@@ -225,4 +226,4 @@ def _summary(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.oracle", lambda: typer.run(main))

@@ -25,6 +25,7 @@ import httpx
 import typer
 from rich.console import Console
 
+from evals.entry import finish
 from evals.lab import (
     Bench,
     chat_body,
@@ -233,4 +234,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.overhead", lambda: typer.run(main))

@@ -20,7 +20,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from evals.entry import finish
 from evals.lab import (
+    BenchError,
     Burst,
     completion_body,
     paired_ratio,
@@ -120,6 +122,19 @@ def _falls(servers: dict[str, Server]) -> dict[str, Any]:
     }
 
 
+def pick(names: str) -> list[str]:
+    """Arms by their names, comma-separated; all without any.
+
+    Raises:
+        BenchError: there is none of that name.
+    """
+    chosen = [name.strip() for name in names.split(",")] if names else list(ARMS)
+    unknown = [name for name in chosen if name not in ARMS]
+    if unknown:
+        raise BenchError(f"--arms: no {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    return chosen
+
+
 def main(
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
     rounds: Annotated[int, typer.Option(help="Rounds of all servers.")] = 5,
@@ -128,7 +143,7 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the result.")] = "runners",
 ) -> None:
     """Measure the runners, interleaved."""
-    chosen = [arm.strip() for arm in arms.split(",")] if arms else list(ARMS)
+    chosen = pick(arms)
     seeds = itertools.count()
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
@@ -157,4 +172,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.runners", lambda: typer.run(main))

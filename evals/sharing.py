@@ -18,6 +18,7 @@ import matplotlib as mpl
 import typer
 from rich.console import Console
 
+from evals.entry import finish
 from evals.lab import RESULTS, chat_body, paired_ratio, running_server, save
 from greenllm.core import Receipt
 from greenllm.energy.ledger import Ledger
@@ -132,4 +133,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.sharing", lambda: typer.run(main))

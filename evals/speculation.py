@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from evals.entry import finish
 from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_burst
 from evals.speculation_report import draw, markdown
 
@@ -218,4 +219,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    finish("evals.speculation", lambda: typer.run(main))

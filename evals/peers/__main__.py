@@ -20,9 +20,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from evals.entry import finish
 from evals.load.config import parse_levels
 from evals.peers.arms import ARMS, MODEL, Arm
-from evals.peers.install import INSTALLERS, version_of
+from evals.peers.install import INSTALLERS, require_tools, version_of
 from evals.peers.measure import Plan, medians, run_rounds, take_turn
 from evals.peers.report import draw, markdown
 from greenllm.core import GreenllmError
@@ -54,25 +55,62 @@ def install(
     peers: Annotated[list[str] | None, typer.Argument(help="Peers; else all.")] = None,
     envs: Envs = ROOT / ".peers",
 ) -> None:
-    """Make the environments, and each peer's form of the model."""
+    """Make the environments, and each peer's form of the model.
+
+    llama.cpp: 0.5 GB, compiled from source in some five minutes on two cores.
+    Needs a C++ compiler and cmake.
+
+    vllm: 2.5 GB, the CPU build.
+
+    openvino: 6.2 GB, with the torch that its exporter wants.
+
+    transformers: nothing, it runs in greenllm's environment.
+
+    The forms of the model take 1.1 GB more. What is there is not made again.
+    """
     envs = envs.resolve()
-    for name in peers or ():
-        if name not in INSTALLERS:
-            raise GreenllmError(f"no peer {name}; there are {', '.join(INSTALLERS)}")
+    chosen = pick_peers(peers)
+    if "llama.cpp" in chosen:
+        require_tools(envs)
     model(envs)
-    for name in peers or list(INSTALLERS):
+    for name in chosen:
         console.print(f"{name} ...")
         INSTALLERS[name](envs)
         console.print(f"{name} {version_of(envs, name)}")
 
 
+def pick_peers(names: Sequence[str] | None) -> list[str]:
+    """Peers by their names; all without any.
+
+    Raises:
+        GreenllmError: one is not known.
+    """
+    chosen = list(names or INSTALLERS)
+    unknown = [name for name in chosen if name not in INSTALLERS]
+    if unknown:
+        raise GreenllmError(f"no peer {', '.join(unknown)}; there are {', '.join(INSTALLERS)}")
+    return chosen
+
+
 @app.command()
 def check(envs: Envs = ROOT / ".peers") -> None:
-    """See that every form of the model gives the greedy tokens of transformers."""
-    from evals.peers.agree import compare
+    """Compare the greedy tokens of every form of the model with those of transformers.
 
-    for line in compare(envs.resolve()):
-        console.print(line)
+    Forms with the model's own weights must give the same, quantized ones may differ. The exit code
+    is 1 when one that must agree does not, one does not start, or no peer is installed.
+    """
+    from evals.peers.agree import compare, reference, verdict
+
+    envs = envs.resolve()
+    text, ids = reference(envs / "models" / MODEL)
+    console.print(f"transformers float32: {ids}", soft_wrap=True)
+    findings = []
+    for finding in compare(envs, text):
+        console.print(str(finding), soft_wrap=True)
+        findings.append(finding)
+    if (problem := verdict(findings)) is not None:
+        console.print(problem, soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -159,8 +197,4 @@ def write(
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except GreenllmError as error:
-        print(f"evals.peers: {error}", file=sys.stderr)
-        sys.exit(2)
+    finish("evals.peers", app)

@@ -28,6 +28,7 @@ GENAI = "2026.4.1.0"
 OPTIMUM = "2.2.0"
 TIMEOUT_S = 3600
 LLAMA_TARGETS = ("llama-server", "llama-quantize")
+COMPILERS = ("c++", "g++", "clang++")
 CMAKE = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF"),
     *("-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"),
@@ -70,6 +71,24 @@ def make_environment(folder: Path, *packages: str) -> Path:
     if packages:
         call(python, "-m", "pip", "install", "--quiet", *packages)
     return python
+
+
+def require_tools(envs: Path) -> None:
+    """Refuse to begin what could not be compiled; a server that is built needs nothing.
+
+    Raises:
+        InstallError: with what is missing.
+    """
+    if (envs / "llama.cpp" / "build" / "bin" / LLAMA_TARGETS[0]).exists():
+        return
+    has_compiler = "CXX" in os.environ or any(map(shutil.which, COMPILERS))
+    missing = ["cmake"] * (shutil.which("cmake") is None)
+    missing += ["C++ compiler"] * (not has_compiler)
+    if missing:
+        raise InstallError(
+            f"llama.cpp is compiled from source, and there is no {' and no '.join(missing)} here:"
+            " install that, or name other peers"
+        )
 
 
 def install_llama_cpp(envs: Path) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from evals.entry import finish
 from evals.load.plan import Shot
+from evals.peers import agree
+from evals.peers.__main__ import app
 from evals.peers.arms import ARMS, Place
-from evals.peers.install import llama_commit
+from evals.peers.install import INSTALLERS, llama_commit, require_tools
 from evals.peers.measure import Plan, medians, rotate, run_rounds, take_turn
 from evals.peers.report import draw, markdown
 from evals.peers.words import VOCABULARY, merges, text_of, vocabulary, word_at, words
+from greenllm.core import GreenllmError
+from greenllm.model.info import LoadError
 
 PLAN = Plan((1, 8), 8, 64, 128, 512, 4, 2, (0, 1), 60.0)
 
@@ -145,3 +153,100 @@ def test_the_commit_of_llama_cpp_is_read_from_the_changes(tmp_path: Path) -> Non
     assert llama_commit(changes) == "0c1e57098"
     changes.write_text("nothing")
     assert llama_commit(changes) == "unknown"
+
+
+def peers(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+
+
+def test_peers_are_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    done = peers("install", "transformers", "nosuch", "--envs", str(tmp_path))
+    assert isinstance(done.exception, GreenllmError)
+    assert str(done.exception) == f"no peer nosuch; there are {', '.join(INSTALLERS)}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_llama_cpp_is_compiled_with_is_looked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    done = peers("install", "llama.cpp", "--envs", str(tmp_path))
+    assert isinstance(done.exception, GreenllmError)
+    assert "no cmake and no C++ compiler here" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    server = tmp_path / "llama.cpp" / "build" / "bin" / "llama-server"
+    server.parent.mkdir(parents=True)
+    server.touch()
+    require_tools(tmp_path)
+
+
+def test_the_help_of_install_tells_what_it_takes() -> None:
+    text = peers("install", "--help").output
+    for word in (*INSTALLERS, "GB", "minutes", "C++ compiler", "cmake"):
+        assert word in text, word
+
+
+def test_the_check_needs_the_model(tmp_path: Path) -> None:
+    done = peers("check", "--envs", str(tmp_path))
+    assert isinstance(done.exception, GreenllmError)
+    assert "run `python -m evals.peers model` first" in str(done.exception)
+
+
+def test_the_check_covers_every_arm_that_takes_ids() -> None:
+    forms = {*agree.MUST_AGREE, *agree.MAY_DIFFER} - {agree.GGUF_BF16}
+    assert forms == {name for name, arm in ARMS.items() if not arm.text_prompts}
+    assert {ARMS[name].weights for name in agree.MUST_AGREE if name in ARMS} == {"bf16"}
+
+
+def found(name: str, said: str | None) -> agree.Finding:
+    return agree.judge(name, said, "AbCd", must_agree=name in agree.MUST_AGREE)
+
+
+@pytest.mark.parametrize(
+    ("findings", "problem"),
+    [
+        ([found("vllm-bf16", "AbCd"), found("greenllm-int4", "xx")], None),
+        ([found("vllm-bf16", "AbCx")], "not as it must be: vllm-bf16"),
+        ([found("vllm-w8a8", "AbCx")], None),
+        ([agree.Finding("vllm-w8a8", False, failure="out of memory")], "must be: vllm-w8a8"),
+        ([found("greenllm-int8", "AbCd"), found("vllm-bf16", None)], "no peer is installed"),
+    ],
+)
+def test_the_verdict(findings: list[agree.Finding], problem: str | None) -> None:
+    verdict = agree.verdict(findings)
+    assert verdict is None if problem is None else problem in (verdict or "")
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(found("vllm-bf16", None)) == "vllm-bf16: not installed"
+    assert str(found("vllm-bf16", "AbCd")) == "vllm-bf16: the same"
+    assert (
+        str(found("vllm-bf16", "AbX")) == "vllm-bf16: the same for 2 characters (must be the same)"
+    )
+    assert "(quantized, so it may differ)" in str(found("vllm-w8a8", "x"))
+
+
+@pytest.mark.parametrize("name", ["runners", "adapters", "sharing", "overhead", "idle"])
+def test_benchmarks_say_what_makes_their_model(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"evals.{name}")
+    with pytest.raises(LoadError, match=r"no folder .*`python -m evals\.peers model` makes"):
+        module.main(model=str(tmp_path / "none"))
+
+
+def test_runners_are_picked_by_name() -> None:
+    from evals.lab import BenchError
+    from evals.runners import pick
+
+    assert pick("openvino int8, torch float32") == ["openvino int8", "torch float32"]
+    with pytest.raises(BenchError, match=r"--arms: no int9; there are torch float32"):
+        pick("openvino int8,int9")
+
+
+def test_mistakes_of_the_benchmarks_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise GreenllmError("no")
+
+    with pytest.raises(SystemExit) as ended:
+        finish("evals.x", fail)
+    assert (ended.value.code, capsys.readouterr().err) == (2, "evals.x: no\n")
