@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from greenllm.model.hub import require_on_hub
 from greenllm.model.info import LoadError
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def check_folder(source: str, *, allow_pickle: bool) -> None:
     """Refuse what cannot be a model, before anything is loaded.
 
     Raises:
-        LoadError: no such folder, no config.json, or weights that would have to be unpickled.
+        LoadError: no such folder or hub id, the hub cannot be reached, no config.json, or weights
+            that would have to be unpickled.
     """
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -45,6 +47,8 @@ def check_folder(source: str, *, allow_pickle: bool) -> None:
     pickled = any(path.glob("*.bin")) and not any(path.glob("*.safetensors"))
     if pickled and not allow_pickle:
         raise LoadError(f"{source} has pickled weights, which can run code: see --allow-pickle")
+    if not path.is_dir():
+        require_on_hub(source)
 
 
 def local_folder(source: str) -> Path:

@@ -86,9 +86,9 @@ def test_a_file_is_no_folder(load: Load, folder: Path) -> None:
 def test_an_unknown_hub_id(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "cannot load no-such-owner/no-such-model" in _refusal(
-        load, "no-such-owner/no-such-model"
-    )
+    refusal = _refusal(load, "no-such-owner/no-such-model")
+    assert "cannot load no-such-owner/no-such-model: huggingface.co cannot be reached" in refusal
+    assert "HF_HUB_OFFLINE is set" in refusal
 
 
 def test_no_config(load: Load, folder: Path) -> None:
