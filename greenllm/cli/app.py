@@ -16,6 +16,10 @@ from greenllm.cli.options import with_options
 from greenllm.config import load
 from serving.config import ServeConfig
 
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the ledger (env GREENLLM_DATA_DIR); default is the platform's."),
+]
 app = typer.Typer(
     name="greenllm",
     help="Green LLM inference: every request comes back with its joules.",
@@ -48,7 +52,7 @@ def serve(flags: Mapping[str, Any], config: Path | None) -> None:
 
 @app.command()
 def report(
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the ledger.")] = None,
+    data_dir: DataDir = None,
     group_by: Annotated[
         str, typer.Option(help="model, adapter, key, hour, outcome or endpoint.")
     ] = "model",
@@ -77,10 +81,15 @@ def estimate(
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Prompt tokens.")] = 0,
     completion_tokens: Annotated[int, typer.Option(help="Generated tokens.")] = 0,
-    zone: Annotated[str | None, typer.Option(help="Grid zone for grams.")] = None,
+    zone: Annotated[
+        str, typer.Option(help="Grid zone for grams: ISO code, country name or WORLD.")
+    ] = "WORLD",
     pue: Annotated[float, typer.Option(help="Power usage effectiveness.")] = 1.0,
 ) -> None:
-    """Estimate energy and carbon offline: hours of hardware, or tokens of a model."""
+    """Estimate energy and carbon offline: hours of hardware, or tokens of a model.
+
+    Every figure comes with its low and high; what nobody published is a dash.
+    """
     from greenllm.cli.estimate import Question, run
 
     run(
@@ -99,8 +108,8 @@ def estimate(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(data_dir: DataDir = None) -> None:
     """Say what this machine can measure, what was chosen and why, and what could be better."""
     from greenllm.cli.doctor import run
 
-    run()
+    run(data_dir)

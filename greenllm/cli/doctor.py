@@ -1,8 +1,9 @@
 """`greenllm doctor`: what this machine can measure, what was chosen and why.
 
 Contract: looks, changes nothing, and succeeds also where only the model works. Versions come from
-package metadata: nothing heavy is imported. Not covered: repairs; sensors `greenllm.energy.ladder`
-does not know; whether the GPU computes correctly.
+package metadata; of what computes only OpenVINO is loaded, and asked for what it can do. Not
+covered: repairs; sensors `greenllm.energy.ladder` does not know; whether the GPU computes
+correctly.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from rich.table import Table
 
 from greenllm.cli.clashes import find_clashes
 from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
-from greenllm.cli.places import ledger_path
+from greenllm.cli.places import cache_path, ledger_path
 from greenllm.energy.estimate import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.ladder import Rung, cpu_rungs, gpu_rungs
 from greenllm.energy.ledger import Ledger, LedgerError
+from greenllm.model.spec import FAMILIES
+from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
+from greenllm.runner.passes import remembered
 
-PACKAGES = ("greenllm", "torch", "transformers", "openvino", "bitsandbytes", "accelerate", "peft")
+PACKAGES = (
+    *("greenllm", "torch", "transformers", "openvino", "bitsandbytes", "accelerate", "peft"),
+)
 _RAPL_FILES = "/sys/class/powercap/intel-rapl*:*/energy_uj"
 _RAPL_RULE = (
     'SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", ACTION=="add",'
@@ -42,7 +48,7 @@ RAPL_RECIPE = (
 )
 
 
-def run() -> None:
+def run(data_dir: Path | None = None) -> None:
     """Print everything there is to know."""
     console = make_console()
     cpu = read_cpu_info()
@@ -52,9 +58,10 @@ def run() -> None:
     print_lines(console, "Processor", cpu_lines(cpu, vcpu_power(cpu)))
     rapl = next(rung for rung in on_cpu if rung.name == "rapl")
     print_lines(console, "RAPL", rapl_lines(rapl, is_virtual=is_virtual()))
+    print_lines(console, "Runner", [*runner_lines(), *selfcheck_lines(cache_path())])
     print_lines(console, "Software", version_lines())
     print_lines(console, "Names", find_clashes() or ["no other package uses greenllm's names"])
-    path = ledger_path()
+    path = ledger_path(data_dir)
     print_lines(console, "Ledger", [str(path), ledger_state(path)])
 
 
@@ -127,6 +134,33 @@ def rapl_lines(rung: Rung, *, is_virtual: bool) -> list[str]:
         " intel_rapl_msr, for AMD too), or a container hides /sys/devices/virtual/powercap",
         *RAPL_RECIPE,
     ]
+
+
+def runner_lines() -> list[str]:
+    """Which runner serves which models here, and in which arithmetic."""
+    found = installed("openvino")
+    if found is None:
+        advice = f"OpenVINO is not installed: pip install 'openvino{TESTED}'"
+        return [f"torch for all models, several times slower on CPUs: {advice}"]
+    untested = f"not the tested one ({TESTED}): it is used where the self-check passes"
+    lines = [
+        f"openvino on CPUs for {', '.join(FAMILIES)}; torch for other models and on GPUs",
+        f"OpenVINO {found} is {'a tested version' if is_tested(found) else untested}",
+    ]
+    try:
+        fast = computes_bfloat16()
+    except Exception as error:
+        return [*lines, f"OpenVINO does not work: {' '.join(str(error).split())}"]
+    quantized = "bfloat16" if fast else "float32 with 8-bit activations (no bfloat16 on this CPU)"
+    return [*lines, f"quantized weights are computed in {quantized}, others in float32"]
+
+
+def selfcheck_lines(cache_dir: Path) -> list[str]:
+    """Comparisons of OpenVINO with torch that passed here."""
+    passes = remembered(cache_dir)
+    if not passes:
+        return [f"no self-check is remembered in {cache_dir}: it runs when a model first loads"]
+    return ["self-checks that passed:", *(f"  {passed}" for passed in passes)]
 
 
 def version_lines() -> list[str]:

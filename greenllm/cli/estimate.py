@@ -1,8 +1,9 @@
 """`greenllm estimate`: energy and carbon before anything runs.
 
-Contract: prints a middle figure and an interval with the method behind them; grams only with a
-zone, whose source and year are named. An option that would be ignored is refused. Every mistake
-is one line. Not covered: what `greenllm.energy.estimate` does not cover; several machines.
+Contract: prints a middle figure and an interval with the method behind them; grams are those of the
+world unless a zone is given, as for `greenllm serve`, and the source and year are named. An option
+that would be ignored is refused. Every mistake is one line. Not covered: what
+`greenllm.energy.estimate` does not cover; several machines.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.table import Table
 from greenllm.cli.figures import make_console, make_table, number, print_table
 from greenllm.config import ConfigError
 from greenllm.energy.estimate import (
+    ACCELERATOR_EMBODIED,
     FITTED_SIZES_B,
     Estimate,
     Interval,
@@ -54,7 +56,7 @@ class Question:
     parameters_b: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    zone: str | None = None
+    zone: str = "WORLD"
     pue: float = 1.0
 
 
@@ -113,8 +115,7 @@ def answer_to(question: Question, cpu: CpuInfo) -> Answer:
     Raises:
         ValueError: an unknown zone or GPU, or a figure out of its range.
     """
-    intensity = None if question.zone is None else IntensityTable.load().lookup(question.zone)
-    site = Site(intensity, question.pue)
+    site = Site(IntensityTable.load().lookup(question.zone), question.pue)
     if question.hardware != CPU:
         gpu = find_accelerator(question.hardware)
         estimate_gpu = _gpu_tokens if question.hours is None else _gpu_hours
@@ -153,8 +154,13 @@ def _cpu_hours(question: Question, cpu: CpuInfo, power: VcpuPower, site: Site) -
 def _gpu_hours(question: Question, gpu: Accelerator, site: Site) -> Answer:
     device = accelerator_device(gpu)
     estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
-    note = f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not counted"
-    return Answer(_held(question, gpu.name), estimate, (note,))
+    notes = [
+        f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not counted,"
+        " neither its power nor its manufacture"
+    ]
+    if estimate.embodied_g is not None:
+        notes.append(f"manufacture: {ACCELERATOR_EMBODIED}")
+    return Answer(_held(question, gpu.name), estimate, tuple(notes))
 
 
 def _gpu_tokens(question: Question, gpu: Accelerator, site: Site) -> Answer:
@@ -195,9 +201,7 @@ def print_answer(console: Console, question: Question, answer: Answer) -> None:
     print_table(console, f"Estimate: {answer.subject}", figures_table(estimate))
     console.print(f"method: {estimate.method}")
     intensity = estimate.site.intensity
-    if intensity is None:
-        console.print("intensity: unknown, and so are the grams from electricity: give a --zone")
-    else:
+    if intensity is not None:
         year = "" if intensity.year is None else f", {intensity.year}"
         where = f"{intensity.name} ({intensity.source}{year})"
         console.print(f"intensity: {intensity.g_per_kwh:g} g/kWh, {where}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Where the ledger and the adapters are, for commands that do not serve.
+"""Where the ledger, the adapters and the cache are, for commands that do not serve.
 
 Contract: the folder given on the command line, else that of the environment, else the
 platform's: the same order as for `greenllm serve`. Not covered: a TOML file given to `serve`.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from greenllm.config import ENVIRONMENT_PREFIX, EngineConfig, load
 
-_VARIABLE = ENVIRONMENT_PREFIX + "DATA_DIR"
+_VARIABLES = (ENVIRONMENT_PREFIX + "DATA_DIR", ENVIRONMENT_PREFIX + "CACHE_DIR")
 
 
 def ledger_path(data_dir: Path | None = None) -> Path:
@@ -24,7 +24,12 @@ def adapters_path(data_dir: Path | None = None) -> Path:
     return _config(data_dir).adapters_path
 
 
+def cache_path() -> Path:
+    """The folder of what can be made again, whether or not it exists."""
+    return _config(None).cache_path
+
+
 def _config(data_dir: Path | None) -> EngineConfig:
-    # Only this variable: a mistake in another one is no reason to refuse a report.
-    environment = {key: value for key, value in os.environ.items() if key == _VARIABLE}
+    # Only these variables: a mistake in another one is no reason to refuse a report.
+    environment = {key: value for key, value in os.environ.items() if key in _VARIABLES}
     return load(EngineConfig, flags={"data_dir": data_dir}, environment=environment)

@@ -7,7 +7,11 @@ grams only where the hardware's figure and the time it was held are known. Unkno
 `estimate_hours` multiplies watts by time. Virtual CPUs use the SPECpower family figures. An
 accelerator that runs all the time draws 69 % to 100 % of its rated power, the range ML.ENERGY
 shows for one 700 W part between batch 8 and 512 (486 to 688 W). Where nobody published its idle
-power, 5 % to 25 % of the rated power is assumed.
+power, 5 % to 25 % of the rated power is assumed. The manufacture of an accelerator is its maker's
+figure, without the server around it, over four years; makers give no interval, so it is divided and
+multiplied by 1.6: 60 % is what EcoDiag (EcoInfo, CNRS) puts down to the life-cycle assessment of a
+graphics card. For the H100 SXM that range also holds the 181 kg of ADEME's model for an A100 PCIe.
+Other accelerators have no figure.
 
 `estimate_gpu_tokens` uses a step model, `E_step(B) = E_fixed + e_marg * B`, that was fitted to
 the public ML.ENERGY v3 figures of five dense models of 8 to 15 billion parameters (H100, bf16,
@@ -42,6 +46,11 @@ from greenllm.energy.units import (
 )
 
 ACCELERATOR_LIFETIME_YEARS = 4.0
+ACCELERATOR_EMBODIED_SPREAD = 0.6
+ACCELERATOR_EMBODIED = (
+    f"the maker's figure over {ACCELERATOR_LIFETIME_YEARS:g} years; low and high are that divided"
+    f" and multiplied by {1 + ACCELERATOR_EMBODIED_SPREAD:g}, after EcoDiag (EcoInfo, CNRS)"
+)
 ASSUMED_IDLE_SHARES = (0.05, 0.12, 0.25)
 FULL_LOAD_SHARES = (0.69, 0.84, 1.0)
 
@@ -278,8 +287,9 @@ def _accelerator_embodied(accelerator: Accelerator, count: int) -> EmbodiedModel
     if accelerator.embodied_kg is None:
         return None
     total_g = kg_to_g(accelerator.embodied_kg) * count
+    total = Interval.around(total_g, ACCELERATOR_EMBODIED_SPREAD)
     lifetime_s = years_to_seconds(ACCELERATOR_LIFETIME_YEARS)
-    return EmbodiedModel(total_g, total_g, total_g, lifetime_s, accelerator.source)
+    return EmbodiedModel(total.mid, total.low, total.high, lifetime_s, accelerator.source)
 
 
 def _embodied(model: EmbodiedModel, time_s: float) -> Interval:

@@ -19,7 +19,8 @@ from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
-from greenllm.runner.selfcheck import TESTED, SelfCheckError, check_openvino, warn_if_untested
+from greenllm.runner.openvino.machine import TESTED
+from greenllm.runner.selfcheck import SelfCheckError, check_openvino, warn_if_untested
 
 if TYPE_CHECKING:
     from greenllm.runner.openvino.runner import OpenVinoRunner

@@ -15,10 +15,8 @@ import json
 import logging
 import math
 import platform
-import re
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +30,8 @@ from greenllm.core import Chunk, GreenllmError, Request, SamplingParams, Sequenc
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
+from greenllm.runner.openvino.machine import TESTED, is_tested
+from greenllm.runner.passes import Passed, has_passed, remember
 from greenllm.runner.tinymodel import (
     CONTEXT,
     VOCABULARY,
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from greenllm.runner.openvino.precision import Precision
 
 log = logging.getLogger(__name__)
-
-_TESTED_FROM, _TESTED_BELOW = (2026, 4), (2026, 5)
-TESTED = ">={}.{},<{}.{}".format(*_TESTED_FROM, *_TESTED_BELOW)
 
 # Root mean square of the differences, relative to that of the logits. What rounds allows twice
 # what was measured at most over the families and head widths of 16 to 128 (bfloat16 0.024, 8-bit
@@ -82,8 +79,7 @@ _LENGTHS = (64, 9, 44)
 def warn_if_untested() -> None:
     """Say so when the installed OpenVINO is not one that this package was tested with."""
     found = version("openvino")
-    numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
-    if not _TESTED_FROM <= numbers < _TESTED_BELOW:
+    if not is_tested(found):
         log.warning(
             "OpenVINO %s is installed, tested was %s: it is used where the self-check passes",
             found,
@@ -98,8 +94,8 @@ def check_openvino(cache_dir: Path | None, plan: Blueprint) -> None:
         SelfCheckError: they differ, or OpenVINO failed.
     """
     config = shrink(plan.config, plan.spec)
-    passed = cache_dir / "selfcheck" / f"{_key(config, plan)}.json" if cache_dir else None
-    if passed is not None and passed.is_file():
+    key = _key(config, plan)
+    if cache_dir is not None and has_passed(cache_dir, key):
         return
     difference, allowed = measure(config, plan), tolerance(plan.precision)
     if not difference <= allowed:
@@ -107,10 +103,10 @@ def check_openvino(cache_dir: Path | None, plan: Blueprint) -> None:
             f"OpenVINO {version('openvino')} differs from torch by {difference:.2g} of the logits"
             f" (allowed {allowed:.2g}) for {plan.spec.family} with {_formats(plan)}"
         )
-    if passed is not None:
-        with suppress(OSError):  # a folder that cannot be written costs the check again
-            passed.parent.mkdir(parents=True, exist_ok=True)
-            passed.write_text(json.dumps({"difference": difference}), encoding="utf-8")
+    if cache_dir is not None:
+        versions = version("openvino")
+        found = Passed(plan.spec.family, _formats(plan), versions, difference, allowed)
+        remember(cache_dir, key, found)
 
 
 def tolerance(precision: Precision) -> float:

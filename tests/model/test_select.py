@@ -21,10 +21,11 @@ from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import spec_of
 from greenllm.runner.openvino import attention
 from greenllm.runner.openvino.load import Blueprint, CacheOptions, read_blueprint
+from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.openvino.runner import OpenVinoRunner
+from greenllm.runner.passes import remembered
 from greenllm.runner.select import load_runner
 from greenllm.runner.selfcheck import (
-    TESTED,
     SelfCheckError,
     check_openvino,
     measure,
@@ -179,6 +180,8 @@ def test_a_pass_is_remembered_for_what_was_checked(
     passed = list((tmp_path / "selfcheck").iterdir())
     assert len(passed) == len(plans)
     assert all("difference" in path.read_text() for path in passed)
+    assert [found.family for found in remembered(tmp_path)] == ["llama"] * len(plans)
+    assert all(0 <= found.difference <= found.allowed for found in remembered(tmp_path))
 
     def forget(*_: Any) -> float:
         raise AssertionError("checked again")

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import openvino as ov
 from openvino import Type
 
 from greenllm.model.decoder_weights import WeightBits
 from greenllm.model.info import LoadError
+from greenllm.runner.openvino.machine import computes_bfloat16
 
 KvDtype = Literal["auto", "u8", "bfloat16", "float32"]
 _ACTIVATION_GROUP = 64
@@ -72,7 +72,7 @@ def choose_precision(bits: WeightBits, dtype: str, kv_dtype: KvDtype) -> Precisi
     """
     if dtype == "float16":
         raise LoadError("--dtype float16: the OpenVINO runner has float32 and bfloat16")
-    native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = computes_bfloat16()
     if dtype == "bfloat16" and not native:
         raise LoadError("--dtype bfloat16: this CPU does not compute bfloat16; use float32")
     fast = dtype == "bfloat16" or (dtype == "auto" and bits != 32 and native)

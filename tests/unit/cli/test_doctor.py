@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from greenllm.energy.hardware import CpuInfo, vcpu_power
 from greenllm.energy.ladder import Rung, choose_meter
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meter import Reading, ReplayMeter
+from greenllm.runner.openvino.machine import TESTED
+from greenllm.runner.passes import Passed, remember
 
 RAPL = ReplayMeter([Reading(0.0)], method="measured:rapl", period_s=0.001)
 MODEL = ReplayMeter([Reading(0.0)], method="modelled:x", measured=False, uncertainty=0.4)
@@ -24,10 +26,11 @@ ABSENT = Rung("rapl", None, "measured:rapl: no counters found")
 MODELLED = Rung("modelled", MODEL, "works")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> str:
+def run(monkeypatch: pytest.MonkeyPatch, data_dir: Path, *arguments: str) -> str:
     monkeypatch.setenv("GREENLLM_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("GREENLLM_CACHE_DIR", str(data_dir / "cache"))
     runner = CliRunner(env={"COLUMNS": "160"})
-    result = runner.invoke(app, ["doctor"], catch_exceptions=False)
+    result = runner.invoke(app, ["doctor", *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
@@ -37,9 +40,57 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "yes, chosen" in output
     assert "W per vCPU" in output
     assert "torch 2." in output
+    assert f"openvino {version('openvino')}" in output
+    assert "openvino on CPUs for llama, mistral, qwen2, qwen3, phi3" in output
+    assert "quantized weights are computed in" in output
+    assert f"no self-check is remembered in {tmp_path / 'cache'}" in output
     assert f"{tmp_path / 'ledger.sqlite'}" in output
     assert "does not exist yet" in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_the_ledger_may_be_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = run(monkeypatch, tmp_path / "other", "--data-dir", str(tmp_path / "here"))
+    assert str(tmp_path / "here" / "ledger.sqlite") in output
+
+
+def test_without_openvino_torch_serves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    (line,) = doctor.runner_lines()
+    assert line.startswith("torch for all models")
+    assert f"pip install 'openvino{TESTED}'" in line
+
+
+@pytest.mark.parametrize(("fast", "said"), [(True, "in bfloat16, "), (False, "8-bit activations")])
+def test_the_arithmetic_is_that_of_this_cpu(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "computes_bfloat16", lambda: fast)
+    assert said in doctor.runner_lines()[-1]
+
+
+def test_an_openvino_that_is_broken_or_untested_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise ImportError("libopenvino.so:\ncannot open")
+
+    monkeypatch.setattr(doctor, "computes_bfloat16", broken)
+    monkeypatch.setattr(doctor, "installed", lambda name: "2031.1.0")
+    _, state, failure = doctor.runner_lines()
+    assert "not the tested one (>=2026.4,<2026.5)" in state
+    assert failure == "OpenVINO does not work: libopenvino.so: cannot open"
+
+
+def test_self_checks_that_passed_are_listed(tmp_path: Path) -> None:
+    remember(tmp_path, "a", Passed("llama", "int8 weights, bfloat16", "2026.4.1", 0.012, 0.09))
+    (tmp_path / "selfcheck" / "older.json").write_text('{"difference": 0.1}')
+    (tmp_path / "selfcheck" / "torn.json").write_text("{")
+    heading, line = doctor.selfcheck_lines(tmp_path)
+    assert heading == "self-checks that passed:"
+    assert line.strip() == (
+        "llama, int8 weights, bfloat16: 0.012 of the logits apart (allowed 0.09), OpenVINO 2026.4.1"
+    )
 
 
 def test_only_the_model_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

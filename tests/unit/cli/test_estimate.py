@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from greenllm.cli.app import app
 from greenllm.cli.estimate import Question, answer_to, find_accelerator
-from greenllm.config import ConfigError
+from greenllm.config import ConfigError, EngineConfig
 from greenllm.core import GreenllmError
 from greenllm.energy.grid import IntensityTable
 from greenllm.energy.hardware import CpuInfo, vcpu_power
@@ -43,7 +43,9 @@ def test_hours_of_a_gpu_with_a_zone() -> None:
     france = IntensityTable.load().lookup("FRA")
     grams = joules_to_kwh(2_116_800) * france.g_per_kwh
     assert figures(output, "carbon of electricity")[0] == f"{grams:.4g}"
-    assert figures(output, "carbon of manufacture")[0] != "—"
+    mid, low, high = map(float, figures(output, "carbon of manufacture"))
+    assert low < mid < high
+    assert "EcoDiag" in output
     assert "method: estimated:accelerator-rated-power" in output
     assert f"{france.name} ({france.source}, {france.year})" in output
 
@@ -57,11 +59,12 @@ def test_hours_of_a_cpu_scale_with_its_vcpus() -> None:
     assert every.it_j.mid == pytest.approx(2 * estimate.it_j.mid)
 
 
-def test_without_a_zone_there_are_no_grams() -> None:
+def test_without_a_zone_the_grams_are_the_worlds_as_for_serving() -> None:
     output = run("--hours", "1")
-    assert figures(output, "carbon of electricity") == ["—", "—", "—"]
-    assert "intensity: unknown" in output
-    assert "g/kWh" not in output
+    assert output == run("--hours", "1", "--zone", EngineConfig().zone)
+    assert "—" not in figures(output, "carbon of electricity")
+    world = IntensityTable.load().lookup("WORLD")
+    assert f"intensity: {world.g_per_kwh:g} g/kWh, {world.name}" in output
 
 
 def test_tokens_on_a_cpu() -> None:

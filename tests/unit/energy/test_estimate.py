@@ -22,7 +22,7 @@ from greenllm.energy.estimate import (
     vcpu_device,
 )
 from greenllm.energy.grid import Intensity
-from greenllm.energy.hardware import Accelerator, CpuInfo, accelerator, vcpu_power
+from greenllm.energy.hardware import Accelerator, CpuInfo, accelerator, accelerators, vcpu_power
 
 WORLD = Intensity(450.0, "WORLD", "World", 2025, "a source", "CC BY 4.0")
 SITE = Site(WORLD, 1.2)
@@ -101,7 +101,19 @@ def test_an_hour_of_an_h100_holds_the_measured_range() -> None:
     estimate = estimate_hours(1.0, H100, 1.0, SITE)
     assert estimate.it_j.low <= 486 * 3600 <= 688 * 3600 <= estimate.it_j.high
     assert estimate.embodied_g is not None
-    assert estimate.embodied_g.mid == pytest.approx(164_000 / (4 * 365.25 * 24))
+    hourly_g = 1000 / (4 * 365.25 * 24)
+    assert estimate.embodied_g.mid == pytest.approx(164 * hourly_g)
+    assert estimate.embodied_g.low == pytest.approx(102.5 * hourly_g)
+    assert estimate.embodied_g.high == pytest.approx(262.4 * hourly_g)
+
+
+def test_every_published_manufacture_has_an_interval() -> None:
+    published = [item for item in accelerators() if item.embodied_kg is not None]
+    assert published
+    for item in published:
+        embodied = accelerator_device(item).embodied
+        assert embodied is not None
+        assert embodied.low_g < embodied.total_g < embodied.high_g
 
 
 def test_unknown_things_are_none() -> None:
