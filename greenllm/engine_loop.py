@@ -1,7 +1,8 @@
 """The engine thread: turns the crank while there is work, blocks while there is none.
 
 Other threads talk to it through a queue of commands, carried out between steps; results leave
-through `publish`, called on the engine thread. A receipt is in the ledger before it is published.
+through `publish`, called on the engine thread. A receipt is in the ledger before it is published;
+what only the edge knows of it, `stamp` adds before that.
 An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
 
 Not covered: several engines in one process sharing a device.
@@ -35,9 +36,11 @@ class EngineLoop:
         publish: Publish,
         *,
         on_failure: Callable[[], None],
+        stamp: Callable[[Receipt], Receipt] = lambda receipt: receipt,
     ) -> None:
         self.error: BaseException | None = None
         self._on_failure = on_failure
+        self._stamp = stamp
         self._engine = engine
         self._ledger = ledger
         self._session_id = session_id
@@ -90,7 +93,7 @@ class EngineLoop:
         """Carry out commands, run a step, settle receipts; block when there is nothing to do."""
         self._obey()
         tokens = self._engine.step() if self._engine.has_work else []
-        receipts = self._engine.settle()
+        receipts = self._stamped(self._engine.settle())
         if receipts:
             self._record(receipts)
         if tokens or receipts:
@@ -110,20 +113,23 @@ class EngineLoop:
         while not self._commands.empty():
             self._commands.get()()
 
+    def _stamped(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        return [self._stamp(receipt) for receipt in receipts]
+
     def _record(self, receipts: Sequence[Receipt]) -> None:
         self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
 
     def _save_what_can_be_saved(self) -> None:
         """Give every request of a dying engine its row."""
         try:
-            receipts = self._engine.drain("failed")
+            receipts = self._stamped(self._engine.drain("failed"))
             self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
         except Exception:
             # The engine is already broken; what it cannot tell any more is lost, and logged.
             log.critical("requests in flight leave no receipts", exc_info=True)
 
     def _finish(self) -> None:
-        receipts = self._engine.drain()
+        receipts = self._stamped(self._engine.drain())
         totals = self._engine.stats().totals
         self._ledger.record(self._session_id, receipts, totals, closed=True)
         self._publish((), receipts)

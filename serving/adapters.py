@@ -16,6 +16,7 @@ from fastapi import Request as HttpRequest
 from greenllm.model.adapter_folders import AdapterNameError
 from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
 from greenllm.model.lora_config import AdapterError
+from greenllm.runner.threads import ThreadPlan
 from serving.bodies import body_schema, parsed_body
 from serving.errors import ApiError
 from serving.schemas import LoadAdapterBody, UnloadAdapterBody
@@ -78,11 +79,18 @@ def _model(state: ServerState) -> dict[str, Any]:
         "dtype": info.dtype,
         "device": info.device,
         "runner": info.runner,
+        "threads": _threads(state.threads),
         "max_model_len": info.context_length,
         "vocab_size": info.vocab_size,
         "license": info.licence,
         "speculation": _speculation(state),
     }
+
+
+def _threads(plan: ThreadPlan) -> list[dict[str, int]]:
+    """CPU threads of a step, by how many tokens it has at least."""
+    pairs = zip(plan.sizes, plan.threads, strict=True)
+    return [{"from_tokens": size, "threads": threads} for size, threads in pairs]
 
 
 def _speculation(state: ServerState) -> dict[str, Any]:

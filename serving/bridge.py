@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
-from greenllm.core import Receipt, Request, Token
+from greenllm.core import Outcome, Receipt, Request, Token
 
 
 class QueueFullError(Exception):
@@ -35,6 +36,7 @@ class Submission:
         self.streaming = streaming
         self.receipt: Receipt | None = None
         self.broken = False
+        self.left = False
         self.tokens: deque[Token] = deque()
         self.wake = asyncio.Event()
 
@@ -71,6 +73,17 @@ class Submission:
             self.wake.clear()
             self._check()
         return self._take()
+
+    def http_status(self, outcome: Outcome) -> int | None:
+        """What its client is sent; None when it left before there was an answer.
+
+        The status of a stream has left before its end is known.
+        """
+        if self.streaming or outcome == "completed":
+            return 200
+        if outcome == "failed":
+            return 500
+        return None if self.left else 503
 
     def _take(self) -> list[Token]:
         return [self.tokens.popleft() for _ in range(len(self.tokens))]
@@ -127,12 +140,23 @@ class Bridge:
     def cancel(self, submission: Submission) -> None:
         """The client is gone: stop generating. The receipt still goes to the ledger."""
         if submission.receipt is None:
+            submission.left = True
             self._abort(submission.request.request_id)
 
     def cancel_all(self) -> None:
         """The time to finish is over: every request ends with what it has."""
         for request_id in list(self._open):
             self._abort(request_id)
+
+    def stamped(self, receipt: Receipt) -> Receipt:
+        """A receipt with the status of its answer; called on the engine thread.
+
+        One that comes after the answer, final after provisional, is left as it is.
+        """
+        submission = self._open.get(receipt.request_id)
+        if submission is None:
+            return receipt
+        return replace(receipt, http_status=submission.http_status(receipt.outcome))
 
     def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
         """Take results; called on the engine thread."""

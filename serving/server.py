@@ -109,7 +109,7 @@ def _embodied(config: ServeConfig) -> EmbodiedModel | None:
     return None if on_gpu else EmbodiedModel.per_vcpu(read_cpu_info().num_vcpus)
 
 
-def open_ledger(config: ServeConfig, meter: Meter) -> tuple[Ledger, str]:
+def open_ledger(config: ServeConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
     """Open the ledger and begin a session.
 
     Raises:
@@ -122,7 +122,9 @@ def open_ledger(config: ServeConfig, meter: Meter) -> tuple[Ledger, str]:
         raise StartError(f"cannot make the data folder {path.parent}: {error.strerror}") from error
     ledger = Ledger(path)
     session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
-    ledger.open_session(session_id, method=meter.method, measured=meter.measured)
+    ledger.open_session(
+        session_id, method=meter.method, measured=meter.measured, parameters=parameters
+    )
     return ledger, session_id
 
 
@@ -161,7 +163,7 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     # What is loaded stays: the garbage collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    ledger, session_id = open_ledger(config, meter)
+    ledger, session_id = open_ledger(config, meter, runner.info.parameters)
     account.start_serving()
     return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
 
@@ -201,6 +203,7 @@ def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoo
         parts.session_id,
         publish,
         on_failure=on_failure,
+        stamp=lambda receipt: bridge.stamped(receipt),
     )
     bridge = Bridge(
         loop,
@@ -218,6 +221,7 @@ def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoo
         bridge,
         metrics,
         parts.drafting,
+        parts.threads,
     )
 
 

@@ -18,6 +18,7 @@ from greenllm.engine_loop import EngineLoop
 from greenllm.model.adapters import UnknownAdapterError
 from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
+from greenllm.runner.threads import ThreadPlan
 from greenllm.tokenizer import Tokenizer
 from serving.bridge import Bridge, QueueFullError, Submission
 from serving.config import ServeConfig
@@ -40,6 +41,7 @@ class ServerState:
     bridge: Bridge
     metrics: Metrics
     drafting: Drafting
+    threads: ThreadPlan
     draining: bool = False
 
     @property

@@ -4,8 +4,7 @@ Contract: sums are those of `Ledger.sums`, plus what it leaves out: FLOPs, runni
 tokens of metered requests alone, so that joules per token are not made small by tokens nobody
 metered. A sum of nothing known is None. Memory is that of the busiest hour.
 
-Not covered: model size (the ledger does not hold it); energy from before a session's first
-reading and after its last.
+Not covered: energy from before a session's first reading and after its last.
 """
 
 from __future__ import annotations
@@ -109,13 +108,17 @@ class SessionAccount:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that is printed and exported."""
+    """Everything that is printed and exported.
+
+    `parameters` is the size of the model, where all metered requests had one of the same size.
+    """
 
     period: Period
     group_by: str
     groups: tuple[Sums, ...]
     total: Sums
     accounts: tuple[SessionAccount, ...]
+    parameters: int | None
 
 
 def check_group(group_by: str) -> None:
@@ -149,7 +152,10 @@ def collect(
             total.add(receipt)
         see(batch)
     ordered = sorted(groups.values(), key=lambda sums: (sums.group is not None, sums.group))
-    return Report(period, group_by, tuple(ordered), total, _accounts(ledger, period))
+    accounts = _accounts(ledger, period)
+    sizes = ledger.model_sizes(since_s=period.since_s, until_s=period.until_s)
+    only = sizes.pop() if len(sizes) == 1 else None
+    return Report(period, group_by, tuple(ordered), total, accounts, only)
 
 
 def group_of(receipt: Receipt, group_by: str) -> str | None:

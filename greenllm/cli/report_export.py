@@ -80,7 +80,7 @@ def report_object(report: Report) -> dict[str, Any]:
         "group_by": report.group_by,
         "data": [{"group": sums.group, **_sums(sums)} for sums in report.groups],
         "total": _sums(report.total),
-        "measures": _measures(report.total),
+        "measures": _measures(report),
         "sessions": [_session(account) for account in report.accounts],
     }
 
@@ -102,10 +102,11 @@ def _sums(sums: Sums) -> dict[str, Any]:
     }
 
 
-def _measures(total: Sums) -> dict[str, float | None]:
+def _measures(report: Report) -> dict[str, float | None]:
+    total = report.total
     return {
         "running_time_seconds": total.running_s,
-        "model_parameters": None,
+        "model_parameters": report.parameters,
         "flops": total.flops,
         "avg_power_watts": total.avg_power_w,
         "energy_joules": total.total_j,
@@ -123,6 +124,7 @@ def _session(account: SessionAccount) -> dict[str, Any]:
         "closed": session.closed,
         "method": session.method,
         "measured": session.measured,
+        "model_parameters": session.parameters,
         "meter_joules": totals.meter_j,
         "load_joules": totals.load_j,
         "idle_joules": totals.idle_j,

@@ -6,11 +6,14 @@ what the figures mean beyond their headings.
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.table import Table
 
 from greenllm.cli.figures import UNKNOWN, make_table, moment, number, print_table
 from greenllm.cli.report_data import Report, SessionAccount, Sums
+from greenllm.energy.ledger import Session
 from greenllm.energy.units import joules_to_kwh
 
 _GROUP_COLUMNS = (
@@ -39,6 +42,8 @@ _SESSION_COLUMNS = (
 )
 _SESSIONS = "Sessions: meter = load + idle + unattributed + requests + open"
 MAX_SESSIONS = 20
+HEARD_S = 90.0  # a server without requests writes its totals every 30 s
+NOTHING_J = 1e-9  # what is left of sums of floating-point numbers that cancel
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -48,13 +53,13 @@ def print_report(console: Console, report: Report) -> None:
     print_table(console, f"Requests by {report.group_by}", group_table(report))
     if total.drafted_tokens:
         print_table(console, f"Guessed tokens by {report.group_by}", draft_table(report))
-    print_table(console, f"Six measures of {metered}", measures_table(total))
+    print_table(console, f"Six measures of {metered}", measures_table(report))
     shown = report.accounts[-MAX_SESSIONS:]
     print_table(console, _SESSIONS, session_table(shown))
     hidden = len(report.accounts) - len(shown)
     if hidden:
         console.print(f"{hidden} older sessions are not shown; --json has them")
-    for line in remarks(report.accounts):
+    for line in remarks(report.accounts, time.time()):
         console.print(line, soft_wrap=True)
 
 
@@ -86,13 +91,14 @@ def draft_table(report: Report) -> Table:
     return table
 
 
-def measures_table(total: Sums) -> Table:
+def measures_table(report: Report) -> Table:
     """The six measures of greenness of the metered requests."""
+    total = report.total
     table = make_table(("measure", "value", "unit"))
     energy_kwh = None if total.total_j is None else joules_to_kwh(total.total_j)
     rows = (
         ("running time", total.running_s, "s of the machine"),
-        ("model size", None, "parameters"),
+        ("model size", report.parameters, "parameters"),
         ("operations", total.flops, "FLOPs"),
         ("power", total.avg_power_w, "W"),
         ("energy", total.total_j, "J"),
@@ -123,27 +129,46 @@ def session_table(accounts: tuple[SessionAccount, ...]) -> Table:
             session.session_id,
             moment(session.started_s),
             session.method,
-            "closed" if session.closed else "not closed",
-            *map(number, joules),
+            _state(session, time.time()),
+            *map(_joules, joules),
             f"{totals.residual:.1e}",
         )
     return table
 
 
-def remarks(accounts: tuple[SessionAccount, ...]) -> list[str]:
-    """One line per session that was not closed or does not add up."""
+def _state(session: Session, now_s: float) -> str:
+    if session.closed:
+        return "closed"
+    return "running" if now_s - session.updated_s < HEARD_S else "not closed"
+
+
+def _joules(value: float) -> str:
+    return number(0.0 if abs(value) < NOTHING_J else value)
+
+
+def _why_open(session: Session, now_s: float) -> str:
+    """What it means that a session is not closed."""
+    open_j = session.totals.open_j
+    if now_s - session.updated_s < HEARD_S:
+        heard = f"its server runs, or was killed in the last {HEARD_S:g} s"
+        waiting = f"; {_joules(open_j)} J (open) belong to requests that have not ended"
+        return f"{session.session_id} is open: {heard}{waiting if open_j >= NOTHING_J else ''}"
+    killed = f"was not closed: its server was killed after {moment(session.updated_s)}"
+    lost = f"{_joules(open_j)} J (open) are lost: no receipt has them"
+    return f"{session.session_id} {killed}; {lost if open_j >= NOTHING_J else 'no joules are lost'}"
+
+
+def remarks(accounts: tuple[SessionAccount, ...], now_s: float) -> list[str]:
+    """One line per session that is not closed or does not add up."""
     lines = []
     for account in accounts:
         session, totals = account.session, account.session.totals
         if not session.closed:
-            lines.append(
-                f"{session.session_id} was not closed: its server runs, or was killed and then"
-                f" {number(totals.open_j)} J (open) are lost: no receipt has them"
-            )
+            lines.append(_why_open(session, now_s))
         if not account.adds_up:
             lines.append(
                 f"{session.session_id} does not add up: residual {totals.residual:.1e},"
-                f" booked {number(totals.requests_j)} J for requests,"
-                f" receipts hold {number(account.receipts_j)} J"
+                f" booked {_joules(totals.requests_j)} J for requests,"
+                f" receipts hold {_joules(account.receipts_j)} J"
             )
     return lines

@@ -5,8 +5,9 @@ moment, also after kill -9,
 
     requests_j (sum of the session's final rows) + idle + load + unattributed + open = meter_j
 
-A receipt replaces an earlier provisional one with the same id, never the other way round. Rows
-that cannot be written now (locked, disk full) are kept in memory and written with the next ones.
+A receipt replaces an earlier provisional one with the same id, never the other way round; an HTTP
+status that was sent stays. Rows that cannot be written now (locked, disk full) are kept in memory
+and written with the next ones.
 The only module that imports sqlite3. WAL with synchronous=NORMAL: a killed process loses nothing,
 a power cut may lose the last moments.
 
@@ -81,15 +82,23 @@ def m002_speculation(db: sqlite3.Connection) -> None:
     db.execute("UPDATE requests SET draft_j = 0 WHERE active_j IS NOT NULL")
 
 
+@migration
+def m003_parameters(db: sqlite3.Connection) -> None:
+    """How large the model of a session is; of older ones it is not known."""
+    db.execute("ALTER TABLE sessions ADD COLUMN parameters INTEGER")
+
+
 _COLUMNS = [f.name for f in fields(Receipt)]
 _DERIVED = ("total_j", "gco2e")
+_ALL = [*_COLUMNS, *_DERIVED]
+_NEWER = {"http_status": "coalesce(excluded.http_status, requests.http_status)"}
 _UPSERT = (
     "INSERT INTO requests (session_id, {names}) VALUES (?, {marks})"
     " ON CONFLICT (request_id) DO UPDATE SET {updates} WHERE requests.status != 'final'"
 ).format(
-    names=", ".join([*_COLUMNS, *_DERIVED]),
-    marks=", ".join("?" * (len(_COLUMNS) + len(_DERIVED))),
-    updates=", ".join(f"{name} = excluded.{name}" for name in [*_COLUMNS, *_DERIVED]),
+    names=", ".join(_ALL),
+    marks=", ".join("?" * len(_ALL)),
+    updates=", ".join(f"{name} = {_NEWER.get(name, f'excluded.{name}')}" for name in _ALL),
 )
 
 
@@ -99,7 +108,7 @@ class LedgerError(GreenllmError):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run of a server: what its meter counted and where it went."""
+    """One run of a server: what its meter counted and where it went, and the size of its model."""
 
     session_id: str
     started_s: float
@@ -108,6 +117,7 @@ class Session:
     method: str
     measured: bool
     totals: Totals
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,11 @@ class Ledger:
                 self._db = _open(str(path))
                 _prepare(self._db)
             self._reader = _open(f"file:{quote(str(path))}?mode=ro")
-            _version(self._reader)
+            if 0 < _version(self._reader) < len(MIGRATIONS):
+                self._reader.close()
+                raise LedgerError(
+                    f"ledger {path} is of an older greenllm; `greenllm serve` brings it up to date"
+                )
             self._query("SELECT count(*) FROM requests")
         except sqlite3.DatabaseError as error:
             raise LedgerError(
@@ -163,7 +177,9 @@ class Ledger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def open_session(self, session_id: str, *, method: str, measured: bool) -> None:
+    def open_session(
+        self, session_id: str, *, method: str, measured: bool, parameters: int | None = None
+    ) -> None:
         """Begin a session; its totals start at zero.
 
         Raises:
@@ -173,8 +189,8 @@ class Ledger:
         try:
             with self._transaction() as db:
                 db.execute(
-                    "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0)",
-                    (session_id, now_s, now_s, method, measured),
+                    "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0, ?)",
+                    (session_id, now_s, now_s, method, measured, parameters),
                 )
         except sqlite3.Error as error:
             raise LedgerError(f"ledger {self.path}: cannot begin a session: {error}") from error
@@ -244,13 +260,32 @@ class Ledger:
     def sessions(self) -> list[Session]:
         """All sessions, oldest first."""
         rows = self._query(
-            "SELECT session_id, started_s, updated_s, closed, method, measured, meter_j, load_j,"
-            " idle_j, unattributed_j, requests_j, open_j FROM sessions ORDER BY started_s"
+            "SELECT session_id, started_s, updated_s, closed, method, measured, parameters,"
+            " meter_j, load_j, idle_j, unattributed_j, requests_j, open_j FROM sessions"
+            " ORDER BY started_s"
         )
         return [
-            Session(row[0], row[1], row[2], bool(row[3]), row[4], bool(row[5]), Totals(*row[6:]))
+            Session(
+                session_id=row[0],
+                started_s=row[1],
+                updated_s=row[2],
+                closed=bool(row[3]),
+                method=row[4],
+                measured=bool(row[5]),
+                parameters=row[6],
+                totals=Totals(*row[7:]),
+            )
             for row in rows
         ]
+
+    def model_sizes(self, *, since_s: float = 0.0, until_s: float = 1e12) -> set[int | None]:
+        """Parameters of the models behind the final rows of a period; None where not known."""
+        rows = self._query(
+            "SELECT DISTINCT parameters FROM requests JOIN sessions USING (session_id)"
+            " WHERE requests.status = 'final' AND created_s >= ? AND created_s < ?",
+            (since_s, until_s),
+        )
+        return {row[0] for row in rows}
 
     def session_sum_j(self, session_id: str) -> float:
         """Total joules of a session's final rows."""

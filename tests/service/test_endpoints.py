@@ -25,6 +25,7 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert found.object == "model"
     assert found.owned_by == "greenllm"
     assert (found.model_extra or {})["max_model_len"] == 1024
+    assert (found.model_extra or {})["threads"] == [{"from_tokens": 1, "threads": 1}]
 
 
 def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:

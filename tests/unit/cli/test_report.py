@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sqlite3
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -66,11 +67,23 @@ def data_dir(tmp_path: Path) -> Path:
     """Three metered requests and a refused one in a closed session; a killed session."""
     ledger = Ledger(tmp_path / "ledger.sqlite")
     for session_id, totals in (("s-closed", CLOSED), ("s-killed", KILLED)):
-        ledger.open_session(session_id, method="measured:fake", measured=True)
+        ledger.open_session(session_id, method="measured:fake", measured=True, parameters=2_600_000)
         ledger.record(session_id, [], totals)
     ledger.record("s-closed", RECEIPTS, CLOSED, closed=True)
     ledger.close()
+    age(tmp_path, "s-killed", 3600)
     return tmp_path
+
+
+def age(folder: Path, session_id: str, seconds: float) -> None:
+    """Let a session be last heard of that long ago."""
+    db = sqlite3.connect(folder / "ledger.sqlite")
+    with db:
+        db.execute(
+            "UPDATE sessions SET updated_s = updated_s - ? WHERE session_id = ?",
+            (seconds, session_id),
+        )
+    db.close()
 
 
 def run(data_dir: Path, *arguments: object) -> str:
@@ -143,7 +156,7 @@ def test_six_measures(data_dir: Path) -> None:
     output = run(data_dir)
     assert "Six measures of 3 metered of 4 requests" in output
     assert row(output, "running time")[1:] == ["4.5", "s of the machine"]
-    assert row(output, "model size")[1] == "—"
+    assert row(output, "model size")[1:] == ["2,600,000", "parameters"]
     assert row(output, "operations")[1] == "9e+09"
     assert row(output, "power")[1:] == ["5.333", "W"]
     assert row(output, "energy")[1] == "24"
@@ -155,9 +168,43 @@ def test_sessions_and_what_a_killed_one_lost(data_dir: Path) -> None:
     closed = ["closed", "40", "3", "10", "3", "24", "0", "0.0e+00"]
     assert row(output, "s-closed")[3:] == closed
     assert row(output, "s-killed")[3:] == ["not closed", "9", "0", "4", "0", "0", "5", "0.0e+00"]
-    assert "s-killed was not closed" in output
+    assert "s-killed was not closed: its server was killed after" in output
     assert "5 J (open) are lost" in output
     assert "does not add up" not in output
+
+
+def test_a_running_server_has_lost_nothing(data_dir: Path) -> None:
+    age(data_dir, "s-killed", -3600)
+    output = run(data_dir)
+    assert row(output, "s-killed")[3] == "running"
+    assert "s-killed is open: its server runs, or was killed in the last 90 s; 5 J (open)" in output
+    assert "lost" not in output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "killed in the last 90 s\n"), (3600, "; no joules are lost\n")]
+)
+def test_what_rounding_leaves_of_a_sum_is_nothing(
+    tmp_path: Path, seconds: float, said: str
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.open_session("s-1", method="m", measured=True)
+    ledger.record("s-1", [], Totals(meter_j=1.0, idle_j=1.0 - 2e-9, open_j=3.5e-17, load_j=2e-9))
+    ledger.close()
+    age(tmp_path, "s-1", seconds)
+    output = run(tmp_path)
+    assert row(output, "s-1")[4:10] == ["1", "2e-09", "1", "0", "0", "0"]
+    assert said in output
+
+
+def test_models_of_two_sizes_have_no_size(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for session_id, parameters in (("s-1", 1000), ("s-2", 2000)):
+        ledger.open_session(session_id, method="m", measured=True, parameters=parameters)
+        receipt = replace(METERED, request_id=session_id)
+        ledger.record(session_id, [receipt], Totals(meter_j=6.0, requests_j=6.0), closed=True)
+    ledger.close()
+    assert row(run(tmp_path), "model size")[1] == "—"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +285,7 @@ def test_json_has_sums_measures_and_sessions(data_dir: Path) -> None:
     assert groups["refused"]["energy_joules"] is None
     assert groups["small"]["joules_per_token"] == pytest.approx(0.3)
     assert found["total"]["idle_joules"] == 6.0
-    assert found["measures"]["model_parameters"] is None
+    assert found["measures"]["model_parameters"] == 2_600_000
     killed = next(item for item in found["sessions"] if item["session_id"] == "s-killed")
     assert (killed["closed"], killed["open_joules"], killed["adds_up"]) == (False, 5.0, True)
 

@@ -75,6 +75,30 @@ def test_a_newer_schema_is_refused_and_not_touched(path: Path, read_only: bool) 
     assert path.read_bytes() == before
 
 
+def test_reading_an_older_file_says_what_brings_it_up_to_date(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        Ledger(path).close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match=r"of an older greenllm; `greenllm serve` brings"):
+        Ledger(path, read_only=True)
+    assert path.read_bytes() == before
+    Ledger(path).close()
+    Ledger(path, read_only=True).close()
+
+
+def test_sessions_know_the_size_of_their_model(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+    ledger.open_session("t", method="x", measured=True, parameters=2_600_000)
+    assert [session.parameters for session in ledger.sessions()] == [None, 2_600_000]
+    ledger.record("t", [make_receipt("a"), make_receipt("b", status="unmetered")])
+    assert ledger.model_sizes() == {2_600_000}
+    ledger.record("s", [make_receipt("c")])
+    assert ledger.model_sizes() == {None, 2_600_000}
+    assert ledger.model_sizes(since_s=1e11) == set()
+
+
 def test_a_receipt_comes_back_as_it_was(ledger: Ledger, make_receipt: MakeReceipt) -> None:
     full = make_receipt(
         "a",
@@ -115,6 +139,14 @@ def test_provisional_becomes_final_and_never_goes_back(
     assert ledger.receipt("a") == final
     assert ledger.session_sum_j("s") == 3.0
     assert len(ledger.receipts()) == 1
+
+
+def test_the_status_that_was_sent_stays(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+    ledger.record("s", [make_receipt("a", status="provisional", http_status=200)])
+    ledger.record("s", [make_receipt("a", http_status=None)])
+    found = ledger.receipt("a")
+    assert found is not None
+    assert (found.status, found.http_status) == ("final", 200)
 
 
 def test_a_batch_may_hold_both_states_of_a_receipt(
