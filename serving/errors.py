@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from greenllm.core import InvalidRequestError
+from serving.schemas import UNSUPPORTED
 
 _TYPES = {
     401: "authentication_error",
@@ -80,4 +81,8 @@ def from_validation(error: ValidationError) -> ApiError:
         return ApiError(400, f"the body is not valid JSON: {first['msg']}")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"unknown parameter: {param}", param=param, code="unknown_parameter")
+    if first["type"] == UNSUPPORTED:
+        joint = " " if first["msg"].startswith("is ") else ": "
+        message = f"{param}{joint}{first['msg']}"
+        return ApiError(400, message, param=param, code="unsupported_parameter")
     return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")

@@ -1,20 +1,54 @@
 """HTTP request bodies. What is not listed here is refused by name.
 
 Parameters of the OpenAI API that greenllm does not support are listed too, with the values that
-mean "off": any other value is a 400 that names the parameter. Nothing is accepted and ignored,
-except `user` and `metadata`, which change nothing by their definition.
+mean "off" (see `off`): any other value is a 400 that says so by name. Nothing is accepted and
+ignored, except `user` and `metadata`, which change nothing by their definition.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from greenllm.core import MOST_DRAFTED, SpeculativeMethod
 
 Positive = Annotated[int, Field(ge=0)]
 TokenIds = list[int]
+Nothing = Annotated[list[Any], Field(max_length=0)]
+UNSUPPORTED = "unsupported"  # the type of pydantic's error
+
+
+def off(*allowed: Any) -> BeforeValidator:
+    """Marks a parameter that is not supported, beyond null and the values that mean "off"."""
+    words = " or ".join(json.dumps(value) for value in allowed if value != [])
+    only = f", only {words}" if words else ""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in allowed:
+            raise PydanticCustomError(UNSUPPORTED, "is not supported{only}", {"only": only})
+        return value
+
+    return BeforeValidator(check)
+
+
+def _only_text(content: Any) -> Any:
+    """Refuse images, sound and files by their kind."""
+    parts = content if isinstance(content, list) else []
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)]
+    other = next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None)
+    if other is not None:
+        message = "parts of type {kind} are not supported, only text"
+        raise PydanticCustomError(UNSUPPORTED, message, {"kind": other})
+    return content
+
+
+def _no_tools(role: Any) -> Any:
+    if role in ("tool", "function"):
+        raise PydanticCustomError(UNSUPPORTED, "the role {role} is not supported", {"role": role})
+    return role
 
 
 class Body(BaseModel):
@@ -27,7 +61,7 @@ class StreamOptions(Body):
     """What a stream carries beside its tokens."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: Annotated[Literal[False], off(False)] = False
 
 
 class Speculative(Body):
@@ -84,15 +118,15 @@ class TextPart(Body):
 class Message(Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_no_tools)]
+    content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)]
     name: str | None = None
     # What an answer's message carries beside its content, when a client sends it back.
-    refusal: None = None
-    audio: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    refusal: Annotated[None, off()] = None
+    audio: Annotated[None, off()] = None
+    annotations: Annotated[Nothing | None, off([])] = None
+    function_call: Annotated[None, off()] = None
+    tool_calls: Annotated[Nothing | None, off([])] = None
 
     def plain(self) -> dict[str, str]:
         """The message as templates want it: one string."""
@@ -115,18 +149,18 @@ class ChatBody(SamplingBody):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: TextFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none"] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
-    functions: None = None
-    function_call: None = None
-    parallel_tool_calls: None = None
-    audio: None = None
-    prediction: None = None
-    reasoning_effort: None = None
+    response_format: Annotated[TextFormat | None, off({"type": "text"})] = None
+    tools: Annotated[Nothing | None, off([])] = None
+    tool_choice: Annotated[Literal["none"] | None, off("none")] = None
+    store: Annotated[Literal[False] | None, off(False)] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, off("auto", "default")] = None
+    modalities: Annotated[list[Literal["text"]] | None, off(["text"], [])] = None
+    functions: Annotated[None, off()] = None
+    function_call: Annotated[None, off()] = None
+    parallel_tool_calls: Annotated[None, off()] = None
+    audio: Annotated[None, off()] = None
+    prediction: Annotated[None, off()] = None
+    reasoning_effort: Annotated[None, off()] = None
 
 
 class CompletionBody(SamplingBody):
@@ -135,8 +169,8 @@ class CompletionBody(SamplingBody):
     prompt: str | list[str] | TokenIds | list[TokenIds]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    best_of: Annotated[Literal[1] | None, off(1)] = None
+    suffix: Annotated[None, off()] = None
 
 
 class TokenizeBody(Body):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "Hello"}
 IMAGE = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
+TEXT_PART = {"type": "text", "text": "What is this?"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
 TOO_LONG = [9] * 2000
@@ -191,6 +192,67 @@ def test_refusals_name_the_parameter(
     assert error["param"] == name or error["param"].startswith(f"{name}.")
     known = ("token ids", "choices", name.split(".")[0])
     assert any(word in error["message"] for word in known)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        (CHAT, {"tools": [TOOL]}, "tools is not supported"),
+        (CHAT, {"tool_choice": "auto"}, 'tool_choice is not supported, only "none"'),
+        (CHAT, {"functions": [TOOL]}, "functions is not supported"),
+        (CHAT, {"reasoning_effort": "high"}, "reasoning_effort is not supported"),
+        (CHAT, {"parallel_tool_calls": True}, "parallel_tool_calls is not supported"),
+        (CHAT, {"response_format": SCHEMA}, 'response_format is not supported, only {"type": "te'),
+        (CHAT, {"modalities": ["audio"]}, 'modalities is not supported, only ["text"]'),
+        (CHAT, {"service_tier": "flex"}, 'service_tier is not supported, only "auto" or "default"'),
+        (CHAT, {"store": True}, "store is not supported, only false"),
+        (
+            CHAT,
+            {"messages": [USER, {"role": "user", "content": [TEXT_PART, IMAGE]}]},
+            "messages.1.content: parts of type image_url are not supported, only text",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "tool", "content": "a", "tool_call_id": "b"}]},
+            "messages.0.role: the role tool is not supported",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [TOOL]}]},
+            "messages.0.tool_calls is not supported",
+        ),
+        (TEXT, {"best_of": 3}, "best_of is not supported, only 1"),
+        (TEXT, {"suffix": "the end"}, "suffix is not supported"),
+    ],
+)
+def test_what_is_not_supported_is_said_in_our_words(
+    server: Server, path: str, change: dict[str, Any], message: str
+) -> None:
+    error = checked(server, send(server, path, change))
+    assert error["message"].startswith(message)
+    assert error["code"] == "unsupported_parameter"
+
+
+OFF: dict[str, Any] = {
+    "tools": [],
+    "tool_choice": "none",
+    "response_format": {"type": "text"},
+    "store": False,
+    "service_tier": "auto",
+    "modalities": ["text"],
+    "reasoning_effort": None,
+    "messages": [
+        {"role": "user", "content": [TEXT_PART]},
+        {"role": "assistant", "content": "Hi", "tool_calls": [], "annotations": [], "audio": None},
+        USER,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_values_that_mean_off_are_taken(server: Server, name: str) -> None:
+    answer = send(server, CHAT, {name: OFF[name], "max_tokens": 1})
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(
