@@ -9,7 +9,10 @@ Not covered: HTTP/2, answers that are not streamed.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +28,7 @@ from greenllm.core import GreenllmError
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY = 64 << 10
+KEY_HINT = " (give the key with --api-key)"
 
 
 class TargetError(GreenllmError):
@@ -153,7 +157,9 @@ async def first_model(url: str, api_key: str | None, timeout_s: float = 30.0) ->
         ):
             body = await response.content.read(MAX_BODY)
             if response.status != 200:
-                raise TargetError(f"{url}/v1/models: HTTP {response.status}: {excerpt(body)}")
+                hint = KEY_HINT if response.status in (401, 403) else ""
+                answer = f"HTTP {response.status}: {excerpt(body)}"
+                raise TargetError(f"{url}/v1/models: {answer}{hint}")
             return str(json.loads(body)["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
@@ -162,4 +168,11 @@ async def first_model(url: str, api_key: str | None, timeout_s: float = 30.0) ->
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    """The operating system's words for what failed, without aiohttp's around them."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror:
+        error = error.os_error
+    number = (isinstance(error, OSError) and error.errno) or 0
+    if number in errno.errorcode:
+        return os.strerror(number)
+    said = isinstance(error, OSError) and error.strerror
+    return said or re.sub(r" ssl:\S+", "", str(error)) or type(error).__name__

@@ -42,7 +42,7 @@ class BenchConfig:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"not a URL of a server: {self.url}")
+            raise ConfigError(f"not a URL of a server: {self.url}; {_url_hint(self.url)}")
         for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -61,6 +61,17 @@ class BenchConfig:
     def base_url(self) -> str:
         """Where the server is, without a path."""
         return self.url.rstrip("/").removesuffix("/v1")
+
+
+def _url_hint(text: str) -> str:
+    """What to write instead; an address without its scheme is recognised."""
+    meant = urlsplit(f"http://{text}")
+    try:
+        is_address = meant.port is not None or meant.hostname == "localhost"
+    except ValueError:  # what stands for the port is none
+        is_address = False
+    is_address = is_address and "://" not in text
+    return f"did you mean http://{text}" if is_address else "it begins with http:// or https://"
 
 
 def parse_levels(text: str) -> list[int]:

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from evals.load.config import BenchConfig
+from greenllm.config import ConfigError
+
 CHUNK = b'data: {"choices":[{"text":"a","finish_reason":null}]}\n\n'
 Bench = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -100,8 +103,33 @@ def test_no_server_is_one_line(bench: Bench) -> None:
         pass
     run = bench(url)
     assert run.returncode == 2
-    assert run.stderr.startswith("greenllm: http://127.0.0.1")
-    assert "cannot be reached" in run.stderr
+    assert run.stderr == f"greenllm: {url} cannot be reached: Connection refused\n"
+
+
+def test_a_server_with_keys_gets_a_hint(bench: Bench, start_server: Any) -> None:
+    with start_server("--api-keys", "secret") as keyed:
+        run = bench(keyed.url, "--requests", "1")
+        assert run.returncode == 2
+        assert "HTTP 401" in run.stderr
+        assert "(give the key with --api-key)" in run.stderr
+        options = ("--concurrency", "1", "--requests", "1", "--warm-up", "0")
+        assert bench(keyed.url, *options, "--api-key", "secret").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("localhost:8000", "did you mean http://localhost:8000"),
+        ("127.0.0.1:8000/v1", "did you mean http://127.0.0.1:8000/v1"),
+        ("localhost", "did you mean http://localhost"),
+        ("nowhere", "it begins with http:// or https://"),
+        ("ftp://localhost:8000", "it begins with http:// or https://"),
+        ("localhost:port", "it begins with http:// or https://"),
+    ],
+)
+def test_what_is_no_url_gets_a_hint(url: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"^not a URL of a server: {url}; {hint}$"):
+        BenchConfig(url=url)
 
 
 @pytest.mark.parametrize(
