@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -21,6 +22,7 @@ from greenllm.core import MOST_DRAFTED, GreenllmError, SpeculativeMethod
 
 ENVIRONMENT_PREFIX = "GREENLLM_"
 TEST_PREFIX = "GREENLLM_TEST_"
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 T = TypeVar("T")
 
 
@@ -130,13 +132,19 @@ class EngineConfig:
         self._require_speculation()
         self._require(self.pue >= 1, "pue", "must be at least 1")
         self._require(self.receipt_wait_s >= 0, "receipt_wait_s", "must not be negative")
+        self._require(
+            _DEVICE.fullmatch(self.device) is not None,
+            "device",
+            "must be auto, cpu, cuda or cuda:N",
+        )
         own = self.intensity_g_per_kwh
         self._require(own is None or own >= 0, "intensity_g_per_kwh", "must not be negative")
-        self._require(
-            (own is None) == (self.intensity_source is None),
-            "intensity_source",
-            "and --intensity-g-per-kwh need each other",
-        )
+        self._require_together("intensity_g_per_kwh", "intensity_source")
+        self._require_together("intensity_source", "intensity_g_per_kwh")
+
+    def _require_together(self, name: str, other: str) -> None:
+        if getattr(self, name) is not None and getattr(self, other) is None:
+            raise ConfigError(f"{flag(name)} needs {flag(other)}")
 
     def _require_speculation(self) -> None:
         self._require(

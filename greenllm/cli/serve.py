@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import json
 import logging
 import os
-from functools import partial
+import shlex
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -17,8 +18,7 @@ from greenllm.energy.ladder import choose_meter, gpu_rungs
 from greenllm.energy.meter import SensorError
 from serving.config import ServeConfig
 
-console = Console(stderr=True, highlight=False)
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 def run(config: ServeConfig) -> None:
@@ -27,15 +27,15 @@ def run(config: ServeConfig) -> None:
     Raises:
         GreenllmError: the server cannot start.
     """
-    handler = RichHandler(console=console, show_path=False)
-    logging.basicConfig(level="WARNING", handlers=[handler], format="%(message)s")
+    logging.basicConfig(level="WARNING", handlers=[log_handler()], format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints what it says itself
     # Threads that spin at barriers burn joules, and stall each other when a core is taken away.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for clash in find_clashes():
-        console.print(f"[yellow]warning:[/] {clash}")
+    for warning in (*find_clashes(), *exposures(config)):
+        _say(f"[yellow]warning:[/] {warning}")
     try:
         # A server on the CPU does not pay for what others do on the GPUs.
         meter = choose_meter(config.meter, gpu=gpu_rungs if config.device != "cpu" else list)
@@ -55,33 +55,68 @@ def run(config: ServeConfig) -> None:
         server.serve(config, meter, first, on_ready)
 
 
+def log_handler() -> logging.Handler:
+    """On a terminal in colour and columns; elsewhere one line each, that can be searched."""
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
+
+
+def exposures(config: ServeConfig) -> list[str]:
+    """What a server gives away that others can reach."""
+    if config.api_keys or is_loopback(config.host):
+        return []
+    return [
+        f"--host {config.host} without --api-keys: whoever reaches this machine can use the model,"
+        " load adapters, and read every receipt at /v1/energy and all of /metrics"
+    ]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def address(host: str, port: int) -> str:
+    """The URL of a server."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(text: str, *, markup: bool = True) -> None:
+    """Print a line as it is: where there is no terminal there are no columns to wrap it at."""
+    console.print(text, soft_wrap=True, markup=markup)
+
+
 def announce(config: ServeConfig, parts: object, port: int) -> None:
     """Say what is served, how it is metered, and how to try it."""
     engine = parts.engine  # type: ignore[attr-defined]
     info, meter = engine.info, engine.account.meter
     name = config.served_model_name or info.name
     size = f"{info.parameters / 1e6:.1f}M parameters, {info.weight_bytes / 1e6:.1f} MB"
-    say = partial(console.print, soft_wrap=True)
-    say(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
-    say(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
-    say(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
-    say(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
+    _say(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
+    _say(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
+    _say(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
+    _say(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
     source = engine.policy.source
     if source is not None:
         value = source.intensity(0.0)
         year = f", {value.year}" if value.year else ""
-        say(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
-    say(f"ledger: {parts.ledger.path}")  # type: ignore[attr-defined]
-    if config.host not in LOOPBACK and not config.api_keys:
-        say(f"[yellow]open to all who reach {config.host}[/], /metrics too: see --api-keys")
-    say("\nTry it:\n")
+        _say(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
+    _say(f"ledger: {parts.ledger.path}", markup=False)  # type: ignore[attr-defined]
+    _say(f"listening on {address(config.host, port)}", markup=False)
+    keyed = bool(config.api_keys)
+    _say(f"\nTry it{', with KEY set to one of the --api-keys' if keyed else ''}:\n")
     host = "localhost" if config.host in ("0.0.0.0", "127.0.0.1", "::") else config.host
-    line = curl_line(f"http://{host}:{port}", name, with_key=bool(config.api_keys))
-    say(line, markup=False)
+    _say(curl_line(address(host, port), name, keyed=keyed), markup=False)
 
 
-def curl_line(url: str, model: str, *, with_key: bool = False) -> str:
-    """One command that shows an answer and its headers; the key is taken from `$KEY`."""
+def curl_line(url: str, model: str, *, keyed: bool) -> str:
+    """One command that shows an answer and its headers."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Tell me a story about a brave fox."}],
@@ -89,5 +124,6 @@ def curl_line(url: str, model: str, *, with_key: bool = False) -> str:
         "max_tokens": 80,
     }
     headers = "-H 'Content-Type: application/json'"
-    headers += ' -H "Authorization: Bearer $KEY"' if with_key else ""
-    return f"curl -si {url}/v1/chat/completions {headers} -d '{json.dumps(body)}'"
+    if keyed:
+        headers += ' -H "Authorization: Bearer $KEY"'
+    return f"curl -si {url}/v1/chat/completions {headers} -d {shlex.quote(json.dumps(body))}"

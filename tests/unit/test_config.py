@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, dataclass, fields
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,7 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("kv_cache_gb", [0.001], [0, -1.0]),
         ("threads", ["1", "16", "auto", "eco"], ["0", "-1", "many", ""]),
         ("max_batch_tokens", [64, 65], [63, 0]),
+        ("device", ["auto", "cpu", "cuda", "cuda:1"], ["tpu", "cuda:", "cuda:x", "gpu", ""]),
         ("max_context", [None, 2], [1, 0, -5]),
         ("speculative_tokens", [1, 16], [0, 17, -1]),
         ("exit_layer", [None, 1, 99], [0, -2]),
@@ -236,9 +238,9 @@ def test_limits(name: str, allowed: list[Any], refused: list[Any]) -> None:
 
 def test_an_own_intensity_needs_a_source_and_is_not_negative() -> None:
     assert EngineConfig(**{**OWN, "intensity_g_per_kwh": 0.0}).intensity_g_per_kwh == 0
-    for name in OWN:
-        with pytest.raises(ConfigError, match=r"^--intensity-source and --intensity-g-"):
-            EngineConfig(**{name: OWN[name]})
+    for one, other in permutations(OWN):
+        with pytest.raises(ConfigError, match=f"^{flag(one)} needs {flag(other)}$"):
+            EngineConfig(**{one: OWN[one]})
     with pytest.raises(ConfigError, match=r"^--intensity-g-per-kwh must not be negative"):
         EngineConfig(**{**OWN, "intensity_g_per_kwh": -1.0})
 
