@@ -1,11 +1,7 @@
 # Two commands for a newcomer: `make serve` and `make test`. Both make the environment first.
+# MODEL, QUANT, PORT and ARGS are optional: what is not set is left to the environment and --config.
 PYTHON ?= python3
 VENV ?= .venv
-# Unset ones are left to --config, GREENLLM_* and the defaults.
-MODEL ?=
-QUANT ?=
-PORT ?=
-ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -13,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: serve test lint types imports docs clean
 
 serve: $(READY)
-	$(BIN)/greenllm serve $(MODEL) $(addprefix --quantize ,$(QUANT)) $(addprefix --port ,$(PORT)) $(ARGS)
+	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
 
 test: lint types imports
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
