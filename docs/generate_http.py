@@ -38,6 +38,7 @@ KNOWN = Receipt(
     method="measured:rapl",
     measured=True,
     endpoint="/v1/chat/completions",
+    http_status=200,
     prompt_tokens=17,
     completion_tokens=80,
     duration_s=0.614,
