@@ -52,7 +52,7 @@ class Decoder:
                 tensor = ov.Tensor(values)
                 self.request.set_input_tensor(self._ports[name], tensor)
                 self._inputs[name] = tensor.data
-        self.request.infer()
+        self.request.infer(share_outputs=True)  # else it copies them
         output: NDArray[Any] = self.request.get_output_tensor(0).data
         return output
 

@@ -1,8 +1,9 @@
-"""Guesses from the first layers of a decoder, or all of them: one call for all tokens guessed.
+"""Guesses from the first layers of a decoder, or all of them: one call for several tokens guessed.
 
 Contract: see `base.Drafter`. A chunk may hold more than its sequence's newest token: what was not
-computed before it. For each number of tokens that was prepared there is a graph (see `unrolled`)
-for each number of threads in the plan; a chunk gets the largest that fits its room, or no guesses.
+computed before it. Graphs (see `unrolled`) guess as many tokens as were prepared, up to four, which
+several runs add up to more: each graph takes memory for its layers' matrices, and time to compile.
+Nothing is guessed that no graph is small enough for.
 
 Guesses are made without adapters, on the keys and values that are there. What is written for them,
 in the first layers and at places from the newest token on, is written again when they are checked.
@@ -21,6 +22,8 @@ from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.inputs import Rotation, positions_of, step_arrays
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
+
+_LONGEST = 4
 
 
 class UnrolledDrafter:
@@ -46,10 +49,11 @@ class UnrolledDrafter:
 
     def prepare(self, num_tokens: int) -> None:
         """Compile the graphs that guess so many tokens; see `base.Drafter`."""
-        if num_tokens in self._prepared:
-            return
-        with self._lock:
-            self._compile({*self._prepared, num_tokens}, self._plan)
+        longest, rest = min(num_tokens, _LONGEST), num_tokens % _LONGEST
+        wanted = {longest, rest} - {0, *self._prepared}
+        if wanted:
+            with self._lock:
+                self._compile({*self._prepared, *wanted}, self._plan)
 
     def use_threads(self, plan: ThreadPlan) -> None:
         """Compile what the plan needs, drop what it does not."""
@@ -69,14 +73,22 @@ class UnrolledDrafter:
         guesses: list[tuple[int, ...]] = [()] * len(chunks)
         places: dict[int, list[int]] = {}
         for i, chunk in enumerate(chunks):
-            number = next((n for n in self._prepared if n <= chunk.room), 0)
-            if number:
+            if number := self._largest(chunk.room):
                 places.setdefault(number, []).append(i)
         for number, asked in places.items():
             found = self._guess([chunks[i] for i in asked], number)
             for i, ids in zip(asked, found.tolist(), strict=True):
                 guesses[i] = tuple(ids)
+        rest = {i: _after(chunk, guesses[i]) for i, chunk in enumerate(chunks) if guesses[i]}
+        rest = {i: chunk for i, chunk in rest.items() if self._largest(chunk.room)}
+        if rest:
+            for i, ids in zip(rest, self.draft(list(rest.values())), strict=True):
+                guesses[i] += ids
         return guesses
+
+    def _largest(self, room: int) -> int:
+        """Tokens that the largest graph guesses that fits, or 0."""
+        return next((number for number in self._prepared if number <= room), 0)
 
     def _guess(self, chunks: list[Chunk], number: int) -> NDArray[np.int32]:
         """Guesses [chunks, number]."""
@@ -92,3 +104,9 @@ class UnrolledDrafter:
         threads = self._plan.threads_for(len(chunks))
         guesses: NDArray[np.int32] = self._decoders[number, threads].infer(inputs)
         return guesses
+
+
+def _after(chunk: Chunk, guesses: tuple[int, ...]) -> Chunk:
+    """The last guess, as the newest token of what follows."""
+    start, room = chunk.end - 1 + len(guesses), chunk.room - len(guesses)
+    return Chunk(chunk.seq, start, 1, samples=True, draft=guesses[-1:], room=room)
