@@ -331,14 +331,35 @@ def test_guesses_are_those_of_single_steps(
     expected = exits(reference, layer).draft(_ready(reference, prompts, room=7))
     assert found == expected
 
-    chunks = _ready(ours, prompts, room=7)
-    for place in range(7):
-        single = [replace(chunk, room=1) for chunk in chunks]
-        step = together.draft(single)
-        assert [ids[place] for ids in found] == [ids[0] for ids in step]
+    assert _one_by_one(together, _ready(ours, prompts, room=7)) == found
+
+
+@pytest.mark.parametrize(("quantization", "kv_dtype"), [("int8", "u8"), ("int4", "auto")])
+def test_guesses_of_quantized_models(
+    quantization: Any,
+    kv_dtype: Any,
+    six_layers: str,
+    exits: Callable[..., Any],
+    random_prompts: Callable[..., list[list[int]]],
+) -> None:
+    options, caches = LoadOptions(quantization), CacheOptions(2**25, 8, kv_dtype)
+    runner = load_openvino_runner(six_layers, options, caches)
+    prompts = random_prompts(VOCABULARY, LENGTHS, seed=8)
+    drafter = exits(runner, 3, 1, 4)
+    found = drafter.draft(_ready(runner, prompts, room=4))
+    assert _one_by_one(drafter, _ready(runner, prompts, room=4)) == found
+
+
+def _one_by_one(drafter: Drafter, chunks: list[Chunk]) -> list[tuple[int, ...]]:
+    """As many guesses as there is room for, each asked for alone."""
+    found: list[tuple[int, ...]] = [()] * len(chunks)
+    for _ in range(chunks[0].room):
+        step = drafter.draft([replace(chunk, room=1) for chunk in chunks])
         for i, (chunk, ids) in enumerate(zip(chunks, step, strict=True)):
+            found[i] += ids
             chunk.seq.token_ids += ids
             chunks[i] = Chunk(chunk.seq, chunk.end, 1, samples=True)
+    return found
 
 
 def test_all_layers_guess_what_the_model_says(
