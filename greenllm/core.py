@@ -326,7 +326,8 @@ class Chunk:
 class Batch:
     """What one step runs: one chunk per sequence, decode first.
 
-    Before that, each block of `copies` (from, to) is copied, in order.
+    Before anything is written for it, guesses included, each block of `copies` (from, to) has to be
+    copied, in order: a block to copy from may be handed out anew in the same step.
     """
 
     chunks: tuple[Chunk, ...]

@@ -263,6 +263,7 @@ class NativeEngine:
         self._speculator.begin(len(self.scheduler.running))
         batch = self.scheduler.schedule()
         try:
+            self.runner.copy_blocks(batch.copies)
             batch, started_s = self._with_drafts(batch, started_s)
             samples = self.runner.run(batch)
         except Exception as error:

@@ -141,10 +141,7 @@ class Speculator:
 
     def learn(self, batch: Batch, samples: Sequence[Sample], duration_s: float) -> None:
         """Take what a step cost, where all it did was decode sequences on `auto`, unlimited."""
-        asked = [chunk.seq.request.speculation or self.default for chunk in batch.chunks]
-        decoding = all(chunk.samples and chunk.phase == "decode" for chunk in batch.chunks)
-        most = self.default.num_tokens
-        if not decoding or any(one.method != "auto" or one.num_tokens < most for one in asked):
+        if not all(map(self._teaches, batch.chunks)):
             self._controller.skip(self._batch_size)
             return
         drafted = [
@@ -159,6 +156,12 @@ class Speculator:
             num_accepted=sum(max(0, len(found.token_ids) - 1) for _, found in drafted),
         )
         self._controller.learn(self._batch_size, step)
+
+    def _teaches(self, chunk: Chunk) -> bool:
+        """Whether what a chunk costs is what `auto` chose for it."""
+        asked = chunk.seq.request.speculation or self.default
+        is_free = asked.method == "auto" and asked.num_tokens >= self.default.num_tokens
+        return is_free and chunk.samples and chunk.phase == "decode"
 
     def arms(self) -> dict[int, list[Arm]]:
         """What `auto` has seen, by size of batch; see `Controller.state`."""
@@ -188,11 +191,11 @@ class Speculator:
     def _ask(self, method: SpeculativeMethod, chunks: list[Chunk]) -> Drafted:
         drafter, started_s = self.drafters[method], self._clock()
         try:
-            guesses = drafter.draft(chunks)
+            guesses, read = drafter.draft(chunks), drafter.read
         except Exception:
             # Guesses are an extra: without them the step is a plain one.
             log.exception("%s failed; this step goes on without its guesses", method)
-            guesses = [()] * len(chunks)
+            guesses, read = [()] * len(chunks), ()
         drafted = [chunk.with_draft(guess) for chunk, guess in zip(chunks, guesses, strict=True)]
         took_s = self._clock() - started_s
-        return Drafted(method, drafter.shape, tuple(drafted), took_s, drafter.read)
+        return Drafted(method, drafter.shape, tuple(drafted), took_s, read)

@@ -87,8 +87,11 @@ class Runner(Protocol):
             LoadError: the model has no such layer, or cannot be left early.
         """
 
-    def run(self, batch: Batch) -> list[Sample]:
-        """Copy blocks, compute every chunk, write its keys and values, sample where it asks for it.
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (from, to) in every layer, in order; see `core.Batch`."""
 
-        Returns one sample per chunk, in order.
+    def run(self, batch: Batch) -> list[Sample]:
+        """Compute every chunk, write its keys and values, and sample where the chunk asks for it.
+
+        Returns one sample per chunk, in order. The batch's copies have been made.
         """

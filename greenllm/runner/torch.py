@@ -10,7 +10,7 @@ Not covered: several processes, CUDA graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -144,6 +144,11 @@ class TorchRunner:
         """A drafter on all layers."""
         return StepByStep(self.run, self.shape)
 
+    @torch.inference_mode()
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks in every layer; see `base.Runner`."""
+        self._attention.copy_blocks(copies, self.block_size)
+
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
         return self._run(self._model, batch)
@@ -151,7 +156,6 @@ class TorchRunner:
     @torch.inference_mode()
     def _run(self, model: PreTrainedModel, batch: Batch) -> list[Sample]:
         torch.set_num_threads(self._plan.threads_for(batch.num_tokens))
-        self._attention.copy_blocks(batch.copies, self.block_size)
         order = order_chunks(batch)
         chunks = [batch.chunks[i] for i in order]
         rows = [wanted_rows(chunk) for chunk in chunks]

@@ -92,6 +92,7 @@ def _answers(
         scheduler.add(seq)
     while scheduler.has_work:
         batch = scheduler.schedule()
+        runner.copy_blocks(batch.copies)
         scheduler.commit(batch, runner.run(batch))
     return [seq.token_ids[seq.prompt_len :] for seq in sequences]
 

@@ -87,6 +87,7 @@ def _drive(
             break
         if scheduler.has_work:
             batch = scheduler.schedule()
+            runner.copy_blocks(batch.copies)
             scheduler.commit(batch, runner.run(batch))
     assert blocks.num_free == blocks.num_blocks
     return scheduler

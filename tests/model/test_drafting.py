@@ -167,7 +167,9 @@ def _drive(
         if not (pending or scheduler.has_work):
             break
         if scheduler.has_work:
-            batch, _ = speculator.draft(scheduler.schedule())
+            batch = scheduler.schedule()
+            runner.copy_blocks(batch.copies)
+            batch, _ = speculator.draft(batch)
             scheduler.commit(batch, runner.run(batch))
     assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
     return scheduler
@@ -570,6 +572,7 @@ def test_a_draft_model_that_is_the_model_is_always_right(
     pauses = random.Random(1)
     while scheduler.has_work:
         batch = scheduler.schedule()
+        target.copy_blocks(batch.copies)
         if pauses.random() < 0.6:
             batch, _ = speculator.draft(batch)
         samples = target.run(batch)

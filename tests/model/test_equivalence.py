@@ -197,6 +197,7 @@ def test_a_greedy_token_is_the_best_reported_one(
     reports: list[TokenLogprob] = []
     while scheduler.has_work:
         batch = scheduler.schedule()
+        tiny_runner.copy_blocks(batch.copies)
         tokens = scheduler.commit(batch, tiny_runner.run(batch))
         reports += [token.logprob for token in tokens if token.logprob is not None]
     scores = _plain_scores(tiny_model, seq.token_ids)

@@ -100,7 +100,6 @@ class FakeRunner:
     def run(self, batch: Batch) -> list[Sample]:
         if self._on_run is not None:
             self._on_run(batch)
-        self._copy(batch.copies)
         written: set[int] = set()
         for chunk in batch.chunks:
             for position in range(chunk.start, chunk.end):
@@ -111,11 +110,16 @@ class FakeRunner:
                 self._memory[slot] = (chunk.seq.request.adapter, position, token_id)
         return [self._sample(chunk) for chunk in batch.chunks]
 
-    def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
+    def copy_blocks(self, copies: SequenceOf[tuple[int, int]]) -> None:
         for source, target in copies:
             for offset in range(self.block_size):
                 from_slot, to_slot = (b * self.block_size + offset for b in (source, target))
                 self._memory[to_slot] = self._memory[from_slot]
+
+    def scribble(self, chunk: Chunk) -> None:
+        """Write into a chunk's room, as drafters do."""
+        for position in range(chunk.end, chunk.end + chunk.room):
+            self._memory[self._slot(chunk, position)] = (None, position, VOCABULARY)
 
     def _slot(self, chunk: Chunk, position: int) -> int:
         block = chunk.seq.block_table[position // self.block_size]

@@ -391,6 +391,7 @@ def finish(scheduler: Scheduler, runner: Runner) -> list[Token]:
     tokens: list[Token] = []
     for _ in range(100):
         batch = scheduler.schedule()
+        runner.copy_blocks(batch.copies)
         tokens += scheduler.commit(batch, runner.run(batch))
         if not scheduler.has_work:
             return tokens

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -115,11 +116,12 @@ plans = st.builds(
 
 
 class Oracle:
-    """Guesses what the model will say, some of it wrong."""
+    """Guesses what the model will say, some of it wrong, and writes into the room it is given."""
 
-    def __init__(self, alone: Alone, guesses: tuple[int, ...]) -> None:
+    def __init__(self, alone: Alone, guesses: tuple[int, ...], runner: Any) -> None:
         self._alone = alone
         self._guesses = guesses
+        self._runner = runner
 
     def num_drafts(self, seq: Sequence) -> int:
         """How many guesses the next step of a sequence may have."""
@@ -132,6 +134,7 @@ class Oracle:
     def _with_guesses(self, chunk: Chunk) -> Chunk:
         if not chunk.room:
             return chunk
+        self._runner.scribble(chunk)
         seq = chunk.seq
         told, _, _ = self._alone(seq.request)[seq.index]
         coming = told[seq.num_generated :][: chunk.room]
@@ -208,6 +211,7 @@ class Run:
     def _turn(self) -> None:
         batch = self.scheduler.schedule()
         self._check(batch)
+        self.runner.copy_blocks(batch.copies)
         batch = self.oracle.draft(batch)
         self._send(self.scheduler.commit(batch, self.runner.run(batch)))
         for chunk in batch.chunks:
@@ -265,7 +269,8 @@ def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], le
 def test_company_changes_nobodys_answer(
     make_runner: Callable[..., Runner], alone: Alone, plan: Plan
 ) -> None:
-    run = Run(plan, make_runner(plan.num_blocks, plan.block_size), Oracle(alone, plan.guesses))
+    runner = make_runner(plan.num_blocks, plan.block_size)
+    run = Run(plan, runner, Oracle(alone, plan.guesses, runner))
     run.carry_out()
     for arrival in plan.arrivals:
         request = arrival.request

@@ -27,6 +27,7 @@ class Guesser:
     prepared: list[int] = field(default_factory=list)
     read: Sequence[Chunk] = ()
     fails: bool = False
+    before: Callable[[Chunk], None] = lambda chunk: None
 
     def prepare(self, num_tokens: int) -> None:
         """Note it."""
@@ -36,6 +37,8 @@ class Guesser:
         """As many as fit."""
         if self.fails:
             raise RuntimeError("out of guesses")
+        for chunk in chunks:
+            self.before(chunk)
         self.asked.append([(chunk.seq.request.request_id, chunk.room) for chunk in chunks])
         return [(self.token_id,) * chunk.room for chunk in chunks]
 
@@ -189,6 +192,22 @@ def test_a_drafter_that_fails_costs_its_guesses_only(
     assert "early_exit failed" in caplog.text
 
 
+def test_what_a_drafter_read_before_it_failed_is_charged_once(
+    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    """Whoever it was read for may be gone by then, with its bill."""
+    drafter = Guesser()
+    engine = speculative(Speculation("early_exit", 3), early_exit=drafter)
+    engine.add_request(make_request("gone", [1, 1, 1], max_tokens=2, ignore_eos=True))
+    batch = engine.scheduler.schedule()
+    drafter.read, drafter.fails = batch.chunks, True
+    assert ended(engine)["gone"].outcome == "completed"
+    engine.add_request(make_request("next", [1, 1], max_tokens=4, ignore_eos=True))
+    receipt = ended(engine)["next"]
+    assert receipt.outcome == "completed"
+    assert receipt.flops < engine.runner.shape.flops(0, 40, 40)
+
+
 def test_who_had_to_be_read_pays_for_the_reading(
     make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
 ) -> None:
@@ -205,3 +224,26 @@ def test_who_had_to_be_read_pays_for_the_reading(
     assert one.flops > 50 * other.flops
     assert one.steps == other.steps == pytest.approx(3 * 20 / 1500 / 2)
     assert one.residence_s + other.residence_s == pytest.approx(0.3)
+
+
+def test_a_block_is_copied_before_guesses_are_written_over_it(
+    make_engine: Callable[..., NativeEngine],
+    make_runner: Callable[..., Any],
+    make_request: Callable[..., Request],
+) -> None:
+    """Room may be the very block that a newcomer's beginning is copied from: free, and oldest."""
+    runner = make_runner(8, 4)
+    speculator = Speculator({"early_exit": Guesser(before=runner.scribble)})
+    engine = make_engine(runner, speculator=speculator)
+    engine.add_request(make_request("decoding", [7], max_tokens=20, ignore_eos=True))
+    engine.step()
+    for name, prompt in (("source", [1, 1, 1, 1, 2]), ("younger", [2] * 20)):
+        engine.add_request(make_request(name, prompt, max_tokens=1))
+        engine.step()
+    speculator.default = Speculation("early_exit", 4)
+    engine.add_request(make_request("newcomer", [1, 1, 9], max_tokens=1))
+    engine.step()
+    receipts = {receipt.request_id: receipt for receipt in engine.drain()}
+    assert receipts["newcomer"].cached_tokens == 2
+    assert receipts["decoding"].drafted_tokens == 4
+    assert receipts["newcomer"].outcome == "completed"

@@ -11,7 +11,7 @@ turn. Not covered: other devices than CPUs, several streams, layers as a variabl
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,9 +155,12 @@ class OpenVinoRunner:
             if any(module in names for module, _ in projection.modules)
         )
 
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks in every layer; see `base.Runner`."""
+        self._factory.copy_blocks(copies)
+
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
-        self._factory.copy_blocks(batch.copies)
         chunks = list(batch.chunks)
         rows = [wanted_rows(chunk) for chunk in chunks]
         return read_out(chunks, rows, self.logits(chunks, rows))
