@@ -113,8 +113,9 @@ class Scheduler:
         for i, chunk in enumerate(chunks):
             if budget and chunk.seq.in_decode:
                 room = self._reserve_room(chunk.seq, budget)
-                chunks[i] = replace(chunk, room=room)
-                budget -= room
+                if room:
+                    chunks[i] = replace(chunk, room=room)
+                    budget -= room
 
     def _reserve_room(self, seq: Sequence, budget: int) -> int:
         """Make room for guesses after the newest token, as far as nobody else misses it."""

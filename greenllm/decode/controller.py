@@ -121,8 +121,8 @@ class Controller:
 
     def skip(self, batch_size: int) -> None:
         """Let a step pass from which nothing can be learnt; a trial does not wait for others."""
-        bucket = self._bucket(batch_size)
-        if bucket.trial is not None:
+        bucket = self._buckets.get(bucket_of(batch_size))
+        if bucket is not None and bucket.trial is not None:
             bucket.left -= 1
             if bucket.left < 0:
                 bucket.trial.tried_at = bucket.step

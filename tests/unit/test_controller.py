@@ -112,6 +112,12 @@ def test_a_trial_does_not_outlast_steps_that_teach_nothing() -> None:
     assert controller.choose(1) == OFF
 
 
+def test_steps_that_teach_nothing_leave_no_state() -> None:
+    controller = Controller(CHOICES)
+    controller.skip(4)
+    assert controller.state() == {}
+
+
 def test_it_notices_when_the_cheapest_changes() -> None:
     controller = Controller(CHOICES)
     run(controller, PAYS, 1000)
