@@ -10,7 +10,7 @@ Not covered: calibration with data (GPTQ, AWQ), bitsandbytes' nf4 (see `loader`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,16 +66,20 @@ def recipe(bits: Bits) -> str:
     return "8" if bits == 8 else f"4, groups {GROUPS}, shrinks {_SHRINKS}"
 
 
+def stacked(matrices: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
+    """Rows below rows."""
+    first = matrices[0]
+    return QuantizedMatrix(
+        first.bits,
+        (sum(matrix.shape[0] for matrix in matrices), first.shape[1]),
+        np.concatenate([matrix.integers for matrix in matrices]),
+        np.concatenate([matrix.scales for matrix in matrices]),
+    )
+
+
 def quantize_parts(parts: Iterable[Floats], bits: Bits) -> QuantizedMatrix:
     """Quantize a matrix that comes some rows at a time; the parts change nothing."""
-    done = [quantize(part, bits) for part in parts]
-    rows = sum(part.shape[0] for part in done)
-    return QuantizedMatrix(
-        done[0].bits,
-        (rows, done[0].shape[1]),
-        np.concatenate([part.integers for part in done]),
-        np.concatenate([part.scales for part in done]),
-    )
+    return stacked([quantize(part, bits) for part in parts])
 
 
 def quantize(matrix: Floats, bits: Bits) -> QuantizedMatrix:

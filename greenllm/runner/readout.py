@@ -35,20 +35,20 @@ def packed_rows(chunks: list[Chunk], rows: list[range]) -> list[int]:
 def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sample]:
     """Score prompts, choose tokens, check guesses; logits `[wanted rows, vocabulary]`, float32."""
     places: list[Place] = []
+    counts: list[int] = []
     needed: list[int] = []
     prompts: list[tuple[TokenLogprob, ...]] = []
     end = 0
     for chunk, wanted in zip(chunks, rows, strict=True):
         begin, end = end, end + len(wanted)
         prompts.append(_score_prompt(chunk, logits[begin:end]))
-        if _draws(chunk):
-            num_places = 1 + len(chunk.draft)
-            places += [Place(chunk.seq, chunk.draft[:i]) for i in range(num_places)]
-            needed += range(end - num_places, end)
+        counts.append(1 + len(chunk.draft) if _draws(chunk) else 0)
+        places += [Place(chunk.seq, chunk.draft[:i]) for i in range(counts[-1])]
+        needed += range(end - counts[-1], end)
     choices = iter(sample(logits if len(needed) == len(logits) else logits[needed], places))
     return [
-        _checked(chunk, list(islice(choices, 1 + len(chunk.draft) if _draws(chunk) else 0)), prompt)
-        for chunk, prompt in zip(chunks, prompts, strict=True)
+        _checked(chunk, list(islice(choices, count)), prompt)
+        for chunk, count, prompt in zip(chunks, counts, prompts, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openvino import Node, Output, Type, opset13
 
 from greenllm.model.decoder_weights import Matrix
-from greenllm.model.quantize import Floats, QuantizedMatrix
+from greenllm.model.quantize import Floats, QuantizedMatrix, stacked
 
 
 def parameter(name: str, kind: Type, shape: Sequence[int]) -> Node:
@@ -60,13 +60,7 @@ def side_by_side(matrices: Sequence[Matrix]) -> Matrix:
     quantized = [m for m in matrices if isinstance(m, QuantizedMatrix)]
     if not quantized:
         return np.concatenate([m for m in matrices if not isinstance(m, QuantizedMatrix)])
-    rows = sum(matrix.shape[0] for matrix in quantized)
-    return QuantizedMatrix(
-        quantized[0].bits,
-        (rows, quantized[0].shape[1]),
-        np.concatenate([matrix.integers for matrix in quantized]),
-        np.concatenate([matrix.scales for matrix in quantized]),
-    )
+    return stacked(quantized)
 
 
 def stored(matrix: Matrix, floats: Type) -> StoredMatrix:
