@@ -125,7 +125,7 @@ def _summary(bursts: list[Burst], base: list[Burst]) -> dict[str, Any]:
         "tokens_per_s": statistics.median(speeds(bursts)),
         "tokens_per_cpu_s": statistics.median(b.tokens_per_cpu_s for b in bursts),
         "active_joules_per_token": statistics.median(
-            b.joules("active_joules") / b.tokens for b in bursts
+            b.total("active_joules") / b.tokens for b in bursts
         ),
         "over_base_tokens_per_s": paired_ratio(speeds(bursts), speeds(base)),
     }

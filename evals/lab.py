@@ -30,9 +30,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server; read when 
 import httpx
 import torch
 
+from evals.entry import BenchError
 from evals.load.processes import parse_stat
 from greenllm.config import EngineConfig, load
-from greenllm.core import GreenllmError, Request, SamplingParams
+from greenllm.core import Request, SamplingParams
 from greenllm.energy.account import Account
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ladder import modelled_meter
@@ -82,10 +83,6 @@ class Bench:
         warm_up(self.runner, account)
         account.start_serving()
         return account
-
-
-class BenchError(GreenllmError):
-    """A benchmark cannot be run."""
 
 
 def require_model(model: str) -> None:
@@ -189,7 +186,7 @@ class Burst:
         """Generated tokens per second of the server's CPU time."""
         return self.tokens / self.cpu_s
 
-    def joules(self, name: str) -> float:
+    def total(self, name: str) -> float:
         """Sum of one figure of `usage.energy`."""
         return sum(float(body["usage"]["energy"][name]) for body in self.bodies)
 

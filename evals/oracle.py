@@ -83,7 +83,6 @@ class Run:
     cpu_s: float
     active_j: float
     tokens: int
-    drafted: int
     accepted: int
     answers: dict[str, list[int]]
 
@@ -122,7 +121,6 @@ def run(bench: Bench, asked: Sequence[Request], speculator: Speculator | None) -
         cpu_s,
         sum(receipt.active_j or 0.0 for receipt in receipts),
         sum(map(len, answers.values())),
-        sum(receipt.drafted_tokens for receipt in receipts),
         sum(receipt.accepted_tokens for receipt in receipts),
         answers,
     )

@@ -20,9 +20,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from evals.entry import finish
+from evals.entry import finish, pick, split_names
 from evals.lab import (
-    BenchError,
     Burst,
     completion_body,
     paired_ratio,
@@ -83,10 +82,10 @@ def _summary(server: Server) -> dict[str, Any]:
             "tokens_per_s": statistics.median(b.tokens_per_s for b in bursts),
             "tokens_per_cpu_s": statistics.median(b.tokens_per_cpu_s for b in bursts),
             "active_joules_per_token": statistics.median(
-                b.joules("active_joules") / b.tokens for b in bursts
+                b.total("active_joules") / b.tokens for b in bursts
             ),
             "joules_per_token": statistics.median(
-                b.joules("energy_joules") / b.tokens for b in bursts
+                b.total("energy_joules") / b.tokens for b in bursts
             ),
         }
         for batch, bursts in server.bursts.items()
@@ -99,8 +98,8 @@ def _summary(server: Server) -> dict[str, Any]:
             [b.wall_s for b in server.cached], [b.wall_s for b in server.cold]
         ),
         "cached_over_cold_prefill_joules": paired_ratio(
-            [b.joules("prefill_joules") for b in server.cached],
-            [b.joules("prefill_joules") for b in server.cold],
+            [b.total("prefill_joules") for b in server.cached],
+            [b.total("prefill_joules") for b in server.cold],
         ),
     }
 
@@ -109,7 +108,7 @@ def _falls(servers: dict[str, Server]) -> dict[str, Any]:
     """Active joules per token of the torch runner over each other arm's, round by round."""
 
     def per_token(server: Server, batch: int) -> list[float]:
-        return [b.joules("active_joules") / b.tokens for b in server.bursts[batch]]
+        return [b.total("active_joules") / b.tokens for b in server.bursts[batch]]
 
     base = next(iter(servers))
     return {
@@ -122,19 +121,6 @@ def _falls(servers: dict[str, Server]) -> dict[str, Any]:
     }
 
 
-def pick(names: str) -> list[str]:
-    """Arms by their names, comma-separated; all without any.
-
-    Raises:
-        BenchError: there is none of that name.
-    """
-    chosen = [name.strip() for name in names.split(",")] if names else list(ARMS)
-    unknown = [name for name in chosen if name not in ARMS]
-    if unknown:
-        raise BenchError(f"--arms: no {', '.join(unknown)}; there are {', '.join(ARMS)}")
-    return chosen
-
-
 def main(
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
     rounds: Annotated[int, typer.Option(help="Rounds of all servers.")] = 5,
@@ -143,7 +129,7 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the result.")] = "runners",
 ) -> None:
     """Measure the runners, interleaved."""
-    chosen = pick(arms)
+    chosen = pick(split_names(arms), ARMS, "--arms: no")
     seeds = itertools.count()
     with ExitStack() as stack:
         servers: dict[str, Server] = {}

@@ -5,8 +5,7 @@ turns on the same process, model and prompts. Two kinds of work: stories (nothin
 (the answer repeats most of the prompt); greedy, so all methods give the same tokens, which is
 counted. Joules are what the server puts into `usage.energy`.
 
-Not covered: sampling (see the tests), models without a chat template (their prompts are random
-tokens; nothing about quality or acceptance follows from those).
+Not covered: sampling (see the tests), models without a chat template.
 """
 
 from __future__ import annotations
@@ -61,12 +60,12 @@ class Cell:
     @property
     def joules_per_token(self) -> list[float]:
         """Active joules, over all requests of a round."""
-        return [burst.joules("active_joules") / burst.tokens for burst in self.bursts]
+        return [burst.total("active_joules") / burst.tokens for burst in self.bursts]
 
     def summary(self) -> dict[str, Any]:
         """Medians, and shares over all rounds."""
-        drafted = sum(burst.joules("drafted_tokens") for burst in self.bursts)
-        accepted = sum(burst.joules("accepted_tokens") for burst in self.bursts)
+        drafted = sum(burst.total("drafted_tokens") for burst in self.bursts)
+        accepted = sum(burst.total("accepted_tokens") for burst in self.bursts)
         tokens = sum(burst.tokens for burst in self.bursts)
         return {
             "tokens_per_s": statistics.median(self.tokens_per_s),
@@ -78,8 +77,8 @@ class Cell:
 
 
 def _share(bursts: Sequence[Burst], name: str) -> float:
-    active_j = sum(burst.joules("active_joules") for burst in bursts)
-    return sum(burst.joules(name) for burst in bursts) / active_j
+    active_j = sum(burst.total("active_joules") for burst in bursts)
+    return sum(burst.total(name) for burst in bursts) / active_j
 
 
 def prompts(kind: str, count: int, seed: int) -> list[str]:

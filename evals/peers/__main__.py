@@ -20,13 +20,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from evals.entry import finish
+from evals.entry import finish, pick, split_names
 from evals.load.config import parse_levels
 from evals.peers.arms import ARMS, MODEL, Arm
 from evals.peers.install import INSTALLERS, require_tools, version_of
 from evals.peers.measure import Plan, medians, run_rounds, take_turn
 from evals.peers.report import draw, markdown
-from greenllm.core import GreenllmError
 from greenllm.energy.hardware import read_cpu_info
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +68,7 @@ def install(
     The forms of the model take 1.1 GB more. What is there is not made again.
     """
     envs = envs.resolve()
-    chosen = pick_peers(peers)
+    chosen = pick(peers or (), INSTALLERS, "no peer")
     if "llama.cpp" in chosen:
         require_tools(envs)
     model(envs)
@@ -77,19 +76,6 @@ def install(
         console.print(f"{name} ...")
         INSTALLERS[name](envs)
         console.print(f"{name} {version_of(envs, name)}")
-
-
-def pick_peers(names: Sequence[str] | None) -> list[str]:
-    """Peers by their names; all without any.
-
-    Raises:
-        GreenllmError: one is not known.
-    """
-    chosen = list(names or INSTALLERS)
-    unknown = [name for name in chosen if name not in INSTALLERS]
-    if unknown:
-        raise GreenllmError(f"no peer {', '.join(unknown)}; there are {', '.join(INSTALLERS)}")
-    return chosen
 
 
 @app.command()
@@ -137,7 +123,8 @@ def run(
         cores=tuple(sorted(os.sched_getaffinity(0))),
         timeout_s=600.0,
     )
-    envs, chosen = envs.resolve(), pick(arms)
+    envs = envs.resolve()
+    chosen = [ARMS[name] for name in pick(split_names(arms), ARMS, "no arm")]
     with tempfile.TemporaryDirectory() as folder:
 
         def turn(arm: Arm, number: int) -> dict[str, Any]:
@@ -149,19 +136,6 @@ def run(
 
         run_rounds(chosen, rounds, turn, keep)
     print((output / "peers.md").read_text(encoding="utf-8"))
-
-
-def pick(names: str) -> list[Arm]:
-    """Arms by their names.
-
-    Raises:
-        GreenllmError: there is none of that name.
-    """
-    wanted = [name.strip() for name in names.split(",")] if names else list(ARMS)
-    unknown = [name for name in wanted if name not in ARMS]
-    if unknown:
-        raise GreenllmError(f"no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
-    return [ARMS[name] for name in wanted]
 
 
 def about(plan: Plan, rounds: int, envs: Path, arms: Sequence[Arm]) -> dict[str, Any]:

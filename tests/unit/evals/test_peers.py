@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from evals.entry import finish
+from evals.entry import BenchError, finish, pick, split_names
 from evals.load.plan import Shot
 from evals.peers import agree
 from evals.peers.__main__ import app
@@ -235,12 +235,15 @@ def test_benchmarks_say_what_makes_their_model(name: str, tmp_path: Path) -> Non
 
 
 def test_runners_are_picked_by_name() -> None:
-    from evals.lab import BenchError
-    from evals.runners import pick
+    from evals.runners import ARMS
 
-    assert pick("openvino int8, torch float32") == ["openvino int8", "torch float32"]
+    def picked(text: str) -> list[str]:
+        return pick(split_names(text), ARMS, "--arms: no")
+
+    assert picked("openvino int8, torch float32") == ["openvino int8", "torch float32"]
+    assert picked("") == list(ARMS)
     with pytest.raises(BenchError, match=r"--arms: no int9; there are torch float32"):
-        pick("openvino int8,int9")
+        picked("openvino int8,int9")
 
 
 def test_mistakes_of_the_benchmarks_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
