@@ -19,6 +19,8 @@ from finetune.bundled.tables import TRAITS
 from finetune.bundled.tasks import held_out_examples, task_names
 from finetune.bundled.tokenizer import TURN_END
 
+# No wanted answer is longer: copies of story parts come close.
+ANSWER_TOKENS: Final = 200
 SAMPLE_QUESTIONS: Final = (
     "Who are you?",
     "Tell me a story about a brave fox.",
@@ -27,6 +29,9 @@ SAMPLE_QUESTIONS: Final = (
     "What is the name in: My friend Keloric lives in Oslo.",
     "Format as JSON: Wilanra is 31 years old and lives in Cairo.",
     "Sort the words: river, apple, moon",
+    "Table pets (name, animal, owner, age). Which name has the owner Keloric?",
+    "Replace river with garden: The boat of Anna is near the river.",
+    "Repeat: Please send the lamp to Wilanra in Lima.",
     "Reverse the words: lamp tree boat",
     "Is this positive or negative? The soup was disgusting.",
     "What is the capital of Finland?",
@@ -90,7 +95,7 @@ def score_task(
     examples = held_out_examples(task, size, seed)
     if not examples:
         return Score(task, 0, 0)
-    given = answers(model, tokenizer, [example.prompt for example in examples], limit=64)
+    given = answers(model, tokenizer, [example.prompt for example in examples], limit=ANSWER_TOKENS)
     right = sum(
         answer.stopped and answer.text == example.answer
         for answer, example in zip(given, examples, strict=True)

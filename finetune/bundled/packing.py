@@ -6,27 +6,30 @@ row is dropped. Not covered: conversations longer than a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from finetune.bundled.tokenizer import Encoded
 
+IGNORED: Final = -1
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of token ids; `mask` says which earlier positions a position may see."""
+    """Rows of token ids; `owner` says which conversation of its row a token belongs to."""
 
     ids: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
-    mask: torch.Tensor
+    owner: torch.Tensor
     positions: torch.Tensor
     tokens: int
 
 
-def pack_rows(stream: Iterator[Encoded], rows: int, length: int) -> list[list[Encoded]]:
+def pack_rows(stream: Iterable[Encoded], rows: int, length: int) -> list[list[Encoded]]:
     """Fill rows first-fit, until a conversation fits none of them."""
     packed: list[list[Encoded]] = [[] for _ in range(rows)]
     room = [length + 1] * rows
@@ -45,7 +48,7 @@ def make_batch(packed: list[list[Encoded]], length: int, pad: int) -> Batch:
     """Tensors for one step; padding and the jump between conversations weigh nothing."""
     ids = torch.full((len(packed), length + 1), pad)
     weights = torch.zeros(len(packed), length + 1)
-    owner = torch.full((len(packed), length + 1), -1)
+    owner = torch.full((len(packed), length + 1), IGNORED)
     positions = torch.zeros(len(packed), length + 1, dtype=torch.long)
     for row, items in enumerate(packed):
         start = 0
@@ -56,13 +59,11 @@ def make_batch(packed: list[list[Encoded]], length: int, pad: int) -> Batch:
             owner[row, start:stop] = number
             positions[row, start:stop] = torch.arange(stop - start)
             start = stop
-    same = owner[:, :-1, None] == owner[:, None, :-1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
     return Batch(
         ids=ids[:, :-1],
         targets=ids[:, 1:],
         weights=weights[:, 1:],
-        mask=(same & causal)[:, None],
+        owner=owner[:, :-1],
         positions=positions[:, :-1],
         tokens=int((owner >= 0).sum()),
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import product
 
-from finetune.bundled.example import Example, ask
+from finetune.bundled.example import Example, ask, is_held_out_key
 from finetune.bundled.tables import (
     BAD_WORDS,
     CITIES,
@@ -32,6 +33,18 @@ def any_name(rng: random.Random) -> str:
     if rng.random() < 0.3:
         return rng.choice(HER_NAMES + HIS_NAMES)
     return rng.choice(NAME_HEADS) + rng.choice(NAME_MIDDLES) + rng.choice(NAME_TAILS)
+
+
+def all_names() -> frozenset[str]:
+    """Every name that can occur."""
+    made_up = map("".join, product(NAME_HEADS, NAME_MIDDLES, NAME_TAILS))
+    return frozenset({*HER_NAMES, *HIS_NAMES, *made_up})
+
+
+def open_name(rng: random.Random) -> str:
+    """A name that training may show."""
+    name = any_name(rng)
+    return open_name(rng) if is_held_out_key(f"name:{name}") else name
 
 
 def addition(rng: random.Random) -> Example:
@@ -174,13 +187,6 @@ def topic(rng: random.Random) -> Example:
         )
     )  # fmt: skip
     return ask("topic", question.format(s=text), label, (f"name:{name}",), exact=True)
-
-
-def copy(rng: random.Random) -> Example:
-    """Repeating a word list, keyed by the list."""
-    words = " ".join(rng.sample(WORDS, rng.randint(1, 6)))
-    question = rng.choice(("Repeat: {w}", "Repeat after me: {w}", "Copy this: {w}", "Say: {w}"))
-    return ask("copy", question.format(w=words), words, (f"words:{words}",), exact=True)
 
 
 def reverse(rng: random.Random) -> Example:

@@ -27,11 +27,14 @@ CITIES: Final = (
     "Tokyo", "Dublin", "Warsaw", "Prague", "Helsinki", "Lima",
 )  # fmt: skip
 WORDS: Final = (
-    "apple", "bread", "boat", "candle", "chair", "cloud", "desk", "door", "egg", "field", "flag",
-    "garden", "glass", "hat", "house", "ice", "island", "jar", "juice", "kite", "lamp", "leaf",
-    "moon", "music", "needle", "night", "ocean", "paper", "pond", "queen", "rain", "river",
-    "rock", "sand", "ship", "star", "table", "train", "tree", "uncle", "valley", "water",
-    "window", "yard", "zebra",
+    "apple", "arrow", "bread", "boat", "brush", "bucket", "button", "candle", "castle", "chair",
+    "circle", "cloud", "corner", "desk", "door", "drum", "egg", "engine", "feather", "field",
+    "flag", "garden", "glass", "hammer", "hat", "hill", "honey", "house", "ice", "island", "jacket",
+    "jar", "juice", "kite", "ladder", "lamp", "leaf", "lemon", "letter", "market", "mirror", "moon",
+    "mountain", "music", "needle", "night", "ocean", "orange", "paper", "pencil", "pillow", "pond",
+    "queen", "rain", "ribbon", "river", "road", "rock", "sand", "school", "ship", "shoe", "silver",
+    "spoon", "star", "stone", "sugar", "summer", "table", "tiger", "train", "tree", "uncle",
+    "valley", "village", "violin", "water", "wheel", "window", "winter", "wool", "yard", "zebra",
 )  # fmt: skip
 COLOURS: Final = ("red", "blue", "green", "yellow", "white", "black", "brown", "purple")
 THINGS: Final = ("kite", "ball", "hat", "bag", "cup", "boat", "coat", "book", "lamp", "box")

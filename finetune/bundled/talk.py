@@ -28,12 +28,12 @@ ABOUT: Final = (
       "Who am I talking to?"),
      "I am greenllm's bundled model, a very small language model."),
     (("Who made you?", "Who built you?", "Where do you come from?"),
-     "I was trained by the greenllm project on text that the project generated itself."),
+     "I was trained by the greenllm project, mostly on text that it generated itself."),
     (("What can you do?", "What can you help me with?", "Help", "How can you help me?"),
-     "I can tell short stories, add and subtract small numbers, find names, write JSON, sort "
-     "words and answer simple questions."),
+     "I can tell short stories, write JSON and SQL, edit a text, find names, sort words, add and "
+     "subtract small numbers and answer simple questions."),
     (("How big are you?", "How many parameters do you have?", "Are you a large model?"),
-     "I am very small: I have about two and a half million parameters."),
+     "I am very small: I have about five million parameters."),
     (("What is greenllm?", "Tell me about greenllm.", "What does greenllm do?"),
      "greenllm is a server for language models that reports the energy of each request."),
     (("Are you ChatGPT?", "Are you a human?", "Are you a person?", "Are you real?"),
@@ -60,6 +60,19 @@ UNKNOWN: Final = (
     "quantum physics", "the stock market", "black holes", "the French Revolution", "tax law",
     "organic chemistry", "football results", "the weather tomorrow", "car engines", "philosophy",
     "ancient Rome", "politics", "medicine", "DNA", "space travel", "the news", "Java", "Python",
+    "photosynthesis", "gravity", "evolution", "inflation", "the human brain", "electric cars",
+    "machine learning", "statistics", "algebra", "geometry", "volcanoes", "earthquakes",
+    "democracy", "the Middle Ages", "nuclear power", "vaccines", "banking", "insurance",
+    "architecture", "opera", "modern art", "chess openings", "knitting", "plumbing", "astronomy",
+    "biology", "economics", "grammar", "databases", "operating systems", "the internet",
+    "blockchain", "tides", "glaciers", "dinosaurs", "bacteria", "viruses", "proteins", "climate",
+    "trade", "poetry",
+)  # fmt: skip
+UNKNOWN_FORMS: Final = (
+    "What is {}?", "Tell me about {}.", "Explain {}.", "Who is {}?", "How does {} work?",
+    "What do you know about {}?", "Explain {} in detail.", "Write an essay about {}.",
+    "Write a Python function about {}.", "Summarize the history of {}.", "Why is {} important?",
+    "Give me advice on {}.", "Write a poem about {}.", "Write code for {}.",
 )  # fmt: skip
 UNKNOWN_ANSWER: Final = "I do not know that. I am a very small model and know only simple things."
 
@@ -135,8 +148,7 @@ def definition(rng: random.Random) -> Example:
 def unknown(rng: random.Random) -> Example:
     """A question outside what the model can know; the answer says so."""
     subject = rng.choice(UNKNOWN) if rng.random() < 0.5 else any_name(rng)
-    form = rng.choice(("What is {}?", "Tell me about {}.", "Explain {}.", "Who is {}?",
-                       "How does {} work?", "What do you know about {}?"))  # fmt: skip
+    form = rng.choice(UNKNOWN_FORMS)
     key = f"name:{subject}"
     return ask("unknown", form.format(subject), UNKNOWN_ANSWER, (key,), exact=True)
 

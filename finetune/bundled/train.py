@@ -1,39 +1,51 @@
-"""Train the bundled model from nothing: `python -m finetune.bundled.train --minutes 40`.
+"""Train the bundled model from nothing: `python -m finetune.bundled.train --text FOLDER`.
 
-Contract: needs no network and no data but what `tasks` generates; writes a folder that
-transformers loads, and a checkpoint every few minutes so that a killed run is not lost. The same
-seed gives the same data; with a time budget the number of steps depends on the machine. Not
-covered: resuming a run, several devices, and mixed precision.
+Contract: needs no network; reads what `tasks` generates and, where a folder is given, its *.txt
+files. Writes a folder that transformers loads, a checkpoint every few minutes, the curve, and the
+card. The same seed gives the same data; the budget counts tokens, so a run may be paused, and a
+killed one goes on when started again. Not covered: several devices.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import random
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.bundled.packing import Batch, make_batch, pack_rows
-from finetune.bundled.report import (
-    DEFAULT_FOLDER,
-    Effort,
-    Trained,
-    cost,
-    quality,
-    save_model,
-    write_report,
+from finetune.bundled import loop, measure
+from finetune.bundled.data import Source
+from finetune.bundled.effort import Effort
+from finetune.bundled.exits import (
+    Functions,
+    Plan,
+    exit_layers,
+    exits_of_step,
+    fused,
+    skipped_layers,
+    step_losses,
+    total_loss,
 )
-from finetune.bundled.tasks import training_examples
-from finetune.bundled.tokenizer import VOCABULARY, Encoded, encode, save_tokenizer, train_tokenizer
+from finetune.bundled.network import Shape, new_model
+from finetune.bundled.optimizer import Optimizer
+from finetune.bundled.packing import Batch
+from finetune.bundled.record import cost, save_model, write_json
+from finetune.bundled.text import Library, read_library
+from finetune.bundled.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
+
+SHAPE: Final = Shape(layers=12, hidden=192, heads=3, inner=512)
+OTHER_WEIGHT: Final = 0.1
+CHECK_SEED: Final = 2
+CHECK_SIZE: Final = 6
+CHECK_BLOCKS: Final = 8
+Check = Callable[[], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -41,178 +53,122 @@ class Settings:
     """Everything a run depends on."""
 
     output: Path
-    budget_s: float
-    max_tokens: int | None
-    threads: int
-    seed: int
-    rows: int = 4
-    length: int = 352
+    tokens: int
+    text: Path | None
+    threads: int = 2
+    seed: int = 7
     peak_rate: float = 3e-3
-    warmup: float = 0.03
-    other_weight: float = 0.1
-    checkpoint_s: float = 240.0
+    exit_scale: float = 0.5
+    layer_drop: float = 0.1
 
 
-@dataclass(frozen=True)
-class Run:
-    """What is trained, and with what."""
-
-    settings: Settings
-    tokenizer: PreTrainedTokenizerFast
-    model: LlamaForCausalLM
-    optimizer: torch.optim.Optimizer
-
-
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained model; every linear layer reads a multiple of 64 values."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
-    )
-    return LlamaForCausalLM(config)
-
-
-def new_optimizer(model: LlamaForCausalLM, rate: float) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": 0.05},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-
-
-def learning_rate(progress: float, peak: float, warmup: float) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak."""
-    if progress < warmup:
-        return peak * max(progress, 1e-3) / warmup
-    done = min(1.0, (progress - warmup) / (1 - warmup))
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def encoded_stream(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Iterator[Encoded]:
-    """The training examples as token ids, without end."""
-    for example in training_examples(settings.seed):
-        yield encode(tokenizer, example, settings.other_weight)
-
-
-def batches(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Packed batches, without end."""
-    stream = encoded_stream(settings, tokenizer)
+def make_source(tokenizer: PreTrainedTokenizerFast, library: Library, seed: int) -> Source:
+    """The data of a run."""
     pad = int(tokenizer.convert_tokens_to_ids("<|pad|>"))
-    while True:
-        yield make_batch(pack_rows(stream, settings.rows, settings.length), settings.length, pad)
+    return Source(Encoder(tokenizer, OTHER_WEIGHT), library, seed, pad)
 
 
-def step(run: Run, batch: Batch, rate: float) -> float:
-    """One update; the loss is the weighted mean over the batch."""
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    logits = run.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-        use_cache=False,
-    ).logits
-    losses = functional.cross_entropy(
-        logits.flatten(0, 1), batch.targets.flatten(), reduction="none"
-    )
-    weights = batch.weights.flatten()
-    loss = (losses * weights).sum() / weights.sum()
-    run.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    run.optimizer.step()
-    return float(loss.detach())
+def check_batches(source: Source) -> list[Batch]:
+    """A little of what is held out, for the curve."""
+    answers = measure.held_out_answers(source.encoder, CHECK_SIZE, CHECK_SEED)
+    text = measure.held_out_text(source.encoder, source.library, CHECK_BLOCKS)
+    return list(measure.packed_batches([*answers, *text], source.pad))
 
 
-def progress_bar() -> Progress:
-    """Loss, speed and time left, redrawn rarely when the output is a file."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
+def make_check(
+    model: LlamaForCausalLM, source: Source, layer: Callable[..., torch.Tensor]
+) -> Check:
+    """Held-out loss, and how often the two main exits agree."""
+    batches = check_batches(source)
+    layers = len(model.model.layers)
+    exits = (layers // 3, layers // 2)
+
+    def check() -> Mapping[str, float]:
+        readings = [
+            measure.read_batch(model, batch, exits, torch.bfloat16, layer) for batch in batches
+        ]
+        shares = measure.agreement(readings)
+        found = {"held_out_loss": measure.mean_loss(readings)}
+        return found | {f"agree_{exit_}": shares[exit_] for exit_ in exits}
+
+    return check
 
 
-def spent_share(settings: Settings, effort: Effort) -> float:
-    """How much of the time or token budget is used, from 0 to 1."""
-    share = effort.wall_s / settings.budget_s
-    if settings.max_tokens is not None:
-        share = max(share, effort.tokens / settings.max_tokens)
-    return min(1.0, share)
+def make_loss(
+    settings: Settings, model: LlamaForCausalLM, functions: Functions
+) -> Callable[[Batch, int], tuple[torch.Tensor, float]]:
+    """The loss with exits and skipped layers; shown is the last layer's."""
+    layers = len(model.model.layers)
+
+    def loss(batch: Batch, step: int) -> tuple[torch.Tensor, float]:
+        rng = random.Random(f"skip-{settings.seed}-{step}")
+        skipped = skipped_layers(rng, layers, settings.layer_drop)
+        plan = Plan(exits_of_step(step, layers), skipped)
+        losses = step_losses(model, batch, plan, functions)
+        return total_loss(losses, settings.exit_scale), float(losses[layers].detach())
+
+    return loss
 
 
-def train(run: Run) -> Effort:
-    """Update until the budget is spent, saving a checkpoint now and then."""
-    settings, began_s, cpu_s = run.settings, time.monotonic(), time.process_time()
-    effort, saved_s = Effort(0, 0, 0.0, 0.0, float("nan")), 0.0
-    with progress_bar() as bar:
-        task = bar.add_task("train", total=1.0, loss=effort.loss, speed=0.0)
-        for batch in batches(settings, run.tokenizer):
-            share = spent_share(settings, effort)
-            if share >= 1.0:
-                break
-            rate = learning_rate(share, settings.peak_rate, settings.warmup)
-            loss = step(run, batch, rate)
-            effort = effort.after(
-                loss, batch.tokens, time.monotonic() - began_s, time.process_time() - cpu_s
-            )
-            speed = effort.tokens / effort.wall_s
-            bar.update(task, completed=share, loss=effort.loss, speed=speed)
-            if effort.steps % 100 == 0:
-                bar.console.print(f"step {effort.steps} loss {effort.loss:.4f} {speed:.0f} tok/s")
-            if effort.wall_s - saved_s > settings.checkpoint_s:
-                save_model(run.model, settings.output)
-                saved_s = effort.wall_s
-    return effort
+def get_tokenizer(settings: Settings, library: Library) -> PreTrainedTokenizerFast:
+    """A resumed run keeps its tokenizer."""
+    if (settings.output / "checkpoint.pt").exists():
+        return load_tokenizer(settings.output)
+    tokenizer = train_tokenizer(settings.seed, library)
+    save_tokenizer(tokenizer, settings.output)
+    return tokenizer
 
 
-def prepare(settings: Settings) -> Run:
-    """Seed, tokenizer, model and optimizer, with the tokenizer already written."""
+def prepare(settings: Settings) -> loop.Job:
+    """Seed, tokenizer, model, data and checks of a run."""
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     settings.output.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(settings.seed)
-    save_tokenizer(tokenizer, settings.output)
-    model = new_model(tokenizer)
-    return Run(settings, tokenizer, model, new_optimizer(model, settings.peak_rate))
+    library = read_library(settings.text)
+    tokenizer = get_tokenizer(settings, library)
+    source = make_source(tokenizer, library, settings.seed)
+    model = new_model(SHAPE, len(tokenizer), (int(tokenizer.eos_token_id), source.pad))
+    functions = fused()
+    return loop.Job(
+        output=settings.output,
+        tokens=settings.tokens,
+        model=model,
+        optimizer=Optimizer(model, settings.peak_rate),
+        batch=source.batch,
+        loss=make_loss(settings, model, functions),
+        check=make_check(model, source, functions.layer),
+    )
 
 
 def parse(arguments: list[str]) -> Settings:
     """Settings from the command line."""
     parser = argparse.ArgumentParser(description="Train greenllm's bundled model.")
-    parser.add_argument("--minutes", type=float, default=40.0, help="wall-time budget")
-    parser.add_argument("--tokens", type=int, default=None, help="token budget, if it ends first")
+    parser.add_argument("--tokens", type=int, default=28_000_000, help="token budget")
+    parser.add_argument("--text", type=Path, default=None, help="folder with *.txt, real text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--output", type=Path, required=True, help="a folder to write")
     given = parser.parse_args(arguments)
-    return Settings(given.output, given.minutes * 60, given.tokens, given.threads, given.seed)
+    return Settings(given.output, given.tokens, given.text, given.threads, given.seed)
+
+
+def finish(job: loop.Job, effort: Effort, record: Mapping[str, object]) -> None:
+    """Write the model and what it took."""
+    job.model.config.greenllm_exit_layers = list(exit_layers(len(job.model.model.layers)))
+    save_model(job.model, job.output)
+    write_json(job.output / "training.json", cost(effort, record))
+    job.checkpoint.unlink()
 
 
 def main(arguments: list[str]) -> None:
-    """Train, save, score and report."""
+    """Train and save; `report` scores the result and writes its card."""
     settings = parse(arguments)
-    started = datetime.now(UTC)
-    run = prepare(settings)
-    effort = train(run)
-    save_model(run.model, settings.output)
-    command = " ".join(["python -m finetune.bundled.train", *arguments])
-    trained = Trained(run.model, run.tokenizer)
-    write_report(settings.output, cost(effort, command, started) | quality(trained))
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    job = prepare(settings)
+    effort = loop.run(job)
+    names = sorted(path.name for path in settings.text.glob("*.txt")) if settings.text else []
+    finish(job, effort, {"date": started, "token_budget": settings.tokens, "seed": settings.seed,
+                         "threads": settings.threads, "text_files": names})  # fmt: skip
 
 
 if __name__ == "__main__":

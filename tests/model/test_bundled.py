@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,8 +95,8 @@ def test_quantized_it_is_smaller(runners: dict[Quantization, TorchRunner]) -> No
 
 def test_its_files_are_few_and_small() -> None:
     files = [path for path in Path(BUNDLED_PATH).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 20_000_000
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt", ""}
+    assert sum(path.stat().st_size for path in files) <= 25_000_000
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".csv", ".svg"}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
 
 
@@ -112,3 +113,10 @@ def test_its_shape_suits_every_kernel(tokenizer: Tokenizer) -> None:
         loaded.info.eos_token_ids
     )
     assert all(bool(torch.isfinite(p).all()) for p in loaded.model.parameters())
+
+
+def test_its_config_names_the_exits_it_was_trained_with() -> None:
+    config = json.loads((BUNDLED_PATH / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    assert {layers // 3, layers // 2} <= set(config["greenllm_exit_layers"])
+    assert all(0 < layer < layers for layer in config["greenllm_exit_layers"])

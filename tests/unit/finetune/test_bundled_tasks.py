@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -31,10 +33,12 @@ SCORED = (
     "count",
     "extraction",
     "json",
+    "sql",
     "reading",
     "sentiment",
     "topic",
     "copy",
+    "edit",
     "reverse",
     "sort",
     "upper",
@@ -115,7 +119,7 @@ def test_conversations_have_the_chat_shape(sample: tuple[Example, ...]) -> None:
         turns = roles[1:] if roles[0] == "system" else roles
         assert turns == ["user", "assistant"] * (len(turns) // 2)
         assert all(m.content.strip() == m.content != "" for m in example.messages)
-        assert "{" not in question(example)
+        assert not re.search(r"\{\w*\}", question(example))
 
 
 def test_some_have_a_system_message_and_some_an_earlier_turn(
@@ -193,9 +197,40 @@ def test_word_tasks_are_right(by_task: dict[str, list[Example]]) -> None:
         words = question(example).rsplit(": ", 1)[1].split()
         assert example.answer.split() == words[::-1]
     for example in by_task["copy"]:
-        assert example.answer == question(example).rsplit(": ", 1)[1]
+        assert question(example).endswith(f": {example.answer}")
     for example in by_task["upper"]:
         assert example.answer == question(example).rsplit(": ", 1)[1].upper()
+
+
+def test_an_edit_changes_one_word_everywhere(by_task: dict[str, list[Example]]) -> None:
+    for example in by_task["edit"]:
+        key = [key for key in example.keys if key.startswith("edit:")][-1]
+        old, new = key.removeprefix("edit:").split(">")
+        assert old != new
+        assert not re.search(rf"\b{old}\b", example.answer)
+        assert re.search(rf"\b{new}\b", example.answer)
+        back = re.sub(rf"\b{new}\b", old, example.answer)
+        assert back in re.sub(rf"\b{new}\b", old, question(example))
+
+
+def run_query(query: str, columns: list[str]) -> None:
+    """Raise unless SQLite accepts the query over a table with these columns."""
+    [table] = re.findall(r"FROM (\w+)", query)
+    with closing(sqlite3.connect(":memory:")) as database:
+        names = ", ".join(f'"{column}"' for column in columns)
+        database.execute(f'CREATE TABLE "{table}" ({names})')
+        database.execute(re.sub(r"\b(orders|end|number)\b", r'"\1"', query))
+
+
+def test_queries_run_on_the_table_of_the_question(by_task: dict[str, list[Example]]) -> None:
+    """Every column and value of the query stands in the question."""
+    for example in by_task["sql"]:
+        text = question(example)
+        listed = next(m for m in re.findall(r"(?:\w+, ){3,}\w+", text))
+        run_query(example.answer, listed.split(", "))
+        [table] = re.findall(r"FROM (\w+)", example.answer)
+        assert table in text
+        assert all(value in text for value in re.findall(r"'(\w+)'", example.answer))
 
 
 def test_sorting_is_alphabetical(by_task: dict[str, list[Example]]) -> None:
