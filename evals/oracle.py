@@ -61,8 +61,8 @@ class Oracle:
         """See `Drafter`."""
         self.inner.prepare(num_tokens)
 
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
-        """As many guesses as the real drafter made."""
+    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
+        """As many guesses as the real drafter made; others than its own, so it must not check."""
         counts = [len(guesses) for guesses in self.inner.draft(chunks)]
         return [self._guess(*pair) for pair in zip(chunks, counts, strict=True)]
 

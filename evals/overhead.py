@@ -16,10 +16,10 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import httpx
 import typer
@@ -37,8 +37,9 @@ from evals.lab import (
     save,
     story_request,
 )
-from greenllm.core import Batch, Outcome, Receipt, Request
+from greenllm.core import Batch, Outcome, Receipt, Request, Sample
 from greenllm.energy.account import Account
+from greenllm.energy.bill import Counts
 from greenllm.energy.ladder import modelled_meter
 from greenllm.energy.ledger import Ledger
 from greenllm.engine import NativeEngine
@@ -53,10 +54,10 @@ class Unmetered(Account):
     def open(self, request: Request) -> None:
         """Ignore."""
 
-    def charge(self, batch: Batch, duration_s: float) -> None:
+    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: int) -> None:
+    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[Counts]) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:
@@ -69,10 +70,10 @@ class Timed(Account):
 
     spent_s = 0.0
 
-    def charge(self, batch: Batch, duration_s: float) -> None:
+    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Charge, timed."""
         started_s = time.perf_counter()
-        super().charge(batch, duration_s)
+        super().charge(batch, duration_s, samples)
         self.spent_s += time.perf_counter() - started_s
 
 

@@ -1,9 +1,10 @@
 """Ways of guessing side by side: `python -m evals.speculation`.
 
 One real server with every drafter; each request says how it wants to be decoded, so methods take
-turns on the same process, model and prompts. Two kinds of work: stories (nothing to copy) and edits
-(the answer repeats most of the prompt); greedy, so all methods give the same tokens, which is
-counted. Joules are what the server puts into `usage.energy`.
+turns on the same process, model and prompts. Three kinds of work: stories (nothing to copy), edits
+(the answer repeats most of the prompt) and extraction (a few words of it, as JSON); greedy, so all
+methods give the same tokens, which is counted. `approximate`, where it is asked for, need not.
+Joules are what the server puts into `usage.energy`.
 
 Not covered: sampling (see the tests), models without a chat template.
 """
@@ -28,7 +29,8 @@ from evals.speculation_report import draw, markdown
 console = Console(stderr=True)
 METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "auto")
 BATCHES = (1, 4, 16, 32)
-KINDS = ("stories", "edits")
+KINDS = ("stories", "edits", "extraction")
+APPROXIMATE = "approximate"
 _LEAST_REQUESTS = 8
 _STORIES = (
     "Tell me a story about a {} {}.",
@@ -37,13 +39,25 @@ _STORIES = (
 )
 _TRAITS = ("brave", "kind", "shy", "curious", "lazy", "clever")
 _ANIMALS = ("fox", "owl", "bear", "mouse", "rabbit", "turtle", "cat", "wolf")
-_EDITS = ("Replace {a} with {b}: {t}", "Change {a} to {b}: {t}", "Write {b} instead of {a}: {t}")
+_EDITS = (
+    "Replace {a} with {b}: {t}",
+    "Change {a} to {b}: {t}",
+    "Write {b} instead of {a}: {t}",
+    "Repeat: {t}",
+    "Copy this text: {t}",
+)
 _NOTES = (
-    "Mira bought a {a} in Oslo. There is a {a} on the table.",
-    "Please send the {a} to Mira in Rome. We need 12 of the {a}.",
-    "Tom lost a {a} on the way to Lima. Call Mira at 14 about the {a}.",
+    "Mira bought a {a} in Oslo.",
+    "There is a {a} on the table.",
+    "Please send the {a} to Mira in Rome.",
+    "We need 12 of the {a}.",
+    "Tom lost a {a} on the way to Lima.",
+    "Call Mira at 14 about the {a}.",
 )
 _THINGS = ("lamp", "boat", "apple", "river", "stone", "chair", "book", "bell")
+_EXTRACTIONS = ("Format as JSON: {t}", "Write this as JSON: {t}", "Turn this into JSON: {t}")
+_NAMES = ("Keloric", "Wilanra", "Danarvin", "Orilin", "Isala", "Elonlin", "Baranla", "Pelilmo")
+_CITIES = ("Oslo", "Rome", "Lima", "Cairo", "Berlin", "Madrid", "Lisbon", "Tokyo")
 
 
 @dataclass(slots=True)
@@ -84,31 +98,35 @@ def _share(bursts: Sequence[Burst], name: str) -> float:
 def prompts(kind: str, count: int, seed: int) -> list[str]:
     """Questions of one kind, different for each seed."""
     source = random.Random(f"{kind}-{seed}")
-    if kind == "edits":
-        return [_edit(source) for _ in range(count)]
-    return [
-        source.choice(_STORIES).format(source.choice(_TRAITS), source.choice(_ANIMALS))
-        for _ in range(count)
-    ]
+    make = {"edits": _edit, "extraction": _extraction, "stories": _story}[kind]
+    return [make(source) for _ in range(count)]
+
+
+def _story(source: random.Random) -> str:
+    return source.choice(_STORIES).format(source.choice(_TRAITS), source.choice(_ANIMALS))
+
+
+def _extraction(source: random.Random) -> str:
+    name, city = source.choice(_NAMES), source.choice(_CITIES)
+    text = f"{name} is {source.randint(11, 98)} years old and lives in {city}."
+    return source.choice(_EXTRACTIONS).format(t=text)
 
 
 def _edit(source: random.Random) -> str:
     old, new = source.sample(_THINGS, 2)
-    text = " ".join(source.sample(_NOTES, 2)).format(a=old)
+    text = " ".join(source.sample(_NOTES, 3)).format(a=old)
     return source.choice(_EDITS).format(a=old, b=new, t=text)
 
 
-def chat_bodies(
-    model: str, questions: Sequence[str], method: str, num_tokens: int, max_tokens: int
-) -> list[dict[str, Any]]:
+def chat_bodies(settings: Settings, questions: Sequence[str], method: str) -> list[dict[str, Any]]:
     """Greedy chat requests that say how they want to be decoded."""
     return [
         {
-            "model": model,
+            "model": settings.served,
             "messages": [{"role": "user", "content": question}],
             "temperature": 0,
-            "max_tokens": max_tokens,
-            "speculative": {"method": method, "num_tokens": num_tokens},
+            "max_tokens": settings.max_tokens,
+            **settings.way(method),
         }
         for question in questions
     ]
@@ -128,9 +146,7 @@ def one_round(
             questions = prompts(kind, waves * batch, number * 100 + batch)
             at = number % len(settings.methods)
             for method in settings.methods[at:] + settings.methods[:at]:
-                bodies = chat_bodies(
-                    settings.served, questions, method, settings.num_tokens, settings.max_tokens
-                )
+                bodies = chat_bodies(settings, questions, method)
                 parts = [
                     send_burst(url, pid, bodies[i : i + batch], path="/v1/chat/completions")
                     for i in range(0, len(bodies), batch)
@@ -155,7 +171,15 @@ class Settings:
     methods: tuple[str, ...]
     batches: tuple[int, ...]
     num_tokens: int
-    max_tokens: int
+    max_tokens: int = 128
+    agreement: float = 0.0
+
+    def way(self, method: str) -> dict[str, Any]:
+        """What a body says of a method; looking at the text guesses twice as many tokens."""
+        if method == APPROXIMATE:
+            return {APPROXIMATE: {"agreement": self.agreement}}
+        count = self.num_tokens * (2 if method == "prompt_lookup" else 1)
+        return {"speculative": {"method": method, "num_tokens": count}}
 
 
 def _differing(cells: dict[tuple[str, int, str], Cell], key: tuple[str, int, str]) -> int:
@@ -181,7 +205,8 @@ def figures(cells: dict[tuple[str, int, str], Cell], settings: Settings) -> dict
             "joules_over_off": paired_ratio(cell.joules_per_token, off.joules_per_token),
             "answers_that_differ": _differing(cells, key),
         }
-    return {"num_tokens": settings.num_tokens, "max_tokens": settings.max_tokens, "kinds": found}
+    about = {"num_tokens": settings.num_tokens, "max_tokens": settings.max_tokens}
+    return {**about, "agreement": settings.agreement or None, "kinds": found}
 
 
 def main(
@@ -189,18 +214,21 @@ def main(
     draft_model: Annotated[str, typer.Option(help="Draft model, or '' for none.")] = "",
     rounds: Annotated[int, typer.Option(help="Rounds of all methods.")] = 5,
     num_tokens: Annotated[int, typer.Option(help="Guesses per step, at most.")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Tokens per answer, at most.")] = 128,
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,4,16,32",
     threads: Annotated[str, typer.Option(help="--threads of the server.")] = "auto",
+    agreement: Annotated[float, typer.Option(help="Of approximate answers; 0: none.")] = 0.0,
+    quantize: Annotated[str, typer.Option(help="--quantize of the server.")] = "none",
     name: Annotated[str, typer.Option(help="Name of the result.")] = "speculation",
 ) -> None:
     """Measure the methods, interleaved."""
     methods = tuple(m for m in METHODS if draft_model or m != "draft_model")
+    methods += (APPROXIMATE,) if agreement else ()
     served = "bundled" if model == "bundled" else Path(model).resolve().name
     sizes = tuple(int(size) for size in batches.split(","))
-    settings = Settings(served, methods, sizes, num_tokens, max_tokens)
+    settings = Settings(served, methods, sizes, num_tokens, agreement=agreement)
     options = ["--speculative", "auto", "--speculative-tokens", str(num_tokens)]
     options += ["--draft-model", draft_model] if draft_model else []
+    options += ["--quantize", quantize]
     cells: dict[tuple[str, int, str], Cell] = {}
     with tempfile.TemporaryDirectory() as folder:
         running = running_server(model, Path(folder), *options, "--threads", threads)
@@ -209,7 +237,8 @@ def main(
             for number in range(rounds):
                 one_round(server, cells, settings, number)
                 console.print(f"round {number + 1}/{rounds}")
-    result = {"model": Path(model).name, "rounds": rounds, **figures(cells, settings)}
+    about = {"model": Path(model).name, "quantize": quantize, "rounds": rounds}
+    result = {**about, **figures(cells, settings)}
     path = save(name, result, module="speculation")
     draw(result, RESULTS / f"{name}.svg")
     (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")

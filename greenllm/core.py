@@ -84,6 +84,16 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def takes_the_best(self) -> bool:
+        """Whether the token is that with the largest logit, and nothing else is asked."""
+        return (
+            self.is_greedy
+            and not self.has_penalties
+            and not self.min_tokens
+            and self.logprobs is None
+        )
+
+    @property
     def has_penalties(self) -> bool:
         """Whether logits depend on the tokens seen so far or on a bias."""
         return (
@@ -129,6 +139,32 @@ class Speculation:
             )
 
 
+# Once so many tokens wait for the layers after the exit these are asked: the step that computes
+# them stays small.
+MOST_SHALLOW = 12
+# Greedy answers take so many tokens at a time from the exit.
+EXIT_RUN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """Leave to take a token from the first `exit_layer` layers where they are sure of it.
+
+    Sure is a probability of the likeliest token above `threshold`. `agreement` is the share of
+    tokens that were the whole model's when the threshold was calibrated; None if it was not.
+    """
+
+    exit_layer: int
+    threshold: float
+    agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise InvalidRequestError(
+                f"threshold must be in (0, 1), got {self.threshold}", "approximate.threshold"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A LoRA adapter as a request uses it: the name for people, the digest for its content.
@@ -148,7 +184,7 @@ class Request:
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `asked_model` is what the client called the model and its adapter.
-    Without `speculation` the server's default holds.
+    Without `speculation` the server's default holds; with an `approximation` nothing is guessed.
     """
 
     request_id: str
@@ -161,6 +197,7 @@ class Request:
     created_s: float = 0.0
     asked_model: str | None = None
     speculation: Speculation | None = None
+    approximation: Approximation | None = None
 
     @property
     def adapter_name(self) -> str | None:
@@ -212,7 +249,8 @@ class Sequence:
 
     `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
     the `num_remembered` blocks that the prefix cache knows. A draft model has seen the first
-    `draft_computed` tokens.
+    `draft_computed` tokens. Of the computed tokens the last `num_shallow` have no keys and values
+    yet in the layers after the exit that chose what follows; `num_exited` is all that it chose.
     """
 
     request: Request
@@ -236,6 +274,8 @@ class Sequence:
     draft_computed: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    num_shallow: int = 0
+    num_exited: int = 0
 
     @property
     def sampling(self) -> SamplingParams:
@@ -293,6 +333,8 @@ class Chunk:
     """The part of one sequence that runs in a step: tokens [start, start + num_tokens).
 
     The last ones are `draft`, guesses of what follows. `room` is how many more could be written.
+    `exits` says whether the step may end at the exit; for the layers after it `shallow` tokens
+    before `start` are still to be computed.
     """
 
     seq: Sequence
@@ -301,6 +343,8 @@ class Chunk:
     samples: bool
     draft: tuple[int, ...] = ()
     room: int = 0
+    exits: bool = False
+    shallow: int = 0
 
     @property
     def end(self) -> int:
@@ -315,6 +359,13 @@ class Chunk:
     def with_draft(self, draft: tuple[int, ...]) -> Chunk:
         """The chunk with guesses after its tokens, in place of its room."""
         return replace(self, num_tokens=self.num_tokens + len(draft), draft=draft, room=0)
+
+    def through_all_layers(self) -> Chunk:
+        """The chunk as the layers after the exit have to run it."""
+        if not (self.exits or self.shallow):
+            return self
+        start, num_tokens = self.start - self.shallow, self.num_tokens + self.shallow
+        return replace(self, start=start, num_tokens=num_tokens, exits=False, shallow=0, room=0)
 
     @property
     def phase(self) -> Phase:
@@ -344,13 +395,16 @@ class Sample:
     """What the runner returns for a chunk: chosen tokens and the log probabilities asked for.
 
     Every token but the last is a guess of the chunk's that came true. `prompt` holds one entry for
-    each prompt position in the chunk whose predecessor was in view. `error` says
-    why there is no token where one was due; the request cannot go on.
+    each prompt position in the chunk whose predecessor was in view. The first `exited` tokens are
+    those that the exit was sure of, after `exit_steps` steps of its layers. `error` says why there
+    is no token where one was due; the request cannot go on.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt: tuple[TokenLogprob, ...] = ()
+    exited: int = 0
+    exit_steps: int = 0
     error: str = ""
 
 
@@ -380,7 +434,8 @@ class Receipt:
     `active_j`; checking guesses is decoding. Both are IT energy: PUE enters the grams
     only. `resident_s` is its share of the machine's time: step durations over requests in the step.
     `uncertainty` is the relative half-width of a 90 % interval. `http_status` is what the client
-    was sent, 200 for streams; None where it left before there was an answer.
+    was sent, 200 for streams; None where it left before there was an answer. `mean_layers` were
+    asked for a token of an approximate answer, `agreement_target` is its `Approximation.agreement`.
     """
 
     request_id: str
@@ -399,6 +454,9 @@ class Receipt:
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    approximate: bool = False
+    mean_layers: float | None = None
+    agreement_target: float | None = None
     duration_s: float = 0.0
     resident_s: float = 0.0
     active_j: float | None = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from greenllm.approximation import Exit, read_exit
 from greenllm.config import ConfigError, EngineConfig
 from greenllm.core import Speculation, SpeculativeMethod
 from greenllm.model.files import check_folder, read_json
@@ -32,10 +33,13 @@ _FEWEST_LAYERS = 3
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """A speculator, and what its drafters are; None for those that are not there."""
+    """A speculator, and what its drafters are; None for those that are not there.
+
+    `exit` is where early exit guesses, and where approximate answers leave.
+    """
 
     speculator: Speculator
-    exit_layer: int | None = None
+    exit: Exit | None = None
     draft_model: str | None = None
     draft_runner: Runner | None = None
 
@@ -70,9 +74,9 @@ def make_drafting(config: EngineConfig, runner: Runner) -> Drafting:
         LoadError: the draft model cannot be loaded, or the model cannot be left early.
     """
     drafters: dict[SpeculativeMethod, Drafter] = {"prompt_lookup": PromptLookup()}
-    exit_layer, draft_runner = None, None
+    exit_, draft_runner = None, None
     if (leaving := _early_exit(config, runner)) is not None:
-        exit_layer, drafters["early_exit"] = leaving
+        exit_, drafters["early_exit"] = leaving
     if config.draft_model is not None:
         draft = load_draft_model(config, runner, resolve(config.draft_model))
         drafters["draft_model"], draft_runner = draft, draft.runner
@@ -80,7 +84,7 @@ def make_drafting(config: EngineConfig, runner: Runner) -> Drafting:
     speculator = Speculator(drafters, default, hopeless=_hopeless(config, drafters))
     for method, reason in speculator.hopeless.items():
         log.info("speculative auto leaves %s out: %s", method, reason)
-    return Drafting(speculator, exit_layer, config.draft_model, draft_runner)
+    return Drafting(speculator, exit_, config.draft_model, draft_runner)
 
 
 def _hopeless(
@@ -114,13 +118,13 @@ def _exit_layer(config: EngineConfig, runner: Runner) -> int | None:
     return config.exit_layer
 
 
-def _early_exit(config: EngineConfig, runner: Runner) -> tuple[int, Drafter] | None:
+def _early_exit(config: EngineConfig, runner: Runner) -> tuple[Exit, Drafter] | None:
     """Where the model is left, and the drafter that does it; None when nobody insists."""
     layer = _exit_layer(config, runner)
     if layer is None:
         return None
     try:
-        return layer, runner.early_exit(layer)
+        return read_exit(layer, _config_of(config.model)), runner.early_exit(layer)
     except LoadError as error:
         if _insists(config):
             raise LoadError(f"--speculative early_exit: {error}") from error
@@ -142,11 +146,16 @@ def trained_exits(model: str) -> tuple[int, ...]:
     Raises:
         LoadError: config.json says something else.
     """
-    folder = _config_folder(resolve(model))
-    found: Any = [] if folder is None else read_json(folder, "config.json").get(EXIT_LAYERS, [])
+    found: Any = _config_of(model).get(EXIT_LAYERS, [])
     if not isinstance(found, list) or not all(type(layer) is int for layer in found):
         raise LoadError(f"cannot load {model}: {EXIT_LAYERS} in config.json is no list of layers")
     return tuple(found)
+
+
+def _config_of(model: str) -> Mapping[str, Any]:
+    """What config.json says; nothing where there is none."""
+    folder = _config_folder(resolve(model))
+    return {} if folder is None else read_json(folder, "config.json")
 
 
 def _config_folder(source: str) -> Path | None:

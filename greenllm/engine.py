@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from greenllm.admission import check_request
+from greenllm.approximation import check_approximation
 from greenllm.blocks import BlockManager
 from greenllm.core import (
     AdapterRef,
@@ -31,6 +32,7 @@ from greenllm.core import (
     Request,
     SamplingParams,
     Sequence,
+    Speculation,
     TextSink,
     Token,
     sequences_of,
@@ -199,11 +201,23 @@ class NativeEngine:
     def check(self, request: Request) -> None:
         """Refuse what the model cannot answer; see `Engine`."""
         check_request(request, self.info)
+        check_approximation(request)
         self._speculator.check(request)
 
     def prepare(self, request: Request) -> None:
         """Do what its first step would wait for; see `Engine`."""
-        self._speculator.prepare(request.speculation or self._speculator.default)
+        if request.approximation is not None:
+            self.runner.prepare_exit(request.approximation.exit_layer)
+        else:
+            self._prepare(request.speculation or self._speculator.default)
+
+    def _prepare(self, speculation: Speculation) -> None:
+        for num_tokens in self._speculator.prepare(speculation):
+            self.runner.prepare_check(num_tokens)
+
+    def prepare_default(self) -> None:
+        """Do what requests that do not say how they are guessed would wait for."""
+        self._prepare(self._speculator.default)
 
     @property
     def _registry(self) -> AdapterRegistry:
@@ -271,7 +285,7 @@ class NativeEngine:
             log.exception("step failed")
             return self._fail(batch, error, self._clock() - started_s)
         self._num_steps += 1
-        self.account.charge(batch, self._clock() - started_s)
+        self.account.charge(batch, self._clock() - started_s, samples)
         tokens = self.scheduler.commit(batch, samples)
         self._speculator.learn(batch, samples, self._clock() - began_s)
         self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
@@ -333,6 +347,7 @@ class NativeEngine:
             generated=generated,
             drafted=drafted,
             accepted=accepted,
+            mean_layers=_mean_layers(entry, self.runner.shape.num_layers),
         )
         if entry.request.adapter is not None:
             self.release_adapter(entry.request.adapter)
@@ -372,3 +387,13 @@ class NativeEngine:
             num_sensor_errors=self.account.num_sensor_errors,
             num_violations=self.account.num_violations,
         )
+
+
+def _mean_layers(entry: _Open, num_layers: int) -> float | None:
+    """Layers asked for a token of an approximate answer; None for others, and without tokens."""
+    approximation = entry.request.approximation
+    generated = sum(seq.num_generated for seq in entry.sequences)
+    if approximation is None or not generated:
+        return None
+    exited = sum(seq.num_exited for seq in entry.sequences)
+    return num_layers - (num_layers - approximation.exit_layer) * exited / generated

@@ -13,6 +13,10 @@ in a step that had to preempt: otherwise the two would evict each other in turns
 A decoding sequence may also be given room for guesses of what follows its newest token, as many as
 `num_drafts` says; room never costs another sequence its place, its blocks or its turn.
 
+Where an answer may be approximate, its newest token may leave the model early; nothing that is
+computed after its prompt is shared. What such tokens left undone comes on top of the step's limit
+of tokens when it is caught up with, at most `MOST_SHALLOW + EXIT_RUN` for a sequence.
+
 Waiting is first come, first served with aging: a sequence that does not fit may be overtaken by
 smaller ones, but not once it has waited `max_overtaken_s`.
 
@@ -29,7 +33,16 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from greenllm.blocks import ROOT, BlockManager
-from greenllm.core import Batch, Chunk, FinishReason, Sample, Sequence, Token, TokenLogprob
+from greenllm.core import (
+    MOST_SHALLOW,
+    Batch,
+    Chunk,
+    FinishReason,
+    Sample,
+    Sequence,
+    Token,
+    TokenLogprob,
+)
 
 
 class Scheduler:
@@ -80,7 +93,7 @@ class Scheduler:
         preemptions = self.num_preemptions
         for seq in [seq for seq in self.running if seq.in_decode]:
             if seq in self.running and self._reserve_next(seq):
-                chunks.append(_next_chunk(seq, 1))
+                chunks.append(_next_token(seq))
         budget = self.max_batch_tokens - len(chunks)
         for seq in self.running:
             if budget and not seq.in_decode:
@@ -111,7 +124,7 @@ class Scheduler:
     def _give_room(self, chunks: list[Chunk], budget: int) -> None:
         """Share what prompts and newcomers have left of the step among decoding sequences."""
         for i, chunk in enumerate(chunks):
-            if budget and chunk.seq.in_decode:
+            if budget and chunk.seq.in_decode and _may_have_room(chunk):
                 room = self._reserve_room(chunk.seq, budget)
                 if room:
                     chunks[i] = replace(chunk, room=room)
@@ -138,7 +151,7 @@ class Scheduler:
     def _release(self, seq: Sequence) -> None:
         self.blocks.free(seq.block_table)
         seq.block_table = []
-        seq.num_computed = seq.num_remembered = seq.draft_computed = 0
+        seq.num_computed = seq.num_remembered = seq.draft_computed = seq.num_shallow = 0
         seq.digest = ROOT
 
     def _admit(self) -> Iterator[Sequence]:
@@ -208,13 +221,16 @@ class Scheduler:
         seq.num_accepted += num_accepted
         # What was computed for guesses that did not come true is written over in the next step.
         seq.num_computed = chunk.end - len(chunk.draft) + num_accepted
+        seq.num_shallow = 0
+        if chunk.exits:
+            _note_exit(chunk, sample, len(tokens))
         self._remember(seq)
         if seq.is_finished:
             self._retire(seq)
         return tokens
 
     def _remember(self, seq: Sequence) -> None:
-        full = seq.num_computed // self.blocks.block_size
+        full = _shareable(seq) // self.blocks.block_size
         if full > seq.num_remembered:
             seq.digest = self.blocks.remember(
                 seq.token_ids[: full * self.blocks.block_size],
@@ -242,6 +258,14 @@ class Scheduler:
         return [Token(request_id, seq.index, None, text, finish_reason=reason) for seq in ended]
 
 
+def _note_exit(chunk: Chunk, sample: Sample, num_taken: int) -> None:
+    """Keep what an early exit has left undone."""
+    seq, found = chunk.seq, len(sample.token_ids)
+    seq.num_computed = chunk.start + found
+    seq.num_shallow = chunk.shallow + found if sample.exited == found else 0
+    seq.num_exited += min(sample.exited, num_taken)
+
+
 def _belongs(seq: Sequence, request_id: str) -> bool:
     return seq.request.request_id == request_id
 
@@ -258,6 +282,26 @@ def _leader_computes(seq: Sequence) -> bool:
     """Whether the sibling with the same prompt has still to compute it."""
     leader = seq.leader
     return leader is not None and not leader.is_finished and leader.num_computed < leader.prompt_len
+
+
+def _may_have_room(chunk: Chunk) -> bool:
+    """Whether a decoding chunk may go beyond its token; where it must not exit, it does not."""
+    return chunk.exits or chunk.seq.request.approximation is None
+
+
+def _shareable(seq: Sequence) -> int:
+    """Tokens whose keys and values others may use; those after an early exit are not complete."""
+    if seq.request.approximation is None:
+        return seq.num_computed
+    return min(seq.num_computed, seq.prompt_len)
+
+
+def _next_token(seq: Sequence) -> Chunk:
+    """The newest token of a decoding sequence, which may leave the model early."""
+    chunk = _next_chunk(seq, 1)
+    if seq.request.approximation is None:
+        return chunk
+    return replace(chunk, exits=seq.num_shallow < MOST_SHALLOW, shallow=seq.num_shallow)
 
 
 def _next_chunk(seq: Sequence, budget: int) -> Chunk:

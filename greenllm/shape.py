@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,15 @@ class ModelShape:
     def num_parameters(self) -> int:
         """All that a decoded token reads."""
         return self.body_parameters + self.head_parameters
+
+    def first(self, num_layers: int) -> ModelShape:
+        """The model cut off after its first layers, with its head; layers count alike."""
+        return replace(
+            self,
+            body_parameters=round(self.body_parameters * num_layers / self.num_layers),
+            num_layers=num_layers,
+            kv_bytes_per_token=round(self.kv_bytes_per_token * num_layers / self.num_layers),
+        )
 
     def flops(self, start: int, num_tokens: int, num_logits: int) -> float:
         """FLOPs of `num_tokens` tokens from position `start` on."""

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from greenllm.core import (
+    EXIT_RUN,
+    MOST_DRAFTED,
     Batch,
     Chunk,
     InvalidRequestError,
@@ -43,11 +45,20 @@ def bounded(num_tokens: int, usual: int) -> int:
     return usual if num_tokens == usual else 1 << (num_tokens.bit_length() - 1)
 
 
+def auto_counts(method: SpeculativeMethod, num_tokens: int) -> tuple[int, ...]:
+    """How many guesses `auto` has made: few and as many as usual, or as usual and twice that.
+
+    Looking at the text costs nothing, so that its guesses pay in larger numbers or not at all.
+    """
+    if method == "prompt_lookup":
+        return tuple(dict.fromkeys((num_tokens, min(2 * num_tokens, MOST_DRAFTED))))
+    return tuple(dict.fromkeys((min(FEW, num_tokens), num_tokens)))
+
+
 def arms(methods: Iterable[SpeculativeMethod], num_tokens: int) -> list[Speculation]:
-    """What `auto` chooses from: every method, with few guesses and with as many as allowed."""
-    few = min(FEW, num_tokens)
-    counts = dict.fromkeys((few, num_tokens))
-    return [OFF, *(Speculation(method, count) for method in methods for count in counts)]
+    """What `auto` chooses from."""
+    pairs = ((method, count) for method in methods for count in auto_counts(method, num_tokens))
+    return [OFF, *(Speculation(method, count) for method, count in pairs)]
 
 
 class PromptLookup:
@@ -59,7 +70,7 @@ class PromptLookup:
     def prepare(self, num_tokens: int) -> None:
         """Nothing to prepare."""
 
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """See `base.Drafter`."""
         return [look_up(chunk.seq.token_ids, chunk.room) for chunk in chunks]
 
@@ -116,23 +127,40 @@ class Speculator:
                 "speculative.method",
             )
 
-    def prepare(self, speculation: Speculation) -> None:
-        """Do what its first guess would wait for; callable from any thread."""
+    def prepare(self, speculation: Speculation) -> set[int]:
+        """Do what its first guess would wait for; callable from any thread.
+
+        Returns how many guesses at a time there are going to be, at most.
+        """
+        counts: set[int] = set()
         for method, drafter in self.drafters.items():
-            if speculation.method == method:
-                drafter.prepare(bounded(speculation.num_tokens, self.default.num_tokens))
-            elif speculation.method == "auto" and method not in self.hopeless:
-                usual = self.default.num_tokens
-                for count in {min(FEW, usual), usual, bounded(speculation.num_tokens, usual)}:
-                    if count <= usual:
-                        drafter.prepare(count)
+            wanted = self._counts(speculation, method)
+            for count in wanted:
+                drafter.prepare(count)
+            counts |= wanted
+        return counts
+
+    def _counts(self, speculation: Speculation, method: SpeculativeMethod) -> set[int]:
+        """How many guesses a method is going to make for a request, or for all that do not say."""
+        usual = self.default.num_tokens
+        own = bounded(speculation.num_tokens, usual)
+        if speculation.method == method:
+            return {own}
+        if speculation.method != "auto" or method in self.hopeless:
+            return set()
+        usual_counts = auto_counts(method, usual)
+        return {*usual_counts, *({own} if own < usual else ())}
 
     def choice(self, seq: TokenSequence) -> Speculation:
         """What is done for a sequence now; `auto` is what is cheapest for all of the batch."""
+        if seq.request.approximation is not None:
+            return OFF
         asked = seq.request.speculation or self.default
         if asked.method != "auto":
             return asked
         found = self._controller.choose(self._batch_size)
+        if asked.num_tokens >= self.default.num_tokens:
+            return found
         return replace(found, num_tokens=min(found.num_tokens, asked.num_tokens))
 
     def begin(self, batch_size: int) -> None:
@@ -161,14 +189,17 @@ class Speculator:
         """Whether what a chunk costs is what `auto` chose for it."""
         asked = chunk.seq.request.speculation or self.default
         is_free = asked.method == "auto" and asked.num_tokens >= self.default.num_tokens
-        return is_free and chunk.samples and chunk.phase == "decode"
+        is_exact = chunk.seq.request.approximation is None
+        return is_free and is_exact and chunk.samples and chunk.phase == "decode"
 
     def arms(self) -> dict[int, list[Arm]]:
         """What `auto` has seen, by size of batch; see `Controller.state`."""
         return self._controller.state()
 
     def num_drafts(self, seq: TokenSequence) -> int:
-        """Guesses that a sequence may be given in the next step."""
+        """Guesses that a sequence may be given in the next step, or taken from an early exit."""
+        if seq.request.approximation is not None:
+            return EXIT_RUN - 1 if seq.sampling.takes_the_best else 0
         choice = self.choice(seq)
         return 0 if choice.method == "off" else choice.num_tokens
 
@@ -176,22 +207,24 @@ class Speculator:
         """The batch with guesses in place of room, and what was done for them."""
         asked: dict[SpeculativeMethod, list[int]] = {}
         for i, chunk in enumerate(batch.chunks):
-            if chunk.room:
-                asked.setdefault(self.choice(chunk.seq).method, []).append(i)
+            method = self.choice(chunk.seq).method if chunk.room else "off"
+            if method != "off":
+                asked.setdefault(method, []).append(i)
         if not asked:
             return batch, []
         chunks, done = list(batch.chunks), []
         for method, places in asked.items():
-            drafted = self._ask(method, [chunks[i] for i in places])
+            is_whole = len(places) == len(chunks)
+            drafted = self._ask(method, [chunks[i] for i in places], whole=is_whole)
             done.append(drafted)
             for i, chunk in zip(places, drafted.chunks, strict=True):
                 chunks[i] = chunk
         return replace(batch, chunks=tuple(chunks)), done
 
-    def _ask(self, method: SpeculativeMethod, chunks: list[Chunk]) -> Drafted:
+    def _ask(self, method: SpeculativeMethod, chunks: list[Chunk], *, whole: bool) -> Drafted:
         drafter, started_s = self.drafters[method], self._clock()
         try:
-            guesses, read = drafter.draft(chunks), drafter.read
+            guesses, read = drafter.draft(chunks, whole=whole), drafter.read
         except Exception:
             # Guesses are an extra: without them the step is a plain one.
             log.exception("%s failed; this step goes on without its guesses", method)

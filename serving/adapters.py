@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
+from greenllm.approximation import Exit
 from greenllm.model.adapter_folders import AdapterNameError
 from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
 from greenllm.model.lora_config import AdapterError
@@ -84,6 +85,7 @@ def _model(state: ServerState) -> dict[str, Any]:
         "vocab_size": info.vocab_size,
         "license": info.licence,
         "speculation": _speculation(state),
+        "approximate": _approximate(state.drafting.exit),
     }
 
 
@@ -102,9 +104,16 @@ def _speculation(state: ServerState) -> dict[str, Any]:
         "num_tokens": default.num_tokens,
         "methods": list(drafting.speculator.methods),
         "auto_leaves_out": drafting.speculator.hopeless,
-        "exit_layer": drafting.exit_layer,
+        "exit_layer": None if drafting.exit is None else drafting.exit.layer,
         "draft_model": drafting.draft_model,
     }
+
+
+def _approximate(exit_: Exit | None) -> dict[str, Any] | None:
+    """Where approximate answers leave the model, and the agreements they may ask for."""
+    if exit_ is None:
+        return None
+    return {"exit_layer": exit_.layer, "agreements": sorted(exit_.thresholds)}
 
 
 def _adapter(state: ServerState, info: AdapterInfo) -> dict[str, Any]:

@@ -43,6 +43,11 @@ def is_hidden(token: Token, hidden_ids: frozenset[int]) -> bool:
     return token.finish_reason == "stop" and token.token_id in hidden_ids
 
 
+def mark(request: Request) -> dict[str, Any]:
+    """What says of an answer that it may not be the whole model's."""
+    return {} if request.approximation is None else {"approximate": True}
+
+
 def usage(receipt: Receipt) -> dict[str, Any]:
     """OpenAI's usage object, with the energy."""
     return {
@@ -124,6 +129,7 @@ def chat_answer(
             for index, choice in enumerate(choices)
         ],
         "usage": usage(receipt),
+        **mark(request),
     }
     if request.sampling.prompt_logprobs is not None:
         scores = text_logprobs(_prompt_entries(choices[0]), request.prompts[0][0], tokenizer)
@@ -150,6 +156,7 @@ def text_answer(
             for index, choice in enumerate(choices)
         ],
         "usage": usage(receipt),
+        **mark(request),
     }
 
 

@@ -31,6 +31,9 @@ def energy_object(receipt: Receipt) -> dict[str, Any]:
         "joules_per_token": rounded(receipt.joules_per_token),
         "drafted_tokens": receipt.drafted_tokens,
         "accepted_tokens": receipt.accepted_tokens,
+        "approximate": receipt.approximate,
+        "mean_layers": rounded(receipt.mean_layers),
+        "agreement_target": receipt.agreement_target,
         "energy_kwh": rounded(None if total_j is None else joules_to_kwh(total_j)),
         "avg_power_watts": rounded(receipt.avg_power_w),
         "duration_seconds": rounded(receipt.duration_s),
@@ -91,6 +94,8 @@ def energy_headers(receipt: Receipt) -> dict[str, str]:
     }
     headers = link_headers(receipt.request_id)
     headers |= {name: _text(value) for name, value in figures.items() if value is not None}
+    if receipt.approximate:
+        headers["X-Approximate"] = "true"
     headers["X-Energy-Method"] = receipt.method
     headers["X-Energy-Measured"] = "true" if receipt.measured else "false"
     headers["X-Energy-Status"] = receipt.status

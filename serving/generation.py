@@ -57,7 +57,7 @@ async def chat_completions(http: HttpRequest) -> Response:
             request_id=asked.request_id,
             key=key,
             context=state.engine.info.context_length,
-            num_drafts=state.config.speculative_tokens,
+            defaults=state.defaults,
         )
         request = await _made(make, size)
         if body.stream:
@@ -87,7 +87,7 @@ async def completions(http: HttpRequest) -> Response:
             state.tokenizer,
             request_id=asked.request_id,
             key=key,
-            num_drafts=state.config.speculative_tokens,
+            defaults=state.defaults,
         )
         request = await _made(make, size)
         echo = bool(body.echo)

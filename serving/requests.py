@@ -6,12 +6,28 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation
+from greenllm.approximation import Exit
+from greenllm.core import (
+    Approximation,
+    InvalidRequestError,
+    Request,
+    SamplingParams,
+    Speculation,
+)
 from greenllm.tokenizer import Tokenizer
 from serving.schemas import ChatBody, CompletionBody, SamplingBody
 
 DEFAULT_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a body may leave to the server: tokens guessed at a time, and where answers leave."""
+
+    num_drafts: int
+    exit: Exit | None = None
 
 
 def new_request_id(prefix: str) -> str:
@@ -31,12 +47,9 @@ def chat_request(
     request_id: str,
     key: str | None,
     context: int,
-    num_drafts: int,
+    defaults: Defaults,
 ) -> Request:
-    """Render the messages and make a request; without a limit the answer may fill the context.
-
-    `num_drafts` tokens are guessed at a time where the body asks for guesses, but not how many.
-    """
+    """Render the messages and make a request; without a limit the answer may fill the context."""
     _check_chat(body)
     text = tokenizer.chat(
         [message.plain() for message in body.messages], add_generation_prompt=True
@@ -55,7 +68,8 @@ def chat_request(
         endpoint="/v1/chat/completions",
         key=key,
         created_s=time.time(),
-        speculation=_speculation(body, num_drafts),
+        speculation=_speculation(body, defaults),
+        approximation=_approximation(body, defaults),
     )
 
 
@@ -88,7 +102,7 @@ def completion_request(
     *,
     request_id: str,
     key: str | None,
-    num_drafts: int,
+    defaults: Defaults,
 ) -> Request:
     """Encode the prompts and make a request; see `chat_request`."""
     prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, tokenizer))
@@ -101,7 +115,8 @@ def completion_request(
         endpoint="/v1/completions",
         key=key,
         created_s=time.time(),
-        speculation=_speculation(body, num_drafts),
+        speculation=_speculation(body, defaults),
+        approximation=_approximation(body, defaults),
     )
 
 
@@ -150,11 +165,23 @@ def _sampling(body: SamplingBody, *, max_tokens: int, logprobs: int | None) -> S
     )
 
 
-def _speculation(body: SamplingBody, num_drafts: int) -> Speculation | None:
+def _speculation(body: SamplingBody, defaults: Defaults) -> Speculation | None:
     asked = body.speculative
     if asked is None:
         return None
-    return Speculation(asked.method, num_drafts if asked.num_tokens is None else asked.num_tokens)
+    number = defaults.num_drafts if asked.num_tokens is None else asked.num_tokens
+    return Speculation(asked.method, number)
+
+
+def _approximation(body: SamplingBody, defaults: Defaults) -> Approximation | None:
+    asked = body.approximate
+    if asked is None:
+        return None
+    if defaults.exit is None:
+        raise InvalidRequestError(
+            "approximate is not available: this model has no layer to leave it at", "approximate"
+        )
+    return defaults.exit.approximation(asked.agreement, asked.threshold)
 
 
 def _prompt_logprobs(body: SamplingBody) -> int | None:

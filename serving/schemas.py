@@ -74,6 +74,17 @@ class Speculative(Body):
     num_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] | None = None
 
 
+class Approximate(Body):
+    """Tokens that the model's exit is sure of may be taken from there: other answers, for less.
+
+    Either the share of tokens that are to be the whole model's, or how likely the exit's likeliest
+    token has to be.
+    """
+
+    agreement: float | None = None
+    threshold: float | None = None
+
+
 class SamplingBody(Body):
     """Parameters that chat and text completions share; see `core.SamplingParams`."""
 
@@ -97,6 +108,7 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     speculative: Speculative | None = None
+    approximate: Approximate | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
 

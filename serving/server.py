@@ -158,7 +158,8 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         speculator=drafting.speculator,
     )
     account.rest(time.sleep)
-    threads = _get_ready(config, runner, drafting)
+    threads = _plan_threads(config, runner, drafting)
+    engine.prepare_default()
     warm_up(runner, account)
     # What is loaded stays: the garbage collector need not look at it again and again.
     gc.collect()
@@ -168,12 +169,11 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
 
 
-def _get_ready(config: ServeConfig, runner: Runner, drafting: Drafting) -> ThreadPlan:
-    """Choose threads, also for a draft model, and do what the first guesses would wait for."""
+def _plan_threads(config: ServeConfig, runner: Runner, drafting: Drafting) -> ThreadPlan:
+    """Choose threads, also for a draft model."""
     threads = plan_threads(runner, config.threads, _num_cpus())
     if drafting.draft_runner is not None:
         plan_threads(drafting.draft_runner, config.threads, _num_cpus())
-    drafting.speculator.prepare(drafting.speculator.default)
     return threads
 
 

@@ -24,7 +24,7 @@ from serving.bridge import Bridge, QueueFullError, Submission
 from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.metrics import Metrics
-from serving.requests import fingerprint
+from serving.requests import Defaults, fingerprint
 
 T = TypeVar("T")
 
@@ -54,6 +54,11 @@ class ServerState:
         """Ids that end an answer without being part of it."""
         return self.engine.info.eos_token_ids
 
+    @property
+    def defaults(self) -> Defaults:
+        """What request bodies may leave to the server."""
+        return Defaults(self.config.speculative_tokens, self.drafting.exit)
+
     def model_and_adapter(self, name: str) -> tuple[str, str | None]:
         """Take `base`, `adapter` or `base:adapter` apart; the adapter may not exist."""
         if name in self.model_names:
@@ -80,7 +85,7 @@ class ServerState:
     async def submit(self, request: Request, *, streaming: bool) -> Submission:
         """Check a request, get ready what it needs, and hand it to the engine."""
         self._check(request)
-        if request.speculation is not None:
+        if request.speculation is not None or request.approximation is not None:
             await asyncio.to_thread(self.engine.prepare, request)
             self._check(request)
         model, adapter = self.model_and_adapter(request.model)

@@ -15,7 +15,7 @@ from typing import Any
 
 from greenllm.core import Request, Token
 from greenllm.tokenizer import Tokenizer
-from serving.answers import chat_logprobs, is_hidden, text_logprobs, usage
+from serving.answers import chat_logprobs, is_hidden, mark, text_logprobs, usage
 from serving.bridge import Bridge, EngineDownError, Submission
 from serving.energy import comment
 from serving.errors import ApiError
@@ -159,6 +159,7 @@ async def events(
         "object": chunks.object_name,
         "created": int(request.created_s),
         "model": request.echoed_model,
+        **mark(request),
     }
     no_usage = {"usage": None} if include_usage else {}
     try:

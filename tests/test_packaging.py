@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("greenllm", "serving", "finetune", "evals")
-BUNDLED = "greenllm/model/bundled"
+BUNDLED = ("greenllm/model/bundled", "greenllm/model/bundled_draft")
 
 
 def build(folder: Path) -> str:
@@ -76,12 +76,13 @@ def test_types_and_tables_are_in(wheel: zipfile.ZipFile) -> None:
     assert "greenllm/py.typed" in names
 
 
-def test_the_bundled_model_is_in(wheel: zipfile.ZipFile) -> None:
+@pytest.mark.parametrize("folder", BUNDLED)
+def test_the_bundled_models_are_in(wheel: zipfile.ZipFile, folder: str) -> None:
     names = set(wheel.namelist())
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        assert f"{BUNDLED}/{name}" in names
-    weights = wheel.getinfo(f"{BUNDLED}/model.safetensors")
-    assert weights.file_size == (ROOT / BUNDLED / "model.safetensors").stat().st_size > 1_000_000
+        assert f"{folder}/{name}" in names
+    weights = wheel.getinfo(f"{folder}/model.safetensors")
+    assert weights.file_size == (ROOT / folder / "model.safetensors").stat().st_size > 1_000_000
 
 
 def test_tests_and_leftovers_are_not_in(wheel: zipfile.ZipFile) -> None:

@@ -1,8 +1,11 @@
 """Prompt lookup: what followed the last few tokens when they stood in the text before.
 
-The longest of the last 4, 3 or 2 tokens that occur earlier is taken, at its latest place (Saxena,
-2023, "prompt lookup decoding"). A guess that runs into the end of the text goes on with itself, so
-that a repetition is foreseen however short it is.
+The last 4 or 3 tokens are looked for first, at their latest earlier place (Saxena, 2023, "prompt
+lookup decoding"). If they are new, the text may be a copy that has just been changed in a few
+tokens: where those before the change stand earlier, the copy goes on where the newest token stands
+after them. Then the last 2 tokens are looked for, and the newest alone if it stood there only once:
+that is weaker evidence, so few tokens are guessed from it. A guess that runs into the end of the
+text goes on with itself, so that a repetition is foreseen however short it is.
 
 Not covered: texts of other requests; alternatives (one guess at each place).
 """
@@ -12,21 +15,44 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-LONGEST, SHORTEST = 4, 2
+LONG = (4, 3)
+AFTER_TWO, AFTER_ONE = 4, 2
+# A change is noticed when it made at most so many tokens of at most so many.
+_CHANGED, _ORIGINAL = 6, 6
+_KEY = 3
 
 
 def look_up(token_ids: Sequence[int], num_tokens: int) -> tuple[int, ...]:
     """Up to `num_tokens` guesses of what follows; none when the end is new."""
     text = array("i", token_ids)
-    for size in range(min(LONGEST, len(text) - 1), SHORTEST - 1, -1):
-        start = _last_place(text, size)
-        if start is not None:
-            return _continued(text, start + size, num_tokens)
+    for size in LONG:
+        if (place := _last_place(text, size)) is not None:
+            return _continued(text, place + size, num_tokens)
+    if (place := _after_a_change(text)) is not None:
+        return _continued(text, place, num_tokens)
+    if (place := _last_place(text, 2)) is not None:
+        return _continued(text, place + 2, min(num_tokens, AFTER_TWO))
+    if (place := _last_place(text, 1)) is not None and text.count(text[-1]) == 2:
+        return _continued(text, place + 1, min(num_tokens, AFTER_ONE))
     return ()
+
+
+def _after_a_change(text: array[int]) -> int | None:
+    """Where a copy goes on whose last few tokens replace others; None if it does not."""
+    for changed in range(1, _CHANGED + 1):
+        before = text[: len(text) - changed]
+        place = _last_place(before, _KEY)
+        if place is not None:
+            original = place + _KEY
+            window = before[original + 1 : original + _ORIGINAL]
+            return original + 2 + window.index(text[-1]) if text[-1] in window else None
+    return None
 
 
 def _last_place(text: array[int], size: int) -> int | None:
     """Latest earlier place of the last `size` tokens."""
+    if len(text) <= size:
+        return None
     width = text.itemsize
     whole, wanted = text.tobytes(), text[-size:].tobytes()
     end = len(whole) - width

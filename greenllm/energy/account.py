@@ -19,18 +19,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Unpack
 
-from greenllm.core import Batch, Chunk, Outcome, Phase, Receipt, Request
+from greenllm.core import Batch, Chunk, Outcome, Phase, Receipt, Request, Sample
 from greenllm.energy.attribution import (
     CoefficientFit,
-    Tally,
     Work,
     prior_coefficients,
     split,
     total_work,
 )
-from greenllm.energy.bill import Bill
+from greenllm.energy.bill import Bill, Counts
 from greenllm.energy.meter import Meter, Reading, SensorError
+from greenllm.energy.tally import Key, WindowTally
 from greenllm.energy.window import IdlePower, Window, take_apart
 from greenllm.shape import ModelShape
 
@@ -98,7 +99,7 @@ class Account:
         self._clock = clock
         self._receipt_wait_s = receipt_wait_s
         self._bills: dict[str, Bill] = {}
-        self._window: dict[tuple[str, Phase], Tally] = {}
+        self._window = WindowTally(shape)
         self._num_closing = 0
         self._serving = False
         self._first = self._last = first or meter.read()
@@ -122,9 +123,9 @@ class Account:
             self._idle_until_s = self._clock()
         self._bills[request.request_id] = Bill(request, self._clock())
 
-    def charge(self, batch: Batch, duration_s: float) -> None:
+    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Note who took part in a step that just ran, and with how much work."""
-        self._tally(self._window, batch, duration_s)
+        self._window.add_step(batch, duration_s, samples)
 
     def charge_draft(
         self,
@@ -133,62 +134,14 @@ class Account:
         duration_s: float,
         read: Sequence[Chunk] = (),
     ) -> None:
-        """Note what the chunks' guesses took: one step of a model of `shape` after another.
+        """Note what guesses took; see `WindowTally.add_draft`."""
+        self._window.add_draft(chunks, shape, duration_s, read)
 
-        Before them it may have `read` tokens that it had not seen, in a step of their own. Those
-        who were given nothing share the time only.
-        """
-        share = shape.num_parameters / self._shape.num_parameters
-        passes = max((len(chunk.draft) for chunk in chunks), default=0) + bool(read)
-        served = [*read, *(chunk for chunk in chunks if chunk.draft)] or chunks
-        ids = {chunk.seq.request.request_id for chunk in served}
-        for request_id in ids:
-            tally = self._window.setdefault((request_id, "draft"), Tally())
-            tally.steps += share * passes / len(ids)
-            tally.residence_s += duration_s / len(ids)
-        for chunk in read:
-            tally = self._window[chunk.seq.request.request_id, "draft"]
-            tally.rows += share
-            tally.flops += shape.flops(chunk.start, chunk.num_tokens, 0)
-            tally.kv_bytes += shape.kv_bytes(chunk.start, chunk.num_tokens)
-        for chunk in chunks:
-            first = chunk.end - len(chunk.draft) - 1
-            for place in range(first, first + len(chunk.draft)):
-                tally = self._window[chunk.seq.request.request_id, "draft"]
-                tally.rows += share
-                tally.flops += shape.flops(place, 1, 1)
-                tally.kv_bytes += shape.kv_bytes(place, 1)
-
-    def _tally(
-        self, window: dict[tuple[str, Phase], Tally], batch: Batch, duration_s: float
-    ) -> None:
-        """Add the work of each chunk; a request's first chunk carries its claim on the step."""
-        ids = [chunk.seq.request.request_id for chunk in batch.chunks]
-        unclaimed = set(ids)
-        claim = 1 / max(1, len(unclaimed))
-        for chunk, request_id in zip(batch.chunks, ids, strict=True):
-            key = (request_id, chunk.phase)
-            tally = window.get(key)
-            if tally is None:
-                tally = window[key] = Tally()
-            if request_id in unclaimed:
-                unclaimed.remove(request_id)
-                tally.steps += claim
-                tally.residence_s += claim * duration_s
-            scores = chunk.seq.request.sampling.prompt_logprobs is not None
-            num_logits = chunk.num_tokens if scores else int(chunk.samples) * (1 + len(chunk.draft))
-            tally.rows += 1
-            tally.flops += self._shape.flops(chunk.start, chunk.num_tokens, num_logits)
-            adapter = chunk.seq.request.adapter
-            if adapter is not None:
-                tally.flops += 2 * adapter.num_parameters * chunk.num_tokens
-            tally.kv_bytes += self._shape.kv_bytes(chunk.start, chunk.num_tokens)
-
-    def _works(self, batch: Batch, duration_s: float) -> list[tuple[tuple[str, Phase], Work]]:
+    def _works(self, batch: Batch, duration_s: float) -> list[tuple[Key, Work]]:
         """The work of one batch by request and phase."""
-        tallies: dict[tuple[str, Phase], Tally] = {}
-        self._tally(tallies, batch, duration_s)
-        return [(key, tally.work()) for key, tally in tallies.items()]
+        tally = WindowTally(self._shape)
+        tally.add_step(batch, duration_s)
+        return tally.works()
 
     def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> bool:
         """Run a made-up batch before serving: its joules are load, and the fit learns from it.
@@ -220,12 +173,12 @@ class Account:
         window = take_apart(before, self._last, {})
         self.idle_power.learn(window.duration_s, window.dynamic_j)
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: int) -> None:
-        """End a request; its receipt comes from `settle`. For `counts` see `Bill.close`."""
+    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[Counts]) -> None:
+        """End a request; its receipt comes from `settle`. For `counts` see `bill.Counts`."""
         now_s = self._clock()
         self._num_closing += 1
         bill = self._bills[request_id]
-        bill.close(self.meter, outcome, closed_s=now_s, **counts)
+        bill.close(self.meter, outcome, closed_s=now_s, counts=counts)
 
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` has something to do; None when nothing is due."""
@@ -254,7 +207,7 @@ class Account:
 
     def _ready(self, wait_s: float) -> list[Receipt]:
         now_s = self._clock()
-        unread = {request_id for request_id, _ in self._window}
+        unread = self._window.owners
         receipts: list[Receipt] = []
         for request_id, bill in list(self._bills.items()):
             if bill.closing is None:
@@ -281,9 +234,9 @@ class Account:
         bill.sent_provisional = True
         own = bill.request.request_id
         pending = dict(bill.lost)
-        for (owner, phase), tally in self._window.items():
+        for (owner, phase), work in self._window.works():
             if owner == own:
-                _add(pending, phase, tally)
+                _add(pending, phase, work)
         return bill.provisional(self.fit, pending, sum(self.idle_power.watts.values()))
 
     def _write_off(self, bill: Bill) -> None:
@@ -339,9 +292,8 @@ class Account:
     def _give_up(self) -> None:
         """No reading will tell what the work so far cost."""
         self._in_gap = True
-        for (request_id, phase), tally in self._window.items():
-            _add(self._bills[request_id].lost, phase, tally)
-        self._window = {}
+        for (request_id, phase), work in self._window.take():
+            _add(self._bills[request_id].lost, phase, work)
 
     def _check(self) -> None:
         self.published = replace(self.totals)
@@ -358,8 +310,8 @@ class Account:
         self.totals.idle_j += window.own_j
 
     def _share_out(self, window: Window) -> None:
-        keys, works = list(self._window), [tally.work() for tally in self._window.values()]
-        self._window = {}
+        done = self._window.take()
+        keys, works = [key for key, _ in done], [work for _, work in done]
         dynamic_j = sum(window.dynamic_j.values())
         baseline_j = sum(window.baseline_j.values())
         predicted = [self.fit.coefficients.predict_j(work) for work in works]
@@ -391,6 +343,6 @@ class Account:
                 self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j
 
 
-def _add(works: dict[Phase, Work], phase: Phase, tally: Tally) -> None:
-    """Add a tally to the work of its phase."""
-    works[phase] = works.get(phase, Work()) + tally.work()
+def _add(works: dict[Phase, Work], phase: Phase, work: Work) -> None:
+    """Add to the work of a phase."""
+    works[phase] = works.get(phase, Work()) + work

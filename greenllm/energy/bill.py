@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from greenllm.core import Attribution, Outcome, Phase, Receipt, Request
 from greenllm.energy.attribution import CoefficientFit, Work
@@ -18,6 +19,16 @@ SCALE_BOUNDS = (0.7, 1.4)
 MIN_FITTED_WINDOWS = 8
 _Z90 = 1.645
 _ALONE = 0.99
+
+
+class Counts(TypedDict, total=False):
+    """What a request had and got, for `Bill.close`."""
+
+    cached: int
+    generated: int
+    drafted: int
+    accepted: int
+    mean_layers: float | None
 
 
 @dataclass(slots=True)
@@ -72,13 +83,10 @@ class Bill:
         outcome: Outcome,
         *,
         closed_s: float,
-        cached: int,
-        generated: int,
-        drafted: int = 0,
-        accepted: int = 0,
+        counts: Counts,
     ) -> None:
-        """Fix everything but the joules."""
-        request = self.request
+        """Fix everything but the joules; what is not counted is 0."""
+        request, approximation = self.request, self.request.approximation
         self.closed_s = closed_s
         self.closing = Receipt(
             request_id=request.request_id,
@@ -92,10 +100,13 @@ class Bill:
             method=meter.method,
             measured=meter.measured,
             prompt_tokens=request.prompt_tokens,
-            cached_tokens=cached,
-            completion_tokens=generated,
-            drafted_tokens=drafted,
-            accepted_tokens=accepted,
+            cached_tokens=counts.get("cached", 0),
+            completion_tokens=counts.get("generated", 0),
+            drafted_tokens=counts.get("drafted", 0),
+            accepted_tokens=counts.get("accepted", 0),
+            approximate=approximation is not None,
+            mean_layers=counts.get("mean_layers"),
+            agreement_target=None if approximation is None else approximation.agreement,
             duration_s=closed_s - self.opened_s,
         )
 

@@ -88,6 +88,14 @@ def m003_parameters(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE sessions ADD COLUMN parameters INTEGER")
 
 
+@migration
+def m004_approximation(db: sqlite3.Connection) -> None:
+    """Answers whose tokens may have left the model early; there were none before."""
+    db.execute("ALTER TABLE requests ADD COLUMN approximate INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE requests ADD COLUMN mean_layers REAL")
+    db.execute("ALTER TABLE requests ADD COLUMN agreement_target REAL")
+
+
 _COLUMNS = [f.name for f in fields(Receipt)]
 _DERIVED = ("total_j", "gco2e")
 _ALL = [*_COLUMNS, *_DERIVED]
@@ -357,5 +365,5 @@ def _values(session_id: str, receipt: Receipt) -> list[Any]:
 def _receipt(row: Sequence[Any]) -> Receipt:
     values = dict(zip(_COLUMNS, row, strict=True))
     values["domains_j"] = json.loads(values["domains_j"])
-    values["measured"] = bool(values["measured"])
+    values |= {name: bool(values[name]) for name in ("measured", "approximate")}
     return Receipt(**values)

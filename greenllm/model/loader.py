@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from greenllm.model.files import check_folder, eos_ids, licence_of, weight_files
 from greenllm.model.info import LoadError, ModelInfo, Quantization
-from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
+from greenllm.model.options import BUNDLED_PATHS, LoadOptions, own_name, resolve
 from greenllm.model.quiet import hush_bitsandbytes
 from greenllm.shape import ModelShape
 
@@ -230,7 +230,7 @@ def _describe(
     first = next(model.parameters())
     return ModelInfo(
         name=own_name(name),
-        source=BUNDLED if name == BUNDLED else source,
+        source=name if name in BUNDLED_PATHS else source,
         architecture=type(model).__name__,
         parameters=parameters,
         weight_bytes=_weight_bytes(model),

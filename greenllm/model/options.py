@@ -1,4 +1,4 @@
-"""How to load a model, and where the bundled one lies. No torch."""
+"""How to load a model, and where the bundled ones lie. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from greenllm.model.info import Quantization
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 BUNDLED = "bundled"
+BUNDLED_DRAFT = "bundled-draft"
 BUNDLED_PATH = Path(__file__).parent / "bundled"
+BUNDLED_PATHS = {BUNDLED: BUNDLED_PATH, BUNDLED_DRAFT: Path(__file__).parent / "bundled_draft"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,9 @@ class LoadOptions:
 
 def own_name(name: str) -> str:
     """What a model is called: a folder by its last part, a hub id as it is."""
-    return name if name == BUNDLED or not Path(name).is_dir() else Path(name).resolve().name
+    return name if name in BUNDLED_PATHS or not Path(name).is_dir() else Path(name).resolve().name
 
 
 def resolve(name: str) -> str:
     """Folder or hub id behind a model's name."""
-    return str(BUNDLED_PATH) if name == BUNDLED else name
+    return str(BUNDLED_PATHS.get(name, name))

@@ -38,8 +38,11 @@ class Drafter(Protocol):
     def prepare(self, num_tokens: int) -> None:
         """Do what the first draft of so many tokens would wait for; callable from any thread."""
 
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
-        """Up to `room` guesses for each chunk, which ends with its sequence's newest token."""
+    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
+        """Up to `room` guesses for each chunk, which ends with its sequence's newest token.
+
+        `whole` says that the step will run nothing but these chunks.
+        """
 
 
 class Runner(Protocol):
@@ -85,6 +88,16 @@ class Runner(Protocol):
 
         Raises:
             LoadError: the model has no such layer, or cannot be left early.
+        """
+
+    def prepare_check(self, num_tokens: int) -> None:
+        """Do what the first check of so many guesses would wait for; callable from any thread."""
+
+    def prepare_exit(self, layer: int) -> None:
+        """Do what the first step that may end after `layer` layers would wait for; from any thread.
+
+        Raises:
+            LoadError: the model cannot be left there.
         """
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:

@@ -51,7 +51,7 @@ class DraftModel:
         """See `base.Drafter`."""
         self._guesser.prepare(num_tokens)
 
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """See `base.Drafter`; none for sequences that the draft model has yet to read."""
         made, self._made = self._made, {}
         behind = [_unseen(chunk, made.get(id(chunk.seq))) for chunk in chunks]

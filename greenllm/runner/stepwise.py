@@ -44,7 +44,7 @@ class StepByStep:
     def prepare(self, num_tokens: int) -> None:
         """Nothing to prepare."""
 
-    def draft(self, chunks: SequenceOf[Chunk]) -> list[tuple[int, ...]]:
+    def draft(self, chunks: SequenceOf[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """As many guesses as there is room for; fewer where the model fails."""
         guesses: list[list[int]] = [[] for _ in chunks]
         current = {i: plain(chunk) for i, chunk in enumerate(chunks)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from greenllm.core import (
+    EXIT_RUN,
     Batch,
     Chunk,
     GreenllmError,
@@ -38,9 +39,10 @@ from greenllm.runner.attention import (
 )
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.early_exit import first_layers
+from greenllm.runner.exiting import Guess, exit_layer, run_leaving_early
 from greenllm.runner.lora import LoraBank
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
-from greenllm.runner.stepwise import StepByStep
+from greenllm.runner.stepwise import StepByStep, plain
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 
@@ -63,6 +65,7 @@ class TorchRunner:
         self._attention = attention
         self._bank = LoraBank(loaded.model)
         self._plan = ThreadPlan.fixed(torch.get_num_threads())
+        self._exits: dict[int, PreTrainedModel] = {}
         self._device = loaded.model.get_input_embeddings().weight.device
         self._probe(loaded)
         self.lora_targets: Mapping[str, tuple[int, int]] = self._bank.targets
@@ -117,17 +120,22 @@ class TorchRunner:
 
     def early_exit(self, layer: int) -> StepByStep:
         """A drafter on the first layers; see `base.Runner`."""
-        model = first_layers(self._model, layer, self.shape.num_layers)
-        exiting = partial(self._run, model)
+        exiting = partial(self._run, self._first(layer))
         self._probe_exit(exiting)
-        share = layer / self.shape.num_layers
-        shape = replace(
-            self.shape,
-            body_parameters=round(self.shape.body_parameters * share),
-            num_layers=layer,
-            kv_bytes_per_token=round(self.shape.kv_bytes_per_token * share),
-        )
-        return StepByStep(exiting, shape)
+        return StepByStep(exiting, self.shape.first(layer))
+
+    def prepare_check(self, num_tokens: int) -> None:
+        """Nothing takes long enough to be done ahead; see `base.Runner`."""
+
+    def prepare_exit(self, layer: int) -> None:
+        """Cut the model off; see `base.Runner`."""
+        self._first(layer)
+
+    def _first(self, layer: int) -> PreTrainedModel:
+        """The model cut off after a layer."""
+        if layer not in self._exits:
+            self._exits[layer] = first_layers(self._model, layer, self.shape.num_layers)
+        return self._exits[layer]
 
     def _probe_exit(self, run: Callable[[Batch], list[Sample]]) -> None:
         """Run a token, whose keys and values go where no sequence's are."""
@@ -151,7 +159,16 @@ class TorchRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
-        return self._run(self._model, batch)
+        return run_leaving_early(
+            batch.chunks,
+            _Exit(self),
+            lambda chunks: self._run(self._model, Batch(tuple(chunks))),
+        )
+
+    def exit_logits(self, chunks: list[Chunk]) -> Tensor:
+        """Logits of chunks of one token at their requests' exit."""
+        torch.set_num_threads(self._plan.threads_for(len(chunks)))
+        return self._logits(self._first(exit_layer(chunks)), chunks, [range(1)] * len(chunks))
 
     @torch.inference_mode()
     def _run(self, model: PreTrainedModel, batch: Batch) -> list[Sample]:
@@ -184,6 +201,37 @@ class TorchRunner:
         )
         logits: Tensor = output.logits[0].float()
         return logits if keep else logits[:0]
+
+
+class _Exit:
+    """A runner's exits, one step after another; see `exiting.Exit`."""
+
+    def __init__(self, runner: TorchRunner) -> None:
+        self._runner = runner
+
+    def logits(self, chunks: list[Chunk]) -> Tensor:
+        """See `exiting.Exit`."""
+        return self._runner.exit_logits(chunks)
+
+    def guesses(self, chunks: list[Chunk]) -> list[list[Guess]]:
+        """See `exiting.Exit`."""
+        found: list[list[Guess]] = [[] for _ in chunks]
+        current = [self._plain(chunk) for chunk in chunks]
+        for _ in range(EXIT_RUN):
+            best = self._runner.exit_logits(current).softmax(dim=-1).max(dim=-1)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for guesses, chunk, (token_id, probability) in zip(found, current, pairs, strict=True):
+                guesses.append(Guess(token_id, probability))
+                chunk.seq.token_ids.append(token_id)
+            current = [replace(chunk, start=chunk.end) for chunk in current]
+        return found
+
+    @staticmethod
+    def _plain(chunk: Chunk) -> Chunk:
+        """A chunk whose tokens are a copy, but whose exit is still known."""
+        copy = plain(chunk)
+        copy.seq.request = chunk.seq.request
+        return copy
 
 
 def load_torch_runner(

@@ -385,7 +385,8 @@ def _pools(runner: Any) -> dict[str, Any]:
     """Copies of keys and values, [layer..., blocks, tokens, ...]."""
     if isinstance(runner, OpenVinoRunner):
         named = runner._factory._caches
-        return {name: np.array(t.data).swapaxes(1, 2) for name, t in named.items()}
+        kept = runner.num_blocks
+        return {name: np.array(t.data[:kept]).swapaxes(1, 2) for name, t in named.items()}
     pools = {}
     for layer, pair in runner._attention._pools.items():
         for name, pool in zip(("key", "value"), pair, strict=True):

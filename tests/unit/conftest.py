@@ -82,6 +82,8 @@ class FakeRunner:
         self.lora_targets: Mapping[str, tuple[int, int]] = {"layers.0.q_proj": (4, 4)}
         self.source: AdapterSource | None = None
         self.prepared: list[str] = []
+        self.checks: list[int] = []
+        self.exits: list[int] = []
         self._on_run = on_run
         self._memory: dict[int, Slot] = {}
 
@@ -93,6 +95,12 @@ class FakeRunner:
 
     def use_threads(self, plan: ThreadPlan, *, trial: bool = False) -> None:
         self.plan = plan
+
+    def prepare_check(self, num_tokens: int) -> None:
+        self.checks.append(num_tokens)
+
+    def prepare_exit(self, layer: int) -> None:
+        self.exits.append(layer)
 
     def early_exit(self, layer: int) -> Drafter:
         raise LoadError("the fake model has no layers")

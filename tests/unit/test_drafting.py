@@ -11,8 +11,18 @@ from typing import Any, cast
 
 import pytest
 
+from greenllm.approximation import EXIT_THRESHOLDS, Exit
 from greenllm.config import ConfigError, EngineConfig
-from greenllm.core import Chunk, InvalidRequestError, Request, Speculation, SpeculativeMethod
+from greenllm.core import (
+    EXIT_RUN,
+    Approximation,
+    Chunk,
+    InvalidRequestError,
+    Request,
+    Speculation,
+    SpeculativeMethod,
+    sequences_of,
+)
 from greenllm.drafting import EXIT_LAYERS, default_exit, make_drafting, trained_exits
 from greenllm.engine import NativeEngine
 from greenllm.model.info import LoadError
@@ -33,7 +43,7 @@ class Guesser:
     def prepare(self, num_tokens: int) -> None:
         self.prepared.append(num_tokens)
 
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         return [()] * len(chunks)
 
 
@@ -90,7 +100,7 @@ def test_prompt_lookup_is_always_there_and_nothing_is_guessed_unasked(tmp_path: 
     drafting = make_drafting(config(tmp_path), runner(6, no_exit))
     assert drafting.speculator.methods == ("off", "auto", "prompt_lookup")
     assert drafting.speculator.default == Speculation("off", 4)
-    assert (drafting.exit_layer, drafting.draft_model) == (None, None)
+    assert (drafting.exit, drafting.draft_model) == (None, None)
     assert str(drafting) == "off (requests may ask for auto, prompt_lookup)"
 
 
@@ -103,11 +113,24 @@ def test_early_exit_is_there_where_the_model_can_be_left(tmp_path: Path) -> None
 
     drafting = make_drafting(config(tmp_path, [3]), runner(6, leave))
     assert "early_exit" in drafting.speculator.methods
-    assert (drafting.exit_layer, asked) == (3, [3])
+    assert (drafting.exit, asked) == (Exit(3), [3])
     make_drafting(config(tmp_path, [3], exit_layer=5), runner(6, leave))
     make_drafting(config(tmp_path, speculative="early_exit"), runner(2, leave))
     assert asked == [3, 5, 1]
-    assert make_drafting(config(tmp_path), runner(2, leave)).exit_layer is None
+    assert make_drafting(config(tmp_path), runner(2, leave)).exit is None
+
+
+def test_the_exit_is_as_sure_as_the_checkpoint_says(tmp_path: Path) -> None:
+    def written(thresholds: Any) -> EngineConfig:
+        options = config(tmp_path, exit_layer=3)
+        text = json.dumps({EXIT_THRESHOLDS: thresholds})
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        return options
+
+    drafting = make_drafting(written({"2": {"0.9": 0.1}, "3": {"0.9": 0.5}}), runner(6, guesser))
+    assert drafting.exit == Exit(3, {0.9: 0.5})
+    with pytest.raises(LoadError, match=f"^--speculative early_exit: {EXIT_THRESHOLDS}"):
+        make_drafting(written({"3": 0.5}), runner(6, guesser))
 
 
 def test_the_servers_own_way(tmp_path: Path) -> None:
@@ -167,6 +190,64 @@ def test_what_a_request_asks_for_is_prepared_before_it_is_added(
     engine.prepare(replace(request, speculation=Speculation("draft_model", 6)))
     engine.prepare(replace(request, speculation=Speculation("off")))
     assert (one.prepared, other.prepared) == ([3], [4])
+
+
+def test_the_runner_gets_ready_for_checks_and_exits(
+    make_engine: Callable[..., NativeEngine],
+    make_runner: Callable[..., Any],
+    make_request: Callable[..., Request],
+) -> None:
+    runner, guesser_ = make_runner(), Guesser()
+    drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": guesser_}
+    engine = make_engine(runner, speculator=Speculator(drafters, Speculation("early_exit", 3)))
+    request = make_request("a", [1, 2])
+    engine.prepare(replace(request, approximation=Approximation(2, 0.5)))
+    assert (runner.exits, runner.checks, guesser_.prepared) == ([2], [], [])
+    engine.prepare(replace(request, speculation=Speculation("off")))
+    assert (runner.exits, runner.checks) == ([2], [])
+    engine.prepare(request)
+    engine.prepare_default()
+    assert (runner.exits, set(runner.checks), set(guesser_.prepared)) == ([2], {3}, {3})
+
+
+@pytest.mark.parametrize("method", ["off", "early_exit", "auto"])
+def test_nothing_is_guessed_where_tokens_leave_early(
+    make_engine: Callable[..., NativeEngine],
+    make_request: Callable[..., Request],
+    method: SpeculativeMethod,
+) -> None:
+    """Its room is for the exit; the server's own way is for the others."""
+    drafter = Guesser()
+    speculator = Speculator({"early_exit": drafter}, Speculation(method, 3))
+    engine = make_engine(speculator=speculator)
+    greedy = {"temperature": 0, "max_tokens": 9, "ignore_eos": True}
+    early = make_request("a", [1, 2], **greedy)
+    engine.add_request(replace(early, approximation=Approximation(2, 0.5)))
+    while engine.has_work:
+        engine.step()
+    (receipt,) = engine.drain()
+    assert (receipt.drafted_tokens, receipt.approximate) == (0, True)
+    assert sum(arm.num_steps for arms in engine.stats().arms.values() for arm in arms) == 0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "number"),
+    [
+        ({"temperature": 0}, EXIT_RUN - 1),
+        ({"temperature": 0, "stop_token_ids": (5,), "stop": ("x",)}, EXIT_RUN - 1),
+        ({"temperature": 0.7}, 0),
+        ({"temperature": 0, "presence_penalty": 0.1}, 0),
+        ({"temperature": 0, "logit_bias": {3: 1.0}}, 0),
+        ({"temperature": 0, "min_tokens": 2}, 0),
+        ({"temperature": 0, "logprobs": 0}, 0),
+    ],
+)
+def test_several_tokens_leave_where_the_best_is_taken_and_no_more_is_asked(
+    make_request: Callable[..., Request], sampling: dict[str, Any], number: int
+) -> None:
+    request = replace(make_request("a", [1], **sampling), approximation=Approximation(2, 0.5))
+    (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=64)
+    assert Speculator({}).num_drafts(seq) == number
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import pytest
 
 from greenllm.blocks import BlockManager
 from greenllm.core import (
+    EXIT_RUN,
+    MOST_SHALLOW,
     AdapterRef,
+    Approximation,
     Batch,
     Request,
     Sample,
@@ -450,3 +453,204 @@ def test_room_for_guesses_takes_nothing_from_newcomers(
     batch, _ = turn(scheduler)
     assert shape(batch) == [("a", 3, 1), ("b", 3, 1), ("c", 3, 1), ("d", 0, 11)]
     assert [chunk.room for chunk in batch.chunks] == [2, 0, 0, 0]
+
+
+@pytest.fixture
+def ask_early(make_request: Callable[..., Request]) -> Callable[..., Request]:
+    """Builds a request whose tokens may leave the model early."""
+
+    def ask(name: str, prompt: list[int], **sampling: Any) -> Request:
+        request = make_request(name, prompt, **{"ignore_eos": True, **sampling})
+        return replace(request, approximation=Approximation(1, 0.5))
+
+    return ask
+
+
+def leave(scheduler: Scheduler, *exited: int) -> Batch:
+    """A step in which the exit is sure of so many tokens of each chunk that it is asked for.
+
+    It is asked for as many as there is room for; where it is not sure of all, another one follows
+    that all layers have said.
+    """
+    batch, counts = scheduler.schedule(), iter(exited)
+    samples = []
+    for chunk in batch.chunks:
+        wanted = (EXIT_RUN if chunk.room >= EXIT_RUN - 1 else 1) if chunk.exits else 0
+        sure = min(wanted, next(counts, wanted))
+        left = 0 < sure == wanted
+        samples.append(Sample((1,) * (sure + (not left)), exited=sure, exit_steps=wanted))
+    scheduler.commit(batch, samples)
+    return batch
+
+
+def marks(batch: Batch) -> list[tuple[bool, int]]:
+    return [(chunk.exits, chunk.shallow) for chunk in batch.chunks]
+
+
+def test_only_newest_tokens_of_approximate_answers_may_leave(
+    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+) -> None:
+    scheduler = make_scheduler(max_batch_tokens=6)
+    add(scheduler, ask_early("early", [1] * 8))
+    add(scheduler, make_request("plain", [2] * 2))
+    assert marks(leave(scheduler)) == [(False, 0)]
+    batch = leave(scheduler)
+    assert shape(batch) == [("early", 6, 2), ("plain", 0, 2)]
+    assert marks(batch) == [(False, 0), (False, 0)]
+    batch = leave(scheduler)
+    assert shape(batch) == [("early", 8, 1), ("plain", 2, 1)]
+    assert marks(batch) == [(True, 0), (False, 0)]
+    batch = leave(scheduler)
+    assert shape(batch) == [("early", 9, 1), ("plain", 3, 1)]
+    assert marks(batch) == [(True, 1), (False, 0)]
+
+
+def test_what_left_waits_until_a_token_runs_through_all_layers(
+    ask_early: Callable[..., Request],
+) -> None:
+    scheduler = make_scheduler()
+    (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=30))
+    turn(scheduler)
+    seen = [(marks(leave(scheduler, sure))[0], seq.num_shallow) for sure in (1, 1, 1, 0, 0, 1)]
+    assert [shallow for _, shallow in seen] == [1, 2, 3, 0, 0, 1]
+    assert [mark for mark, _ in seen] == [
+        (True, 0), (True, 1), (True, 2), (True, 3), (True, 0), (True, 0),
+    ]  # fmt: skip
+    assert (seq.num_exited, seq.num_generated, seq.num_computed) == (4, 7, 9)
+
+
+def test_after_so_many_that_left_all_layers_are_asked(ask_early: Callable[..., Request]) -> None:
+    scheduler = make_scheduler(max_batch_tokens=MOST_SHALLOW + 8)
+    (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=50))
+    turn(scheduler)
+    found = [marks(leave(scheduler))[0] for _ in range(2 * MOST_SHALLOW + 3)]
+    cycle = [*((True, count) for count in range(MOST_SHALLOW)), (False, MOST_SHALLOW)]
+    assert found == [*cycle, *cycle, (True, 0)]
+    assert seq.num_exited == 2 * MOST_SHALLOW + 1
+
+
+def test_several_tokens_leave_in_one_step(ask_early: Callable[..., Request]) -> None:
+    scheduler = make_scheduler(max_batch_tokens=64, num_drafts=lambda seq: EXIT_RUN - 1)
+    (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=50))
+    turn(scheduler)
+    shallow, length = [], []
+    for sure in (4, 4, 2, 4, 0):
+        leave(scheduler, sure)
+        shallow.append(seq.num_shallow)
+        length.append(seq.num_generated)
+        assert seq.in_decode
+    assert shallow == [4, 8, 0, 4, 0]
+    assert length == [5, 9, 12, 16, 17]
+    assert seq.num_exited == 14
+    assert seq.num_computed == 3 + 17 - 1
+
+
+def test_few_more_wait_where_several_leave_in_one_step(ask_early: Callable[..., Request]) -> None:
+    scheduler = make_scheduler(max_batch_tokens=64, num_drafts=lambda seq: EXIT_RUN - 1)
+    (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=58))
+    turn(scheduler)
+    while not seq.is_finished:
+        batch = leave(scheduler)
+        (chunk,) = batch.chunks
+        assert chunk.shallow < MOST_SHALLOW + EXIT_RUN
+        assert chunk.exits == (chunk.shallow < MOST_SHALLOW)
+
+
+def test_an_answer_ends_among_the_tokens_that_left(ask_early: Callable[..., Request]) -> None:
+    scheduler = make_scheduler(num_drafts=lambda seq: EXIT_RUN - 1)
+    (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=20, stop_token_ids=(6,)))
+    turn(scheduler)
+    batch = scheduler.schedule()
+    assert batch.chunks[0].room == EXIT_RUN - 1
+    sample = Sample((1, 6, 1, 1), exited=4, exit_steps=4)
+    tokens = scheduler.commit(batch, [sample])
+    assert [token.token_id for token in tokens] == [1, 6]
+    assert (seq.finish_reason, seq.num_exited, seq.num_generated) == ("stop", 2, 3)
+    assert not scheduler.has_work
+    assert scheduler.blocks.num_free == 32
+
+
+def test_tokens_that_wait_keep_no_newcomer_waiting(
+    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+) -> None:
+    scheduler = make_scheduler(max_batch_tokens=6)
+    add(scheduler, ask_early("a", [1] * 3, max_tokens=40))
+    for _ in range(9):
+        leave(scheduler)
+    add(scheduler, make_request("b", [2] * 9))
+    batch = leave(scheduler)
+    assert marks(batch)[0] == (True, 8)
+    assert shape(batch) == [("a", 11, 1), ("b", 0, 5)]
+
+
+def test_what_must_not_exit_gets_no_room(ask_early: Callable[..., Request]) -> None:
+    scheduler = make_scheduler(num_drafts=lambda seq: EXIT_RUN - 1, max_batch_tokens=40)
+    (early,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=60))
+    rooms: list[tuple[bool, bool]] = []
+    while early.num_shallow <= MOST_SHALLOW and len(rooms) < 20:
+        batch = leave(scheduler)
+        rooms += [(chunk.exits, chunk.room > 0) for chunk in batch.chunks if chunk.start > 2]
+    assert (True, True) in rooms
+    assert (False, False) in rooms
+    assert (False, True) not in rooms
+
+
+def test_preemption_leaves_nothing_waiting(ask_early: Callable[..., Request]) -> None:
+    scheduler = make_scheduler(num_blocks=5, block_size=2, max_num_seqs=2)
+    (old,) = add(scheduler, ask_early("old", [1] * 2, max_tokens=7))
+    (young,) = add(scheduler, ask_early("young", [2] * 3, max_tokens=5))
+    for _ in range(3):
+        leave(scheduler)
+    assert (old.num_shallow, young.num_shallow, young.num_exited) == (2, 2, 2)
+    leave(scheduler)
+    assert list(scheduler.waiting) == [young]
+    assert (young.num_shallow, young.num_computed, young.num_exited) == (0, 0, 2)
+    while not old.is_finished:
+        leave(scheduler)
+    batch = leave(scheduler)
+    (chunk,) = batch.chunks
+    assert (chunk.end, marks(batch)) == (6, [(False, 0)])
+    assert marks(leave(scheduler)) == [(True, 0)]
+    assert young.finish_reason == "length"
+
+
+@pytest.mark.parametrize("num_drafts", [0, EXIT_RUN - 1])
+def test_only_the_prompt_of_an_approximate_answer_is_remembered(
+    make_request: Callable[..., Request], ask_early: Callable[..., Request], num_drafts: int
+) -> None:
+    scheduler = make_scheduler(num_drafts=lambda seq: num_drafts, max_batch_tokens=40)
+    (early,) = add(scheduler, ask_early("a", [2] * 5, max_tokens=20))
+    while scheduler.has_work:
+        leave(scheduler)
+    assert early.num_exited
+    (same_prompt,) = add(scheduler, make_request("b", [2] * 5, max_tokens=1))
+    turn(scheduler)
+    (goes_on,) = add(scheduler, make_request("c", [*early.token_ids, 3], max_tokens=1))
+    turn(scheduler)
+    assert (same_prompt.num_cached, goes_on.num_cached) == (4, 4)
+
+
+def test_what_all_layers_computed_of_it_is_not_remembered_either(
+    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+) -> None:
+    """Those blocks are complete, but they are not told apart from the others."""
+    scheduler = make_scheduler()
+    (early,) = add(scheduler, ask_early("a", [2] * 3, max_tokens=9))
+    while scheduler.has_work:
+        leave(scheduler, 0)
+    assert early.num_exited == 0
+    (seq,) = add(scheduler, make_request("b", [*early.token_ids, 3], max_tokens=1))
+    turn(scheduler)
+    assert seq.num_cached == 0
+
+
+def test_an_approximate_answer_uses_what_others_have_left(
+    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+) -> None:
+    scheduler = make_scheduler()
+    add(scheduler, make_request("a", [2] * 3, max_tokens=8, ignore_eos=True))
+    while scheduler.has_work:
+        turn(scheduler, 1)
+    (seq,) = add(scheduler, ask_early("b", [2] * 3 + [1] * 8, max_tokens=4))
+    turn(scheduler)
+    assert seq.num_cached == 8

@@ -33,7 +33,7 @@ class Guesser:
         """Note it."""
         self.prepared.append(num_tokens)
 
-    def draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """As many as fit."""
         if self.fails:
             raise RuntimeError("out of guesses")
@@ -218,7 +218,8 @@ def test_who_had_to_be_read_pays_for_the_reading(
     first, second = (replace(chunk, num_tokens=1) for chunk in batch.chunks)
     read = replace(first, num_tokens=500)
     engine.account.charge_draft([first, second.with_draft((1, 2))], SMALL, 0.3, [read])
-    one, other = (engine.account._window[name, "draft"] for name in ("a", "b"))
+    works = dict(engine.account._window.works())
+    one, other = (works[name, "draft"] for name in ("a", "b"))
     assert one.flops == SMALL.flops(0, 500, 0)
     assert other.flops == SMALL.flops(0, 1, 1) + SMALL.flops(1, 1, 1)
     assert one.flops > 50 * other.flops

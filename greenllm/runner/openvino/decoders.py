@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.graph import GraphOptions, build_graph
 from greenllm.runner.openvino.inputs import Arrays
 from greenllm.runner.openvino.precision import Precision
-from greenllm.runner.openvino.unrolled import build_unrolled
 
+# Below this, what a step of one sequence costs beside its arithmetic is worth graphs of its own.
+_SMALL_BYTES = 64_000_000
 _HOLDERS = {1: np.uint8, 2: np.uint16, 4: np.float32}
 
 
@@ -53,7 +54,11 @@ class Decoder:
                 self.request.set_input_tensor(self._ports[name], tensor)
                 self._inputs[name] = tensor.data
         self.request.infer(share_outputs=True)  # else it copies them
-        output: NDArray[Any] = self.request.get_output_tensor(0).data
+        return self.output(0)
+
+    def output(self, number: int) -> NDArray[Any]:
+        """What the last step put out; valid until the next."""
+        output: NDArray[Any] = self.request.get_output_tensor(number).data
         return output
 
 
@@ -61,6 +66,8 @@ class DecoderFactory:
     """Compiles decoders that share caches; `compile` may be called from any thread."""
 
     def __init__(self, weights: DecoderWeights, precision: Precision) -> None:
+        self.is_small = weights.num_bytes <= _SMALL_BYTES
+        self.spare_block = 0
         self._constants = Constants(weights, precision.floats)
         self._precision = precision
         self._lock = threading.Lock()
@@ -86,10 +93,15 @@ class DecoderFactory:
         return sum(math.prod(dims) * int(kind.size) for kind, dims in self._layout.values())
 
     def allocate(self, num_blocks: int) -> None:
-        """Zeroed blocks for every layer; numpy's zeros take no memory before they are written."""
+        """Zeroed blocks for every layer; numpy's zeros take no memory before they are written.
+
+        There is one more, for what nobody will read.
+        """
+        self.spare_block = num_blocks
         for name, (kind, dims) in self._layout.items():
-            zeros = np.zeros([num_blocks, *dims], _HOLDERS[int(kind.size)])
-            self._caches[name] = ov.Tensor(zeros, [num_blocks, *dims], kind)
+            shape = [num_blocks + 1, *dims]
+            zeros = np.zeros(shape, _HOLDERS[int(kind.size)])
+            self._caches[name] = ov.Tensor(zeros, shape, kind)
             self._blocks.append(zeros)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
@@ -107,11 +119,10 @@ class DecoderFactory:
                 compiled = self._compiled(threads, self._model(lora_groups))
         return self._decoder(compiled)
 
-    def compile_drafter(self, num_layers: int, num_steps: int, threads: int) -> Decoder:
-        """A graph that guesses so many tokens on the shared caches; see `unrolled`."""
+    def compile_graph(self, build: Callable[[Constants], ov.Model], threads: int) -> Decoder:
+        """Any other graph on the shared caches, made of the model's constants."""
         with self._lock:
-            model = build_unrolled(self._constants, num_layers, num_steps)
-            compiled = self._compiled(threads, model)
+            compiled = self._compiled(threads, build(self._constants))
         return self._decoder(compiled)
 
     def _compiled(self, threads: int, model: ov.Model) -> ov.CompiledModel:

@@ -63,3 +63,15 @@ def step_arrays(chunks: Sequence[Chunk], block_size: int, more: int = 0) -> Arra
     arrays: Arrays = {name: np.array(values, np.int32) for name, values in lists.items()}
     arrays["max_context_len"] = np.array(max(chunk.end for chunk in chunks), np.int32)
     return arrays
+
+
+def later_arrays(chunks: Sequence[Chunk], count: int, rotation: Rotation) -> Arrays:
+    """Inputs of `count` further steps of one token for each chunk; see `unrolled`."""
+    ends = np.array([chunk.end for chunk in chunks], np.int32)
+    begins = np.arange(len(chunks) + 1, dtype=np.int32)
+    positions = np.arange(count)[:, None] + ends
+    return {
+        "later_lens": ends,
+        "later_begins": begins,
+        **rotation.of(positions, "later_"),
+    }

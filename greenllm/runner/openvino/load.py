@@ -15,7 +15,7 @@ from typing import Any
 from greenllm.model.decoder_weights import DecoderWeights, WeightBits
 from greenllm.model.files import eos_ids, licence_of, local_folder, read_json
 from greenllm.model.info import LoadError, ModelInfo
-from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
+from greenllm.model.options import LoadOptions, own_name, resolve
 from greenllm.model.spec import DecoderSpec, UnknownArchitectureError, spec_of
 from greenllm.runner.openvino.precision import KvDtype, Precision, choose_precision
 from greenllm.runner.openvino.runner import OpenVinoRunner
@@ -131,7 +131,7 @@ def _describe(plan: Blueprint, weights: DecoderWeights) -> ModelInfo:
         raise LoadError(f"--max-context {options.max_context} exceeds the model's {native}")
     return ModelInfo(
         name=own_name(name),
-        source=BUNDLED if name == BUNDLED else name,
+        source=name,
         architecture=str(plan.config["architectures"][0]),
         parameters=weights.num_parameters,
         weight_bytes=0,

@@ -13,22 +13,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from greenllm.core import Batch, Chunk, Sample
+from greenllm.core import EXIT_RUN, MOST_SHALLOW, Batch, Chunk, Sample
 from greenllm.model.decoder_weights import DecoderWeights
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.runner.base import AdapterSource
+from greenllm.runner.exiting import run_leaving_early
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.drafter import UnrolledDrafter
+from greenllm.runner.openvino.exits import Exits
 from greenllm.runner.openvino.inputs import Arrays, Rotation, positions_of, step_arrays
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.openvino.precision import Precision
+from greenllm.runner.openvino.single import SingleDecoders
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
+
+# Steps of one sequence: its newest token, a short prompt.
+_SINGLE = (1, 32, 64)
+# Tokens of a step after several early exits.
+_UP_TO = (2 * EXIT_RUN, MOST_SHALLOW + EXIT_RUN)
 
 
 @dataclass(slots=True)
@@ -73,6 +83,8 @@ class OpenVinoRunner:
         self.shape: ModelShape = self._shape(self._spec.num_layers)
         self._factory.allocate(self.num_blocks)
         self._decoders = {1: self._factory.compile(1)}
+        self._single = SingleDecoders(self._factory, self._rotation, self._plan)
+        self._exits = Exits(self._factory, self._rotation, self._plan)
         self._source: AdapterSource | None = None
         self._lock = threading.Lock()
         self._groups_of: dict[str, frozenset[str]] = {}
@@ -89,16 +101,32 @@ class OpenVinoRunner:
             self._decoders[threads] = self._factory.compile(threads)
         if not trial:
             self._decoders = {t: self._decoders[t] for t in set(plan.threads)}
+            self._single.use_threads(plan)
+            self._single.prepare(*_SINGLE)
             for drafter in self._drafters.values():
                 drafter.use_threads(plan)
+            self._exits.use_threads(plan)
         self._adapted = self._no_adapters()
+
+    def prepare_check(self, num_tokens: int) -> None:
+        """Compile the graph that checks one sequence's guesses; see `base.Runner`."""
+        self._single.prepare(1 + num_tokens)
+
+    def prepare_exit(self, layer: int) -> None:
+        """Compile the graphs that end after a layer; see `base.Runner`."""
+        self._check_exit(layer)
+        self._exits.prepare(layer)
+        self._single.prepare(*_UP_TO)
 
     def early_exit(self, layer: int) -> UnrolledDrafter:
         """A drafter on the first layers; see `base.Runner`."""
+        self._check_exit(layer)
+        return self._drafter(layer)
+
+    def _check_exit(self, layer: int) -> None:
         last = self._spec.num_layers - 1
         if not 1 <= layer <= last:
             raise LoadError(f"no early exit after layer {layer}: it must be in [1, {last}]")
-        return self._drafter(layer)
 
     def guesser(self) -> UnrolledDrafter:
         """A drafter on all layers."""
@@ -107,7 +135,12 @@ class OpenVinoRunner:
     def _drafter(self, number: int) -> UnrolledDrafter:
         if number not in self._drafters:
             self._drafters[number] = UnrolledDrafter(
-                self._factory, self._rotation, number, self._shape(number), self._plan
+                self._factory,
+                self._rotation,
+                number,
+                self._shape(number),
+                self._plan,
+                is_exit=number < self._spec.num_layers,
             )
         return self._drafters[number]
 
@@ -161,20 +194,36 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
-        chunks = list(batch.chunks)
+        return run_leaving_early(batch.chunks, self._exits, self._run)
+
+    def _run(self, chunks: list[Chunk]) -> list[Sample]:
         rows = [wanted_rows(chunk) for chunk in chunks]
         return read_out(chunks, rows, self.logits(chunks, rows))
 
     def logits(self, chunks: list[Chunk], rows: list[range]) -> torch.Tensor:
         """Logits `[wanted rows, vocabulary]`, float32, valid until the next step."""
+        found = self._single_logits(chunks[0], rows[0]) if len(chunks) == 1 else None
+        if found is not None:
+            return torch.from_numpy(found)
         keep = packed_rows(chunks, rows)
-        inputs = step_arrays(chunks, self.block_size)
-        inputs |= self._rotation.of(positions_of(chunks))
         # The graph computes at least one row: a gather of none is a shape not every kernel takes.
-        inputs["rows"] = np.array(keep or [0], np.int32)
+        inputs = self._inputs(chunks, keep or [0])
         decoder = self._decoder(chunks, inputs)
         logits = torch.from_numpy(decoder.infer(inputs))
         return logits if keep else logits[:0]
+
+    def _single_logits(self, chunk: Chunk, rows: range) -> NDArray[Any] | None:
+        """Logits of a step of one sequence, where they are there or there is a graph for it."""
+        for drafter in self._drafters.values():
+            if (checked := drafter.checked(chunk)) is not None:
+                return checked
+        return self._single.logits(chunk, rows) if rows else None
+
+    def _inputs(self, chunks: list[Chunk], rows: list[int]) -> Arrays:
+        inputs = step_arrays(chunks, self.block_size)
+        inputs |= self._rotation.of(positions_of(chunks))
+        inputs["rows"] = np.array(rows, np.int32)
+        return inputs
 
     def _decoder(self, chunks: list[Chunk], inputs: Arrays) -> Decoder:
         """The graph for this step; adds the adapters' masks to its inputs."""

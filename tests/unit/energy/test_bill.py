@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import AdapterRef, Receipt, Request, SamplingParams
+from greenllm.core import AdapterRef, Approximation, Receipt, Request, SamplingParams
 from greenllm.energy.attribution import CoefficientFit, Coefficients, Work
-from greenllm.energy.bill import Bill
+from greenllm.energy.bill import Bill, Counts
 from greenllm.energy.meter import NullMeter, ReplayMeter
 
 MakeRig = Callable[..., Any]
 METER = ReplayMeter([], method="measured:x", period_s=0.1, uncertainty=0.05)
+COUNTS: Counts = {"cached": 1, "generated": 4}
 WORK = Work(steps=1.0, rows=2.0, flops=30.0, kv_bytes=4.0, residence_s=0.5)
 
 
@@ -37,7 +38,7 @@ def _fit(num_windows: int = 20, relative_error: float = 0.0) -> CoefficientFit:
 
 
 def _close(bill: Bill, seconds: float = 2.0) -> Bill:
-    bill.close(METER, "completed", closed_s=10.0 + seconds, cached=1, generated=4)
+    bill.close(METER, "completed", closed_s=10.0 + seconds, counts=COUNTS)
     return bill
 
 
@@ -61,11 +62,26 @@ def test_a_receipt_names_the_request_and_the_meter() -> None:
     tokens = (receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens)
     assert tokens == (3, 1, 4)
     assert (receipt.status, receipt.duration_s) == ("final", 2.0)
+    assert (receipt.drafted_tokens, receipt.accepted_tokens) == (0, 0)
+    early = (receipt.approximate, receipt.mean_layers, receipt.agreement_target)
+    assert early == (False, None, None)
+
+
+def test_a_receipt_says_how_much_of_the_model_was_asked() -> None:
+    request = Request(
+        "r", ((1,),), SamplingParams(), "m", approximation=Approximation(4, 0.7, 0.95)
+    )
+    bill = Bill(request, opened_s=10.0)
+    counts: Counts = {"generated": 4, "drafted": 3, "accepted": 2, "mean_layers": 6.5}
+    bill.close(METER, "completed", closed_s=12.0, counts=counts)
+    receipt = bill.final(METER, _fit())
+    assert (receipt.approximate, receipt.mean_layers, receipt.agreement_target) == (True, 6.5, 0.95)
+    assert (receipt.drafted_tokens, receipt.accepted_tokens) == (3, 2)
 
 
 def test_an_unknown_meter_leaves_everything_unknown() -> None:
     bill = _bill()
-    bill.close(NullMeter(lambda: 0.0), "completed", closed_s=12.0, cached=0, generated=1)
+    bill.close(NullMeter(lambda: 0.0), "completed", closed_s=12.0, counts={"generated": 1})
     receipt = bill.final(NullMeter(lambda: 0.0), _fit())
     assert receipt.status == "unmetered"
     assert receipt.total_j is receipt.flops is receipt.uncertainty is None

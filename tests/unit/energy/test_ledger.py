@@ -435,3 +435,52 @@ def test_a_killed_server_leaves_every_row_it_told_of(path: Path, num_rows: int) 
     reopened.open_session("next", method="x", measured=True)
     assert len(reopened.sessions()) == 2
     reopened.close()
+
+
+@pytest.mark.parametrize(("mean_layers", "agreement"), [(7.25, 0.95), (7.25, None), (None, 0.9)])
+def test_approximate_answers_come_back_as_such(
+    ledger: Ledger, make_receipt: MakeReceipt, mean_layers: float | None, agreement: float | None
+) -> None:
+    early = make_receipt("a", approximate=True, mean_layers=mean_layers, agreement_target=agreement)
+    plain = make_receipt("b")
+    ledger.record("s", [replace(early, status="provisional", mean_layers=None), plain])
+    ledger.record("s", [early])
+    assert ledger.receipt("a") == early
+    found = ledger.receipts()
+    assert found == [early, plain]
+    assert [receipt.approximate for receipt in found] == [True, False]
+    assert {type(receipt.approximate) for receipt in found} == {bool}
+
+
+OLD_ROW = {
+    **{"request_id": "old", "session_id": "s", "model": "m", "endpoint": "/v1/completions"},
+    **{"outcome": "completed", "created_s": 100.0, "status": "final", "method": "measured:x"},
+    **{"measured": 1, "prompt_tokens": 10, "cached_tokens": 0, "completion_tokens": 5},
+    **{"duration_s": 1.0, "resident_s": 0.5, "active_j": 2.0, "idle_j": 1.0, "total_j": 3.0},
+    **{"domains_j": "{}", "attribution": "ok", "drafted_tokens": 4, "accepted_tokens": 3},
+}
+
+
+def test_rows_of_before_were_not_approximate(
+    path: Path, make_receipt: MakeReceipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(module, "MIGRATIONS", module.MIGRATIONS[:3])
+        Ledger(path).close()
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    columns, places = ", ".join(OLD_ROW), ", ".join("?" * len(OLD_ROW))
+    db.execute(f"INSERT INTO requests ({columns}) VALUES ({places})", list(OLD_ROW.values()))
+    db.commit()
+    db.close()
+    opened = Ledger(path)
+    old = opened.receipt("old")
+    assert old is not None
+    assert (old.approximate, old.mean_layers, old.agreement_target) == (False, None, None)
+    assert (old.drafted_tokens, old.accepted_tokens, old.total_j) == (4, 3, 3.0)
+    opened.open_session("t", method="x", measured=True)
+    new = make_receipt("new", approximate=True, mean_layers=4.5, agreement_target=0.99)
+    opened.record("t", [new])
+    assert opened.receipt("new") == new
+    assert opened.sums()[0].requests == 2
+    opened.close()

@@ -1,0 +1,152 @@
+"""Graphs for one sequence compute what those of any size do, and touch nobody else's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+from greenllm.core import AdapterRef, Batch, Chunk, Request, Sample, SamplingParams, sequences_of
+from greenllm.model.options import LoadOptions
+from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.runner import OpenVinoRunner
+from greenllm.runner.threads import ThreadPlan
+
+VOCABULARY = 96
+EXIT = 2
+
+
+@pytest.fixture(scope="module")
+def folder(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random model of four layers."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.2,
+    )
+    return save(config, tmp_path_factory.mktemp("single"))
+
+
+def _load(folder: str) -> OpenVinoRunner:
+    return load_openvino_runner(folder, LoadOptions(), CacheOptions(2**25, 8))
+
+
+@pytest.fixture(scope="module")
+def plain(folder: str) -> OpenVinoRunner:
+    """Without graphs for one sequence."""
+    return _load(folder)
+
+
+@pytest.fixture(scope="module")
+def fixed(folder: str) -> OpenVinoRunner:
+    """With graphs for one sequence, whose threads have been chosen."""
+    runner = _load(folder)
+    runner.use_threads(ThreadPlan.fixed(1))
+    runner.prepare_check(4)
+    return runner
+
+
+def _chunk(length: int, num_tokens: int, blocks: list[int], name: str = "a") -> Chunk:
+    """The last tokens of a text of so many."""
+    prompt = tuple((7 * i + len(name)) % VOCABULARY for i in range(length))
+    request = Request(name, (prompt,), SamplingParams(temperature=0), model="")
+    (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=250)
+    seq.block_table = blocks
+    return Chunk(seq, length - num_tokens, num_tokens, samples=True)
+
+
+def _all_rows(runner: OpenVinoRunner, chunk: Chunk) -> Any:
+    return runner.logits([chunk], [range(chunk.num_tokens)]).numpy().copy()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 6, 31, 32, 33, 64, 65])
+@pytest.mark.parametrize("start", [0, 30, 63])
+def test_logits_are_those_of_a_graph_of_any_size(
+    num_tokens: int, start: int, plain: OpenVinoRunner, fixed: OpenVinoRunner
+) -> None:
+    size = fixed.block_size
+    assert plain._single._decoders == {}
+    assert {number for number, _ in fixed._single._decoders} >= {1, 5, 32, 64}
+    results = []
+    for runner in (plain, fixed):
+        blocks = list(range(1, 2 + (start + num_tokens) // size))
+        if start:
+            runner.run(Batch((_chunk(start, start, blocks),)))
+        results.append(_all_rows(runner, _chunk(start + num_tokens, num_tokens, blocks)))
+    np.testing.assert_allclose(results[0], results[1], atol=2e-4)
+
+
+def test_tokens_after_the_end_are_written_where_nobody_reads(fixed: OpenVinoRunner) -> None:
+    size = fixed.block_size
+    neighbour = _chunk(2 * size, 2 * size, [0, 3], "neighbour")
+    before = _all_rows(fixed, neighbour)
+    # Three tokens filled up to five run over the end of block 1, the last that it has.
+    _all_rows(fixed, _chunk(size, size, [1]))
+    _all_rows(fixed, _chunk(size, 3, [1]))
+    last = replace(neighbour, start=2 * size - 1, num_tokens=1)
+    after = fixed.logits([last], [range(1)]).numpy()
+    np.testing.assert_allclose(after[0], before[-1], atol=2e-4)
+    assert fixed._factory.spare_block == fixed.num_blocks
+
+
+def test_an_adapter_has_no_such_graph(fixed: OpenVinoRunner) -> None:
+    chunk = _chunk(4, 4, [1])
+    assert fixed._single.logits(chunk, range(3, 4)) is not None
+    adapted = replace(chunk.seq.request, adapter=AdapterRef("a", "digest"))
+    chunk.seq.request = adapted
+    assert fixed._single.logits(chunk, range(3, 4)) is None
+
+
+def _cycle(runner: OpenVinoRunner, *, whole: bool) -> tuple[tuple[int, ...], Sample, bool]:
+    """Guesses after a prompt, what their check says, and whether it was there already."""
+    blocks = [1, 2]
+    runner.run(Batch((_chunk(20, 20, blocks),)))
+    drafter = runner.early_exit(EXIT)
+    drafter.prepare(3)
+    chunk = replace(_chunk(21, 1, blocks), room=3)
+    (guesses,) = drafter.draft([chunk], whole=whole)
+    was_checked = drafter._checked is not None
+    (sample,) = runner.run(Batch((chunk.with_draft(guesses),)))
+    return guesses, sample, was_checked
+
+
+def test_a_guess_that_was_checked_at_once_is_judged_alike(fixed: OpenVinoRunner) -> None:
+    guesses, sample, was_checked = _cycle(fixed, whole=False)
+    assert not was_checked
+    assert len(guesses) == 3
+    assert _cycle(fixed, whole=True) == (guesses, sample, True)
+
+
+def test_a_check_of_other_guesses_is_not_taken(fixed: OpenVinoRunner) -> None:
+    blocks = [1, 2]
+    fixed.run(Batch((_chunk(20, 20, blocks),)))
+    drafter = fixed.early_exit(EXIT)
+    drafter.prepare(3)
+    chunk = replace(_chunk(21, 1, blocks), room=3)
+    (guesses,) = drafter.draft([chunk], whole=True)
+    others = tuple((guess + 1) % VOCABULARY for guess in guesses)
+    found = _all_rows(fixed, chunk.with_draft(others))
+    assert drafter._checked is None, "it is used once or never"
+    wanted = _all_rows(fixed, replace(chunk.with_draft(others)))
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    assert drafter.checked(chunk.with_draft(guesses)) is None
+
+
+def test_an_early_exit_beside_an_adapter_is_checked_with_it(fixed: OpenVinoRunner) -> None:
+    drafter = fixed.early_exit(EXIT)
+    drafter.prepare(3)
+    chunk = replace(_chunk(21, 1, [1, 2]), room=3)
+    chunk.seq.request = replace(chunk.seq.request, adapter=AdapterRef("a", "digest"))
+    drafter.draft([chunk], whole=True)
+    assert drafter._checked is None
