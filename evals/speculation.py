@@ -27,7 +27,9 @@ from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_b
 from evals.speculation_report import draw, markdown
 
 console = Console(stderr=True)
-METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "auto")
+METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "draft_model twice", "auto")
+# Guesses that cost little are made twice as many.
+_TWICE = ("prompt_lookup", "draft_model twice")
 BATCHES = (1, 4, 16, 32)
 KINDS = ("stories", "edits", "extraction")
 APPROXIMATE = "approximate"
@@ -175,11 +177,11 @@ class Settings:
     agreement: float = 0.0
 
     def way(self, method: str) -> dict[str, Any]:
-        """What a body says of a method; looking at the text guesses twice as many tokens."""
+        """What a body says of a method."""
         if method == APPROXIMATE:
             return {APPROXIMATE: {"agreement": self.agreement}}
-        count = self.num_tokens * (2 if method == "prompt_lookup" else 1)
-        return {"speculative": {"method": method, "num_tokens": count}}
+        count = self.num_tokens * (2 if method in _TWICE else 1)
+        return {"speculative": {"method": method.split()[0], "num_tokens": count}}
 
 
 def _differing(cells: dict[tuple[str, int, str], Cell], key: tuple[str, int, str]) -> int:
@@ -221,7 +223,7 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the result.")] = "speculation",
 ) -> None:
     """Measure the methods, interleaved."""
-    methods = tuple(m for m in METHODS if draft_model or m != "draft_model")
+    methods = tuple(m for m in METHODS if draft_model or not m.startswith("draft_model"))
     methods += (APPROXIMATE,) if agreement else ()
     served = "bundled" if model == "bundled" else Path(model).resolve().name
     sizes = tuple(int(size) for size in batches.split(","))

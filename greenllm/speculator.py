@@ -46,13 +46,13 @@ def bounded(num_tokens: int, usual: int) -> int:
 
 
 def auto_counts(method: SpeculativeMethod, num_tokens: int) -> tuple[int, ...]:
-    """How many guesses `auto` has made: few and as many as usual, or as usual and twice that.
+    """How many guesses `auto` has made: few, as many as usual, and twice that where they are cheap.
 
-    Looking at the text costs nothing, so that its guesses pay in larger numbers or not at all.
+    Looking at the text costs nothing, so that few of its guesses are no better than more.
     """
-    if method == "prompt_lookup":
-        return tuple(dict.fromkeys((num_tokens, min(2 * num_tokens, MOST_DRAFTED))))
-    return tuple(dict.fromkeys((min(FEW, num_tokens), num_tokens)))
+    few, usual, many = min(FEW, num_tokens), num_tokens, min(2 * num_tokens, MOST_DRAFTED)
+    counts = {"prompt_lookup": (usual, many), "draft_model": (few, usual, many)}
+    return tuple(dict.fromkeys(counts.get(method, (few, usual))))
 
 
 def arms(methods: Iterable[SpeculativeMethod], num_tokens: int) -> list[Speculation]:

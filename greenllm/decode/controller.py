@@ -4,8 +4,9 @@ A step's active joules are its time times a power that does not depend on the wa
 seconds per token rank the ways as joules per token would, and are known after every step. For each
 size of batch (1, 2-3, 4-7, ...) the controller keeps an average of them for every arm: a method and
 a number of tokens, or `off`. It uses the cheapest, and leaves it only for one that is cheaper by
-`SWITCH_BELOW`. Now and then it tries another arm for `TRIAL_STEPS` steps: rarely, and ever more
-rarely the more expensive the arm was; a trial that goes badly ends after a few steps.
+`SWITCH_BELOW`. A size that is new begins with what is cheapest at the nearest one. Now and then it
+tries another arm for `TRIAL_STEPS` steps: rarely, and ever more rarely the more expensive the arm
+was; a trial that goes badly ends after a few steps.
 
 Pure: no clock, no randomness. Not covered: choices by request; acceptance that differs between the
 sequences of a batch.
@@ -13,19 +14,20 @@ sequences of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from greenllm.core import Speculation
 
 SWITCH_BELOW = 0.97
-TRIAL_STEPS = 12
-LEAST_STEPS = 4
-HOPELESS_ABOVE = 1.3
-FIRST_GAP = 64
+TRIAL_STEPS = 8
+LEAST_STEPS = 3
+HOPELESS_ABOVE = 1.2
+FIRST_GAP = 128
 LONGEST_GAP = 4096
 _KEEP = 0.95
-_FAR_OFF = 1.15
+_FAR_OFF = 1.08
 
 
 def bucket_of(batch_size: int) -> int:
@@ -139,9 +141,17 @@ class Controller:
         size = bucket_of(batch_size)
         if size not in self._buckets:
             arms = [Arm(choice) for choice in self.choices]
-            off = next(arm for arm in arms if arm.choice.method == "off")
-            self._buckets[size] = _Bucket(arms, off)
+            first = self._first_choice(size)
+            best = next(arm for arm in arms if arm.choice == first)
+            self._buckets[size] = _Bucket(arms, best)
         return self._buckets[size]
+
+    def _first_choice(self, size: int) -> Speculation:
+        """What is cheapest at the nearest size that is known; `off` while none is."""
+        if not self._buckets:
+            return next(choice for choice in self.choices if choice.method == "off")
+        nearest = min(self._buckets, key=lambda known: (abs(math.log2(known / size)), known))
+        return self._buckets[nearest].best.choice
 
 
 def _begin_trial(bucket: _Bucket) -> None:

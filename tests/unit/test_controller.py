@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from greenllm.core import Speculation, SpeculativeMethod
-from greenllm.decode.controller import Controller, StepCost, bucket_of
+from greenllm.decode.controller import TRIAL_STEPS, Controller, StepCost, bucket_of
 
 OFF = Speculation("off")
 LOOKUP = Speculation("prompt_lookup", 4)
@@ -105,9 +105,9 @@ def test_a_trial_that_goes_badly_ends_early() -> None:
 
 def test_a_trial_does_not_outlast_steps_that_teach_nothing() -> None:
     controller = Controller((OFF, EXIT))
-    run(controller, LOSES, 14)
+    run(controller, LOSES, TRIAL_STEPS + 2)
     assert controller.choose(1) == EXIT
-    for _ in range(14):
+    for _ in range(TRIAL_STEPS + 2):
         controller.skip(1)
     assert controller.choose(1) == OFF
 
@@ -127,6 +127,15 @@ def test_it_notices_when_the_cheapest_changes() -> None:
     run(controller, LOSES, 600, seed=4)
     _, used = run(controller, LOSES, 1000, seed=5)
     assert used["off"] > 800
+
+
+def test_a_new_size_begins_with_the_best_of_the_nearest() -> None:
+    controller = Controller(CHOICES)
+    assert controller.choose(1) == OFF
+    run(controller, PAYS, 1000, batch_size=1)
+    run(controller, LOSES, 1000, batch_size=32)
+    assert controller.choose(4).method == "early_exit"
+    assert controller.choose(16) == OFF
 
 
 def test_each_batch_size_learns_for_itself() -> None:

@@ -150,9 +150,14 @@ def test_everything_auto_may_choose_is_prepared(
     engine.prepare(ask(make_request("b", [1]), "early_exit", 3))
     engine.prepare(make_request("c", [1]))
     assert set(early.prepared) == {2, 4}, "auto and clients make it prepare a bounded few"
-    assert sorted(model.prepared) == [2, 4]
-    wanted = [OFF, *(Speculation(m, n) for m in ("early_exit", "draft_model") for n in (2, 5))]
-    assert arms(("early_exit", "draft_model"), 5) == wanted
+    assert sorted(model.prepared) == [2, 4, 8]
+    counts: dict[SpeculativeMethod, tuple[int, ...]] = {
+        "prompt_lookup": (5, 10),
+        "early_exit": (2, 5),
+        "draft_model": (2, 5, 10),
+    }
+    wanted = [OFF, *(Speculation(m, n) for m, ns in counts.items() for n in ns)]
+    assert arms(counts, 5) == wanted
 
 
 def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only(
