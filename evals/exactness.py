@@ -33,6 +33,7 @@ from rich.console import Console
 from evals import speculation
 from evals.entry import BenchError, finish, pick, split_names
 from evals.lab import load_bench, save
+from evals.speculation_prompts import prompts
 from greenllm.config import EngineConfig, load
 from greenllm.core import Request, SamplingParams, Speculation, Token, sequences_of
 from greenllm.decode.sampling import Place, sample
@@ -83,7 +84,7 @@ def chat_prompts(tokenizer: Tokenizer, count: int, seed: int) -> list[Prompt]:
     if not tokenizer.has_chat_template:
         return []
     each = -(-count // len(speculation.KINDS))
-    texts = [text for kind in speculation.KINDS for text in speculation.prompts(kind, each, seed)]
+    texts = [text for kind in speculation.KINDS for text in prompts(kind, each, seed)]
     turns = [[{"role": "user", "content": text}] for text in texts[:count]]
     chats = [tokenizer.chat(turn, add_generation_prompt=True) for turn in turns]
     return [tuple(tokenizer.encode(chat, add_special_tokens=False)) for chat in chats]

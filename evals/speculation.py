@@ -1,17 +1,15 @@
 """Ways of guessing side by side: `python -m evals.speculation`.
 
 One real server with every drafter; each request says how it wants to be decoded, so methods take
-turns on the same process, model and prompts. Three kinds of work: stories (nothing to copy), edits
-(the answer repeats most of the prompt) and extraction (a few words of it, as JSON); greedy, so all
-methods give the same tokens, which is counted. `approximate`, where it is asked for, need not.
-Joules are what the server puts into `usage.energy`.
+turns on the same process, model and prompts (see `speculation_prompts`); greedy, so all methods
+give the same tokens, which is counted. `approximate`, where it is asked for, need not. Joules are
+what the server puts into `usage.energy`.
 
-Not covered: sampling (see the tests), models without a chat template.
+Not covered: sampling (see the tests).
 """
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from rich.console import Console
 
 from evals.entry import finish
 from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_burst
+from evals.speculation_prompts import prompts
 from evals.speculation_report import draw, markdown
 
 console = Console(stderr=True)
@@ -34,32 +33,6 @@ BATCHES = (1, 4, 16, 32)
 KINDS = ("stories", "edits", "extraction")
 APPROXIMATE = "approximate"
 _LEAST_REQUESTS = 8
-_STORIES = (
-    "Tell me a story about a {} {}.",
-    "Write a long story about a {} {}.",
-    "I would like to read a story about a {} {}.",
-)
-_TRAITS = ("brave", "kind", "shy", "curious", "lazy", "clever")
-_ANIMALS = ("fox", "owl", "bear", "mouse", "rabbit", "turtle", "cat", "wolf")
-_EDITS = (
-    "Replace {a} with {b}: {t}",
-    "Change {a} to {b}: {t}",
-    "Write {b} instead of {a}: {t}",
-    "Repeat: {t}",
-    "Copy this text: {t}",
-)
-_NOTES = (
-    "Mira bought a {a} in Oslo.",
-    "There is a {a} on the table.",
-    "Please send the {a} to Mira in Rome.",
-    "We need 12 of the {a}.",
-    "Tom lost a {a} on the way to Lima.",
-    "Call Mira at 14 about the {a}.",
-)
-_THINGS = ("lamp", "boat", "apple", "river", "stone", "chair", "book", "bell")
-_EXTRACTIONS = ("Format as JSON: {t}", "Write this as JSON: {t}", "Turn this into JSON: {t}")
-_NAMES = ("Keloric", "Wilanra", "Danarvin", "Orilin", "Isala", "Elonlin", "Baranla", "Pelilmo")
-_CITIES = ("Oslo", "Rome", "Lima", "Cairo", "Berlin", "Madrid", "Lisbon", "Tokyo")
 
 
 @dataclass(slots=True)
@@ -97,35 +70,12 @@ def _share(bursts: Sequence[Burst], name: str) -> float:
     return sum(burst.total(name) for burst in bursts) / active_j
 
 
-def prompts(kind: str, count: int, seed: int) -> list[str]:
-    """Questions of one kind, different for each seed."""
-    source = random.Random(f"{kind}-{seed}")
-    make = {"edits": _edit, "extraction": _extraction, "stories": _story}[kind]
-    return [make(source) for _ in range(count)]
-
-
-def _story(source: random.Random) -> str:
-    return source.choice(_STORIES).format(source.choice(_TRAITS), source.choice(_ANIMALS))
-
-
-def _extraction(source: random.Random) -> str:
-    name, city = source.choice(_NAMES), source.choice(_CITIES)
-    text = f"{name} is {source.randint(11, 98)} years old and lives in {city}."
-    return source.choice(_EXTRACTIONS).format(t=text)
-
-
-def _edit(source: random.Random) -> str:
-    old, new = source.sample(_THINGS, 2)
-    text = " ".join(source.sample(_NOTES, 3)).format(a=old)
-    return source.choice(_EDITS).format(a=old, b=new, t=text)
-
-
-def chat_bodies(settings: Settings, questions: Sequence[str], method: str) -> list[dict[str, Any]]:
-    """Greedy chat requests that say how they want to be decoded."""
+def bodies_of(settings: Settings, questions: Sequence[str], method: str) -> list[dict[str, Any]]:
+    """Greedy requests that say how they want to be decoded."""
     return [
         {
             "model": settings.served,
-            "messages": [{"role": "user", "content": question}],
+            **settings.asked(question),
             "temperature": 0,
             "max_tokens": settings.max_tokens,
             **settings.way(method),
@@ -142,15 +92,15 @@ def one_round(
 ) -> None:
     """Every kind, batch size and method once; methods change places from round to round."""
     url, pid = server
-    for kind in KINDS:
+    for kind in settings.kinds:
         for batch in settings.batches:
             waves = max(1, _LEAST_REQUESTS // batch)
             questions = prompts(kind, waves * batch, number * 100 + batch)
             at = number % len(settings.methods)
             for method in settings.methods[at:] + settings.methods[:at]:
-                bodies = chat_bodies(settings, questions, method)
+                bodies = bodies_of(settings, questions, method)
                 parts = [
-                    send_burst(url, pid, bodies[i : i + batch], path="/v1/chat/completions")
+                    send_burst(url, pid, bodies[i : i + batch], path=settings.path)
                     for i in range(0, len(bodies), batch)
                 ]
                 cells.setdefault((kind, batch, method), Cell()).bursts.append(joined(parts))
@@ -175,6 +125,23 @@ class Settings:
     num_tokens: int
     max_tokens: int = 128
     agreement: float = 0.0
+    chats: bool = True
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of work."""
+        return KINDS if self.chats else ("continuing",)
+
+    @property
+    def path(self) -> str:
+        """Where requests go."""
+        return "/v1/chat/completions" if self.chats else "/v1/completions"
+
+    def asked(self, question: str) -> dict[str, Any]:
+        """A question in a body."""
+        if not self.chats:
+            return {"prompt": question}
+        return {"messages": [{"role": "user", "content": question}]}
 
     def way(self, method: str) -> dict[str, Any]:
         """What a body says of a method."""
@@ -190,10 +157,15 @@ def _differing(cells: dict[tuple[str, int, str], Cell], key: tuple[str, int, str
     plain = cells[kind, batch, "off"].bursts
     pairs = zip(plain, cells[key].bursts, strict=True)
     return sum(
-        a["choices"][0]["message"] != b["choices"][0]["message"]
+        _said(a) != _said(b)
         for one, other in pairs
         for a, b in zip(one.bodies, other.bodies, strict=True)
     )
+
+
+def _said(body: dict[str, Any]) -> Any:
+    choice = body["choices"][0]
+    return choice.get("message", choice.get("text"))
 
 
 def figures(cells: dict[tuple[str, int, str], Cell], settings: Settings) -> dict[str, Any]:
@@ -217,7 +189,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds of all methods.")] = 5,
     num_tokens: Annotated[int, typer.Option(help="Guesses per step, at most.")] = 4,
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,4,16,32",
-    threads: Annotated[str, typer.Option(help="--threads of the server.")] = "auto",
+    chats: Annotated[bool, typer.Option(help="Whether the model has a chat template.")] = True,
     agreement: Annotated[float, typer.Option(help="Of approximate answers; 0: none.")] = 0.0,
     quantize: Annotated[str, typer.Option(help="--quantize of the server.")] = "none",
     name: Annotated[str, typer.Option(help="Name of the result.")] = "speculation",
@@ -227,13 +199,13 @@ def main(
     methods += (APPROXIMATE,) if agreement else ()
     served = "bundled" if model == "bundled" else Path(model).resolve().name
     sizes = tuple(int(size) for size in batches.split(","))
-    settings = Settings(served, methods, sizes, num_tokens, agreement=agreement)
+    settings = Settings(served, methods, sizes, num_tokens, agreement=agreement, chats=chats)
     options = ["--speculative", "auto", "--speculative-tokens", str(num_tokens)]
     options += ["--draft-model", draft_model] if draft_model else []
     options += ["--quantize", quantize]
     cells: dict[tuple[str, int, str], Cell] = {}
     with tempfile.TemporaryDirectory() as folder:
-        running = running_server(model, Path(folder), *options, "--threads", threads)
+        running = running_server(model, Path(folder), *options)
         with running as server:
             one_round(server, {}, settings, -1)
             for number in range(rounds):

@@ -46,12 +46,12 @@ def bounded(num_tokens: int, usual: int) -> int:
 
 
 def auto_counts(method: SpeculativeMethod, num_tokens: int) -> tuple[int, ...]:
-    """How many guesses `auto` has made: few, as many as usual, and twice that where they are cheap.
+    """How many guesses `auto` has made: few or as many as usual, and twice that where it is cheap.
 
     Looking at the text costs nothing, so that few of its guesses are no better than more.
     """
     few, usual, many = min(FEW, num_tokens), num_tokens, min(2 * num_tokens, MOST_DRAFTED)
-    counts = {"prompt_lookup": (usual, many), "draft_model": (few, usual, many)}
+    counts = {"prompt_lookup": (many,), "draft_model": (usual, many)}
     return tuple(dict.fromkeys(counts.get(method, (few, usual))))
 
 

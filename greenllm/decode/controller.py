@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from greenllm.core import Speculation
 
 SWITCH_BELOW = 0.97
-TRIAL_STEPS = 8
-LEAST_STEPS = 3
-HOPELESS_ABOVE = 1.2
+TRIAL_STEPS = 12
+LEAST_STEPS = 4
+HOPELESS_ABOVE = 1.25
 FIRST_GAP = 128
 LONGEST_GAP = 4096
-_KEEP = 0.95
+_KEEP = 0.98
+# What an arm cost when it was last used weighs as much as so many steps when it is tried again.
+_RECALLED = 12
 _FAR_OFF = 1.08
 
 
@@ -57,7 +59,7 @@ class Arm:
     mean_tokens: float = 0.0
     mean_drafted: float = 0.0
     mean_accepted: float = 0.0
-    gap: int = FIRST_GAP
+    gap: int = TRIAL_STEPS
     tried_at: int = 0
     num_steps: int = 0
 
@@ -140,24 +142,26 @@ class Controller:
     def _bucket(self, batch_size: int) -> _Bucket:
         size = bucket_of(batch_size)
         if size not in self._buckets:
-            arms = [Arm(choice) for choice in self.choices]
-            first = self._first_choice(size)
-            best = next(arm for arm in arms if arm.choice == first)
-            self._buckets[size] = _Bucket(arms, best)
+            self._buckets[size] = self._new_bucket(size)
         return self._buckets[size]
 
-    def _first_choice(self, size: int) -> Speculation:
-        """What is cheapest at the nearest size that is known; `off` while none is."""
+    def _new_bucket(self, size: int) -> _Bucket:
+        """Begin with what is cheapest at the nearest size; what is dear there is tried later."""
+        arms = [Arm(choice) for choice in self.choices]
         if not self._buckets:
-            return next(choice for choice in self.choices if choice.method == "off")
+            return _Bucket(arms, next(arm for arm in arms if arm.choice.method == "off"))
         nearest = min(self._buckets, key=lambda known: (abs(math.log2(known / size)), known))
-        return self._buckets[nearest].best.choice
+        known = self._buckets[nearest]
+        for arm, there in zip(arms, known.arms, strict=True):
+            if _is_dear(there, known.best):
+                arm.gap = FIRST_GAP
+        return _Bucket(arms, arms[known.arms.index(known.best)])
 
 
 def _begin_trial(bucket: _Bucket) -> None:
     """Start to try the arm that has waited longest, of those that are due.
 
-    An arm is due after its gap, or as soon as it was cheaper than the one in use has become.
+    An arm is due after its gap, or sooner if it was cheaper than the one in use has become.
     """
     best = bucket.best
     if best.cost_s is None or best.num_steps < TRIAL_STEPS:
@@ -165,19 +169,27 @@ def _begin_trial(bucket: _Bucket) -> None:
     due: list[Arm] = []
     for arm in bucket.arms:
         waited = bucket.step - arm.tried_at
-        was_cheaper = arm.cost_s is None or arm.cost_s < SWITCH_BELOW * best.cost_s
+        was_cheaper = arm.cost_s is not None and arm.cost_s < SWITCH_BELOW * best.cost_s
         if arm is not best and waited >= (TRIAL_STEPS if was_cheaper else arm.gap):
             due.append(arm)
     if due:
         bucket.trial = min(due, key=lambda arm: arm.tried_at)
-        bucket.trial.num_steps = 0  # what it cost long ago is of no account
+        bucket.trial.num_steps = min(bucket.trial.num_steps, _RECALLED)
         bucket.left = TRIAL_STEPS
+
+
+def _is_dear(arm: Arm, best: Arm) -> bool:
+    """Whether an arm is known to cost far more than the best."""
+    known = arm.cost_s is not None and best.cost_s is not None
+    return known and arm.cost_s > HOPELESS_ABOVE * best.cost_s  # type: ignore[operator]
 
 
 def _is_lost(bucket: _Bucket) -> bool:
     """Whether a trial need not go on: it costs far more, however its next steps turn out."""
     arm, best_s = bucket.trial, bucket.best.cost_s
-    if arm is None or arm.cost_s is None or best_s is None or arm.num_steps < LEAST_STEPS:
+    if arm is None or arm.cost_s is None or best_s is None:
+        return False
+    if TRIAL_STEPS - bucket.left < LEAST_STEPS:
         return False
     return arm.cost_s > HOPELESS_ABOVE * best_s
 
@@ -194,7 +206,6 @@ def _end_trial(bucket: _Bucket) -> None:
     if arm.cost_s < SWITCH_BELOW * best.cost_s:
         best.tried_at, best.gap = bucket.step, FIRST_GAP
         bucket.best = arm
-    elif arm.cost_s > _FAR_OFF * best.cost_s:
-        arm.gap = min(LONGEST_GAP, 4 * arm.gap)
     else:
-        arm.gap = min(LONGEST_GAP, 2 * arm.gap)
+        factor = 4 if arm.cost_s > _FAR_OFF * best.cost_s else 2
+        arm.gap = min(LONGEST_GAP, max(FIRST_GAP, factor * arm.gap))
