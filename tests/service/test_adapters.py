@@ -44,7 +44,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., 
 @pytest.fixture(scope="module")
 def adapted(start_server: StartServer, shelf: Path) -> Server:
     """A server that may load from the shelf, with room in memory for a few."""
-    return start_server("--adapter-dirs", str(shelf), "--adapter-cache-mb", "1")
+    return start_server("--adapter-dirs", str(shelf), "--adapter-cache-mb", "3")
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_many_adapters_and_little_memory(adapted: Server, shelf: Path) -> None:
     assert together == alone
     assert len(set(alone.values())) > MANY // 2
     held = [found[name]["adapter_bytes"] for name in names if found[name]["resident"]]
-    assert 0 < sum(held) <= 1e6 < sum(found[name]["adapter_bytes"] for name in names)
+    assert 0 < sum(held) <= 3e6 < sum(found[name]["adapter_bytes"] for name in names)
     assert all(found[name]["requests_in_flight"] == 0 for name in names)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
 NAME = "calibrated"
-LAYER, LAYERS = 2, 6
+LAYER, LAYERS = 4, 12
 ALWAYS, NEVER = 0.000001, 0.999999
 STORY = "Tell me a story about a brave fox."
 # One token of the prompt, as many as may wait, the one that ends the waiting, and as many again.
@@ -168,7 +168,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"threshold": 2}, "approximate.threshold"),
     ({"threshold": -0.5}, "approximate.threshold"),
     ({"threshold": "0.5"}, "approximate.threshold"),
-    ({"agreement": 0.9}, "approximate.agreement"),
+    ({"agreement": 0.999}, "approximate.agreement"),
     ({"agreement": 1}, "approximate.agreement"),
     ({"agreement": [0.9]}, "approximate.agreement"),
     ({"agreement": 0.9, "threshold": 0.5}, "approximate"),

@@ -264,7 +264,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, server: Server) -> dict[str
         "wrong type": ["--config", str(folder / "type.toml")],
         "no file": ["--config", str(folder / "none.toml")],
         "too many guesses": ["--speculative-tokens", "17"],
-        "exit beyond": ["--exit-layer", "6"],
+        "exit beyond": ["--exit-layer", "12"],
         "no draft model": ["--speculative", "draft_model"],
         "missing draft": ["--draft-model", str(folder / "nothing")],
     }
@@ -284,7 +284,7 @@ CULPRITS = {
     "wrong type": "max_num_seqs",
     "no file": "none.toml",
     "too many guesses": "--speculative-tokens",
-    "exit beyond": "--exit-layer must be in [1, 5]",
+    "exit beyond": "--exit-layer must be in [1, 11]",
     "no draft model": "--draft-model",
     "missing draft": "--draft-model",
 }
