@@ -17,13 +17,14 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server; read when torch is loaded
 
@@ -140,21 +141,25 @@ def running_server(model: str, data_dir: Path, *options: str) -> Iterator[tuple[
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "greenllm", "serve", model, "--port", str(port)]
     command += ["--data-dir", str(data_dir), *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A file, not a pipe: nobody would read the pipe, and a server that filled it would stand still.
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stderr=said) as process:
         url = f"http://127.0.0.1:{port}"
         try:
-            _wait_until_ready(url, process)
+            _wait_until_ready(url, process, said)
             yield url, process.pid
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            process.wait(timeout=60)
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+def _wait_until_ready(
+    url: str, process: subprocess.Popen[bytes], said: IO[str], timeout_s: float = 120
+) -> None:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise BenchError(f"the server ended: {process.communicate()[1].strip()}")
+            said.seek(0)
+            raise BenchError(f"the server ended: {said.read().strip()}")
         try:
             if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
                 return

@@ -252,9 +252,14 @@ def test_several_tokens_leave_where_the_best_is_taken_and_no_more_is_asked(
 
 @pytest.mark.parametrize(
     ("asked", "exits", "drafts"),
-    [(1, {1, 2, 4}, {1, 4, 8}), (2, {2, 4}, {2, 4, 8}), (3, {2, 4}, {2, 4, 8}), (16, {2, 4}, {4, 8})],
+    [
+        (1, {1, 2, 4}, {1, 4, 8}),
+        (2, {2, 4}, {2, 4, 8}),
+        (3, {2, 4}, {2, 4, 8}),
+        (16, {2, 4}, {4, 8}),
+    ],
 )
-def test_all_that_auto_may_take_is_prepared(asked: int, exits: set[int], drafts: set[int]) -> None:
+def test_all_that_auto_takes_is_prepared(asked: int, exits: set[int], drafts: set[int]) -> None:
     one, other = Guesser(), Guesser()
     drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": one, "draft_model": other}
     Speculator(drafters, Speculation("off", 4)).prepare(Speculation("auto", asked))
