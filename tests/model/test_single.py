@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from greenllm.core import AdapterRef, Batch, Chunk, Request, Sample, SamplingPar
 from greenllm.model.options import LoadOptions
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
+from greenllm.runner.openvino.single import SingleDecoders
 from greenllm.runner.threads import ThreadPlan
 
 VOCABULARY = 96
@@ -150,3 +154,31 @@ def test_an_early_exit_beside_an_adapter_is_checked_with_it(fixed: OpenVinoRunne
     chunk.seq.request = replace(chunk.seq.request, adapter=AdapterRef("a", "digest"))
     drafter.draft([chunk], whole=True)
     assert drafter._checked is None
+
+
+class SlowFactory:
+    """Compiles nothing, and not before it is told to."""
+
+    is_small = True
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def compile_graph(self, build: Any, threads: int) -> object:
+        self.begun.set()
+        assert self.go.wait(10)
+        return object()
+
+
+def test_two_that_are_prepared_at_once_are_both_kept() -> None:
+    factory = SlowFactory()
+    single = SingleDecoders(cast(Any, factory), cast(Any, None), ThreadPlan.fixed(1))
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(single.prepare, 5)]
+        assert factory.begun.wait(10)
+        jobs.append(pool.submit(single.prepare, 9))
+        time.sleep(0.05)  # until the second waits for the first
+        factory.go.set()
+        for job in jobs:
+            job.result(10)
+    assert {number for number, _ in single._decoders} == {5, 9}

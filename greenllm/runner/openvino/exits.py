@@ -46,20 +46,21 @@ class Exits:
     def prepare(self, layer: int) -> None:
         """Compile an exit's graphs; callable from any thread."""
         singles = (False, True) if self._factory.is_small else (False,)
-        wanted = {
-            _Graph(layer, threads, steps, single)
-            for threads in self._plan.threads
-            for steps in (1, EXIT_RUN)
-            for single in singles
-        }
         with self._lock:
+            wanted = {
+                _Graph(layer, threads, steps, single)
+                for threads in self._plan.threads
+                for steps in (1, EXIT_RUN)
+                for single in singles
+            }
             for graph in wanted - set(self._decoders):
                 self._decoders = {**self._decoders, graph: self._compile(graph)}
 
     def use_threads(self, plan: ThreadPlan) -> None:
         """Drop what the plan does not need; what it needs is compiled when it is."""
-        self._plan = plan
-        self._decoders = {g: d for g, d in self._decoders.items() if g.threads in plan.threads}
+        with self._lock:
+            self._plan = plan
+            self._decoders = {g: d for g, d in self._decoders.items() if g.threads in plan.threads}
 
     def _compile(self, graph: _Graph) -> Decoder:
         sizes = one_sequence(1, 1) if graph.is_single else ANY

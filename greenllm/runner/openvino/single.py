@@ -44,26 +44,24 @@ class SingleDecoders:
     def prepare(self, *num_tokens: int) -> None:
         """Compile the graphs of so many tokens; callable from any thread."""
         if self._factory.is_small:
-            self._compile({*self._numbers, *num_tokens}, self._plan)
+            with self._lock:
+                self._compile(num_tokens)
 
     def use_threads(self, plan: ThreadPlan) -> None:
         """Compile what the plan needs, drop what it does not."""
-        self._compile(self._numbers, plan)
-
-    @property
-    def _numbers(self) -> set[int]:
-        return {number for number, _ in self._decoders}
-
-    def _compile(self, numbers: Iterable[int], plan: ThreadPlan) -> None:
         with self._lock:
             self._plan = plan
-            wanted = {(number, plan.threads_for(number)) for number in numbers}
-            for number, threads in wanted - set(self._decoders):
-                sizes = one_sequence(number, number)
-                build = partial(build_graph, options=PLAIN, sizes=sizes)
-                decoder = self._factory.compile_graph(build, threads)
-                self._decoders = {**self._decoders, (number, threads): decoder}
-            self._decoders = {key: self._decoders[key] for key in wanted}
+            self._compile(())
+
+    def _compile(self, more: Iterable[int]) -> None:
+        """What there is and more, for the present plan; the lock is held."""
+        numbers = {number for number, _ in self._decoders} | set(more)
+        wanted = {(number, self._plan.threads_for(number)) for number in numbers}
+        for number, threads in wanted - set(self._decoders):
+            build = partial(build_graph, options=PLAIN, sizes=one_sequence(number, number))
+            decoder = self._factory.compile_graph(build, threads)
+            self._decoders = {**self._decoders, (number, threads): decoder}
+        self._decoders = {key: self._decoders[key] for key in wanted}
 
     def logits(self, chunk: Chunk, rows: range) -> NDArray[Any] | None:
         """Logits of some of a chunk's tokens, valid until the next step; None where none fits."""
