@@ -107,6 +107,7 @@ class Speculator:
         promising = [method for method in drafters if method not in self.hopeless]
         self._controller = Controller(arms(promising, default.num_tokens))
         self._batch_size = 0
+        self._cheapest: Speculation | None = None
 
     @property
     def methods(self) -> tuple[SpeculativeMethod, ...]:
@@ -158,7 +159,9 @@ class Speculator:
         asked = seq.request.speculation or self.default
         if asked.method != "auto":
             return asked
-        found = self._controller.choose(self._batch_size)
+        found = self._cheapest
+        if found is None:
+            found = self._cheapest = self._controller.choose(self._batch_size)
         if asked.num_tokens >= self.default.num_tokens:
             return found
         return replace(found, num_tokens=min(found.num_tokens, asked.num_tokens))
@@ -166,31 +169,31 @@ class Speculator:
     def begin(self, batch_size: int) -> None:
         """Say how many sequences the next step is likely to run."""
         self._batch_size = batch_size
+        self._cheapest = None
 
     def learn(self, batch: Batch, samples: Sequence[Sample], duration_s: float) -> None:
         """Take what a step cost, where all it did was decode sequences on `auto`, unlimited."""
         if not all(map(self._teaches, batch.chunks)):
             self._controller.skip(self._batch_size)
             return
-        drafted = [
-            (chunk, found)
-            for chunk, found in zip(batch.chunks, samples, strict=True)
-            if chunk.draft
-        ]
-        step = StepCost(
-            duration_s,
-            num_tokens=sum(len(found.token_ids) for found in samples),
-            num_drafted=sum(len(chunk.draft) for chunk, _ in drafted),
-            num_accepted=sum(max(0, len(found.token_ids) - 1) for _, found in drafted),
-        )
+        num_tokens = num_drafted = num_accepted = 0
+        for chunk, sample in zip(batch.chunks, samples, strict=True):
+            found = len(sample.token_ids)
+            num_tokens += found
+            if chunk.draft:
+                num_drafted += len(chunk.draft)
+                num_accepted += max(0, found - 1)
+        step = StepCost(duration_s, num_tokens, num_drafted, num_accepted)
         self._controller.learn(self._batch_size, step)
 
     def _teaches(self, chunk: Chunk) -> bool:
         """Whether what a chunk costs is what `auto` chose for it."""
-        asked = chunk.seq.request.speculation or self.default
-        is_free = asked.method == "auto" and asked.num_tokens >= self.default.num_tokens
-        is_exact = chunk.seq.request.approximation is None
-        return is_free and is_exact and chunk.samples and chunk.phase == "decode"
+        request = chunk.seq.request
+        asked = request.speculation or self.default
+        if asked.method != "auto" or request.approximation is not None:
+            return False
+        is_free = asked.num_tokens >= self.default.num_tokens
+        return is_free and chunk.samples and chunk.phase == "decode"
 
     def arms(self) -> dict[int, list[Arm]]:
         """What `auto` has seen, by size of batch; see `Controller.state`."""

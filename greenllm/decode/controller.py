@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from greenllm.core import Speculation
 
@@ -30,6 +31,8 @@ _KEEP = 0.98
 # What an arm cost when it was last used weighs as much as so many steps when it is tried again.
 _RECALLED = 12
 _FAR_OFF = 1.08
+# Whether a trial is due is looked at once in so many steps.
+_LOOK_EVERY = 4
 
 
 def bucket_of(batch_size: int) -> int:
@@ -37,9 +40,8 @@ def bucket_of(batch_size: int) -> int:
     return 1 << (max(1, batch_size).bit_length() - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """What one step of decoding took and gave."""
+class StepCost(NamedTuple):
+    """What one step of decoding took and gave; made at every step, so cheap to make."""
 
     duration_s: float
     num_tokens: int
@@ -75,12 +77,12 @@ class Arm:
 
     def learn(self, step: StepCost) -> None:
         """Take one step into the means."""
-        keep = min(_KEEP, self.num_steps / (self.num_steps + 1))
         self.num_steps += 1
-        self.mean_s += (1 - keep) * (step.duration_s - self.mean_s)
-        self.mean_tokens += (1 - keep) * (step.num_tokens - self.mean_tokens)
-        self.mean_drafted += (1 - keep) * (step.num_drafted - self.mean_drafted)
-        self.mean_accepted += (1 - keep) * (step.num_accepted - self.mean_accepted)
+        share = max(1 - _KEEP, 1 / self.num_steps)
+        self.mean_s += share * (step.duration_s - self.mean_s)
+        self.mean_tokens += share * (step.num_tokens - self.mean_tokens)
+        self.mean_drafted += share * (step.num_drafted - self.mean_drafted)
+        self.mean_accepted += share * (step.num_accepted - self.mean_accepted)
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ class Controller:
             bucket.left -= 1
             if bucket.left < 0 or _is_lost(bucket):
                 _end_trial(bucket)
-        else:
+        elif bucket.step % _LOOK_EVERY == 0:
             _begin_trial(bucket)
 
     def skip(self, batch_size: int) -> None:
