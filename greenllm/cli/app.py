@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from finetune.recipe import Recipe
 from greenllm import __version__
 from greenllm.cli.adapters import adapters
 from greenllm.cli.bench import bench
 from greenllm.cli.options import with_options
-from greenllm.config import load
+from greenllm.config import ENVIRONMENT_PREFIX, load
 from serving.config import ServeConfig
 
 DataDir = Annotated[
@@ -22,7 +23,7 @@ DataDir = Annotated[
 ]
 app = typer.Typer(
     name="greenllm",
-    help="Green LLM inference: every request comes back with its joules.",
+    help="Green LLM inference and fine-tuning: every request and adapter comes with its joules.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -35,7 +36,7 @@ app.add_typer(adapters)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Green LLM inference: every request comes back with its joules."""
+    """Green LLM inference and fine-tuning: every request and adapter comes with its joules."""
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -48,6 +49,17 @@ def serve(flags: Mapping[str, Any], config: Path | None) -> None:
     from greenllm.cli.serve import run
 
     run(load(ServeConfig, flags=flags, file=config, environment=os.environ))
+
+
+@app.command()
+@with_options(Recipe, environment=False)
+def finetune(flags: Mapping[str, Any], config: Path | None) -> None:
+    """Train an adapter (or every weight) on your examples, and print the bill in joules."""
+    from greenllm.cli.finetune import run
+
+    where = os.environ.get(ENVIRONMENT_PREFIX + "DATA_DIR")
+    given = {**flags, "data_dir": flags["data_dir"] or (Path(where) if where else None)}
+    run(load(Recipe, flags=given, file=config))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOOK_FOR_CHILDREN_EVERY_S = 1.0
+_LOOK_AT_TREE_EVERY_S = 0.05
 _BUSY_FIELDS = (0, 1, 2, 5, 6)
 
 
@@ -28,17 +29,25 @@ class CpuTimes:
 
 
 class CpuClock:
-    """Reads CPU time; `proc` is the root of procfs."""
+    """Reads CPU time; `proc` is the root of procfs.
+
+    With `tree_of`, the own time is that of another process and everything below it, by ticks.
+    """
 
     def __init__(
         self,
         proc: Path = Path("/proc"),
         *,
         own_s: Callable[[], float] = time.process_time,
+        tree_of: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._proc = proc
-        self._own_s = own_s
+        self._own_s = own_s if tree_of is None else lambda: 0.0
+        self._tree_of = tree_of
+        self._look_every_s = (
+            _LOOK_FOR_CHILDREN_EVERY_S if tree_of is None else _LOOK_AT_TREE_EVERY_S
+        )
         self._clock = clock
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
         self._children: dict[int, float] = {}
@@ -52,7 +61,7 @@ class CpuClock:
     def read(self) -> CpuTimes:
         """Read both clocks."""
         now_s = self._clock()
-        if now_s - self._looked_s >= _LOOK_FOR_CHILDREN_EVERY_S:
+        if now_s - self._looked_s >= self._look_every_s:
             self._looked_s = now_s
             self._read_children()
         own_s = self._own() - self._started[0]
@@ -74,11 +83,17 @@ class CpuClock:
 
     def _read_children(self) -> None:
         """Add what each descendant has used since the last look."""
-        for pid in self._descendants(os.getpid()):
+        for pid in self._pids():
             used_s = self._used_s(pid)
             before_s = self._children.get(pid, 0.0)
             self._children[pid] = max(used_s, before_s)
             self._children_s += max(0.0, used_s - before_s)
+
+    def _pids(self) -> list[int]:
+        """Processes whose time is read from procfs."""
+        if self._tree_of is None:
+            return self._descendants(os.getpid())
+        return [self._tree_of, *self._descendants(self._tree_of)]
 
     def _descendants(self, pid: int) -> list[int]:
         found: list[int] = []

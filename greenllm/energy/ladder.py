@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greenllm.energy.counters import FileCounterMeter, find_hwmon, find_rapl
+from greenllm.energy.cputime import CpuClock
 from greenllm.energy.hardware import read_cpu_info, vcpu_power
 from greenllm.energy.meter import CombinedMeter, Meter, NullMeter, SensorError, load_replay
 from greenllm.energy.modelled import ModelledMeter
@@ -46,19 +47,20 @@ def gpu_rungs() -> list[Rung]:
     return [try_rung("nvml", lambda: NvmlMeter(load_nvml(), visible=visible))]
 
 
-def cpu_rungs(sys: Path = Path("/sys")) -> list[Rung]:
-    """Try the CPU methods, best first."""
+def cpu_rungs(sys: Path = Path("/sys"), *, clock: CpuClock | None = None) -> list[Rung]:
+    """Try the CPU methods, best first; `clock` tells whose CPU time is the own."""
+    rapl, hwmon = "measured:rapl", "measured:hwmon"
     return [
-        try_rung("rapl", lambda: FileCounterMeter(find_rapl(sys), method="measured:rapl")),
-        try_rung("hwmon", lambda: FileCounterMeter(find_hwmon(sys), method="measured:hwmon")),
-        try_rung("modelled", modelled_meter),
+        try_rung("rapl", lambda: FileCounterMeter(find_rapl(sys), method=rapl, cpu=clock)),
+        try_rung("hwmon", lambda: FileCounterMeter(find_hwmon(sys), method=hwmon, cpu=clock)),
+        try_rung("modelled", lambda: modelled_meter(clock)),
     ]
 
 
-def modelled_meter() -> ModelledMeter:
+def modelled_meter(clock: CpuClock | None = None) -> ModelledMeter:
     """Model the CPU from its family's watts per vCPU."""
     cpu = read_cpu_info()
-    return ModelledMeter(vcpu_power(cpu), cpu.num_vcpus)
+    return ModelledMeter(vcpu_power(cpu), cpu.num_vcpus, cpu=clock)
 
 
 def choose_meter(

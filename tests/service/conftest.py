@@ -260,3 +260,17 @@ def slow_server(start_server: StartServer) -> Iterator[Server]:
     options = ("--max-num-seqs", "1", "--max-batch-tokens", "4")
     with start_server(*options, "--max-queue", "2", "--keep-alive-s", "0.05") as slow:
         yield slow
+
+
+@pytest.fixture(scope="session")
+def server_in() -> Iterator[Callable[[Path], Server]]:
+    """Starts servers on a data folder of the test's."""
+    made: list[Server] = []
+
+    def make(folder: Path) -> Server:
+        made.append(Server(folder))
+        return made[-1].start()
+
+    yield make
+    for server in made:
+        server.stop()

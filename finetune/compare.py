@@ -1,0 +1,61 @@
+"""What training every weight on the same tokens costs on this machine, to stand beside the bill.
+
+Contract: `full` trains to the end, `sample` some steps and scales by tokens, and says so. Its
+joules are a phase of their own, outside the bill. Not covered: comparing a full fine-tune.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from finetune.model import load_base, num_trained, trainable
+from finetune.phases import PhaseAccount
+from finetune.report import phase_dict
+from finetune.subject import Subject
+from finetune.trainer import make_trainer, num_steps
+from finetune.watch import Seen, Watch
+from greenllm.energy.meter import Meter
+
+SAMPLE_STEPS = 20
+
+
+def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None:
+    """Train fully and look at it; None where the recipe does not ask."""
+    kind = subject.recipe.compare
+    if kind == "none" or not seen.tokens:
+        return None
+    recipe = replace(
+        subject.recipe, method="full", learning_rate=None, eval_every=None, patience=None,
+        budget_wh=None, resume=False, name=None, output=subject.recipe.folder / "compare",
+    )  # fmt: skip
+    steps = num_steps(recipe, subject.data.train, subject.processes.count)
+    if kind == "sample":
+        steps = min(steps, SAMPLE_STEPS)
+    own = PhaseAccount(meter)
+    model = trainable(recipe, load_base(recipe, subject.place))
+    watch = Watch(own, recipe.folder / "journal.json", total_tokens=0)
+    recipe.folder.mkdir(exist_ok=True)
+    data = (subject.data.train, ())
+    trainer = make_trainer(
+        recipe, subject.place, model, subject.tokenizer, data, watch, steps, saves=False
+    )
+    trainer.train()
+    own.begin("evaluation")
+    spent = own.spent("training")
+    scale = seen.tokens / watch.seen.tokens
+    found: dict[str, Any] = {
+        "kind": "measured" if kind == "full" else f"scaled from {steps} steps",
+        "method": "full",
+        "steps": steps,
+        "tokens": watch.seen.tokens,
+        "trained_parameters": num_trained(model),
+        "training": phase_dict(spent),
+        "training_j_for_same_tokens": spent.total_j * scale if own.is_known else None,
+    }
+    if kind == "full":
+        after = subject.look(model)
+        mean = None if after is None else after.losses.mean()
+        found["validation_loss"] = mean.as_dict() if mean else None
+        found["exact_match"] = after.matches.as_dict() if after and after.matches else None
+    return found

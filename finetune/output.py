@@ -1,0 +1,75 @@
+"""The folder a run leaves behind: adapter or model, report, plot, card; and what may be there.
+
+Contract: a folder with somebody else's files is refused; a finished run is not overwritten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoints import (
+    SavingError,
+    complete,
+    read_json,
+    remove_incomplete,
+    write_json,
+)
+from finetune.recipe import Recipe
+from greenllm.config import ConfigError
+
+REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
+JOURNAL = "journal.json"
+CHECKPOINTS = "checkpoints"
+
+
+def open_folder(recipe: Recipe) -> Path | None:
+    """Make the folder; returns the checkpoint to go on from.
+
+    Raises:
+        ConfigError: there is something in it already, or nothing to resume from.
+    """
+    folder = recipe.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: {error.strerror or error}") from error
+    if not recipe.resume:
+        if found:
+            raise ConfigError(
+                f"--output {folder} holds {found[0]} already: --resume goes on with an unfinished"
+                " run, or name another folder"
+            )
+        return None
+    if (read_json(folder / REPORT) or {}).get("status") == "completed":
+        raise ConfigError(f"--resume: the run in {folder} is complete; see its {REPORT}")
+    remove_incomplete(folder / CHECKPOINTS)
+    checkpoints = complete(folder / CHECKPOINTS)
+    if not checkpoints:
+        raise ConfigError(f"--resume: {folder} holds no complete checkpoint; run without --resume")
+    return checkpoints[-1]
+
+
+def save_weights(recipe: Recipe, model: Any, tokenizer: Any) -> int:
+    """Write what was trained; returns its size in bytes.
+
+    Raises:
+        SavingError: it cannot be written.
+    """
+    folder = recipe.folder
+    try:
+        model.save_pretrained(folder, safe_serialization=True)
+        if recipe.is_adapter:
+            _name_base(folder / "adapter_config.json", recipe.model)
+        else:
+            tokenizer.save_pretrained(folder)
+    except Exception as error:
+        raise SavingError(f"cannot write {folder}: {error}; its checkpoints are whole") from error
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _name_base(path: Path, name: str) -> None:
+    """The adapter names its base as people ask for it, not by a path of this machine."""
+    found = read_json(path) or {}
+    write_json(path, {**found, "base_model_name_or_path": name})

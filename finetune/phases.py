@@ -1,0 +1,134 @@
+"""The joules of a run by phase, from the meter's cumulative counters.
+
+Contract: phases follow each other without a gap, and what they are given adds up to what the meter
+counted: active (this run's share of everything above idle), idle (what the machine draws anyway),
+foreign (other processes). A sensor that fails makes every figure unknown from then on: a sum with
+a hole in it is not a sum. Not covered: attribution to examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from greenllm.energy.meter import Meter, Reading, SensorError
+from greenllm.energy.window import IdlePower, take_apart
+
+Phase = Literal["data", "loading", "training", "evaluation", "saving", "lost", "trials", "compare"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Joules and seconds of one phase; `domains_j` splits active and idle together."""
+
+    active_j: float = 0.0
+    idle_j: float = 0.0
+    foreign_j: float = 0.0
+    duration_s: float = 0.0
+    domains_j: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total_j(self) -> float:
+        """What the run is billed for."""
+        return self.active_j + self.idle_j
+
+    def plus(self, other: Energy) -> Energy:
+        """Both together."""
+        return self._with(other, 1.0)
+
+    def minus(self, other: Energy) -> Energy:
+        """What is more than another."""
+        return self._with(other, -1.0)
+
+    def _with(self, other: Energy, sign: float) -> Energy:
+        names = {**self.domains_j, **other.domains_j}
+        return Energy(
+            self.active_j + sign * other.active_j,
+            self.idle_j + sign * other.idle_j,
+            self.foreign_j + sign * other.foreign_j,
+            self.duration_s + sign * other.duration_s,
+            {n: self.domains_j.get(n, 0.0) + sign * other.domains_j.get(n, 0.0) for n in names},
+        )
+
+
+class PhaseAccount:
+    """Books what the meter counts to the phase that is going on."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._idle = IdlePower(meter.idle_w)
+        self._phase: Phase = "loading"
+        self._spent: dict[Phase, Energy] = {}
+        self._last: Reading | None = meter.read()
+        self.error: str | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What is going on."""
+        return self._phase
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Book to a phase, then to the one before again."""
+        before = self._phase
+        self.begin(phase)
+        try:
+            yield
+        finally:
+            self.begin(before)
+
+    def begin(self, phase: Phase) -> None:
+        """Close the books of one phase and open those of another."""
+        self.read()
+        self._phase = phase
+
+    def read(self) -> None:
+        """Book what was counted since the last time."""
+        if self._last is None:
+            return
+        try:
+            now = self.meter.read()
+        except SensorError as error:
+            self.give_up(str(error))
+            return
+        window = take_apart(self._last, now, self._idle.watts)
+        domains = {
+            name: window.baseline_j[name] + window.dynamic_j[name] for name in window.baseline_j
+        }
+        spent = Energy(
+            sum(window.dynamic_j.values()),
+            sum(window.baseline_j.values()),
+            window.foreign_j,
+            window.duration_s,
+            domains,
+        )
+        self.add(self._phase, spent)
+        self._last = now
+
+    def give_up(self, reason: str) -> None:
+        """From now on, nothing is known."""
+        self._last, self.error = None, self.error or reason
+
+    def add(self, phase: Phase, energy: Energy) -> None:
+        """Book what was counted elsewhere: before a restart, or by another process."""
+        self._spent[phase] = self._spent.get(phase, Energy()).plus(energy)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every joule was counted."""
+        return self._last is not None and bool(self._last.joules)
+
+    def spent(self, *phases: Phase) -> Energy:
+        """What phases have cost so far; without names, what the run is billed for."""
+        wanted = phases or tuple(phase for phase in PHASES if phase != "compare")
+        total = Energy()
+        for phase in wanted:
+            total = total.plus(self._spent.get(phase, Energy()))
+        return total
+
+    def by_phase(self) -> dict[Phase, Energy]:
+        """Every phase that took place, in order."""
+        return {phase: self._spent[phase] for phase in PHASES if phase in self._spent}

@@ -1,0 +1,184 @@
+"""How good a model is on examples it was not trained on, before and after.
+
+Loss is nats per learnt token, with a bootstrap interval over examples; exact matches are greedy
+answers that equal the wanted one, with a Wilson interval; the probe is the loss on plain text that
+training did not touch: what it gets worse there has been forgotten.
+
+Not covered: whether an answer that differs is right too.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune.encoding import Encoded
+from finetune.model import Place
+
+_RESAMPLES = 1000
+_LEVEL = 0.95
+_Z = 1.96
+_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    size: int
+
+    def as_dict(self) -> dict[str, float]:
+        """For reports."""
+        return {"value": self.value, "low": self.low, "high": self.high, "examples": self.size}
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Summed loss and learnt tokens of each example."""
+
+    sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    def mean(self) -> Estimate | None:
+        """Nats per token; None without examples."""
+        return bootstrap(self.sums, self.tokens)
+
+    def more_than(self, before: Losses) -> Estimate | None:
+        """Nats per token more than before, on the same examples."""
+        pairs = zip(self.sums, before.sums, strict=True)
+        return bootstrap([now - then for now, then in pairs], self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One look at a model; `matches` are None where nothing could be answered."""
+
+    losses: Losses
+    probe: Losses
+    matches: Estimate | None
+
+
+def bootstrap(sums: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Estimate | None:
+    """A ratio of sums, resampled by example (percentile bootstrap)."""
+    size = len(sums)
+    if not size or not sum(tokens):
+        return None
+    rng = random.Random(seed)
+    found: list[float] = []
+    for _ in range(_RESAMPLES):
+        chosen = rng.choices(range(size), k=size)
+        found.append(sum(sums[i] for i in chosen) / sum(tokens[i] for i in chosen))
+    found.sort()
+    low, high = (round(q * (_RESAMPLES - 1)) for q in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2))
+    return Estimate(sum(sums) / sum(tokens), found[low], found[high], size)
+
+
+def wilson(hits: int, size: int) -> Estimate | None:
+    """A share with Wilson's interval."""
+    if not size:
+        return None
+    share = hits / size
+    centre = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    half = _Z / (1 + _Z**2 / size) * math.sqrt(share * (1 - share) / size + (_Z / size / 2) ** 2)
+    # Rounding must not put the ends beyond what was seen: of none right, zero is the low end.
+    return Estimate(share, max(0.0, min(share, centre - half)), max(share, centre + half), size)
+
+
+@torch.no_grad()
+def losses_of(model: Any, items: Sequence[Encoded], place: Place, pad: int) -> Losses:
+    """The loss of each example, in the arithmetic of training."""
+    sums = [0.0] * len(items)
+    order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
+    for start in range(0, len(order), _ROWS):
+        chosen = order[start : start + _ROWS]
+        found = _batch(model, [items[i] for i in chosen], place, pad)
+        for i, value in zip(chosen, found, strict=True):
+            sums[i] = value
+    return Losses(tuple(sums), tuple(sum(item.learnt[1:]) for item in items))
+
+
+def _batch(model: Any, items: Sequence[Encoded], place: Place, pad: int) -> list[float]:
+    width = max(len(item.ids) for item in items)
+    ids = torch.full((len(items), width), pad)
+    weights = torch.zeros(len(items), width)
+    mask = torch.zeros(len(items), width, dtype=torch.long)
+    for row, item in enumerate(items):
+        ids[row, : len(item.ids)] = torch.tensor(item.ids)
+        weights[row, : len(item.ids)] = torch.tensor(item.learnt, dtype=torch.float32)
+        mask[row, : len(item.ids)] = 1
+    ids, weights, mask = (part.to(place.device) for part in (ids, weights, mask))
+    with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    found = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
+    rows: list[float] = (found.view(len(items), -1) * weights[:, 1:]).sum(1).tolist()
+    return rows
+
+
+@torch.no_grad()
+def matches_of(
+    model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any
+) -> Estimate | None:
+    """Answers to the last turn of each example that are exactly the wanted ones."""
+    asked = [item for item in items if item.example.form != "text" and item.prompt_ids]
+    asked.sort(key=lambda item: len(item.prompt_ids))
+    hits = 0
+    for start in range(0, len(asked), _ROWS):
+        chosen = asked[start : start + _ROWS]
+        answers = _answers(model, chosen, place, tokenizer)
+        hits += sum(
+            answer.strip() == item.example.answer.strip()
+            for answer, item in zip(answers, chosen, strict=True)
+        )
+    return wilson(hits, len(asked))
+
+
+def _answers(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any) -> list[str]:
+    width = max(len(item.prompt_ids) for item in items)
+    longest = max(len(item.ids) - len(item.prompt_ids) for item in items)
+    ids = torch.full((len(items), width), tokenizer.pad_token_id)
+    mask = torch.zeros(len(items), width, dtype=torch.long)
+    for row, item in enumerate(items):
+        ids[row, width - len(item.prompt_ids) :] = torch.tensor(item.prompt_ids)
+        mask[row, width - len(item.prompt_ids) :] = 1
+    with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+        found = model.generate(
+            input_ids=ids.to(place.device),
+            attention_mask=mask.to(place.device),
+            max_new_tokens=longest + 4,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    texts: list[str] = tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+    return texts
+
+
+def look(
+    model: Any,
+    items: Sequence[Encoded],
+    probe: Sequence[Encoded],
+    place: Place,
+    tokenizer: Any,
+    num_answers: int,
+) -> Quality:
+    """Everything about a model at one moment; its mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        return Quality(
+            losses_of(model, items, place, tokenizer.pad_token_id),
+            losses_of(model, probe, place, tokenizer.pad_token_id),
+            matches_of(model, items[:num_answers], place, tokenizer),
+        )
+    finally:
+        model.train(was_training)

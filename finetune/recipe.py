@@ -1,0 +1,188 @@
+"""Options of a fine-tune: each declared once, with its help; TOML and flags fill the same fields.
+
+Contract: a `Recipe` that exists is consistent in itself; what depends on the data or the model is
+refused later, by name. Not covered: the environment, which belongs to the server.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from greenllm.config import ConfigError, default_data_dir, flag, option
+from greenllm.model.adapter_folders import is_name
+
+Method = Literal["lora", "qlora", "dora", "rslora", "full"]
+TooLong = Literal["drop", "truncate", "refuse"]
+
+# Adapters have few, fresh parameters and take a far larger rate than weights that know something.
+_ADAPTER_RATE, _FULL_RATE = 2e-3, 2e-4
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a run depends on."""
+
+    model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    data: str | None = option(
+        None,
+        "JSONL file with messages, prompt and completion, or text; 'example'; or a hub dataset's"
+        " id.",
+    )
+    name: str | None = option(
+        None, "Name of the adapter: written to DATA_DIR/adapters/NAME, where servers find it."
+    )
+    output: Path | None = option(
+        None, "Folder to write instead: adapter or model, report and card."
+    )
+    data_dir: Path | None = option(
+        None, "Folder with `adapters` in it (env GREENLLM_DATA_DIR); default is the platform's."
+    )
+    method: Method = option(
+        "lora", "lora, qlora (base in 4 bits), dora, rslora, or full (every weight)."
+    )
+    rank: int = option(8, "Rank of the adapter.")
+    alpha: float | None = option(None, "Scale of the adapter; default is twice the rank.")
+    dropout: float = option(0.0, "Dropout before the adapter, 0 to below 1.")
+    targets: tuple[str, ...] = option(
+        ("all-linear",), "Modules that get an adapter, comma-separated, or all-linear."
+    )
+    learning_rate: float | None = option(
+        None, f"Peak rate; default is {_ADAPTER_RATE:g} for adapters, {_FULL_RATE:g} for full."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = option(
+        "cosine", "linear, cosine or constant: how the rate falls."
+    )
+    warmup_share: float = option(0.03, "Share of the steps in which the rate rises.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.")
+    epochs: float = option(3.0, "Passes over the data, unless steps or tokens are given.")
+    steps: int | None = option(None, "Optimizer steps, instead of epochs.")
+    tokens: int | None = option(None, "Tokens to train on, instead of epochs; rounded up to steps.")
+    batch_size: int = option(8, "Examples in one pass, on each device.")
+    accumulation: int = option(1, "Passes for one optimizer step.")
+    packing: bool = option(
+        False, "Several examples in one row, apart from each other; pays with flash attention."
+    )
+    max_length: int | None = option(None, "Longest example in tokens; default is the context.")
+    too_long: TooLong = option(
+        "drop", "drop, truncate or refuse: what is done with longer examples; counted."
+    )
+    template: Literal["auto", "chat", "none"] = option(
+        "auto",
+        "auto, chat or none: whether prompt and completion are put into the tokenizer's chat"
+        " template; auto does where there is one.",
+    )
+    deduplicate: bool = option(True, "Leave out examples that are there twice.")
+    validation: Path | None = option(None, "JSONL file to score on; default is a share of data.")
+    validation_share: float = option(0.1, "Share of the data held out where no file is given.")
+    eval_every: int | None = option(None, "Steps between two looks at the validation loss.")
+    patience: int | None = option(
+        None, "Stop after so many looks without a better validation loss (needs eval_every)."
+    )
+    save_every: int | None = option(None, "Steps between two checkpoints; default is a tenth.")
+    resume: bool = option(False, "Go on from the last complete checkpoint in the output folder.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "auto, float32 or bfloat16: arithmetic; auto is bfloat16 where it is faster."
+    )
+    gradient_checkpointing: bool = option(False, "Compute activations twice to save memory.")
+    seed: int = option(7, "Seed of everything random.")
+    budget_wh: float | None = option(
+        None, "Watt-hours the training may cost: stops there and keeps the best checkpoint."
+    )
+    compare: Literal["none", "full", "sample"] = option(
+        "none",
+        "none, full or sample: train every weight on the same tokens too, to compare the joules;"
+        " sample does 20 steps of it and scales.",
+    )
+    answers: int = option(64, "Validation prompts that are answered, for exact matches.")
+    probe: Path | None = option(
+        None, "Text file that training must not make worse; default is a built-in sample."
+    )
+    device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
+    threads: int | None = option(None, "CPU threads; default is torch's.")
+    meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
+    zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")
+    intensity_g_per_kwh: float | None = option(None, "Own grid intensity instead of the zone's.")
+    intensity_source: str | None = option(None, "Who says so; required with an own intensity.")
+    pue: float = option(1.0, "Power usage effectiveness of the site; enters the grams only.")
+
+    def __post_init__(self) -> None:
+        self._require_positive(
+            "rank", "alpha", "learning_rate", "epochs", "steps", "tokens", "batch_size",
+            "accumulation", "max_length", "eval_every", "patience", "save_every", "budget_wh",
+            "max_grad_norm", "threads",
+        )  # fmt: skip
+        for name in ("dropout", "warmup_share", "validation_share"):
+            value = getattr(self, name)
+            self._require(0 <= value < 1, name, "must be at least 0 and below 1")
+        self._require(self.answers >= 0, "answers", "must not be negative")
+        self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        self._require_place()
+        self._require(bool(self.targets), "targets", "must name at least one module")
+        self._require(self.steps is None or self.tokens is None, "tokens", "excludes --steps")
+        self._require(
+            self.patience is None or self.eval_every is not None, "patience", "needs --eval-every"
+        )
+        self._require(
+            _DEVICE.fullmatch(self.device) is not None,
+            "device",
+            "must be auto, cpu, cuda or cuda:N",
+        )
+        self._require(self.pue >= 1, "pue", "must be at least 1")
+        own, source = self.intensity_g_per_kwh, self.intensity_source
+        self._require(own is None or own >= 0, "intensity_g_per_kwh", "must not be negative")
+        if (own is None) != (source is None):
+            raise ConfigError("--intensity-g-per-kwh and --intensity-source go together")
+
+    def _require_place(self) -> None:
+        if (self.name is None) == (self.output is None):
+            raise ConfigError(
+                "give --name, for an adapter that servers find by it, or --output, a folder"
+            )
+        if self.name is not None:
+            self._require(self.is_adapter, "name", "is for adapters; a full model needs --output")
+            self._require(
+                is_name(self.name), "name", "must be letters, digits and . _ - (no dot first)"
+            )
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(value is None or value > 0, name, "must be greater than 0")
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the base model stays as it is."""
+        return self.method != "full"
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate, the method's default where none was given."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _ADAPTER_RATE if self.is_adapter else _FULL_RATE
+
+    @property
+    def scale(self) -> float:
+        """Alpha of the adapter."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        if self.output is not None:
+            return self.output
+        return (self.data_dir or default_data_dir()) / "adapters" / (self.name or "")
+
+    @property
+    def is_in_data_dir(self) -> bool:
+        """Whether servers find the result by its name."""
+        return self.output is None

@@ -1,0 +1,202 @@
+"""The bill of a run as `green_report.json`: what was done, what it cost, what it is worth.
+
+Contract: six measures (running time, model size, FLOPs, power, energy, carbon), energy by phase,
+quality before and after, and the comparator; unknown is null. FLOPs are counted from parameters
+and tokens: 6 N a token where every weight is trained, 4 N where the base is frozen (no gradients
+of its weights), as in Kaplan et al., arXiv:2001.08361; attention is left out.
+
+Not covered: what was spent before this run, on the base model or on trials by hand.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from finetune.data import Data
+from finetune.phases import Energy, PhaseAccount
+from finetune.quality import Estimate, Quality
+from finetune.recipe import Recipe
+from finetune.watch import Watch
+from greenllm.energy.carbon import EmbodiedModel, operational_g, sci_g_per_1k_tokens
+from greenllm.energy.grid import Intensity
+from greenllm.energy.units import joules_to_kwh
+
+SCHEMA = 1
+_PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Parameters of the base, those that were trained, and bytes of what was written."""
+
+    parameters: int
+    trained: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """How joules become grams."""
+
+    intensity: Intensity
+    pue: float
+    embodied: EmbodiedModel | None
+
+    def of(self, energy: Energy) -> dict[str, float | None]:
+        """Operational and embodied grams of some energy."""
+        operational = operational_g(energy.total_j, self.pue, self.intensity.g_per_kwh)
+        embodied = self.embodied.grams(energy.duration_s) if self.embodied else None
+        total = None if embodied is None else operational + embodied
+        return {"operational_g": operational, "embodied_g": embodied, "total_g": total}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    status: str
+    reason: str | None
+    before: Quality
+    after: Quality
+    comparator: Mapping[str, Any] | None
+
+
+def build(
+    recipe: Recipe,
+    identity: Mapping[str, Any],
+    data: Data,
+    sizes: Sizes,
+    watch: Watch,
+    outcome: Outcome,
+    grams: Grams,
+) -> dict[str, Any]:
+    """The whole report."""
+    account, seen = watch.account, watch.seen
+    spent = account.spent()
+    known = account.is_known
+    flops = (4 if recipe.is_adapter else 6) * sizes.parameters * seen.tokens
+    carbon = grams.of(spent) if known else dict.fromkeys(("operational_g", "embodied_g", "total_g"))
+    return {
+        "schema": SCHEMA,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "identity": dict(identity),
+        "recipe": _plain(asdict(recipe)),
+        "data": {"digest": data.digest, **data.counts.as_dict()},
+        "training": {
+            "steps": seen.steps,
+            "tokens": seen.tokens,
+            "padding_tokens": seen.padding,
+            "learnt_tokens": seen.learnt,
+            "losses": watch.losses,
+            "validation_losses": watch.scores,
+        },
+        "measures": {
+            "running_time_s": spent.duration_s,
+            "model": asdict(sizes),
+            "flops": {"value": flops, "method": "counted: parameters and tokens, no attention"},
+            "power_w": spent.total_j / spent.duration_s if known and spent.duration_s else None,
+            "energy": _energy(account, seen.tokens),
+            "carbon": {
+                **carbon,
+                "g_per_1k_training_tokens": _sci(carbon, seen.tokens) if known else None,
+                "intensity_g_per_kwh": grams.intensity.g_per_kwh,
+                "intensity_zone": grams.intensity.zone,
+                "intensity_source": grams.intensity.source,
+                "intensity_year": grams.intensity.year,
+                "pue": grams.pue,
+            },
+        },
+        "prediction": _prediction(watch),
+        "quality": _quality(outcome),
+        "comparator": outcome.comparator or {"kind": "not measured"},
+    }
+
+
+def _energy(account: PhaseAccount, tokens: int) -> dict[str, Any]:
+    meter, spent = account.meter, account.spent()
+    total_j = spent.total_j if account.is_known else None
+    training_j = account.spent("training").total_j if account.is_known else None
+    return {
+        "total_j": total_j,
+        "total_kwh": None if total_j is None else joules_to_kwh(total_j),
+        "joules_per_training_token": training_j / tokens if training_j and tokens else None,
+        "by_phase": {
+            phase: phase_dict(energy) if account.is_known else None
+            for phase, energy in account.by_phase().items()
+        },
+        "method": meter.method,
+        "measured": meter.measured,
+        "uncertainty": meter.uncertainty if account.is_known else None,
+        "error": account.error,
+    }
+
+
+def phase_dict(energy: Energy) -> dict[str, Any]:
+    """One phase for the report."""
+    return {
+        "total_j": energy.total_j,
+        "active_j": energy.active_j,
+        "idle_j": energy.idle_j,
+        "foreign_j": energy.foreign_j,
+        "duration_s": energy.duration_s,
+        "domains_j": dict(energy.domains_j),
+    }
+
+
+def _sci(carbon: Mapping[str, float | None], tokens: int) -> float | None:
+    return sci_g_per_1k_tokens(carbon["operational_g"] or 0.0, carbon["embodied_g"], tokens)
+
+
+def _prediction(watch: Watch) -> dict[str, Any] | None:
+    predicted = watch.predicted_j
+    if predicted is None or not watch.account.is_known:
+        return None
+    actual = watch.account.spent().total_j
+    return {"predicted_j": predicted, "actual_j": actual, "ratio": predicted / actual}
+
+
+def _quality(outcome: Outcome) -> dict[str, Any]:
+    before, after = outcome.before, outcome.after
+    return {
+        "validation_loss": _pair(before.losses.mean(), after.losses.mean()),
+        "validation_loss_change": _dict(after.losses.more_than(before.losses)),
+        "exact_match": _pair(before.matches, after.matches),
+        "probe_loss": _pair(before.probe.mean(), after.probe.mean()),
+        "probe_loss_change": _dict(after.probe.more_than(before.probe)),
+    }
+
+
+def _pair(before: Estimate | None, after: Estimate | None) -> dict[str, Any]:
+    return {"before": _dict(before), "after": _dict(after)}
+
+
+def _dict(found: Estimate | None) -> dict[str, float] | None:
+    return None if found is None else found.as_dict()
+
+
+def identity_of(recipe: Recipe, base_digest: str, began: str) -> dict[str, Any]:
+    """What exactly was run, and on what."""
+    return {
+        "command": " ".join(["greenllm", *sys.argv[1:]]),
+        "began": began,
+        "base": recipe.model,
+        "base_digest": base_digest,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if hasattr(value, "__fspath__") else value

@@ -1,0 +1,41 @@
+"""What is trained, on what, and how it is looked at. Not covered: the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune import quality
+from finetune.data import Data
+from finetune.encoding import Encoded
+from finetune.model import Place
+from finetune.processes import Processes
+from finetune.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is trained, on what, and how it is looked at."""
+
+    recipe: Recipe
+    place: Place
+    tokenizer: Any
+    data: Data
+    probe: Sequence[Encoded]
+    processes: Processes
+
+    def look(self, model: Any) -> quality.Quality | None:
+        """Quality now; None in all processes but the main one, which wait."""
+        found = self._look(model) if self.processes.is_main else None
+        self.processes.wait()
+        return found
+
+    def _look(self, model: Any) -> quality.Quality:
+        items, answers = self.data.validation, self.recipe.answers
+        return quality.look(model, items, self.probe, self.place, self.tokenizer, answers)
+
+    def total_tokens(self, steps: int) -> int:
+        """Tokens that so many steps are going to see, by the mean."""
+        rows = steps * self.recipe.batch_size * self.recipe.accumulation * self.processes.count
+        return round(rows * self.data.counts.train_tokens / self.data.counts.train)

@@ -1,0 +1,162 @@
+"""`greenllm finetune`: check, train with a progress bar, write the report and say where."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from finetune.phases import PhaseAccount
+from finetune.recipe import Recipe
+from finetune.text import joules
+from greenllm.config import ConfigError
+from greenllm.core import GreenllmError
+from greenllm.energy.carbon import EmbodiedModel
+from greenllm.energy.cputime import CpuClock
+from greenllm.energy.grid import CustomIntensity, IntensityTable, UnknownZoneError
+from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meter import Meter, NullMeter, SensorError
+
+console = Console(stderr=True, highlight=False, emoji=False)
+
+
+def run(recipe: Recipe) -> None:
+    """Train and report.
+
+    Raises:
+        GreenllmError: the run could not start, or could not go on.
+    """
+    folder = recipe.folder
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    logging.basicConfig(level="WARNING", format="%(message)s")
+    logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a kernel nobody asked for
+    processes = importlib.import_module("finetune.processes").launched()
+    console.quiet = not processes.is_main
+    account = PhaseAccount(_meter(recipe, processes.count) if processes.is_main else unmetered())
+    intensity, embodied = _carbon(recipe), _embodied(recipe)
+    with console.status("importing torch and TRL"):
+        run_module = importlib.import_module("finetune.run")
+        report = importlib.import_module("finetune.report")
+    grams = report.Grams(intensity, recipe.pue, embodied)
+    with _bar() as bar:
+        found = run_module.run(recipe, account, grams, _shown(bar), _say)
+    if found is None:
+        return
+    run_module.write_pages(folder, found)
+    _sum_up(recipe, found)
+    if found["status"] == "failed":
+        raise GreenllmError(found["reason"])
+
+
+def unmetered() -> Meter:
+    """For processes that leave metering to the main one."""
+    return NullMeter(time.monotonic)
+
+
+def _meter(recipe: Recipe, num_processes: int) -> Meter:
+    # Siblings are below the launcher: their CPU time is the run's too.
+    clock = CpuClock(tree_of=os.getppid()) if num_processes > 1 else None
+    gpu = gpu_rungs if recipe.device != "cpu" else list
+    try:
+        meter = choose_meter(recipe.meter, gpu=gpu, cpu=lambda: cpu_rungs(clock=clock))
+        meter.read()
+    except SensorError as error:
+        raise ConfigError(f"--meter {recipe.meter}: {error}") from error
+    return meter
+
+
+def _carbon(recipe: Recipe) -> Any:
+    if recipe.intensity_g_per_kwh is not None:
+        own = CustomIntensity(recipe.intensity_g_per_kwh, recipe.intensity_source or "")
+        return own.intensity(0.0)
+    try:
+        return IntensityTable.load().lookup(recipe.zone)
+    except UnknownZoneError as error:
+        raise ConfigError(f"--zone {recipe.zone}: {error}") from error
+
+
+def _embodied(recipe: Recipe) -> EmbodiedModel | None:
+    """Known for CPUs only; with a GPU the figure would be far too low."""
+    import torch
+
+    on_gpu = recipe.device.startswith("cuda") or (
+        recipe.device == "auto" and torch.cuda.is_available()
+    )
+    return None if on_gpu else EmbodiedModel.per_vcpu(read_cpu_info().num_vcpus)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _shown(bar: Progress) -> Any:
+    """Shows each look on the bar; without a terminal one line for every tenth."""
+    task = bar.add_task("training", total=None, figures="")
+    said = -1
+
+    def show(now: Any) -> None:
+        nonlocal said
+        figures = _figures(now)
+        bar.update(task, total=now.num_steps, completed=now.seen.steps, figures=figures)
+        tenth = 10 * now.seen.steps // max(1, now.num_steps)
+        if not console.is_terminal and tenth != said:
+            said = tenth
+            _say(f"step {now.seen.steps}/{now.num_steps}: {figures}")
+
+    return show
+
+
+def _figures(now: Any) -> str:
+    parts = [
+        "" if now.loss is None else f"loss {now.loss:.3f}",
+        f"{now.tokens_per_s:,.0f} tok/s",
+        f"{now.watts:.1f} W",
+        joules(now.spent_j),
+        "" if now.predicted_j is None else f"of about {joules(now.predicted_j)}",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def _sum_up(recipe: Recipe, found: dict[str, Any]) -> None:
+    energy, quality = found["measures"]["energy"], found["quality"]
+    how = "measured" if energy["measured"] else "modelled"
+    _say(f"{found['status']}: {joules(energy['total_j'])} ({how})")
+    for name, label in (("validation_loss", "validation loss"), ("exact_match", "exact matches")):
+        before, after = quality[name]["before"], quality[name]["after"]
+        if before and after:
+            _say(f"{label}: {before['value']:.3f} before, {after['value']:.3f} after")
+    _say(f"report: {recipe.folder / 'green_report.md'}")
+    if found["status"] != "failed":
+        _say(f"\n{next_step(recipe)}")
+
+
+def next_step(recipe: Recipe) -> str:
+    """How to use what was trained."""
+    folder = recipe.folder
+    if not recipe.is_adapter:
+        return f"Serve it: greenllm serve {folder}"
+    if recipe.method == "dora":
+        merge = f"greenllm adapters merge {folder} --model {recipe.model} --output FOLDER"
+        return f"The server takes DoRA merged into its base: {merge}"
+    if recipe.is_in_data_dir:
+        return f"Serve it: greenllm serve {recipe.model}, and ask for the model {recipe.name!r}"
+    return f"Let servers find it by a name: greenllm adapters add NAME {folder}"

@@ -1,0 +1,263 @@
+"""Fine-tuning a tiny model for real: every method, resuming, stopping, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from finetune import run as finetune_run
+from finetune.checkpoints import complete
+from finetune.household import household_rows
+from finetune.output import JOURNAL
+from finetune.phases import PhaseAccount
+from finetune.recipe import Recipe
+from finetune.report import Grams
+from finetune.watch import Progress
+from greenllm.config import ConfigError
+from greenllm.core import GreenllmError
+from greenllm.energy.grid import IntensityTable
+from greenllm.energy.ladder import modelled_meter
+from greenllm.energy.meter import Meter, Reading, ReplayMeter
+from greenllm.model.options import BUNDLED_PATH
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 140 thousand parameters with the bundled tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+        tie_word_embeddings=True, eos_token_id=2, pad_token_id=3, bos_token_id=None,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED_PATH / name, folder / name)
+    return folder
+
+
+def train(
+    tiny: Path,
+    output: Path,
+    *,
+    meter: Meter | None = None,
+    show: Callable[[Progress], None] = lambda progress: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """A run on the example data; the report as it was written."""
+    given = {"steps": STEPS, "batch_size": 4, "answers": 0, "threads": 1, "device": "cpu",
+             "data": "example"}  # fmt: skip
+    recipe = Recipe(model=str(tiny), output=output, **{**given, **options})
+    grams = Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
+    account = PhaseAccount(meter or modelled_meter())
+    found = finetune_run.run(recipe, account, grams, show, lambda text: None)
+    assert found is not None
+    written: dict[str, Any] = json.loads((output / "green_report.json").read_text())
+    assert written == json.loads(json.dumps(found))
+    return written
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.glob("*.safetensors")
+    found: dict[str, torch.Tensor] = load_file(path)
+    return found
+
+
+def equal(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "rslora", "qlora", "full"])
+def test_every_method_learns_and_leaves_a_bill(tiny: Path, tmp_path: Path, method: str) -> None:
+    report = train(tiny, tmp_path / "out", method=method, answers=4)
+    change = report["quality"]["validation_loss_change"]
+    assert change["high"] < -0.1, "the validation loss fell, whichever examples there are"
+    energy = report["measures"]["energy"]
+    phases = energy["by_phase"]
+    assert {"data", "loading", "training", "evaluation", "saving"} <= phases.keys()
+    billed = sum(found["total_j"] for name, found in phases.items() if name != "compare")
+    assert energy["total_j"] == pytest.approx(billed)
+    assert energy["total_j"] > phases["training"]["total_j"] > 0
+    assert report["status"] == "completed"
+    assert report["training"]["steps"] == STEPS
+    assert report["quality"]["exact_match"]["after"]["examples"] == 4
+    size = report["measures"]["model"]
+    assert (size["trained"] < size["parameters"] / 2) == (method != "full")
+    assert size["output_bytes"] > 0
+
+
+def test_a_crashed_run_goes_on_to_the_same_weights(tiny: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"dropout": 0.2, "save_every": 6}
+    whole = train(tiny, tmp_path / "whole", **options)
+
+    def crash(now: Progress) -> None:
+        if now.seen.steps == 15:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tiny, tmp_path / "broken", show=crash, **options)
+    assert not (tmp_path / "broken" / "adapter_model.safetensors").exists()
+    resumed = train(tiny, tmp_path / "broken", resume=True, **options)
+    assert equal(tmp_path / "whole", tmp_path / "broken")
+    assert resumed["training"]["losses"] == whole["training"]["losses"]
+    assert resumed["training"]["tokens"] == whole["training"]["tokens"]
+    assert resumed["measures"]["energy"]["by_phase"]["lost"]["total_j"] > 0
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    def crash(now: Progress) -> None:
+        if now.seen.steps == 15:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError):
+        train(tiny, output, show=crash, save_every=6)
+    shutil.copytree(output / "checkpoints/checkpoint-6", output / "checkpoints/checkpoint-14")
+    (output / "checkpoints/checkpoint-14/greenllm.json").unlink()
+    (output / "checkpoints/checkpoint-14/optimizer.pt").write_bytes(b"half")
+    train(tiny, output, resume=True, save_every=6)
+    train(tiny, tmp_path / "whole", save_every=6)
+    assert equal(tmp_path / "whole", output)
+
+
+def test_an_interrupted_run_says_so_and_can_go_on(tiny: Path, tmp_path: Path) -> None:
+    import os
+    import signal
+
+    def interrupt(now: Progress) -> None:
+        if now.seen.steps == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    report = train(tiny, tmp_path / "out", show=interrupt)
+    assert (report["status"], report["reason"]) == ("stopped", "interrupt")
+    assert report["training"]["steps"] <= 11
+    assert complete(tmp_path / "out" / "checkpoints")
+    resumed = train(tiny, tmp_path / "out", resume=True)
+    train(tiny, tmp_path / "whole")
+    assert resumed["status"] == "completed"
+    assert equal(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_budget_stops_the_run_before_it_is_spent(tiny: Path, tmp_path: Path) -> None:
+    whole = train(tiny, tmp_path / "whole", steps=60)["measures"]["energy"]
+    spent_j = whole["total_j"] - whole["by_phase"]["training"]["total_j"] / 2
+    report = train(tiny, tmp_path / "out", steps=60, budget_wh=spent_j / 3600)
+    assert (report["status"], report["reason"]) == ("stopped", "budget")
+    assert 0 < report["training"]["steps"] < 60
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_rate_that_ruins_the_weights_ends_with_the_last_good_ones(
+    tiny: Path, tmp_path: Path
+) -> None:
+    report = train(tiny, tmp_path / "out", learning_rate=1e30, warmup_share=0.0)
+    assert report["status"] == "failed"
+    assert "--learning-rate" in report["reason"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "out").values())
+
+
+def test_early_stopping_keeps_the_best(tiny: Path, tmp_path: Path) -> None:
+    report = train(
+        tiny, tmp_path / "out", steps=60, eval_every=5, patience=2, learning_rate=1.0,
+        schedule="constant", validation_share=0.05,
+    )  # fmt: skip
+    scores = dict(report["training"]["validation_losses"])
+    assert report["training"]["steps"] < 60
+    kept = report["quality"]["validation_loss"]["after"]["value"]
+    assert kept == pytest.approx(min(scores.values()), rel=0.02)
+
+
+def test_the_same_tokens_in_full_stand_beside_the_bill(tiny: Path, tmp_path: Path) -> None:
+    report = train(tiny, tmp_path / "out", compare="full")
+    comparator = report["comparator"]
+    assert (comparator["kind"], comparator["steps"]) == ("measured", STEPS)
+    assert comparator["tokens"] == report["training"]["tokens"]
+    assert comparator["training_j_for_same_tokens"] > 0
+    assert "compare" in report["measures"]["energy"]["by_phase"]
+    sample = train(tiny, tmp_path / "sample", compare="sample", steps=40)["comparator"]
+    assert sample["kind"] == "scaled from 20 steps"
+    ratio = sample["training_j_for_same_tokens"] / sample["training"]["total_j"]
+    assert 1.5 < ratio < 2.5
+
+
+def test_packed_examples_do_not_see_each_other(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(map(json.dumps, household_rows()[:16])))
+    options: dict[str, Any] = {
+        "data": str(data), "steps": 1, "learning_rate": 1e-9, "batch_size": 16,
+        "validation_share": 0.0,
+    }  # fmt: skip
+    apart = train(tiny, tmp_path / "apart", dtype="float32", **options)["training"]
+    packed = train(tiny, tmp_path / "packed", dtype="float32", packing=True, **options)["training"]
+    assert packed["tokens"] == apart["tokens"]
+    assert packed["padding_tokens"] < apart["padding_tokens"]
+    assert packed["losses"][0][1] == pytest.approx(apart["losses"][0][1], rel=1e-5)
+
+
+def test_a_sensor_that_fails_leaves_unknown_joules_and_a_model(tiny: Path, tmp_path: Path) -> None:
+    readings = [Reading(i, {"cpu": 5.0 * i}) for i in range(8)]
+    report = train(tiny, tmp_path / "out", meter=ReplayMeter([*readings, None]))
+    energy = report["measures"]["energy"]
+    assert energy["total_j"] is None
+    assert "failure" in energy["error"]
+    assert report["measures"]["carbon"]["total_g"] is None
+    assert all(found is None for found in energy["by_phase"].values())
+    assert report["status"] == "completed"
+
+
+def test_targets_the_model_does_not_have_are_named(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--targets wq: .* has no such"):
+        train(tiny, tmp_path / "out", targets=("q_proj", "wq"))
+
+
+def test_a_folder_with_something_in_it_is_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds notes\.txt already"):
+        train(tiny, tmp_path)
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        train(tiny, tmp_path, resume=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_complete_run_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "out", steps=4)
+    with pytest.raises(ConfigError, match="is complete"):
+        train(tiny, tmp_path / "out", steps=4, resume=True)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+
+    def fill(now: Progress) -> None:
+        if now.seen.steps == 8:
+            monkeypatch.setattr(torch, "save", _no_space)
+
+    with pytest.raises(GreenllmError, match=r"checkpoint-12.*No space left.*--resume"):
+        train(tiny, output, show=fill, save_every=6)
+    assert [path.name for path in complete(output / "checkpoints")] == ["checkpoint-6"]
+    assert not (output / "checkpoints" / "checkpoint-12").exists()
+    assert (output / JOURNAL).exists()
+    monkeypatch.undo()
+    train(tiny, output, resume=True, save_every=6)
+    train(tiny, tmp_path / "whole", save_every=6)
+    assert equal(tmp_path / "whole", output)
+
+
+def _no_space(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
