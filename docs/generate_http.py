@@ -22,12 +22,18 @@ from greenllm.core import Receipt, Speculation
 from greenllm.decode.controller import Arm
 from greenllm.energy.account import Label, Totals
 from greenllm.engine import Stats
-from serving import adapters, generation, routes
+from serving import adapters, files, fine_tuning, generation, routes
 from serving.app import create_app
 from serving.energy import energy_headers, energy_object, link_headers, receipt_object
 from serving.metrics import Metrics
 
-ROUTERS: tuple[APIRouter, ...] = (generation.router, adapters.router, routes.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    generation.router,
+    adapters.router,
+    files.router,
+    fine_tuning.router,
+    routes.router,
+)
 UNKNOWN = Receipt("chatcmpl-0", "bundled", "completed", 1767225600.0, "unmetered", "unknown", False)
 KNOWN = Receipt(
     request_id="chatcmpl-0",

@@ -8,6 +8,7 @@ a hole in it is not a sum. Not covered: attribution to examples.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,15 +56,20 @@ class Energy:
 
 
 class PhaseAccount:
-    """Books what the meter counts to the phase that is going on."""
+    """Books what the meter counts to the phase that is going on.
 
-    def __init__(self, meter: Meter) -> None:
+    `metering_s` is what reading and booking took so far.
+    """
+
+    def __init__(self, meter: Meter, *, bills_idle: bool = True) -> None:
         self.meter = meter
+        self._bills_idle = bills_idle
         self._idle = IdlePower(meter.idle_w)
         self._phase: Phase = "loading"
         self._spent: dict[Phase, Energy] = {}
         self._last: Reading | None = meter.read()
         self.error: str | None = None
+        self.metering_s = 0.0
 
     @property
     def phase(self) -> Phase:
@@ -89,24 +95,28 @@ class PhaseAccount:
         """Book what was counted since the last time."""
         if self._last is None:
             return
+        began_s = time.perf_counter()
         try:
             now = self.meter.read()
         except SensorError as error:
             self.give_up(str(error))
             return
-        window = take_apart(self._last, now, self._idle.watts)
-        domains = {
-            name: window.baseline_j[name] + window.dynamic_j[name] for name in window.baseline_j
-        }
+        self._book(self._last, now)
+        self._last = now
+        self.metering_s += time.perf_counter() - began_s
+
+    def _book(self, before: Reading, now: Reading) -> None:
+        window = take_apart(before, now, self._idle.watts)
+        idle = window.baseline_j if self._bills_idle else dict.fromkeys(window.baseline_j, 0.0)
+        domains = {name: idle[name] + window.dynamic_j[name] for name in idle}
         spent = Energy(
             sum(window.dynamic_j.values()),
-            sum(window.baseline_j.values()),
+            sum(idle.values()),
             window.foreign_j,
             window.duration_s,
             domains,
         )
         self.add(self._phase, spent)
-        self._last = now
 
     def give_up(self, reason: str) -> None:
         """From now on, nothing is known."""

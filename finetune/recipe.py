@@ -53,6 +53,7 @@ class Recipe:
     learning_rate: float | None = option(
         None, f"Peak rate; default is {_ADAPTER_RATE:g} for adapters, {_FULL_RATE:g} for full."
     )
+    rate_multiplier: float = option(1.0, "The learning rate is multiplied by this.")
     schedule: Literal["linear", "cosine", "constant"] = option(
         "cosine", "linear, cosine or constant: how the rate falls."
     )
@@ -105,6 +106,9 @@ class Recipe:
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
     threads: int | None = option(None, "CPU threads; default is torch's.")
     meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
+    bill_idle: bool = option(
+        True, "Bill what the machine draws anyway; off where a server beside it does."
+    )
     zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")
     intensity_g_per_kwh: float | None = option(None, "Own grid intensity instead of the zone's.")
     intensity_source: str | None = option(None, "Who says so; required with an own intensity.")
@@ -114,7 +118,7 @@ class Recipe:
         self._require_positive(
             "rank", "alpha", "learning_rate", "epochs", "steps", "tokens", "batch_size",
             "accumulation", "max_length", "eval_every", "patience", "save_every", "budget_wh",
-            "max_grad_norm", "threads",
+            "max_grad_norm", "threads", "rate_multiplier",
         )  # fmt: skip
         for name in ("dropout", "warmup_share", "validation_share"):
             value = getattr(self, name)
@@ -166,9 +170,9 @@ class Recipe:
     @property
     def peak_rate(self) -> float:
         """The learning rate, the method's default where none was given."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return _ADAPTER_RATE if self.is_adapter else _FULL_RATE
+        usual = _ADAPTER_RATE if self.is_adapter else _FULL_RATE
+        rate = usual if self.learning_rate is None else self.learning_rate
+        return rate * self.rate_multiplier
 
     @property
     def scale(self) -> float:

@@ -134,6 +134,7 @@ def _energy(account: PhaseAccount, tokens: int) -> dict[str, Any]:
         "measured": meter.measured,
         "uncertainty": meter.uncertainty if account.is_known else None,
         "error": account.error,
+        "metering_s": account.metering_s,
     }
 
 

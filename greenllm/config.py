@@ -165,9 +165,14 @@ class EngineConfig:
             raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
 
     @property
+    def data_path(self) -> Path:
+        """The data folder."""
+        return self.data_dir or default_data_dir()
+
+    @property
     def ledger_path(self) -> Path:
         """The ledger's file."""
-        return (self.data_dir or default_data_dir()) / "ledger.sqlite"
+        return self.data_path / "ledger.sqlite"
 
     @property
     def cache_path(self) -> Path:
@@ -177,7 +182,7 @@ class EngineConfig:
     @property
     def adapters_path(self) -> Path:
         """Where adapters live that are known without being loaded."""
-        return (self.data_dir or default_data_dir()) / "adapters"
+        return self.data_path / "adapters"
 
 
 def flag(name: str) -> str:

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from greenllm import __version__
 from greenllm.core import InvalidRequestError
-from serving import adapters, generation, routes
+from serving import adapters, files, fine_tuning, generation, routes
 from serving.errors import ApiError, from_invalid_request
 from serving.generation import CLIENT_CLOSED_REQUEST
 from serving.requests import new_request_id
@@ -35,10 +35,13 @@ def create_app(make_state: MakeState) -> FastAPI:
         state = make_state(asyncio.get_running_loop())
         app.state.server = state
         state.loop.start()
+        jobs = asyncio.create_task(state.jobs.run())
         try:
             yield
         finally:
             state.draining = True
+            await state.jobs.stop(state.config.drain_timeout_s)
+            await jobs
             await asyncio.to_thread(state.loop.stop)
             state.ledger.close()
 
@@ -50,6 +53,8 @@ def create_app(make_state: MakeState) -> FastAPI:
     )
     app.include_router(generation.router)
     app.include_router(adapters.router)
+    app.include_router(files.router)
+    app.include_router(fine_tuning.router)
     app.include_router(routes.router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(InvalidRequestError, _on_invalid_request)

@@ -17,6 +17,7 @@ class ServeConfig(EngineConfig):
     api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
     max_body_mb: float = option(8.0, "Largest request body, in megabytes.")
+    max_file_mb: float = option(512.0, "Largest uploaded file, in megabytes.")
     keep_alive_s: float = option(15.0, "Seconds between keep-alive comments in a silent stream.")
     stream_interval_s: float = option(
         0.025, "Shortest time between two writes to a stream; tokens of one interval go together."
@@ -26,7 +27,7 @@ class ServeConfig(EngineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
-        for name in ("max_queue", "max_body_mb", "keep_alive_s"):
+        for name in ("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s"):
             self._require(getattr(self, name) > 0, name, "must be greater than 0")
         self._require(self.stream_interval_s >= 0, "stream_interval_s", "must not be negative")
         self._require(self.drain_timeout_s >= 0, "drain_timeout_s", "must not be negative")

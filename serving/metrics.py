@@ -127,7 +127,7 @@ def _account(stats: Stats) -> Metric:
         labels=["destination"],
     )
     totals = stats.totals
-    for name in ("load", "idle", "unattributed", "requests"):
+    for name in ("load", "idle", "train", "unattributed", "requests"):
         family.add_metric([name], getattr(totals, f"{name}_j"))
     return family
 

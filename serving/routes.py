@@ -123,6 +123,7 @@ def energy(http: HttpRequest) -> dict[str, Any]:
             "meter_joules": rounded(totals.meter_j),
             "load_joules": rounded(totals.load_j),
             "idle_joules": rounded(totals.idle_j),
+            "training_joules": rounded(totals.train_j),
             "unattributed_joules": rounded(totals.unattributed_j),
             "request_joules": rounded(totals.requests_j),
             "open_joules": rounded(totals.open_j),

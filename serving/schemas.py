@@ -213,3 +213,41 @@ class UnloadAdapterBody(Body):
     """`POST /v1/unload_lora_adapter`."""
 
     lora_name: str
+
+
+class Hyperparameters(Body):
+    """OpenAI's hyperparameters; `auto` is the recipe's default."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+
+class Supervised(Body):
+    """Settings of supervised fine-tuning."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(Body):
+    """How to train; only supervised here."""
+
+    type: Literal["supervised"] = "supervised"
+    supervised: Supervised | None = None
+    dpo: Annotated[Any, off()] = None
+    reinforcement: Annotated[Any, off()] = None
+
+
+class JobBody(Body):
+    """`POST /v1/fine_tuning/jobs`; `recipe` holds options of `greenllm finetune` by their names."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: Method | None = None
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    metadata: dict[str, str] | None = None
+    integrations: Nothing | None = None
+    recipe: dict[str, str | int | float | bool | list[str]] | None = None

@@ -44,6 +44,9 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig
+from serving.file_store import FileStore
+from serving.job_runner import Follow, JobRunner
+from serving.jobs import JobStore
 from serving.metrics import Metrics
 from serving.state import ServerState, model_names
 
@@ -184,8 +187,13 @@ def _num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoop) -> ServerState:
-    """Connect the parts on a running event loop."""
+def make_state(
+    config: ServeConfig,
+    parts: Parts,
+    loop: asyncio.AbstractEventLoop,
+    follow: Follow = lambda pid, is_training: None,
+) -> ServerState:
+    """Connect the parts on a running event loop; `follow` hears of processes that train."""
     engine, account = parts.engine, parts.engine.account
 
     def publish(tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
@@ -222,6 +230,8 @@ def make_state(config: ServeConfig, parts: Parts, loop: asyncio.AbstractEventLoo
         metrics,
         parts.drafting,
         parts.threads,
+        FileStore(config.data_path / "files"),
+        JobRunner(JobStore(config.data_path / "fine_tuning"), config.adapters_path, follow),
     )
 
 
@@ -230,6 +240,7 @@ def serve(
     meter: Meter,
     first: Reading,
     on_ready: Callable[[ServeConfig, Parts, int], None],
+    follow: Follow,
 ) -> None:
     """Serve until a signal comes; `on_ready` is told when requests are taken.
 
@@ -239,7 +250,7 @@ def serve(
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(lambda loop: make_state(config, parts, loop))
+        app = create_app(lambda loop: make_state(config, parts, loop, follow))
         server = _Server(
             uvicorn.Config(
                 app,

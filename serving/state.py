@@ -23,6 +23,9 @@ from greenllm.tokenizer import Tokenizer
 from serving.bridge import Bridge, QueueFullError, Submission
 from serving.config import ServeConfig
 from serving.errors import ApiError
+from serving.file_store import FileStore
+from serving.job_runner import JobRunner
+from serving.jobs import FINE_TUNED, adapter_folder
 from serving.metrics import Metrics
 from serving.requests import Defaults, fingerprint
 
@@ -42,6 +45,8 @@ class ServerState:
     metrics: Metrics
     drafting: Drafting
     threads: ThreadPlan
+    files: FileStore
+    jobs: JobRunner
     draining: bool = False
 
     @property
@@ -63,6 +68,8 @@ class ServerState:
         """Take `base`, `adapter` or `base:adapter` apart; the adapter may not exist."""
         if name in self.model_names:
             return name, None
+        if name.startswith(FINE_TUNED):
+            return self.model_names[0], adapter_folder(name)
         for base in self.model_names:
             if name.startswith(f"{base}:"):
                 return base, name.removeprefix(f"{base}:")

@@ -40,7 +40,8 @@ def run(recipe: Recipe) -> None:
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a kernel nobody asked for
     processes = importlib.import_module("finetune.processes").launched()
     console.quiet = not processes.is_main
-    account = PhaseAccount(_meter(recipe, processes.count) if processes.is_main else unmetered())
+    meter = _meter(recipe, processes.count) if processes.is_main else unmetered()
+    account = PhaseAccount(meter, bills_idle=recipe.bill_idle)
     intensity, embodied = _carbon(recipe), _embodied(recipe)
     with console.status("importing torch and TRL"):
         run_module = importlib.import_module("finetune.run")

@@ -128,6 +128,7 @@ def _session(account: SessionAccount) -> dict[str, Any]:
         "meter_joules": totals.meter_j,
         "load_joules": totals.load_j,
         "idle_joules": totals.idle_j,
+        "training_joules": totals.train_j,
         "unattributed_joules": totals.unattributed_j,
         "request_joules": totals.requests_j,
         "open_joules": totals.open_j,

@@ -35,12 +35,13 @@ _SESSION_COLUMNS = (
     "meter J",
     "load",
     "idle",
+    "training",
     "unattributed",
     "requests",
     "open",
     "residual",
 )
-_SESSIONS = "Sessions: meter = load + idle + unattributed + requests + open"
+_SESSIONS = "Sessions: meter = load + idle + training + unattributed + requests + open"
 MAX_SESSIONS = 20
 HEARD_S = 90.0  # a server without requests writes its totals every 30 s
 NOTHING_J = 1e-9  # what is left of sums of floating-point numbers that cancel
@@ -121,6 +122,7 @@ def session_table(accounts: tuple[SessionAccount, ...]) -> Table:
             totals.meter_j,
             totals.load_j,
             totals.idle_j,
+            totals.train_j,
             totals.unattributed_j,
             totals.requests_j,
             totals.open_j,

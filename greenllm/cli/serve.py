@@ -8,13 +8,15 @@ import json
 import logging
 import os
 import shlex
+from functools import partial
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from greenllm.cli.clashes import find_clashes
 from greenllm.config import ConfigError
-from greenllm.energy.ladder import choose_meter, gpu_rungs
+from greenllm.energy.cputime import CpuClock
+from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
 from greenllm.energy.meter import SensorError
 from serving.config import ServeConfig
 
@@ -36,9 +38,11 @@ def run(config: ServeConfig) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for warning in (*find_clashes(), *exposures(config)):
         _say(f"[yellow]warning:[/] {warning}")
+    clock = CpuClock()
     try:
         # A server on the CPU does not pay for what others do on the GPUs.
-        meter = choose_meter(config.meter, gpu=gpu_rungs if config.device != "cpu" else list)
+        gpu = gpu_rungs if config.device != "cpu" else list
+        meter = choose_meter(config.meter, gpu=gpu, cpu=lambda: cpu_rungs(clock=clock))
         first = meter.read()
     except SensorError as error:
         raise ConfigError(f"--meter {config.meter}: {error}") from error
@@ -52,7 +56,15 @@ def run(config: ServeConfig) -> None:
             status.stop()
             announce(config, parts, port)
 
-        server.serve(config, meter, first, on_ready)
+        server.serve(config, meter, first, on_ready, partial(follow, clock))
+
+
+def follow(clock: CpuClock, pid: int, is_training: bool) -> None:
+    """Tell the meter's clock whose CPU time is training's."""
+    if is_training:
+        clock.training.add(pid)
+    else:
+        clock.training.discard(pid)
 
 
 def log_handler() -> logging.Handler:

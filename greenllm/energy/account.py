@@ -2,16 +2,18 @@
 
 Time is cut into windows by meter readings. A busy window is shared out among the requests whose
 work ran in it; a window without work goes to `idle` (or to `load` until serving starts); what
-other processes on the machine caused goes to `unattributed`. After every window
+other processes on the machine caused goes to `unattributed`, or to `train` where a fine-tuning job
+of this server did. After every window
 
-    load + idle + unattributed + finished requests + open requests = meter delta
+    load + idle + training + unattributed + finished requests + open requests = meter delta
 
 is checked to 1e-6. A request is `final` once the window with its last step is closed. When the
 meter does not answer for `receipt_wait_s`, a `provisional` receipt with the predicted joules goes
 out first; a later reading makes it final. After `_GIVE_UP_AFTER_S` without an answer the work so
 far is given up: its requests stay provisional, and the energy of the gap is `unattributed`.
 
-Not covered: training (an account of its own, later); spreading a day's idle energy over requests.
+Not covered: training on the GPU that serves, which cannot be told apart; spreading a day's idle
+energy over requests.
 """
 
 from __future__ import annotations
@@ -56,11 +58,13 @@ class Totals:
     unattributed_j: float = 0.0
     requests_j: float = 0.0
     open_j: float = 0.0
+    train_j: float = 0.0
 
     @property
     def residual(self) -> float:
         """What is missing or too much, relative to the meter."""
-        booked_j = self.load_j + self.idle_j + self.unattributed_j + self.requests_j + self.open_j
+        booked_j = self.load_j + self.idle_j + self.train_j + self.unattributed_j
+        booked_j += self.requests_j + self.open_j
         return abs(self.meter_j - booked_j) / max(abs(self.meter_j), 1e-9)
 
 
@@ -260,6 +264,7 @@ class Account:
         self._tried_s = reading.at_s
         self.totals.meter_j = reading.total_j - self._first.total_j
         self.totals.unattributed_j += window.foreign_j
+        self.totals.train_j += window.train_j
         self._book(window, idle_s)
         self._check()
 

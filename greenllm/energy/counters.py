@@ -125,7 +125,7 @@ class FileCounterMeter:
             so_far = joules.get(counter.domain, 0.0)
             joules[counter.domain] = so_far + self._sums_uj[i] * _J_PER_UJ
         times = self._cpu.read()
-        return Reading(self._clock(), joules, times.own_s, times.machine_s)
+        return Reading(self._clock(), joules, times.own_s, times.machine_s, times.train_s)
 
     def _delta_uj(self, counter: CounterFile, before: int, now: int) -> int:
         if now >= before:

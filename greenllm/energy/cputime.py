@@ -22,16 +22,33 @@ _BUSY_FIELDS = (0, 1, 2, 5, 6)
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Cumulative CPU seconds since the clock was made."""
+    """Cumulative CPU seconds since the clock was made; `machine_s` holds the others."""
 
     own_s: float
     machine_s: float
+    train_s: float = 0.0
+
+
+class _Tree:
+    """CPU seconds of processes that come and go, since each was first looked at."""
+
+    def __init__(self) -> None:
+        self.sum_s = 0.0
+        self._seen: dict[int, float] = {}
+
+    def look(self, pid: int, used_s: float) -> None:
+        """Add what a process has used since the last look; it never decreases."""
+        before_s = self._seen.get(pid, 0.0)
+        self._seen[pid] = max(used_s, before_s)
+        self.sum_s += max(0.0, used_s - before_s)
 
 
 class CpuClock:
     """Reads CPU time; `proc` is the root of procfs.
 
     With `tree_of`, the own time is that of another process and everything below it, by ticks.
+    `training` are children that train: their time, and that of all below them, is told apart from
+    the own; any thread may add to it, as soon as such a child is there.
     """
 
     def __init__(
@@ -50,8 +67,9 @@ class CpuClock:
         )
         self._clock = clock
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
-        self._children: dict[int, float] = {}
-        self._children_s = 0.0
+        self.training: set[int] = set()
+        self._children = _Tree()
+        self._trainers = _Tree()
         self._looked_s = clock()
         self._others_s = 0.0
         self._machine_s = 0.0
@@ -64,13 +82,15 @@ class CpuClock:
         if now_s - self._looked_s >= self._look_every_s:
             self._looked_s = now_s
             self._read_children()
+        self._read_trainers()
         own_s = self._own() - self._started[0]
+        train_s = self._trainers.sum_s
         machine_s = self._machine() - self._started[1]
-        self._others_s = max(self._others_s, machine_s - own_s)
-        return CpuTimes(own_s, own_s + self._others_s)
+        self._others_s = max(self._others_s, machine_s - own_s - train_s)
+        return CpuTimes(own_s, own_s + train_s + self._others_s, train_s)
 
     def _own(self) -> float:
-        return self._own_s() + self._children_s
+        return self._own_s() + self._children.sum_s
 
     def _machine(self) -> float:
         try:
@@ -84,10 +104,12 @@ class CpuClock:
     def _read_children(self) -> None:
         """Add what each descendant has used since the last look."""
         for pid in self._pids():
-            used_s = self._used_s(pid)
-            before_s = self._children.get(pid, 0.0)
-            self._children[pid] = max(used_s, before_s)
-            self._children_s += max(0.0, used_s - before_s)
+            self._children.look(pid, self._used_s(pid))
+
+    def _read_trainers(self) -> None:
+        for trainer in tuple(self.training):
+            for pid in (trainer, *self._descendants(trainer)):
+                self._trainers.look(pid, self._used_s(pid))
 
     def _pids(self) -> list[int]:
         """Processes whose time is read from procfs."""
@@ -96,6 +118,7 @@ class CpuClock:
         return [self._tree_of, *self._descendants(self._tree_of)]
 
     def _descendants(self, pid: int) -> list[int]:
+        """Processes below one, but for those that train."""
         found: list[int] = []
         folder = self._proc / str(pid) / "task"
         try:
@@ -108,7 +131,8 @@ class CpuClock:
             except (OSError, ValueError):
                 continue
             for child in pids:
-                found += [child, *self._descendants(child)]
+                if child not in self.training:
+                    found += [child, *self._descendants(child)]
         return found
 
     def _used_s(self, pid: int) -> float:

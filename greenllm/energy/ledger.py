@@ -3,7 +3,8 @@
 Contract: `record` writes receipts and the session's totals in one transaction, so that at any
 moment, also after kill -9,
 
-    requests_j (sum of the session's final rows) + idle + load + unattributed + open = meter_j
+    requests_j (sum of the session's final rows) + idle + load + train + unattributed + open
+    = meter_j
 
 A receipt replaces an earlier provisional one with the same id, never the other way round; an HTTP
 status that was sent stays. Rows that cannot be written now (locked, disk full) are kept in memory
@@ -94,6 +95,12 @@ def m004_approximation(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE requests ADD COLUMN approximate INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE requests ADD COLUMN mean_layers REAL")
     db.execute("ALTER TABLE requests ADD COLUMN agreement_target REAL")
+
+
+@migration
+def m005_training(db: sqlite3.Connection) -> None:
+    """Joules of fine-tuning beside a server; there was none before."""
+    db.execute("ALTER TABLE sessions ADD COLUMN train_j REAL NOT NULL DEFAULT 0")
 
 
 _COLUMNS = [f.name for f in fields(Receipt)]
@@ -197,7 +204,7 @@ class Ledger:
         try:
             with self._transaction() as db:
                 db.execute(
-                    "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0, ?)",
+                    "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0, ?, 0)",
                     (session_id, now_s, now_s, method, measured, parameters),
                 )
         except sqlite3.Error as error:
@@ -269,7 +276,7 @@ class Ledger:
         """All sessions, oldest first."""
         rows = self._query(
             "SELECT session_id, started_s, updated_s, closed, method, measured, parameters,"
-            " meter_j, load_j, idle_j, unattributed_j, requests_j, open_j FROM sessions"
+            " meter_j, load_j, idle_j, unattributed_j, requests_j, open_j, train_j FROM sessions"
             " ORDER BY started_s"
         )
         return [

@@ -26,12 +26,14 @@ class Reading:
 
     `own_cpu_s` is the CPU time of this process tree, `machine_cpu_s` that of everything on the
     machine; None where it cannot be told, and then all dynamic energy counts as the server's.
+    `train_cpu_s` is the CPU time of training beside the server, a part of the machine's.
     """
 
     at_s: float
     joules: Mapping[str, float] = field(default_factory=dict)
     own_cpu_s: float | None = None
     machine_cpu_s: float | None = None
+    train_cpu_s: float = 0.0
 
     @property
     def total_j(self) -> float:
@@ -175,4 +177,6 @@ class CombinedMeter:
             for domain, value in reading.joules.items():
                 joules[domain] = joules.get(domain, 0.0) + value
         timed = next((r for r in readings if r.own_cpu_s is not None), readings[0])
-        return Reading(readings[-1].at_s, joules, timed.own_cpu_s, timed.machine_cpu_s)
+        return Reading(
+            readings[-1].at_s, joules, timed.own_cpu_s, timed.machine_cpu_s, timed.train_cpu_s
+        )

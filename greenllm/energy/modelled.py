@@ -51,4 +51,4 @@ class ModelledMeter:
         now_s = self._clock()
         dynamic_w = self._power.max_w - self._power.min_w
         joules = self._idle_w * (now_s - self._started_s) + dynamic_w * times.machine_s
-        return Reading(now_s, {"cpu": joules}, times.own_s, times.machine_s)
+        return Reading(now_s, {"cpu": joules}, times.own_s, times.machine_s, times.train_s)

@@ -17,16 +17,17 @@ _MIN_IDLE_WINDOW_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Joules per domain of one window; `foreign_j` was caused by other processes."""
+    """Joules per domain of one window; `foreign_j` was caused by others, `train_j` by training."""
 
     duration_s: float
     baseline_j: Mapping[str, float]
     dynamic_j: Mapping[str, float]
     foreign_j: float
+    train_j: float = 0.0
 
     @property
     def own_j(self) -> float:
-        """Everything that is not foreign."""
+        """Everything that is neither foreign nor training."""
         return sum(self.baseline_j.values()) + sum(self.dynamic_j.values())
 
     def split_baseline(self, first_s: float) -> tuple[Window, Window]:
@@ -38,7 +39,7 @@ class Window:
         rest_s = self.duration_s * (1 - share)
         return (
             Window(self.duration_s - rest_s, early, nothing, 0.0),
-            Window(rest_s, late, self.dynamic_j, self.foreign_j),
+            Window(rest_s, late, self.dynamic_j, self.foreign_j, self.train_j),
         )
 
 
@@ -64,26 +65,29 @@ class IdlePower:
 def take_apart(before: Reading, now: Reading, idle_w: Mapping[str, float]) -> Window:
     """Split the difference of two readings."""
     duration_s = max(0.0, now.at_s - before.at_s)
-    foreign_share = _foreign_share(before, now)
+    foreign_share, train_share = _others_shares(before, now)
     baseline: dict[str, float] = {}
     dynamic: dict[str, float] = {}
-    foreign_j = 0.0
+    foreign_j = train_j = 0.0
     for domain, value in now.joules.items():
         energy_j = max(0.0, value - before.joules.get(domain, 0.0))
         baseline[domain] = min(energy_j, idle_w.get(domain, 0.0) * duration_s)
         moving_j = energy_j - baseline[domain]
-        theirs_j = 0.0 if domain == "gpu" else moving_j * foreign_share
-        dynamic[domain] = moving_j - theirs_j
-        foreign_j += theirs_j
-    return Window(duration_s, baseline, dynamic, foreign_j)
+        told_apart_j = 0.0 if domain == "gpu" else moving_j
+        dynamic[domain] = moving_j - told_apart_j * (foreign_share + train_share)
+        foreign_j += told_apart_j * foreign_share
+        train_j += told_apart_j * train_share
+    return Window(duration_s, baseline, dynamic, foreign_j, train_j)
 
 
-def _foreign_share(before: Reading, now: Reading) -> float:
-    """Fraction of the CPU time in between that other processes used; 0 where it cannot be told."""
+def _others_shares(before: Reading, now: Reading) -> tuple[float, float]:
+    """Fractions of the CPU time in between of others and of training; 0 where it is not told."""
     if None in (before.own_cpu_s, now.own_cpu_s, before.machine_cpu_s, now.machine_cpu_s):
-        return 0.0
+        return 0.0, 0.0
     own_s = (now.own_cpu_s or 0.0) - (before.own_cpu_s or 0.0)
     machine_s = (now.machine_cpu_s or 0.0) - (before.machine_cpu_s or 0.0)
     if machine_s <= 0:
-        return 0.0
-    return min(1.0, max(0.0, 1 - own_s / machine_s))
+        return 0.0, 0.0
+    beside = min(1.0, max(0.0, 1 - own_s / machine_s))
+    training = min(beside, max(0.0, (now.train_cpu_s - before.train_cpu_s) / machine_s))
+    return beside - training, training

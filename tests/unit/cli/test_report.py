@@ -58,7 +58,9 @@ RECEIPTS = (
     replace(METERED, request_id="r3", created_s=NOON_S + 2 * HOUR_S),
     REFUSED,
 )
-CLOSED = Totals(meter_j=40.0, load_j=3.0, idle_j=10.0, unattributed_j=3.0, requests_j=24.0)
+CLOSED = Totals(
+    meter_j=40.0, load_j=3.0, idle_j=9.0, train_j=1.0, unattributed_j=3.0, requests_j=24.0
+)
 KILLED = Totals(meter_j=9.0, idle_j=4.0, open_j=5.0)
 
 
@@ -165,9 +167,19 @@ def test_six_measures(data_dir: Path) -> None:
 
 def test_sessions_and_what_a_killed_one_lost(data_dir: Path) -> None:
     output = run(data_dir)
-    closed = ["closed", "40", "3", "10", "3", "24", "0", "0.0e+00"]
+    closed = ["closed", "40", "3", "9", "1", "3", "24", "0", "0.0e+00"]
     assert row(output, "s-closed")[3:] == closed
-    assert row(output, "s-killed")[3:] == ["not closed", "9", "0", "4", "0", "0", "5", "0.0e+00"]
+    assert row(output, "s-killed")[3:] == [
+        "not closed",
+        "9",
+        "0",
+        "4",
+        "0",
+        "0",
+        "0",
+        "5",
+        "0.0e+00",
+    ]
     assert "s-killed was not closed: its server was killed after" in output
     assert "5 J (open) are lost" in output
     assert "does not add up" not in output

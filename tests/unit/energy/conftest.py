@@ -42,12 +42,15 @@ class HandMeter:
         self.joules: dict[str, float] = {}
         self.own_cpu_s: float | None = None
         self.machine_cpu_s: float | None = None
+        self.train_cpu_s = 0.0
         self.failing = False
 
     def read(self) -> Reading:
         if self.failing:
             raise SensorError("hand: failing")
-        return Reading(self.now_s, dict(self.joules), self.own_cpu_s, self.machine_cpu_s)
+        return Reading(
+            self.now_s, dict(self.joules), self.own_cpu_s, self.machine_cpu_s, self.train_cpu_s
+        )
 
     def clock(self) -> float:
         return self.now_s
@@ -80,7 +83,13 @@ class Rig:
         return self.account.totals
 
     def spend(
-        self, seconds: float, *, own_s: float = 0.0, others_s: float = 0.0, **joules: float
+        self,
+        seconds: float,
+        *,
+        own_s: float = 0.0,
+        others_s: float = 0.0,
+        train_s: float = 0.0,
+        **joules: float,
     ) -> None:
         """Let time pass and the counters move; CPU times are told once they were set."""
         self.meter.now_s += seconds
@@ -88,7 +97,8 @@ class Rig:
             self.meter.joules[domain] = self.meter.joules.get(domain, 0.0) + value
         if self.meter.own_cpu_s is not None and self.meter.machine_cpu_s is not None:
             self.meter.own_cpu_s += own_s
-            self.meter.machine_cpu_s += own_s + others_s
+            self.meter.train_cpu_s += train_s
+            self.meter.machine_cpu_s += own_s + others_s + train_s
 
     def open(self, *names: str, prompt: int = 4, **fields: Any) -> None:
         for name in names:

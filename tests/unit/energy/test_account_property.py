@@ -56,7 +56,8 @@ class Traffic:
         if self.chance.random() < 0.1:
             spent = {}
         own_s, others_s = self.chance.uniform(0, seconds), self.chance.choice([0.0, seconds * 2])
-        self.rig.spend(seconds, own_s=own_s, others_s=others_s, **spent)
+        train_s = self.chance.choice([0.0, seconds])
+        self.rig.spend(seconds, own_s=own_s, others_s=others_s, train_s=train_s, **spent)
 
     def _open(self) -> None:
         name = f"r{self.num_opened}"
@@ -89,7 +90,7 @@ class Traffic:
         totals, before = self.rig.totals, self._before
         assert totals.residual <= CONSERVATION_TOLERANCE
         assert self.rig.account.num_violations == 0
-        for name in ("meter_j", "load_j", "idle_j", "unattributed_j", "requests_j"):
+        for name in ("meter_j", "load_j", "idle_j", "unattributed_j", "requests_j", "train_j"):
             assert getattr(totals, name) >= getattr(before, name), f"{name} fell"
         assert totals.open_j >= -1e-9 * max(1.0, totals.meter_j)
         self._before = replace(totals)
@@ -109,7 +110,8 @@ def test_every_joule_is_booked_once(make_rig: MakeRig, seed: int) -> None:
     assert rig.account.num_open == 0
     billed_j = sum(receipt.total_j for receipt in receipts)
     assert totals.requests_j == pytest.approx(billed_j, rel=1e-9, abs=1e-9)
-    booked_j = billed_j + totals.load_j + totals.idle_j + totals.unattributed_j + totals.open_j
+    booked_j = billed_j + totals.load_j + totals.idle_j + totals.unattributed_j
+    booked_j += totals.open_j + totals.train_j
     assert booked_j == pytest.approx(metered_j, rel=1e-6)
     assert totals.open_j == pytest.approx(0, abs=1e-9 * metered_j)
     spent = rig.account.spent_j
@@ -136,6 +138,7 @@ def test_the_books_hold_while_requests_are_open(make_rig: MakeRig, seed: int) ->
     totals, finals = traffic.rig.totals, traffic.rig.finals.values()
     billed_j = sum(receipt.total_j for receipt in finals)
     others_j = totals.load_j + totals.idle_j + totals.unattributed_j + totals.open_j
+    others_j += totals.train_j
     assert billed_j + others_j == pytest.approx(totals.meter_j, rel=1e-6, abs=1e-9)
 
 

@@ -158,3 +158,33 @@ def test_the_real_procfs_moves_forwards() -> None:
     second = clock.read()
     assert second.own_s > first.own_s
     assert second.machine_s >= first.machine_s + (second.own_s - first.own_s)
+
+
+def test_a_child_that_trains_is_told_apart_with_all_below_it(proc: Proc) -> None:
+    me = os.getpid()
+    clock = proc.clock()
+    proc.process(me, 0.0, children="100001 100002")
+    proc.process(100001, 1.0)
+    proc.process(100002, 2.0, children="100003")
+    proc.process(100003, 4.0)
+    clock.training.add(100002)
+    proc.machine(10.0)
+    proc.now_s = 1.0
+    times = clock.read()
+    assert (times.own_s, times.train_s) == (pytest.approx(1), pytest.approx(6))
+    assert times.machine_s == pytest.approx(10)
+    clock.training.discard(100002)
+    assert clock.read().train_s == pytest.approx(6), "what it used stays where it was booked"
+
+
+def test_the_tree_of_another_process_is_the_own_time(proc: Proc) -> None:
+    proc.process(200001, 5.0, children="200002")
+    proc.process(200002, 5.0)
+    proc.own_s = 3.0
+    clock = CpuClock(proc.root, tree_of=200001, clock=lambda: proc.now_s)
+    proc.process(200001, 6.0, children="200002")
+    proc.process(200002, 7.0)
+    proc.machine(4.0)
+    proc.now_s = 0.1
+    times = clock.read()
+    assert (times.own_s, times.machine_s) == (pytest.approx(3), pytest.approx(4))

@@ -96,3 +96,14 @@ def test_a_floor_learnt_under_load_is_unlearnt() -> None:
     for _ in range(30):
         idle.learn(1.0, {"cpu": 10.0})
     assert idle.watts["cpu"] == pytest.approx(10.0, rel=0.02)
+
+
+def test_training_is_told_apart_from_others() -> None:
+    before = Reading(0.0, dict.fromkeys(DOMAINS, 0.0), 10.0, 10.0, 5.0)
+    now = Reading(1.0, dict.fromkeys(DOMAINS, 10.0), 11.0, 14.0, 7.0)
+    window = take_apart(before, now, {"cpu": 2.0})
+    assert window.dynamic_j == pytest.approx({"cpu": 2.0, "dram": 2.5, "gpu": 10.0})
+    assert window.train_j == pytest.approx((8.0 + 10.0) * 2 / 4)
+    assert window.foreign_j == pytest.approx((8.0 + 10.0) * 1 / 4)
+    early, late = window.split_baseline(0.5)
+    assert (early.train_j, late.train_j) == (0.0, window.train_j)

@@ -1,0 +1,252 @@
+"""Runs fine-tuning jobs one after the other, each in a process of its own at low priority.
+
+Contract: a job survives a restart of the server, also after kill -9: it goes on from its last
+complete checkpoint. A finished adapter is put where the server finds it before the job says that it
+succeeded. What training draws is told to the server's meter, so that it is not booked to requests.
+
+Not covered: several jobs at once; training on the GPU that serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serving.jobs import Job, JobStore, adapter_folder, model_name, read_object
+
+log = logging.getLogger(__name__)
+_POLL_S = 0.25
+_LOWEST_PRIORITY = 19
+_WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+Follow = Callable[[int, bool], None]
+
+
+class JobRunner:
+    """Owns the queue; `follow(pid, is_training)` is told when a job's process comes and goes."""
+
+    def __init__(self, store: JobStore, adapters: Path, follow: Follow) -> None:
+        self.store = store
+        self._adapters = adapters
+        self._follow = follow
+        self._process: subprocess.Popen[bytes] | None = None
+        self._current: str | None = None
+        self._seen_steps = 0
+        self._interrupted_s = 0.0
+        self._stopping = False
+
+    def recover(self) -> None:
+        """After a start: what ran when the last server ended is queued again."""
+        for job in self.store.all():
+            if job.has_ended or job.status == "paused":
+                continue
+            if job.pid is not None:
+                _kill_stale(job.pid, self.store.folder(job.id))
+            if job.status != "queued":
+                self.store.note(job.id, "queued again after a restart of the server")
+            self.store.change(job.id, status="queued", pid=None)
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        self.recover()
+        while not self._stopping:
+            try:
+                self.turn()
+            except Exception:
+                log.exception("fine-tuning jobs")
+            await asyncio.sleep(_POLL_S)
+
+    def turn(self) -> None:
+        """Look after the job that runs, or start the next."""
+        if self._current is None:
+            waiting = [job for job in self.store.all() if job.status == "queued"]
+            if waiting:
+                self._start(waiting[-1])
+            return
+        job = self.store.find(self._current)
+        if job is None or self._process is None:
+            self._forget()
+            return
+        self._note_progress(job)
+        if (code := self._process.poll()) is not None:
+            self._forget()
+            self._end(job, code)
+        elif job.wanted == "cancel":
+            self._process.kill()
+        elif job.wanted == "pause":
+            self._interrupt()
+
+    def _start(self, job: Job) -> None:
+        folder = self.store.folder(job.id)
+        command = [sys.executable, "-m", "greenllm", "finetune"]
+        command += ["--config", str(folder / "recipe.toml")]
+        if any((self.store.output(job.id) / "checkpoints").glob("checkpoint-*/greenllm.json")):
+            command.append("--resume")
+        else:
+            shutil.rmtree(self.store.output(job.id), ignore_errors=True)
+        with (folder / "log.txt").open("ab") as said:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
+        pid = self._process.pid
+        self._follow(pid, True)
+        os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
+        self._current, self._interrupted_s = job.id, 0.0
+        self._seen_steps = self.store.last_step(job.id)
+        self.store.change(
+            job.id, status="running", pid=pid, started_at=job.started_at or int(time.time())
+        )
+        self.store.note(job.id, "training started" if len(command) == 6 else "training goes on")
+
+    def _interrupt(self) -> None:
+        """Once a second: before training has begun, an interrupt just ends the process."""
+        if self._process is not None and time.monotonic() - self._interrupted_s > 1:
+            self._interrupted_s = time.monotonic()
+            self._process.send_signal(signal.SIGINT)
+
+    def _forget(self) -> None:
+        if self._process is not None:
+            self._follow(self._process.pid, False)
+        self._process = self._current = None
+
+    def _note_progress(self, job: Job) -> None:
+        """Turn what the run's journal says into events, and keep the joules so far."""
+        journal = read_object(self.store.output(job.id) / "journal.json")
+        if journal is None:
+            return
+        scores = dict(map(tuple, journal["scores"]))
+        for step, loss in journal["losses"]:
+            if step > self._seen_steps:
+                self._seen_steps = step
+                data = {"step": step, "train_loss": loss, "valid_loss": scores.get(step)}
+                self.store.note(job.id, f"step {step}: loss {loss:.4f}", data)
+        self.store.change(job.id, energy=energy_of_journal(journal))
+
+    def _end(self, job: Job, code: int) -> None:
+        report = read_object(self.store.output(job.id) / "green_report.json")
+        status = None if report is None else report["status"]
+        if job.wanted == "cancel":
+            self._finish(job, status="cancelled")
+        elif code == 0 and status in ("completed", "stopped") and report is not None:
+            self._take(job, report)
+        elif job.wanted == "pause":
+            self._pause(job)
+        else:
+            self._finish(job, status="failed", error=self._last_words(job, code))
+
+    def _take(self, job: Job, report: dict[str, Any]) -> None:
+        """A run that left weights: an interrupted one is paused, any other is done."""
+        energy = energy_of_report(report)
+        if report["reason"] == "interrupt":
+            (self.store.output(job.id) / "green_report.json").unlink()
+            self.store.change(job.id, energy=energy)
+            self._pause(job)
+            return
+        name = self._install(job)
+        tokens = report["training"]["tokens"]
+        if report["reason"] is not None:
+            self.store.note(job.id, f"stopped by {report['reason']}; the best weights are kept")
+        self._finish(
+            job, status="succeeded", fine_tuned_model=name, trained_tokens=tokens, energy=energy
+        )
+
+    def _pause(self, job: Job) -> None:
+        self.store.change(job.id, status="paused", wanted=None, pid=None)
+        self.store.note(job.id, "paused")
+
+    def _finish(self, job: Job, **fields: Any) -> None:
+        status, error = fields["status"], fields.get("error")
+        self.store.note(job.id, status if error is None else f"{status}: {error}")
+        self.store.change(job.id, finished_at=int(time.time()), wanted=None, pid=None, **fields)
+
+    def _install(self, job: Job) -> str:
+        """Put the adapter where the server looks; returns the model's name."""
+        name = model_name(job)
+        target = self._adapters / adapter_folder(name)
+        draft = self._adapters / f".{job.id}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for file in _WEIGHTS:
+            shutil.copy(self.store.output(job.id) / file, draft / file)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.replace(target)
+        return name
+
+    def _last_words(self, job: Job, code: int) -> str:
+        """The run's own error, or how it ended."""
+        try:
+            lines = (self.store.folder(job.id) / "log.txt").read_text("utf-8").splitlines()
+        except (OSError, ValueError):
+            lines = []
+        said = [line.removeprefix("greenllm: ") for line in lines if line.startswith("greenllm: ")]
+        return said[-1] if said else f"the training process ended with code {code}; see log.txt"
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let the job save a checkpoint; it goes on when the server is back."""
+        self._stopping = True
+        if self._process is None or self._current is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        deadline_s = time.monotonic() + timeout_s
+        while self._process.poll() is None and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.05)
+        self._process.kill()
+        self._process.wait()
+        job_id = self._current
+        self._forget()
+        report = self.store.output(job_id) / "green_report.json"
+        found = read_object(report)
+        if found is not None and found["status"] == "stopped":
+            report.unlink()
+        self.store.change(job_id, status="queued", pid=None)
+        self.store.note(job_id, "waits for the server to come back")
+
+
+def energy_of_report(report: dict[str, Any]) -> dict[str, Any]:
+    """A finished run's joules."""
+    energy, carbon = report["measures"]["energy"], report["measures"]["carbon"]
+    return {
+        "energy_joules": energy["total_j"],
+        "joules_per_training_token": energy["joules_per_training_token"],
+        "by_phase_joules": {
+            phase: None if found is None else found["total_j"]
+            for phase, found in energy["by_phase"].items()
+            if phase != "compare"
+        },
+        "method": energy["method"],
+        "measured": energy["measured"],
+        "uncertainty": energy["uncertainty"],
+        "operational_gco2e": carbon["operational_g"],
+        "predicted_joules": report["prediction"] and report["prediction"]["predicted_j"],
+    }
+
+
+def energy_of_journal(journal: dict[str, Any]) -> dict[str, Any]:
+    """The joules of a run so far."""
+    phases = {
+        phase: found["active_j"] + found["idle_j"] for phase, found in journal["energy"].items()
+    }
+    known = journal["is_known"]
+    return {
+        "energy_joules": sum(phases.values()) if known else None,
+        "by_phase_joules": phases if known else dict.fromkeys(phases),
+        "predicted_joules": journal["predicted_j"],
+    }
+
+
+def _kill_stale(pid: int, folder: Path) -> None:
+    """End a run that outlived its server; a process with its number may be another by now."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        if str(folder) in command:
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return

@@ -1,0 +1,168 @@
+"""Fine-tuning jobs as they are kept: one folder each, with everything that belongs to it.
+
+    job.json     what the job is and how it stands        recipe.toml   what is run
+    events.jsonl what happened, in order                  log.txt       what the run said
+    output/      checkpoints, weights, report
+
+Contract: `job.json` is replaced as a whole; a server that comes back finds every job as it was.
+Not covered: jobs of one key hidden from another's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal[
+    "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
+]
+ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
+FINE_TUNED = "ft:"
+_ID = re.compile(r"ftjob-[0-9a-f]{24}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job; `wanted` is what somebody asked of it while it ran."""
+
+    id: str
+    model: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    seed: int
+    hyperparameters: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    metadata: Mapping[str, str] | None
+    created_at: int
+    status: Status = "queued"
+    started_at: int | None = None
+    finished_at: int | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    error: str | None = None
+    wanted: Literal["pause", "cancel"] | None = None
+    pid: int | None = None
+    energy: Mapping[str, Any] | None = field(default=None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ENDED
+
+
+class JobStore:
+    """Jobs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, job: Job) -> None:
+        """Keep a new job."""
+        self.folder(job.id).mkdir(parents=True)
+        self.save(job)
+
+    def save(self, job: Job) -> None:
+        """Replace what is kept of it."""
+        path = self.folder(job.id) / "job.json"
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
+        draft.replace(path)
+
+    def change(self, job_id: str, **fields: Any) -> Job:
+        """Change some fields of a job."""
+        job = self.find(job_id)
+        if job is None:
+            raise KeyError(job_id)
+        changed = replace(job, **fields)
+        self.save(changed)
+        return changed
+
+    def find(self, job_id: str) -> Job | None:
+        """A job by its id."""
+        if not _ID.fullmatch(job_id):
+            return None
+        try:
+            return Job(**json.loads((self.folder(job_id) / "job.json").read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def all(self) -> list[Job]:
+        """All jobs, newest first."""
+        found = [self.find(path.name) for path in self._folder.glob("ftjob-*")]
+        return sorted((j for j in found if j), key=lambda j: (-j.created_at, j.id))
+
+    def folder(self, job_id: str) -> Path:
+        """Where everything of a job is."""
+        return self._folder / job_id
+
+    def output(self, job_id: str) -> Path:
+        """Where its run writes."""
+        return self.folder(job_id) / "output"
+
+    def note(self, job_id: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Add an event; with data it is one of metrics."""
+        event = {
+            "object": "fine_tuning.job.event",
+            "id": f"ftevent-{os.urandom(12).hex()}",
+            "created_at": int(time.time()),
+            "level": "error" if message.startswith("failed") else "info",
+            "message": message,
+            "type": "message" if data is None else "metrics",
+            "data": data,
+        }
+        with (self.folder(job_id) / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """Its events, newest first."""
+        try:
+            lines = (self.folder(job_id) / "events.jsonl").read_text("utf-8").splitlines()
+        except OSError:
+            return []
+        return [json.loads(line) for line in reversed(lines) if line.endswith("}")]
+
+    def last_step(self, job_id: str) -> int:
+        """The last step that an event told of; 0 before the first."""
+        found = (event["data"] for event in self.events(job_id) if event["data"] is not None)
+        return next((int(data["step"]) for data in found), 0)
+
+
+def new_job_id() -> str:
+    """A fresh id."""
+    return f"ftjob-{os.urandom(12).hex()}"
+
+
+def model_name(job: Job) -> str:
+    """What the finished adapter is called: `ft:BASE:SUFFIX:ID`."""
+    base = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(job.model).name)
+    return f"{FINE_TUNED}{base}:{job.suffix or ''}:{job.id.removeprefix('ftjob-')[:8]}"
+
+
+def adapter_folder(name: str) -> str:
+    """The folder of such a name; colons are not for folders."""
+    return name.replace("::", ":-:").replace(":", ".")
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON file's object; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def toml_of(values: Mapping[str, Any]) -> str:
+    """Flat TOML; strings are written as JSON strings, which TOML reads alike."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True)
