@@ -10,7 +10,6 @@ from typing import Any
 
 from finetune.checkpoints import (
     SavingError,
-    complete,
     read_json,
     remove_incomplete,
     write_json,
@@ -21,13 +20,19 @@ from greenllm.config import ConfigError
 REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
 JOURNAL = "journal.json"
 CHECKPOINTS = "checkpoints"
+SWEEP = "sweep.json"
+_OWN = frozenset(
+    {REPORT, PAGE, PLOT, JOURNAL, CHECKPOINTS, SWEEP, "trial", "compare", "README.md",
+     "adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json",
+     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+)  # fmt: skip
 
 
-def open_folder(recipe: Recipe) -> Path | None:
-    """Make the folder; returns the checkpoint to go on from.
+def open_folder(recipe: Recipe) -> None:
+    """Make the folder; what is half-written in it is removed.
 
     Raises:
-        ConfigError: there is something in it already, or nothing to resume from.
+        ConfigError: there is something in it already, or nothing to resume.
     """
     folder = recipe.folder
     try:
@@ -41,14 +46,12 @@ def open_folder(recipe: Recipe) -> Path | None:
                 f"--output {folder} holds {found[0]} already: --resume goes on with an unfinished"
                 " run, or name another folder"
             )
-        return None
+        return
     if (read_json(folder / REPORT) or {}).get("status") == "completed":
         raise ConfigError(f"--resume: the run in {folder} is complete; see its {REPORT}")
+    if other := [name for name in found if name not in _OWN]:
+        raise ConfigError(f"--resume: {folder} holds {other[0]}, which no run has written")
     remove_incomplete(folder / CHECKPOINTS)
-    checkpoints = complete(folder / CHECKPOINTS)
-    if not checkpoints:
-        raise ConfigError(f"--resume: {folder} holds no complete checkpoint; run without --resume")
-    return checkpoints[-1]
 
 
 def save_weights(recipe: Recipe, model: Any, tokenizer: Any) -> int:

@@ -17,8 +17,12 @@ from typing import Literal, get_args
 from greenllm.energy.meter import Meter, Reading, SensorError
 from greenllm.energy.window import IdlePower, take_apart
 
-Phase = Literal["data", "loading", "training", "evaluation", "saving", "lost", "trials", "compare"]
+Phase = Literal[
+    "data", "loading", "trials", "waiting", "training", "evaluation", "saving", "lost", "compare"
+]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+# What a machine draws while a run waits, or what another run would have cost, is not its bill.
+NOT_BILLED: frozenset[Phase] = frozenset({"waiting", "compare"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class PhaseAccount:
 
     def spent(self, *phases: Phase) -> Energy:
         """What phases have cost so far; without names, what the run is billed for."""
-        wanted = phases or tuple(phase for phase in PHASES if phase != "compare")
+        wanted = phases or tuple(phase for phase in PHASES if phase not in NOT_BILLED)
         total = Energy()
         for phase in wanted:
             total = total.plus(self._spent.get(phase, Energy()))

@@ -99,6 +99,20 @@ class Recipe:
         "none, full or sample: train every weight on the same tokens too, to compare the joules;"
         " sample does 20 steps of it and scales.",
     )
+    sweep: str | None = option(
+        None,
+        "Settings to try first, by successive halving: 'learning_rate=1e-3,4e-3;rank=4,16'.",
+    )
+    plan: bool = option(False, "Only say what the run would cost, from a few batches.")
+    start: Literal["now", "greenest"] = option(
+        "now", "now or greenest: wait for the greenest window of --intensity-series."
+    )
+    deadline: str | None = option(
+        None, "When it must be done at the latest, from now: 30m, 12h or 2d."
+    )
+    intensity_series: Path | None = option(
+        None, "CSV file with the columns time and g_per_kwh: a forecast of the grid."
+    )
     answers: int = option(64, "Validation prompts that are answered, for exact matches.")
     probe: Path | None = option(
         None, "Text file that training must not make worse; default is a built-in sample."
@@ -126,6 +140,13 @@ class Recipe:
         self._require(self.answers >= 0, "answers", "must not be negative")
         self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         self._require_place()
+        is_timed = self.start == "greenest"
+        for name in ("deadline", "intensity_series"):
+            given = getattr(self, name) is not None
+            self._require(given == is_timed, name, "goes with --start greenest")
+        if self.sweep is not None:
+            self._require(self.validation_share > 0 or self.validation is not None,
+                          "validation_share", "must be above 0 for --sweep")  # fmt: skip
         self._require(bool(self.targets), "targets", "must name at least one module")
         self._require(self.steps is None or self.tokens is None, "tokens", "excludes --steps")
         self._require(

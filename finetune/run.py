@@ -8,9 +8,10 @@ its last good weights and a report that says why. Not covered: several runs in o
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,48 @@ from finetune.model import (
     place_of,
     trainable,
 )
-from finetune.output import CHECKPOINTS, JOURNAL, PAGE, PLOT, REPORT, open_folder, save_weights
+from finetune.output import (
+    CHECKPOINTS,
+    JOURNAL,
+    PAGE,
+    PLOT,
+    REPORT,
+    SWEEP,
+    open_folder,
+    save_weights,
+)
 from finetune.phases import PhaseAccount
+from finetune.plan import Forecast, forecast
 from finetune.plot import draw
 from finetune.probe import load_probe
 from finetune.processes import Processes, join, launched
 from finetune.recipe import Recipe
 from finetune.report import Grams, Outcome, Sizes, build, identity_of
 from finetune.subject import Subject
+from finetune.sweep import Trial, with_settings
 from finetune.text import markdown
 from finetune.trainer import make_trainer, num_steps
+from finetune.trials import sweep
+from finetune.waiting import Wait, wait_for_green
 from finetune.watch import Progress, TrainingError, Watch
+from greenllm.config import ConfigError, flag
 from greenllm.model.files import Weights, local_folder
 from greenllm.model.options import resolve
 
 Show = Callable[[Progress], None]
 Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a run has so far."""
+
+    subject: Subject
+    account: PhaseAccount
+    model: Any
+    sizes: Sizes
+    trials: list[Trial]
+    wait: Wait | None = None
 
 
 def run(
@@ -56,37 +83,91 @@ def run(
         GreenllmError: before anything was trained, with the option or line to blame; or something
             could not be written.
     """
-    warnings.simplefilter("ignore", FutureWarning)
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    processes = launched()
-    join(processes, place_of(recipe).device)
-    checkpoint = _open(recipe, processes)
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
+    processes = _begin(recipe)
+    checkpoint = _open(recipe, processes, say)
     subject = _subject(recipe, account, processes)
     say(_data_line(subject.data))
-    identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
+    subject, trials = _swept(subject, account, say)
+    now = _Run(subject, account, *_model(subject), trials)
+    if recipe.start == "greenest" and checkpoint is None:
+        expected = forecast(subject, account, now.model, _steps(subject))
+        now.wait = wait_for_green(recipe, account, expected.duration_s, say)
+    with account.during("evaluation"):
+        before = subject.look(now.model)
+    watch = _watch(subject, account, show)
+    status, reason = _train(subject, now.model, watch, checkpoint)
+    with account.during("evaluation"):
+        after = subject.look(now.model)
+    if before is None or after is None:
+        return None
+    with account.during("saving"):
+        size = save_weights(subject.recipe, now.model, subject.tokenizer)
+        now.sizes = replace(now.sizes, output_bytes=size)
+    with account.during("compare"):
+        comparator = compare.measure(subject, account.meter, watch.seen)
+    return _report(now, watch, Outcome(status, reason, before, after, comparator), grams, began)
+
+
+def _begin(recipe: Recipe) -> Processes:
+    warnings.simplefilter("ignore", FutureWarning)
+    processes = launched()
+    alone = ("sweep", recipe.sweep), ("start", recipe.start == "greenest"), ("plan", recipe.plan)
+    for name, is_wanted in alone:
+        if is_wanted and processes.count > 1:
+            raise ConfigError(f"{flag(name)} does not go with several processes")
+    join(processes, place_of(recipe).device)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    return processes
+
+
+def _model(subject: Subject) -> tuple[Any, Sizes]:
+    recipe = subject.recipe
     torch.manual_seed(recipe.seed)
     base = load_base(recipe, subject.place)
     parameters = num_parameters(base)
     model = trainable(recipe, base)
-    sizes = Sizes(parameters, num_trained(model), 0)
-    with account.during("evaluation"):
-        before = subject.look(model)
-    watch = _watch(recipe, account, subject, show)
-    status, reason = _train(subject, model, watch, checkpoint)
-    with account.during("evaluation"):
-        after = subject.look(model)
-    if before is None or after is None:
-        return None
-    with account.during("saving"):
-        sizes = replace(sizes, output_bytes=save_weights(recipe, model, subject.tokenizer))
-    with account.during("compare"):
-        comparator = compare.measure(subject, account.meter, watch.seen)
-    outcome = Outcome(status, reason, before, after, comparator)
-    found = build(recipe, identity, subject.data, sizes, watch, outcome, grams)
+    return model, Sizes(parameters, num_trained(model), 0)
+
+
+def _report(now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str) -> dict[str, Any]:
+    recipe = now.subject.recipe
+    identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
+    if now.wait is not None:
+        grams = now.wait.grams(grams, time.time())
+    found = build(recipe, identity, now.subject.data, now.sizes, watch, outcome, grams)
+    found["trials"] = [asdict(trial) for trial in now.trials]
+    found["start"] = None if now.wait is None else now.wait.as_dict()
     write_json(recipe.folder / REPORT, found)
     return found
+
+
+def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
+    """What the run would cost; nothing is written.
+
+    Raises:
+        GreenllmError: what the run itself would refuse.
+    """
+    processes = _begin(recipe)
+    subject = _subject(recipe, account, processes)
+    say(_data_line(subject.data))
+    model, _ = _model(subject)
+    return forecast(subject, account, model, _steps(subject))
+
+
+def _swept(subject: Subject, account: PhaseAccount, say: Say) -> tuple[Subject, list[Trial]]:
+    """The subject with the best settings; a run that goes on has chosen already."""
+    recipe, path = subject.recipe, subject.recipe.folder / SWEEP
+    if recipe.sweep is None:
+        return subject, []
+    known = read_json(path) if recipe.resume else None
+    if known is None:
+        chosen, trials = sweep(subject, account, _steps(subject), say)
+        write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
+    else:
+        chosen, trials = known["chosen"], [Trial(**found) for found in known["trials"]]
+    return replace(subject, recipe=with_settings(recipe, chosen)), trials
 
 
 def write_pages(folder: Path, found: dict[str, Any]) -> None:
@@ -96,13 +177,15 @@ def write_pages(folder: Path, found: dict[str, Any]) -> None:
     (folder / "README.md").write_text(card(found), encoding="utf-8")
 
 
-def _open(recipe: Recipe, processes: Processes) -> Path | None:
-    """The main process makes the folder; the others find the same checkpoint in it."""
-    checkpoint = open_folder(recipe) if processes.is_main else None
+def _open(recipe: Recipe, processes: Processes, say: Say) -> Path | None:
+    """The main process makes the folder; all of them find the same checkpoint in it."""
+    if processes.is_main:
+        open_folder(recipe)
     processes.wait()
-    if processes.is_main or not recipe.resume:
-        return checkpoint
-    return complete(recipe.folder / CHECKPOINTS)[-1]
+    found = complete(recipe.folder / CHECKPOINTS) if recipe.resume else []
+    if recipe.resume:
+        say(f"goes on from {found[-1].name}" if found else "no checkpoint yet: begins anew")
+    return found[-1] if found else None
 
 
 def _subject(recipe: Recipe, account: PhaseAccount, processes: Processes) -> Subject:
@@ -122,7 +205,8 @@ def _context(recipe: Recipe) -> int:
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 
-def _watch(recipe: Recipe, account: PhaseAccount, subject: Subject, show: Show) -> Watch:
+def _watch(subject: Subject, account: PhaseAccount, show: Show) -> Watch:
+    recipe = subject.recipe
     looked_j = account.spent("evaluation").total_j
     return Watch(
         account,
@@ -147,9 +231,9 @@ def _train(
     trainer = make_trainer(
         subject.recipe, subject.place, model, subject.tokenizer, data, watch, _steps(subject)
     )
-    if checkpoint is not None:
-        journal = read_json(subject.recipe.folder / JOURNAL)
-        watch.restore(read_json(checkpoint / MARKER) or {}, journal)
+    journal = read_json(subject.recipe.folder / JOURNAL) if subject.recipe.resume else None
+    kept = None if checkpoint is None else read_json(checkpoint / MARKER)
+    watch.restore(kept, journal)
     try:
         with watch.interruptible():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -20,6 +20,7 @@ def markdown(found: Mapping[str, Any], plot: str | None = None) -> str:
         _measures(measures, found["training"]),
         "## Energy by phase",
         _phases(measures["energy"]),
+        *_trials(found["trials"]),
         "## Quality",
         _quality(found["quality"]),
         "## Against training every weight",
@@ -75,6 +76,21 @@ def _phases(energy: Mapping[str, Any]) -> str:
         parts = [joules(found[name]) for name in ("active_j", "idle_j", "total_j")]
         rows.append((phase, f"{found['duration_s']:.1f}", *parts))
     return _table(("phase", "seconds", "active", "idle share", "together"), rows)
+
+
+def _trials(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not trials:
+        return []
+    rows = [
+        (
+            ", ".join(f"{name} {value}" for name, value in trial["settings"].items()),
+            str(trial["steps"]),
+            "failed" if trial["validation_loss"] is None else f"{trial['validation_loss']:.4f}",
+            joules(trial["joules"]),
+        )
+        for trial in trials
+    ]
+    return ["## Trials", _table(("settings", "steps", "validation loss", "joules"), rows)]
 
 
 def _quality(found: Mapping[str, Any]) -> str:

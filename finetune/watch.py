@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from finetune.checkpoints import MARKER, SavingError, write_json
-from finetune.phases import Energy, PhaseAccount
+from finetune.phases import NOT_BILLED, Energy, Phase, PhaseAccount
 from finetune.processes import Processes
 from greenllm.core import GreenllmError
 
@@ -226,19 +226,27 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "scores": self.scores,
         }
 
-    def restore(self, checkpoint: Mapping[str, Any], journal: Mapping[str, Any] | None) -> None:
+    def restore(
+        self, checkpoint: Mapping[str, Any] | None, journal: Mapping[str, Any] | None
+    ) -> None:
         """Take over a checkpoint's state; what was spent after it, by the journal, is lost work."""
-        self.seen = Seen(**checkpoint["seen"])
-        self.predicted_j = checkpoint["predicted_j"]
-        self.losses = [(step, loss) for step, loss in checkpoint["losses"]]
-        self.scores = [(step, loss) for step, loss in checkpoint["scores"]]
-        kept = {phase: Energy(**found) for phase, found in checkpoint["energy"].items()}
-        if not (checkpoint["is_known"] and (journal or checkpoint)["is_known"]):
+        if checkpoint is not None:
+            self.seen = Seen(**checkpoint["seen"])
+            self.predicted_j = checkpoint["predicted_j"]
+            self.losses = [(step, loss) for step, loss in checkpoint["losses"]]
+            self.scores = [(step, loss) for step, loss in checkpoint["scores"]]
+        if not all(found["is_known"] for found in (checkpoint, journal) if found is not None):
             self.account.give_up("the meter failed before the run was resumed")
-        later = {p: Energy(**e) for p, e in (journal or checkpoint)["energy"].items()}
+        kept, later = _energies(checkpoint), _energies(journal or checkpoint)
         for phase, energy in kept.items():
             self.account.add(phase, energy)
         for phase, energy in later.items():
             more = energy.minus(kept.get(phase, Energy()))
             if more.duration_s > 0:
-                self.account.add("compare" if phase == "compare" else "lost", more)
+                self.account.add(phase if phase in NOT_BILLED else "lost", more)
+
+
+def _energies(state: Mapping[str, Any] | None) -> dict[Phase, Energy]:
+    if state is None:
+        return {}
+    return {phase: Energy(**found) for phase, found in state["energy"].items()}

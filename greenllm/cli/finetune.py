@@ -47,6 +47,9 @@ def run(recipe: Recipe) -> None:
         run_module = importlib.import_module("finetune.run")
         report = importlib.import_module("finetune.report")
     grams = report.Grams(intensity, recipe.pue, embodied)
+    if recipe.plan:
+        _say_plan(run_module.plan(recipe, account, _say), grams)
+        return
     with _bar() as bar:
         found = run_module.run(recipe, account, grams, _shown(bar), _say)
     if found is None:
@@ -135,6 +138,20 @@ def _figures(now: Any) -> str:
 
 def _say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
+
+
+def _say_plan(found: Any, grams: Any) -> None:
+    """A forecast for people, and what it is worth."""
+    if found.joules is None:
+        _say("no meter works here, so nothing can be forecast but the time")
+    _say(f"{found.steps:,} steps, {found.tokens:,} tokens: about {found.duration_s:.0f} s")
+    if found.joules is not None and found.joules_per_token is not None:
+        kwh = found.joules / 3.6e6
+        grams_ = kwh * grams.pue * grams.intensity.g_per_kwh
+        _say(
+            f"about {joules(found.joules)}, scoring included ({joules(found.joules_per_token)} per"
+            f" token, batches differ by ± {found.spread:.0%}); {grams_:.3g} g CO2e"
+        )
 
 
 def _sum_up(recipe: Recipe, found: dict[str, Any]) -> None:

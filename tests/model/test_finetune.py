@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from finetune.output import JOURNAL
 from finetune.phases import PhaseAccount
 from finetune.recipe import Recipe
 from finetune.report import Grams
+from finetune.text import markdown
 from finetune.watch import Progress
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
@@ -88,7 +90,9 @@ def test_every_method_learns_and_leaves_a_bill(tiny: Path, tmp_path: Path, metho
     energy = report["measures"]["energy"]
     phases = energy["by_phase"]
     assert {"data", "loading", "training", "evaluation", "saving"} <= phases.keys()
-    billed = sum(found["total_j"] for name, found in phases.items() if name != "compare")
+    billed = sum(
+        found["total_j"] for name, found in phases.items() if name not in ("compare", "waiting")
+    )
     assert energy["total_j"] == pytest.approx(billed)
     assert energy["total_j"] > phases["training"]["total_j"] > 0
     assert report["status"] == "completed"
@@ -228,9 +232,69 @@ def test_a_folder_with_something_in_it_is_refused(tiny: Path, tmp_path: Path) ->
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds notes\.txt already"):
         train(tiny, tmp_path)
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match=r"notes\.txt, which no run has written"):
         train(tiny, tmp_path, resume=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
+    tiny: Path, tmp_path: Path
+) -> None:
+    def crash(now: Progress) -> None:
+        if now.seen.steps == 3:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError):
+        train(tiny, tmp_path / "out", show=crash, save_every=6)
+    report = train(tiny, tmp_path / "out", resume=True, save_every=6)
+    train(tiny, tmp_path / "whole", save_every=6)
+    assert equal(tmp_path / "whole", tmp_path / "out")
+    assert report["measures"]["energy"]["by_phase"]["lost"]["total_j"] > 0
+
+
+def test_a_sweep_counts_every_trial_and_trains_with_the_best(tiny: Path, tmp_path: Path) -> None:
+    report = train(tiny, tmp_path / "out", sweep="learning_rate=1e-7,1e-2;rank=2,4", steps=40)
+    trials = report["trials"]
+    assert [trial["steps"] for trial in trials] == [5, 5, 5, 5, 10, 10]
+    assert report["recipe"]["learning_rate"] == 1e-2
+    best = min(trials[-2:], key=lambda trial: trial["validation_loss"])
+    assert report["recipe"]["rank"] == best["settings"]["rank"]
+    phases = report["measures"]["energy"]["by_phase"]
+    spent_j = sum(trial["joules"] for trial in trials)
+    assert spent_j == pytest.approx(phases["trials"]["total_j"], rel=0.05)
+    assert not (tmp_path / "out" / "trial").exists()
+    assert "## Trials" in (markdown(report))
+
+
+def test_a_plan_comes_near_the_bill_and_writes_nothing(tiny: Path, tmp_path: Path) -> None:
+    recipe = Recipe(model=str(tiny), data="example", output=tmp_path / "out", steps=100,
+                    batch_size=4, answers=0, threads=1, device="cpu")  # fmt: skip
+    found = finetune_run.plan(recipe, PhaseAccount(modelled_meter()), lambda text: None)
+    assert not (tmp_path / "out").exists()
+    report = train(tiny, tmp_path / "out", steps=100)
+    assert found.tokens == pytest.approx(report["training"]["tokens"], rel=0.1)
+    assert found.joules is not None
+    assert found.joules == pytest.approx(report["measures"]["energy"]["total_j"], rel=0.6)
+
+
+def test_the_greenest_window_is_waited_for_and_priced(tiny: Path, tmp_path: Path) -> None:
+    now = time.time()
+    series = tmp_path / "grid.csv"
+    rows = [(now - 60, 500), (now + 6, 100), (now + 3600, 500)]
+    series.write_text("time,g_per_kwh\n" + "\n".join(f"{at},{g}" for at, g in rows))
+    report = train(
+        tiny, tmp_path / "out", start="greenest", deadline="30m", intensity_series=series, steps=8
+    )
+    start, carbon = report["start"], report["measures"]["carbon"]
+    assert start["g_per_kwh"] == pytest.approx(100)
+    assert start["g_per_kwh_at_once"] > 100
+    assert 0 < start["waited_s"] < 10
+    assert carbon["intensity_g_per_kwh"] == pytest.approx(100)
+    phases = report["measures"]["energy"]["by_phase"]
+    assert phases["waiting"]["duration_s"] > 0
+    billed = sum(found["total_j"] for name, found in phases.items()
+                 if name not in ("waiting", "compare"))  # fmt: skip
+    assert report["measures"]["energy"]["total_j"] == pytest.approx(billed)
 
 
 def test_a_complete_run_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
