@@ -13,7 +13,7 @@ from finetune.model import load_base, num_trained, trainable
 from finetune.phases import PhaseAccount
 from finetune.report import phase_dict
 from finetune.subject import Subject
-from finetune.trainer import make_trainer, num_steps
+from finetune.training import make_trainer, num_steps
 from finetune.watch import Seen, Watch
 from greenllm.energy.meter import Meter
 

@@ -14,6 +14,7 @@ from finetune.checkpoints import (
     remove_incomplete,
     write_json,
 )
+from finetune.exits import exits_of
 from finetune.recipe import Recipe
 from greenllm.config import ConfigError
 
@@ -62,6 +63,8 @@ def save_weights(recipe: Recipe, model: Any, tokenizer: Any) -> int:
     """
     folder = recipe.folder
     try:
+        if recipe.objective == "layerskip" and not recipe.is_adapter:
+            model.config.greenllm_exit_layers = list(exits_of(recipe, model).layers)
         model.save_pretrained(folder, safe_serialization=True)
         if recipe.is_adapter:
             _name_base(folder / "adapter_config.json", recipe.model)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -59,11 +59,15 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """One look at a model; `matches` are None where nothing could be answered."""
+    """One look at a model; `matches` are None where nothing could be answered.
+
+    `exits` are the shares of tokens that exits, by their layer, choose as the whole model does.
+    """
 
     losses: Losses
     probe: Losses
     matches: Estimate | None
+    exits: Mapping[int, Estimate | None] = field(default_factory=dict)
 
 
 def bootstrap(sums: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Estimate | None:
@@ -96,32 +100,35 @@ def wilson(hits: int, size: int) -> Estimate | None:
 def losses_of(model: Any, items: Sequence[Encoded], place: Place, pad: int) -> Losses:
     """The loss of each example, in the arithmetic of training."""
     sums = [0.0] * len(items)
-    order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
-    for start in range(0, len(order), _ROWS):
-        chosen = order[start : start + _ROWS]
-        found = _batch(model, [items[i] for i in chosen], place, pad)
-        for i, value in zip(chosen, found, strict=True):
+    for chosen, ids, weights, mask in batches_of(items, place, pad):
+        with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        found = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        rows = (found.view(len(chosen), -1) * weights[:, 1:]).sum(1).tolist()
+        for i, value in zip(chosen, rows, strict=True):
             sums[i] = value
     return Losses(tuple(sums), tuple(sum(item.learnt[1:]) for item in items))
 
 
-def _batch(model: Any, items: Sequence[Encoded], place: Place, pad: int) -> list[float]:
-    width = max(len(item.ids) for item in items)
-    ids = torch.full((len(items), width), pad)
-    weights = torch.zeros(len(items), width)
-    mask = torch.zeros(len(items), width, dtype=torch.long)
-    for row, item in enumerate(items):
-        ids[row, : len(item.ids)] = torch.tensor(item.ids)
-        weights[row, : len(item.ids)] = torch.tensor(item.learnt, dtype=torch.float32)
-        mask[row, : len(item.ids)] = 1
-    ids, weights, mask = (part.to(place.device) for part in (ids, weights, mask))
-    with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
-        logits = model(input_ids=ids, attention_mask=mask).logits
-    found = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-    )
-    rows: list[float] = (found.view(len(items), -1) * weights[:, 1:]).sum(1).tolist()
-    return rows
+def batches_of(
+    items: Sequence[Encoded], place: Place, pad: int
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Places, ids, weights and masks of examples of like lengths."""
+    order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
+    for start in range(0, len(order), _ROWS):
+        chosen = order[start : start + _ROWS]
+        width = len(items[chosen[-1]].ids)
+        ids = torch.full((len(chosen), width), pad)
+        weights = torch.zeros(len(chosen), width)
+        mask = torch.zeros(len(chosen), width, dtype=torch.long)
+        for row, i in enumerate(chosen):
+            size = len(items[i].ids)
+            ids[row, :size] = torch.tensor(items[i].ids)
+            weights[row, :size] = torch.tensor(items[i].learnt, dtype=torch.float32)
+            mask[row, :size] = 1
+        yield chosen, ids.to(place.device), weights.to(place.device), mask.to(place.device)
 
 
 @torch.no_grad()

@@ -44,6 +44,13 @@ class Recipe:
     method: Method = option(
         "lora", "lora, qlora (base in 4 bits), dora, rslora, or full (every weight)."
     )
+    objective: Literal["sft", "layerskip"] = option(
+        "sft", "sft, or layerskip: train exits too, so that the model can be left early."
+    )
+    exits: tuple[int, ...] = option(
+        (), "Layers after which layerskip trains an exit; default is a third and half of them."
+    )
+    exit_weight: float = option(0.5, "Weight of the exits' mean loss beside the last layer's.")
     rank: int = option(8, "Rank of the adapter.")
     alpha: float | None = option(None, "Scale of the adapter; default is twice the rank.")
     dropout: float = option(0.0, "Dropout before the adapter, 0 to below 1.")
@@ -132,7 +139,7 @@ class Recipe:
         self._require_positive(
             "rank", "alpha", "learning_rate", "epochs", "steps", "tokens", "batch_size",
             "accumulation", "max_length", "eval_every", "patience", "save_every", "budget_wh",
-            "max_grad_norm", "threads", "rate_multiplier",
+            "max_grad_norm", "threads", "rate_multiplier", "exit_weight",
         )  # fmt: skip
         for name in ("dropout", "warmup_share", "validation_share"):
             value = getattr(self, name)
@@ -140,6 +147,8 @@ class Recipe:
         self._require(self.answers >= 0, "answers", "must not be negative")
         self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         self._require_place()
+        is_layerskip = self.objective == "layerskip"
+        self._require(is_layerskip or not self.exits, "exits", "goes with --objective layerskip")
         is_timed = self.start == "greenest"
         for name in ("deadline", "intensity_series"):
             given = getattr(self, name) is not None

@@ -168,6 +168,9 @@ def _quality(outcome: Outcome) -> dict[str, Any]:
         "validation_loss": _pair(before.losses.mean(), after.losses.mean()),
         "validation_loss_change": _dict(after.losses.more_than(before.losses)),
         "exact_match": _pair(before.matches, after.matches),
+        "exits": {
+            str(layer): _pair(before.exits[layer], found) for layer, found in after.exits.items()
+        },
         "probe_loss": _pair(before.probe.mean(), after.probe.mean()),
         "probe_loss_change": _dict(after.probe.more_than(before.probe)),
     }

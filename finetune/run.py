@@ -50,7 +50,7 @@ from finetune.report import Grams, Outcome, Sizes, build, identity_of
 from finetune.subject import Subject
 from finetune.sweep import Trial, with_settings
 from finetune.text import markdown
-from finetune.trainer import make_trainer, num_steps
+from finetune.training import make_trainer, num_steps
 from finetune.trials import sweep
 from finetune.waiting import Wait, wait_for_green
 from finetune.watch import Progress, TrainingError, Watch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune import quality
 from finetune.data import Data
 from finetune.encoding import Encoded
+from finetune.exits import agreements, exits_of
 from finetune.model import Place
 from finetune.processes import Processes
 from finetune.recipe import Recipe
@@ -33,7 +34,11 @@ class Subject:
 
     def _look(self, model: Any) -> quality.Quality:
         items, answers = self.data.validation, self.recipe.answers
-        return quality.look(model, items, self.probe, self.place, self.tokenizer, answers)
+        found = quality.look(model, items, self.probe, self.place, self.tokenizer, answers)
+        if self.recipe.objective != "layerskip":
+            return found
+        exits, pad = exits_of(self.recipe, model), self.tokenizer.pad_token_id
+        return replace(found, exits=agreements(model, exits, items, self.place, pad))
 
     def total_tokens(self, steps: int) -> int:
         """Tokens that so many steps are going to see, by the mean."""

@@ -100,6 +100,8 @@ def _quality(found: Mapping[str, Any]) -> str:
         ("exact matches", *_both(found["exact_match"], share=True), ""),
         ("probe loss: what was known before", *_both(found["probe_loss"]),
          _interval(found["probe_loss_change"], sign=True)),
+        *((f"exit after layer {layer} agrees", *_both(pair, share=True), "")
+          for layer, pair in found["exits"].items()),
     ]  # fmt: skip
     return _table(("", "before", "after", "change"), rows) + "\n\nWith 95 % intervals."
 

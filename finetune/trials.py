@@ -16,7 +16,7 @@ from finetune.model import load_base, trainable
 from finetune.phases import PhaseAccount
 from finetune.subject import Subject
 from finetune.sweep import Trial, best, rungs, settings_of, with_settings
-from finetune.trainer import make_trainer
+from finetune.training import make_trainer
 from finetune.watch import TrainingError, Watch
 
 Say = Callable[[str], None]

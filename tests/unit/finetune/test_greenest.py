@@ -59,7 +59,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "grid.csv"
     path.write_text("time,g_per_kwh\n2026-11-25T12:00:00+00:00,120\n2026-11-25T13:00:00+00:00,80\n")
     found = read_series(path)
-    assert found.g_per_kwh == (120, 80)
+    assert list(found.g_per_kwh) == [120, 80]
     assert found.at_s[1] - found.at_s[0] == HOUR
     assert found.source == "grid.csv"
 
