@@ -8,6 +8,7 @@ covered: preferences (dpo), checkpoints as models.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from typing import Any
@@ -90,7 +91,10 @@ def _keep(state: ServerState, job: Job) -> None:
 
 
 def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
-    """Options of the run; idle power is on the server's bill already."""
+    """Options of the run; idle power is on the server's bill already.
+
+    Half of the CPUs: the other half serves, and fewer threads need fewer active joules.
+    """
     config, folder = state.config, state.jobs.store.folder(job.id)
     named = {
         "n_epochs": "epochs",
@@ -110,6 +114,7 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
         "output": str(state.jobs.store.output(job.id)),
         "seed": job.seed,
         "bill_idle": False,
+        "threads": max(1, (os.cpu_count() or 1) // 2),
         "device": config.device,
         "meter": config.meter,
         "zone": config.zone,
