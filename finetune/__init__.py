@@ -1,1 +1,1 @@
-"""Recipes that make or adapt models for greenllm; nothing here is imported while serving."""
+"""Recipes that make or adapt models for greenllm; serving knows nothing of it."""

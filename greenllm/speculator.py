@@ -108,6 +108,7 @@ class Speculator:
         self._controller = Controller(arms(promising, default.num_tokens))
         self._batch_size = 0
         self._cheapest: Speculation | None = None
+        self._failures: dict[SpeculativeMethod, int] = {}
 
     @property
     def methods(self) -> tuple[SpeculativeMethod, ...]:
@@ -224,13 +225,21 @@ class Speculator:
                 chunks[i] = chunk
         return replace(batch, chunks=tuple(chunks)), done
 
+    def _note_failure(self, method: SpeculativeMethod) -> None:
+        """Log the 1st, 2nd, 4th, ... failure: one at every step would drown the log."""
+        count = self._failures[method] = self._failures.get(method, 0) + 1
+        if count & (count - 1) == 0:
+            log.exception(
+                "%s failed, %d times so far; steps go on without its guesses", method, count
+            )
+
     def _ask(self, method: SpeculativeMethod, chunks: list[Chunk], *, whole: bool) -> Drafted:
         drafter, started_s = self.drafters[method], self._clock()
         try:
             guesses, read = drafter.draft(chunks, whole=whole), drafter.read
         except Exception:
             # Guesses are an extra: without them the step is a plain one.
-            log.exception("%s failed; this step goes on without its guesses", method)
+            self._note_failure(method)
             guesses, read = [()] * len(chunks), ()
         drafted = [chunk.with_draft(guess) for chunk, guess in zip(chunks, guesses, strict=True)]
         took_s = self._clock() - started_s
