@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.model import load_base, num_trained, trainable
-from finetune.phases import PhaseAccount
+from finetune.phases import LEARNING, PhaseAccount
 from finetune.report import phase_dict
 from finetune.subject import Subject
 from finetune.training import make_trainer, num_steps
@@ -21,9 +21,9 @@ SAMPLE_STEPS = 20
 
 
 def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None:
-    """Train fully and look at it; None where the recipe does not ask."""
+    """Train fully and look at it; None where nothing was trained on."""
     kind = subject.recipe.compare
-    if kind == "none" or not seen.tokens:
+    if not seen.tokens:
         return None
     recipe = replace(
         subject.recipe, method="full", learning_rate=None, eval_every=None, patience=None,
@@ -36,13 +36,10 @@ def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None
     model = trainable(recipe, load_base(recipe, subject.place))
     watch = Watch(own, recipe.folder / "journal.json", total_tokens=0)
     recipe.folder.mkdir(exist_ok=True)
-    data = (subject.data.train, ())
-    trainer = make_trainer(
-        recipe, subject.place, model, subject.tokenizer, data, watch, steps, saves=False
-    )
+    trainer = make_trainer(replace(subject, recipe=recipe), model, watch, steps, saves=False)
     trainer.train()
     own.begin("evaluation")
-    spent = own.spent("training")
+    spent = own.spent(*LEARNING)
     scale = seen.tokens / watch.seen.tokens
     found: dict[str, Any] = {
         "kind": "measured" if kind == "full" else f"scaled from {steps} steps",
@@ -54,7 +51,7 @@ def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None
         "training_j_for_same_tokens": spent.total_j * scale if own.is_known else None,
     }
     if kind == "full":
-        after = subject.look(model)
+        after = subject.look(model, own)
         mean = None if after is None else after.losses.mean()
         found["validation_loss"] = mean.as_dict() if mean else None
         found["exact_match"] = after.matches.as_dict() if after and after.matches else None

@@ -65,9 +65,12 @@ def load_data(recipe: Recipe, tokenizer: Any, context: int) -> Data:
         DataError: there is too little, or something that cannot be used.
     """
     examples = _read(recipe.data)
+    _refuse_other_objective(recipe, examples[0])
     encoder = Encoder(tokenizer, templated=_templated(recipe, tokenizer))
     length = min(recipe.max_length or context, context)
     held_out = None if recipe.validation is None else read_examples(recipe.validation)
+    if held_out is not None:
+        _refuse_other_objective(recipe, held_out[0])
     return prepare(recipe, encoder, length, examples, held_out)
 
 
@@ -111,6 +114,14 @@ def _read(name: str | None) -> list[Example]:
     return examples_of(name, rows)
 
 
+def _refuse_other_objective(recipe: Recipe, first: Example) -> None:
+    is_preference, wants_it = first.rejected is not None, recipe.objective == "dpo"
+    if is_preference and not wants_it:
+        raise DataError(f"{first.where} is a preference: --objective dpo learns from those")
+    if wants_it and not is_preference:
+        raise DataError(f"{first.where}: --objective dpo needs prompt, chosen and rejected")
+
+
 def _templated(recipe: Recipe, tokenizer: Any) -> bool:
     has_template = bool(tokenizer.chat_template)
     if recipe.template == "chat" and not has_template:
@@ -143,10 +154,10 @@ class _Tally:
         return Counts(
             **self._found,
             train=len(train),
-            train_tokens=sum(len(item.ids) for item in train),
+            train_tokens=sum(item.num_tokens for item in train),
             learnt_tokens=sum(item.num_learnt for item in train),
             validation=len(validation),
-            validation_tokens=sum(len(item.ids) for item in validation),
+            validation_tokens=sum(item.num_tokens for item in validation),
         )
 
     def _add(self, name: str, count: int) -> None:
@@ -158,29 +169,33 @@ class _Tally:
         self._seen.add(key)
         if is_double:
             self._add("doubles", 1)
-            self._add("doubles_tokens", len(encoded.ids))
+            self._add("doubles_tokens", encoded.num_tokens)
         return is_double
 
     def _fit(self, encoded: Encoded) -> Encoded | None:
-        more = len(encoded.ids) - self._length
-        if more <= 0:
+        if encoded.longest <= self._length:
             return encoded
         if self._recipe.too_long == "refuse":
             raise DataError(
-                f"{encoded.example.where} has {len(encoded.ids)} tokens, more than {self._length};"
+                f"{encoded.example.where} has {encoded.longest} tokens, more than {self._length};"
                 " --too-long drop or truncate goes on"
             )
         if self._recipe.too_long == "drop":
             self._add("dropped", 1)
-            self._add("dropped_tokens", len(encoded.ids))
+            self._add("dropped_tokens", encoded.num_tokens)
             return None
         cut = encoded.cut(self._length)
-        if not cut.num_learnt:
+        if not _is_answered(cut):
             self._add("without_answer", 1)
             return None
         self._add("truncated", 1)
-        self._add("truncated_tokens", more)
+        self._add("truncated_tokens", encoded.num_tokens - cut.num_tokens)
         return cut
+
+
+def _is_answered(item: Encoded) -> bool:
+    """Whether something is left to learn, of both answers where there are two."""
+    return any(item.learnt) and (item.rejected is None or any(item.rejected.learnt))
 
 
 def _split(items: Sequence[Encoded], share: float) -> tuple[list[Encoded], list[Encoded]]:
@@ -197,7 +212,8 @@ def _split(items: Sequence[Encoded], share: float) -> tuple[list[Encoded], list[
 def _fingerprint(encoded: Encoded) -> bytes:
     learnt = bytes(encoded.learnt)
     ids = array("q", encoded.ids).tobytes()
-    return hashlib.blake2b(ids + learnt, digest_size=16).digest()
+    other = _fingerprint(encoded.rejected) if encoded.rejected else b""
+    return hashlib.blake2b(ids + learnt + other, digest_size=16).digest()
 
 
 def _digest(items: Sequence[Encoded]) -> str:

@@ -10,7 +10,7 @@ Not covered: templates that render a turn differently once others follow (refuse
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.examples import DataError, Example, Turn
@@ -24,16 +24,30 @@ _MARKERS = (
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one example; `learnt` says of each whether it counts in the loss."""
+    """Token ids of one example; `learnt` says of each whether it counts in the loss.
+
+    Of a preference these are the better answer's; `rejected` is the same prompt with the worse.
+    """
 
     example: Example
     ids: tuple[int, ...]
     learnt: tuple[bool, ...]
+    rejected: Encoded | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed, both answers' of a preference."""
+        return len(self.ids) + (self.rejected.num_tokens if self.rejected else 0)
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest row."""
+        return max(len(self.ids), len(self.rejected.ids) if self.rejected else 0)
 
     @property
     def num_learnt(self) -> int:
         """Tokens that count in the loss."""
-        return sum(self.learnt)
+        return sum(self.learnt) + (self.rejected.num_learnt if self.rejected else 0)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -45,7 +59,8 @@ class Encoded:
 
     def cut(self, length: int) -> Encoded:
         """Its first tokens."""
-        return Encoded(self.example, self.ids[:length], self.learnt[:length])
+        rejected = self.rejected.cut(length) if self.rejected else None
+        return Encoded(self.example, self.ids[:length], self.learnt[:length], rejected)
 
 
 class Encoder:
@@ -65,9 +80,17 @@ class Encoder:
             DataError: it is written for another template, or the template cannot render it.
         """
         self._refuse_foreign(example)
+        found = self._encode(example)
+        if example.rejected is None:
+            return found
+        worse = (*example.turns[:-1], Turn("assistant", example.rejected, True))
+        return replace(found, rejected=self._encode(replace(example, turns=worse, rejected=None)))
+
+    def _encode(self, example: Example) -> Encoded:
         if example.form == "text":
             return self._joined(example, [(example.answer, True)])
-        if example.form == "prompt" and not self._templated:
+        is_plain = example.form in ("prompt", "preference") and len(example.turns) == 2
+        if is_plain and not self._templated:
             prompt, answer = (turn.content for turn in example.turns)
             return self._joined(example, [(prompt, False), (answer, True)])
         return self._conversation(example)
@@ -114,8 +137,8 @@ class Encoder:
         return text
 
     def _refuse_foreign(self, example: Example) -> None:
-        for turn in example.turns:
-            marker = next((mark for mark in self._foreign if mark in turn.content), None)
+        for text in (*(turn.content for turn in example.turns), example.rejected or ""):
+            marker = next((mark for mark in self._foreign if mark in text), None)
             if marker is not None:
                 raise DataError(
                     f"{example.where} holds {marker}, which is no token of this model: the data is"

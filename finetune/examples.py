@@ -1,30 +1,36 @@
-"""Training examples as people write them: JSON lines, three forms, every mistake with its line.
+"""Training examples as people write them: JSON lines, few forms, every mistake with its line.
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
     {"prompt": ..., "completion": ...}
     {"text": ...}
+    {"prompt": ..., "chosen": ..., "rejected": ...}
+    {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
+
+The last two are preferences; a prompt may be a list of messages there, an answer a list of one.
 
 Contract: all lines of a file have the same form; a line that cannot be used is an error that names
 it, never a line less. A message with `"weight": 0` is read but not trained on.
 
-Not covered: tools, images, preferences.
+Not covered: tools, images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from greenllm.core import GreenllmError
 
-Form = Literal["messages", "prompt", "text"]
+Form = Literal["messages", "prompt", "text", "preference", "preferred_output"]
 _KEYS: Mapping[Form, frozenset[str]] = {
     "messages": frozenset({"messages"}),
     "prompt": frozenset({"prompt", "completion"}),
     "text": frozenset({"text"}),
+    "preference": frozenset({"prompt", "chosen", "rejected"}),
+    "preferred_output": frozenset({"input", "preferred_output", "non_preferred_output"}),
 }
 _ROLES = ("system", "user", "assistant")
 
@@ -44,11 +50,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One line: a conversation, a prompt with its completion, or a text. `where` is file:line."""
+    """One line: a conversation, a prompt with its completion, or a text. `where` is file:line.
+
+    `rejected` is the worse answer of a preference; the better one is the last turn.
+    """
 
     where: str
     form: Form
     turns: tuple[Turn, ...]
+    rejected: str | None = None
 
     @property
     def answer(self) -> str:
@@ -102,7 +112,7 @@ def example_of(where: str, row: object) -> Example:
     """One example from its object.
 
     Raises:
-        DataError: it has none of the three forms.
+        DataError: it has none of the forms.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{where} must be an object, not {type(row).__name__}")
@@ -115,8 +125,50 @@ def example_of(where: str, row: object) -> Example:
         return Example(where, form, _turns(where, row["messages"]))
     if form == "text":
         return Example(where, form, (Turn("text", _text(where, row, "text"), True),))
-    prompt = Turn("user", _text(where, row, "prompt"), False)
-    return Example(where, form, (prompt, Turn("assistant", _text(where, row, "completion"), True)))
+    if form == "prompt":
+        answer = Turn("assistant", _text(where, row, "completion"), True)
+        return Example(where, form, (Turn("user", _text(where, row, "prompt"), False), answer))
+    if form == "preference":
+        return _preference(where, form, row, ("prompt", "chosen", "rejected"))
+    return _preference(where, form, row, ("input", "preferred_output", "non_preferred_output"))
+
+
+def _preference(where: str, form: Form, row: Mapping[str, Any], names: Sequence[str]) -> Example:
+    asked, better, worse = names
+    chosen, rejected = (_answer(where, row, name) for name in (better, worse))
+    if chosen.strip() == rejected.strip():
+        raise DataError(f"{where}: {better} and {worse} are the same")
+    turns = (*_prompt(where, row, asked), Turn("assistant", chosen, True))
+    return Example(where, form, turns, rejected)
+
+
+def _prompt(where: str, row: Mapping[str, Any], name: str) -> tuple[Turn, ...]:
+    """What a preference is about: a text, messages, or OpenAI's object with messages."""
+    found = row[name]
+    if isinstance(found, Mapping):
+        if unknown := found.keys() - {"messages"}:
+            raise DataError(f"{where}: {name} has keys that are not known: {_listed(unknown)}")
+        found, name = found.get("messages"), f"{name}.messages"
+    if isinstance(found, str):
+        return (Turn("user", _text(where, row, name), False),)
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{where}: {name} must be a text or a list with at least one message")
+    turns = [_turn(f"{where}: {name}[{i}]", item) for i, item in enumerate(found)]
+    if turns[-1].role == "assistant":
+        raise DataError(f"{where}: {name} must not end with the assistant's message")
+    return tuple(replace(turn, learn=False) for turn in turns)
+
+
+def _answer(where: str, row: Mapping[str, Any], name: str) -> str:
+    found = row[name]
+    if not isinstance(found, list):
+        return _text(where, row, name)
+    if len(found) != 1:
+        raise DataError(f"{where}: {name} must be a text or a list of one message")
+    turn = _turn(f"{where}: {name}[0]", found[0])
+    if turn.role != "assistant":
+        raise DataError(f"{where}: {name} must be the assistant's message, not {turn.role}'s")
+    return turn.content
 
 
 def _turns(where: str, found: object) -> tuple[Turn, ...]:
@@ -151,7 +203,8 @@ def _text(where: str, row: Mapping[str, Any], key: str) -> str:
 
 
 def _name(form: Form) -> str:
-    return " and ".join(sorted(_KEYS[form], reverse=True))
+    names = sorted(_KEYS[form], reverse=True)
+    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from finetune.encoding import Encoded
+from finetune.estimate import Estimate, wilson
 from finetune.model import Place
-from finetune.quality import Estimate, batches_of, wilson
+from finetune.quality import batches_of
 from finetune.recipe import Recipe
-from finetune.trainer import IGNORED, GreenTrainer
+from finetune.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
 
 _NORMS = ("norm", "final_layernorm", "ln_f")
@@ -78,20 +78,13 @@ class ExitTrainer(GreenTrainer):
         """The sum."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        inputs.pop("num_items_in_batch", None)
         out = model(**inputs, output_hidden_states=True, use_cache=False)
-        loss = _cross_entropy(out.logits, labels)
         parts = [
-            _cross_entropy(self._exits.logits(out.hidden_states, layer), labels)
+            cross_entropy(self._exits.logits(out.hidden_states, layer), labels)
             for layer in self._exits.layers
         ]
-        return loss + self._exit_weight * torch.stack(parts).mean()
-
-
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
-    )
+        total = cross_entropy(out.logits, labels) + self._exit_weight * torch.stack(parts).mean()
+        return self.per_token(total, labels, kwargs.get("num_items_in_batch"))
 
 
 @torch.no_grad()

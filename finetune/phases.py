@@ -18,9 +18,12 @@ from greenllm.energy.meter import Meter, Reading, SensorError
 from greenllm.energy.window import IdlePower, take_apart
 
 Phase = Literal[
-    "data", "loading", "trials", "waiting", "training", "evaluation", "saving", "lost", "compare"
-]
+    "data", "loading", "trials", "waiting", "training", "teacher", "evaluation", "saving", "lost",
+    "compare",
+]  # fmt: skip
 PHASES: tuple[Phase, ...] = get_args(Phase)
+# What every token that is learnt from costs.
+LEARNING: tuple[Phase, ...] = ("training", "teacher")
 # What a machine draws while a run waits, or what another run would have cost, is not its bill.
 NOT_BILLED: frozenset[Phase] = frozenset({"waiting", "compare"})
 

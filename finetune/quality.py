@@ -9,35 +9,17 @@ Not covered: whether an answer that differs is right too.
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from finetune.encoding import Encoded
+from finetune.estimate import Estimate, bootstrap, wilson
 from finetune.model import Place
 
-_RESAMPLES = 1000
-_LEVEL = 0.95
-_Z = 1.96
 _ROWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    size: int
-
-    def as_dict(self) -> dict[str, float]:
-        """For reports."""
-        return {"value": self.value, "low": self.low, "high": self.high, "examples": self.size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,39 +43,18 @@ class Losses:
 class Quality:
     """One look at a model; `matches` are None where nothing could be answered.
 
-    `exits` are the shares of tokens that exits, by their layer, choose as the whole model does.
+    `answers_j` are the joules of all answers.
+
+    `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
+    `preferred` is the share of preferences whose better answer the model finds likelier.
     """
 
     losses: Losses
     probe: Losses
     matches: Estimate | None
     exits: Mapping[int, Estimate | None] = field(default_factory=dict)
-
-
-def bootstrap(sums: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Estimate | None:
-    """A ratio of sums, resampled by example (percentile bootstrap)."""
-    size = len(sums)
-    if not size or not sum(tokens):
-        return None
-    rng = random.Random(seed)
-    found: list[float] = []
-    for _ in range(_RESAMPLES):
-        chosen = rng.choices(range(size), k=size)
-        found.append(sum(sums[i] for i in chosen) / sum(tokens[i] for i in chosen))
-    found.sort()
-    low, high = (round(q * (_RESAMPLES - 1)) for q in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2))
-    return Estimate(sum(sums) / sum(tokens), found[low], found[high], size)
-
-
-def wilson(hits: int, size: int) -> Estimate | None:
-    """A share with Wilson's interval."""
-    if not size:
-        return None
-    share = hits / size
-    centre = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
-    half = _Z / (1 + _Z**2 / size) * math.sqrt(share * (1 - share) / size + (_Z / size / 2) ** 2)
-    # Rounding must not put the ends beyond what was seen: of none right, zero is the low end.
-    return Estimate(share, max(0.0, min(share, centre - half)), max(share, centre + half), size)
+    preferred: Estimate | None = None
+    answers_j: float | None = None
 
 
 @torch.no_grad()
@@ -170,6 +131,19 @@ def _answers(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any)
     return texts
 
 
+def worse_of(items: Sequence[Encoded]) -> list[Encoded]:
+    """The worse answers, where examples are preferences."""
+    return [item.rejected for item in items if item.rejected is not None]
+
+
+def _preferred(better: Losses, worse: Losses) -> Estimate | None:
+    """How often the better answer, as a whole, is the likelier one."""
+    if not worse.sums:
+        return None
+    hits = sum(one < other for one, other in zip(better.sums, worse.sums, strict=True))
+    return wilson(hits, len(worse.sums))
+
+
 def look(
     model: Any,
     items: Sequence[Encoded],
@@ -177,15 +151,23 @@ def look(
     place: Place,
     tokenizer: Any,
     num_answers: int,
+    spent_j: Callable[[], float | None],
 ) -> Quality:
     """Everything about a model at one moment; its mode is left as it was."""
     was_training = model.training
     model.eval()
     try:
+        pad = tokenizer.pad_token_id
+        losses = losses_of(model, items, place, pad)
+        before_j = spent_j()
+        matches = matches_of(model, items[:num_answers], place, tokenizer)
+        after_j = spent_j()
         return Quality(
-            losses_of(model, items, place, tokenizer.pad_token_id),
-            losses_of(model, probe, place, tokenizer.pad_token_id),
-            matches_of(model, items[:num_answers], place, tokenizer),
+            losses,
+            losses_of(model, probe, place, pad),
+            matches,
+            answers_j=None if before_j is None or after_j is None else after_j - before_j,
+            preferred=_preferred(losses, losses_of(model, worse_of(items), place, pad)),
         )
     finally:
         model.train(was_training)

@@ -7,7 +7,8 @@ refused later, by name. Not covered: the environment, which belongs to the serve
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +16,19 @@ from greenllm.config import ConfigError, default_data_dir, flag, option
 from greenllm.model.adapter_folders import is_name
 
 Method = Literal["lora", "qlora", "dora", "rslora", "full"]
+Objective = Literal["sft", "layerskip", "dpo", "distill"]
 TooLong = Literal["drop", "truncate", "refuse"]
 
 # Adapters have few, fresh parameters and take a far larger rate than weights that know something.
 _ADAPTER_RATE, _FULL_RATE = 2e-3, 2e-4
+# Preferences are learnt gently: what they push down takes the rest of the model with it.
+_DPO_SHARE = 0.1
+# Options that mean nothing with another objective.
+_OF_OBJECTIVE: Mapping[Objective, tuple[str, ...]] = {
+    "layerskip": ("exits", "exit_weight"),
+    "dpo": ("beta",),
+    "distill": ("teacher", "teacher_weight", "teacher_temperature"),
+}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -29,8 +39,8 @@ class Recipe:
     model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
     data: str | None = option(
         None,
-        "JSONL file with messages, prompt and completion, or text; 'example'; or a hub dataset's"
-        " id.",
+        "JSONL file with messages, prompt and completion, text, or prompt, chosen and rejected;"
+        " 'example'; or a hub dataset's id.",
     )
     name: str | None = option(
         None, "Name of the adapter: written to DATA_DIR/adapters/NAME, where servers find it."
@@ -44,13 +54,23 @@ class Recipe:
     method: Method = option(
         "lora", "lora, qlora (base in 4 bits), dora, rslora, or full (every weight)."
     )
-    objective: Literal["sft", "layerskip"] = option(
-        "sft", "sft, or layerskip: train exits too, so that the model can be left early."
+    objective: Objective = option(
+        "sft",
+        "sft; layerskip: train exits too, so that the model can be left early; dpo: prefer the"
+        " better of two answers; or distill: learn what a teacher would say.",
     )
     exits: tuple[int, ...] = option(
         (), "Layers after which layerskip trains an exit; default is a third and half of them."
     )
     exit_weight: float = option(0.5, "Weight of the exits' mean loss beside the last layer's.")
+    beta: float = option(0.1, "How closely dpo holds the model to what it was before.")
+    teacher: str | None = option(
+        None, "Model that distill learns from, with the same vocabulary: as for --model."
+    )
+    teacher_weight: float = option(
+        0.5, "Weight of the teacher's word in distill, above 0 to 1; the rest is the data's."
+    )
+    teacher_temperature: float = option(1.0, "Above 1, distill hears unlikely tokens better.")
     rank: int = option(8, "Rank of the adapter.")
     alpha: float | None = option(None, "Scale of the adapter; default is twice the rank.")
     dropout: float = option(0.0, "Dropout before the adapter, 0 to below 1.")
@@ -58,7 +78,9 @@ class Recipe:
         ("all-linear",), "Modules that get an adapter, comma-separated, or all-linear."
     )
     learning_rate: float | None = option(
-        None, f"Peak rate; default is {_ADAPTER_RATE:g} for adapters, {_FULL_RATE:g} for full."
+        None,
+        f"Peak rate; default is {_ADAPTER_RATE:g} for adapters, {_FULL_RATE:g} for full, and a"
+        " tenth of it for dpo.",
     )
     rate_multiplier: float = option(1.0, "The learning rate is multiplied by this.")
     schedule: Literal["linear", "cosine", "constant"] = option(
@@ -139,7 +161,8 @@ class Recipe:
         self._require_positive(
             "rank", "alpha", "learning_rate", "epochs", "steps", "tokens", "batch_size",
             "accumulation", "max_length", "eval_every", "patience", "save_every", "budget_wh",
-            "max_grad_norm", "threads", "rate_multiplier", "exit_weight",
+            "max_grad_norm", "threads", "rate_multiplier", "exit_weight", "beta",
+            "teacher_weight", "teacher_temperature",
         )  # fmt: skip
         for name in ("dropout", "warmup_share", "validation_share"):
             value = getattr(self, name)
@@ -147,8 +170,7 @@ class Recipe:
         self._require(self.answers >= 0, "answers", "must not be negative")
         self._require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         self._require_place()
-        is_layerskip = self.objective == "layerskip"
-        self._require(is_layerskip or not self.exits, "exits", "goes with --objective layerskip")
+        self._require_objective()
         is_timed = self.start == "greenest"
         for name in ("deadline", "intensity_series"):
             given = getattr(self, name) is not None
@@ -171,6 +193,19 @@ class Recipe:
         self._require(own is None or own >= 0, "intensity_g_per_kwh", "must not be negative")
         if (own is None) != (source is None):
             raise ConfigError("--intensity-g-per-kwh and --intensity-source go together")
+
+    def _require_objective(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for objective, names in _OF_OBJECTIVE.items():
+            for name in names if objective != self.objective else ():
+                is_unset = getattr(self, name) == defaults[name]
+                self._require(is_unset, name, f"goes with --objective {objective}")
+        self._require(self.teacher_weight <= 1, "teacher_weight", "must not be above 1")
+        if self.objective == "distill":
+            self._require(self.teacher is not None, "teacher", "is needed for --objective distill")
+        if self.objective == "dpo":
+            self._require(not self.packing, "packing", "does not go with --objective dpo")
+            self._require(not self.dropout, "dropout", "does not go with --objective dpo")
 
     def _require_place(self) -> None:
         if (self.name is None) == (self.output is None):
@@ -201,6 +236,7 @@ class Recipe:
     def peak_rate(self) -> float:
         """The learning rate, the method's default where none was given."""
         usual = _ADAPTER_RATE if self.is_adapter else _FULL_RATE
+        usual *= _DPO_SHARE if self.objective == "dpo" else 1.0
         rate = usual if self.learning_rate is None else self.learning_rate
         return rate * self.rate_multiplier
 

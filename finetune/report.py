@@ -3,7 +3,8 @@
 Contract: six measures (running time, model size, FLOPs, power, energy, carbon), energy by phase,
 quality before and after, and the comparator; unknown is null. FLOPs are counted from parameters
 and tokens: 6 N a token where every weight is trained, 4 N where the base is frozen (no gradients
-of its weights), as in Kaplan et al., arXiv:2001.08361; attention is left out.
+of its weights), as in Kaplan et al., arXiv:2001.08361, and 2 N for what only reads them, a teacher
+or the reference of dpo; attention is left out.
 
 Not covered: what was spent before this run, on the base model or on trials by hand.
 """
@@ -17,9 +18,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from finetune.breakeven import Answers, break_even
 from finetune.data import Data
-from finetune.phases import Energy, PhaseAccount
-from finetune.quality import Estimate, Quality
+from finetune.estimate import Estimate
+from finetune.phases import LEARNING, Energy, PhaseAccount
+from finetune.quality import Quality
 from finetune.recipe import Recipe
 from finetune.watch import Watch
 from greenllm.energy.carbon import EmbodiedModel, operational_g, sci_g_per_1k_tokens
@@ -32,11 +35,12 @@ _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl", "accelerate", "
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Parameters of the base, those that were trained, and bytes of what was written."""
+    """Parameters of the base, those that were trained, bytes written, a teacher's parameters."""
 
     parameters: int
     trained: int
     output_bytes: int
+    teacher: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def build(
     account, seen = watch.account, watch.seen
     spent = account.spent()
     known = account.is_known
-    flops = (4 if recipe.is_adapter else 6) * sizes.parameters * seen.tokens
+    flops = _flops_per_token(recipe, sizes) * seen.tokens
     carbon = grams.of(spent) if known else dict.fromkeys(("operational_g", "embodied_g", "total_g"))
     return {
         "schema": SCHEMA,
@@ -114,16 +118,24 @@ def build(
         },
         "prediction": _prediction(watch),
         "quality": _quality(outcome),
+        "break_even": _break_even(account, outcome),
         "comparator": outcome.comparator or {"kind": "not measured"},
     }
+
+
+def _flops_per_token(recipe: Recipe, sizes: Sizes) -> int:
+    own = (4 if recipe.is_adapter else 6) * sizes.parameters
+    reference = 2 * sizes.parameters if recipe.objective == "dpo" else 0
+    return own + reference + 2 * (sizes.teacher or 0)
 
 
 def _energy(account: PhaseAccount, tokens: int) -> dict[str, Any]:
     meter, spent = account.meter, account.spent()
     total_j = spent.total_j if account.is_known else None
-    training_j = account.spent("training").total_j if account.is_known else None
+    training_j = account.spent(*LEARNING).total_j if account.is_known else None
     return {
         "total_j": total_j,
+        "training_j": training_j,
         "total_kwh": None if total_j is None else joules_to_kwh(total_j),
         "joules_per_training_token": training_j / tokens if training_j and tokens else None,
         "by_phase": {
@@ -162,6 +174,20 @@ def _prediction(watch: Watch) -> dict[str, Any] | None:
     return {"predicted_j": predicted, "actual_j": actual, "ratio": predicted / actual}
 
 
+def _break_even(account: PhaseAccount, outcome: Outcome) -> dict[str, Any] | None:
+    before, after = answers_of(outcome.before), answers_of(outcome.after)
+    if not account.is_known or before is None or after is None:
+        return None
+    return asdict(break_even(account.spent().total_j, before, after))
+
+
+def answers_of(found: Quality) -> Answers | None:
+    """What an answer cost and was worth; None where nothing was asked or joules are unknown."""
+    if found.matches is None or found.answers_j is None:
+        return None
+    return Answers(found.answers_j / found.matches.size, found.matches)
+
+
 def _quality(outcome: Outcome) -> dict[str, Any]:
     before, after = outcome.before, outcome.after
     return {
@@ -171,6 +197,7 @@ def _quality(outcome: Outcome) -> dict[str, Any]:
         "exits": {
             str(layer): _pair(before.exits[layer], found) for layer, found in after.exits.items()
         },
+        "preferred": _pair(before.preferred, after.preferred),
         "probe_loss": _pair(before.probe.mean(), after.probe.mean()),
         "probe_loss_change": _dict(after.probe.more_than(before.probe)),
     }

@@ -22,6 +22,7 @@ from finetune import compare
 from finetune.card import card
 from finetune.checkpoints import MARKER, complete, read_json, write_json
 from finetune.data import Data, load_data
+from finetune.distilling import load_teacher
 from finetune.model import (
     load_base,
     load_tokenizer,
@@ -94,18 +95,20 @@ def run(
         expected = forecast(subject, account, now.model, _steps(subject))
         now.wait = wait_for_green(recipe, account, expected.duration_s, say)
     with account.during("evaluation"):
-        before = subject.look(now.model)
+        before = subject.look(now.model, account)
     watch = _watch(subject, account, show)
     status, reason = _train(subject, now.model, watch, checkpoint)
     with account.during("evaluation"):
-        after = subject.look(now.model)
+        after = subject.look(now.model, account)
     if before is None or after is None:
         return None
     with account.during("saving"):
         size = save_weights(subject.recipe, now.model, subject.tokenizer)
         now.sizes = replace(now.sizes, output_bytes=size)
-    with account.during("compare"):
-        comparator = compare.measure(subject, account.meter, watch.seen)
+    comparator = None
+    if subject.recipe.compare != "none":
+        with account.during("compare"):
+            comparator = compare.measure(subject, account.meter, watch.seen)
     return _report(now, watch, Outcome(status, reason, before, after, comparator), grams, began)
 
 
@@ -128,7 +131,8 @@ def _model(subject: Subject) -> tuple[Any, Sizes]:
     base = load_base(recipe, subject.place)
     parameters = num_parameters(base)
     model = trainable(recipe, base)
-    return model, Sizes(parameters, num_trained(model), 0)
+    teacher = None if subject.teacher is None else num_parameters(subject.teacher)
+    return model, Sizes(parameters, num_trained(model), 0, teacher)
 
 
 def _report(now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str) -> dict[str, Any]:
@@ -194,8 +198,9 @@ def _subject(recipe: Recipe, account: PhaseAccount, processes: Processes) -> Sub
     with account.during("data"):
         data = load_data(recipe, tokenizer, context)
         probe = load_probe(recipe, tokenizer, context)
-    return Subject(replace(recipe, max_length=recipe.max_length or context), place, tokenizer,
-                   data, probe, processes)  # fmt: skip
+    recipe = replace(recipe, max_length=recipe.max_length or context)
+    teacher = load_teacher(recipe, place, tokenizer)
+    return Subject(recipe, place, tokenizer, data, probe, processes, teacher)
 
 
 def _context(recipe: Recipe) -> int:
@@ -227,10 +232,7 @@ def _train(
     subject: Subject, model: Any, watch: Watch, checkpoint: Path | None
 ) -> tuple[str, str | None]:
     """How training ended, and why it did before its end."""
-    data = (subject.data.train, subject.data.validation)
-    trainer = make_trainer(
-        subject.recipe, subject.place, model, subject.tokenizer, data, watch, _steps(subject)
-    )
+    trainer = make_trainer(subject, model, watch, _steps(subject))
     journal = read_json(subject.recipe.folder / JOURNAL) if subject.recipe.resume else None
     kept = None if checkpoint is None else read_json(checkpoint / MARKER)
     watch.restore(kept, journal)

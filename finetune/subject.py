@@ -11,6 +11,7 @@ from finetune.data import Data
 from finetune.encoding import Encoded
 from finetune.exits import agreements, exits_of
 from finetune.model import Place
+from finetune.phases import PHASES, PhaseAccount
 from finetune.processes import Processes
 from finetune.recipe import Recipe
 
@@ -25,16 +26,22 @@ class Subject:
     data: Data
     probe: Sequence[Encoded]
     processes: Processes
+    teacher: Any | None = None
 
-    def look(self, model: Any) -> quality.Quality | None:
+    def look(self, model: Any, account: PhaseAccount) -> quality.Quality | None:
         """Quality now; None in all processes but the main one, which wait."""
-        found = self._look(model) if self.processes.is_main else None
+        found = self._look(model, account) if self.processes.is_main else None
         self.processes.wait()
         return found
 
-    def _look(self, model: Any) -> quality.Quality:
+    def _look(self, model: Any, account: PhaseAccount) -> quality.Quality:
         items, answers = self.data.validation, self.recipe.answers
-        found = quality.look(model, items, self.probe, self.place, self.tokenizer, answers)
+
+        def spent_j() -> float | None:
+            account.read()
+            return account.spent(*PHASES).total_j if account.is_known else None
+
+        found = quality.look(model, items, self.probe, self.place, self.tokenizer, answers, spent_j)
         if self.recipe.objective != "layerskip":
             return found
         exits, pad = exits_of(self.recipe, model), self.tokenizer.pad_token_id

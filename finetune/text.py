@@ -23,6 +23,7 @@ def markdown(found: Mapping[str, Any], plot: str | None = None) -> str:
         *_trials(found["trials"]),
         "## Quality",
         _quality(found["quality"]),
+        _break_even(found["break_even"]),
         "## Against training every weight",
         _comparator(found),
         "## Data",
@@ -98,12 +99,29 @@ def _quality(found: Mapping[str, Any]) -> str:
         ("validation loss, nats per token", *_both(found["validation_loss"]),
          _interval(found["validation_loss_change"], sign=True)),
         ("exact matches", *_both(found["exact_match"], share=True), ""),
+        *([("better answer is likelier", *_both(found["preferred"], share=True), "")]
+          if found["preferred"]["after"] else []),
         ("probe loss: what was known before", *_both(found["probe_loss"]),
          _interval(found["probe_loss_change"], sign=True)),
         *((f"exit after layer {layer} agrees", *_both(pair, share=True), "")
           for layer, pair in found["exits"].items()),
     ]  # fmt: skip
     return _table(("", "before", "after", "change"), rows) + "\n\nWith 95 % intervals."
+
+
+def _break_even(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "Break-even: unknown, no answers were asked for or their joules are unknown."
+    if found["after_j"] is None:
+        return f"Break-even: {found['reason']}."
+    per = (
+        f"A solved request cost {joules(found['before_j'])} before and {joules(found['after_j'])}"
+        " after, in this run's scoring."
+    )
+    if found["requests"] is not None:
+        return f"Break-even: after {found['requests']:,} solved requests. {per}"
+    bound = f", at most {found['at_most']:,} solved requests" if found["at_most"] else ""
+    return f"Break-even: {found['reason']}{bound}. {per}"
 
 
 def _both(pair: Mapping[str, Any], *, share: bool = False) -> tuple[str, str]:
@@ -123,8 +141,7 @@ def _comparator(found: Mapping[str, Any]) -> str:
     comparator, energy = found["comparator"], found["measures"]["energy"]
     if comparator["kind"] == "not measured":
         return "Not measured; `--compare full` or `--compare sample` does."
-    training = energy["by_phase"]["training"]
-    mine = None if training is None else training["total_j"]
+    mine = energy["training_j"]
     theirs = comparator["training_j_for_same_tokens"]
     ratio = f", {mine / theirs:.0%} of it" if mine and theirs else ""
     text = (

@@ -1,4 +1,4 @@
-"""TRL's supervised trainer, with what a run here needs on top: a watch, and whole checkpoints.
+"""TRL's trainers, with what a run here needs on top: a watch, and whole checkpoints.
 
 Contract: the loss, the optimizer, the order of the data and resuming are TRL's and transformers'
 own. A loss that is not a number ends the run before it reaches the weights.
@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from torch.nn import functional
+from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
 from finetune.checkpoints import SavingError
@@ -25,8 +26,8 @@ from finetune.watch import TrainingError, Watch
 IGNORED = -100
 
 
-class GreenTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains with a watch that counts, saves and stops."""
+class Watched(Trainer):  # type: ignore[misc]
+    """Put before one of TRL's trainers: trains with a watch that counts, saves and stops."""
 
     def __init__(self, *, watch: Watch, **given: Any) -> None:
         self._watch = watch
@@ -73,6 +74,32 @@ class GreenTrainer(SFTTrainer):  # type: ignore[misc]
                 ) from error
         if self.args.should_save:
             self._watch.mark(folder)
+
+
+class GreenTrainer(Watched, SFTTrainer):  # type: ignore[misc]
+    """Supervised training, and what objectives of token by token build on."""
+
+    def per_token(
+        self, total: torch.Tensor, labels: torch.Tensor, num_items: Any = None
+    ) -> torch.Tensor:
+        """A sum over learnt tokens as their mean: over all passes and processes of a step.
+
+        `num_items` are the learnt tokens of the whole step, as the trainer hands them to a loss.
+        """
+        if num_items is None:
+            return total / (labels[:, 1:] != IGNORED).sum().clamp(min=1)
+        mean: torch.Tensor = total * self.accelerator.num_processes / num_items
+        return mean
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed over learnt tokens; logits at one place are about the next."""
+    return functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
 
 
 def rows_of(items: Sequence[Encoded]) -> Dataset:

@@ -11,15 +11,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from transformers import EarlyStoppingCallback
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
+from finetune.distilling import DistillTrainer
 from finetune.encoding import Encoded
 from finetune.exits import ExitTrainer, exits_of
-from finetune.model import Place
+from finetune.model import Place, load_base
+from finetune.preferences import PreferenceTrainer, pairs_of
 from finetune.recipe import Recipe
-from finetune.trainer import GreenTrainer, rows_of
+from finetune.subject import Subject
+from finetune.trainer import GreenTrainer, Watched, rows_of
 from finetune.watch import Watch
 
 _SAVES = 10
@@ -33,54 +36,75 @@ def num_steps(recipe: Recipe, train: Sequence[Encoded], num_processes: int) -> i
     per_epoch = math.ceil(len(train) / rows)
     if recipe.tokens is None:
         return max(1, math.ceil(per_epoch * recipe.epochs))
-    mean = sum(len(item.ids) for item in train) / per_epoch
+    mean = sum(item.num_tokens for item in train) / per_epoch
     return max(1, math.ceil(recipe.tokens / mean))
 
 
 def make_trainer(
-    recipe: Recipe,
-    place: Place,
-    model: Any,
-    tokenizer: Any,
-    data: tuple[Sequence[Encoded], Sequence[Encoded]],
-    watch: Watch,
-    steps: int,
-    *,
-    saves: bool = True,
-) -> GreenTrainer:
-    """A trainer for one run."""
+    subject: Subject, model: Any, watch: Watch, steps: int, *, saves: bool = True
+) -> Watched:
+    """A trainer for one run; it looks at the validation examples where the recipe says so.
+
+    Raises:
+        ConfigError: the objective and the model do not go together.
+    """
     disable_progress_bars()
-    train, validation = data
-    looks = recipe.eval_every is not None and bool(validation)
+    recipe, data = subject.recipe, subject.data
+    looks = recipe.eval_every is not None and bool(data.validation)
+    rows = rows_for(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # about packing without flash attention, which is exact here
-        trainer = _kind(recipe, model)(
+        trainer = _kind(subject, model)(
             watch=watch,
             model=model,
-            args=arguments(recipe, place, steps, looks=looks, saves=saves),
-            train_dataset=rows_of(train),
-            eval_dataset=rows_of(validation) if looks else None,
-            processing_class=tokenizer,
+            args=arguments(recipe, subject.place, steps, looks=looks, saves=saves),
+            train_dataset=rows(data.train),
+            eval_dataset=rows(data.validation) if looks else None,
+            processing_class=subject.tokenizer,
         )
     if recipe.patience is not None and looks:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
     return trainer
 
 
-def _kind(recipe: Recipe, model: Any) -> Callable[..., GreenTrainer]:
+def rows_for(recipe: Recipe) -> Callable[[Sequence[Encoded]], Dataset]:
+    """What makes rows for the recipe's trainer."""
+    return pairs_of if recipe.objective == "dpo" else rows_of
+
+
+def _kind(subject: Subject, model: Any) -> Callable[..., Watched]:
     """The trainer for an objective."""
-    if recipe.objective == "sft":
-        return GreenTrainer
-    return partial(ExitTrainer, exits=exits_of(recipe, model), exit_weight=recipe.exit_weight)
+    recipe = subject.recipe
+    if recipe.objective == "layerskip":
+        return partial(ExitTrainer, exits=exits_of(recipe, model), exit_weight=recipe.exit_weight)
+    if recipe.objective == "distill":
+        return partial(
+            DistillTrainer, teacher=subject.teacher, weight=recipe.teacher_weight,
+            temperature=recipe.teacher_temperature,
+        )  # fmt: skip
+    if recipe.objective == "dpo":
+        reference = None if recipe.is_adapter else load_base(recipe, subject.place)
+        return partial(PreferenceTrainer, ref_model=reference)
+    return GreenTrainer
 
 
-def arguments(recipe: Recipe, place: Place, steps: int, *, looks: bool, saves: bool) -> SFTConfig:
+def arguments(
+    recipe: Recipe, place: Place, steps: int, *, looks: bool, saves: bool
+) -> SFTConfig | DPOConfig:
     """The recipe in TRL's words."""
     is_cpu = place.device == "cpu"
     every = recipe.eval_every if looks else recipe.save_every
-    return SFTConfig(
+    own: dict[str, Any]
+    if recipe.objective == "dpo":  # pairs have no one length to group by
+        make, own = DPOConfig, {"beta": recipe.beta, "max_length": None}
+    else:
+        sampling = "random" if recipe.packing else "group_by_length"
+        make, own = SFTConfig, {"packing": recipe.packing, "max_length": recipe.max_length,
+                                "train_sampling_strategy": sampling}  # fmt: skip
+    return make(
+        **own,
         output_dir=str(recipe.folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=recipe.batch_size,
@@ -91,9 +115,6 @@ def arguments(recipe: Recipe, place: Place, steps: int, *, looks: bool, saves: b
         warmup_steps=round(recipe.warmup_share * steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        packing=recipe.packing,
-        max_length=recipe.max_length,
-        train_sampling_strategy="random" if recipe.packing else "group_by_length",
         bf16=place.is_half,
         use_cpu=is_cpu,
         dataloader_pin_memory=not is_cpu,

@@ -56,10 +56,7 @@ def _try(subject: Subject, account: PhaseAccount, settings: dict[str, Any], step
     folder.mkdir(exist_ok=True)
     model = trainable(recipe, load_base(recipe, subject.place))
     own = Watch(PhaseAccount(account.meter), folder / "journal.json", total_tokens=0)
-    data = (subject.data.train, ())
-    trainer = make_trainer(
-        recipe, subject.place, model, subject.tokenizer, data, own, steps, saves=False
-    )
+    trainer = make_trainer(replace(subject, recipe=recipe), model, own, steps, saves=False)
     loss: float | None
     try:
         trainer.train()

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from finetune.checkpoints import MARKER, SavingError, write_json
-from finetune.phases import NOT_BILLED, Energy, Phase, PhaseAccount
+from finetune.phases import LEARNING, NOT_BILLED, Energy, Phase, PhaseAccount
 from finetune.processes import Processes
 from greenllm.core import GreenllmError
 
@@ -97,7 +97,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         size = inputs["input_ids"].numel()
         mask = inputs.get("attention_mask")
         tokens = size if mask is None else int(mask.sum())
-        learnt = int((inputs["labels"] != -100).sum())
+        answers = inputs.get("completion_mask")  # what rows of preferences have for labels
+        learnt = int((inputs["labels"] != -100).sum() if answers is None else answers.sum())
         size, tokens, learnt = self._processes.sums([size, tokens, learnt])
         seen = self.seen
         self.seen = replace(
@@ -143,7 +144,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Book, predict, show, and stop where it is time."""
         self.seen = replace(self.seen, steps=state.global_step)
         self.account.read()
-        spent = self.account.spent("training")
+        spent = self.account.spent(*LEARNING)
         self._steps_here += 1
         if self._steps_here == _SETTLED:
             self._settled = (self.seen, spent)
@@ -175,14 +176,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             return None
         seen, spent = self._settled
         tokens = self.seen.tokens - seen.tokens
-        joules = self.account.spent("training").total_j - spent.total_j
+        joules = self.account.spent(*LEARNING).total_j - spent.total_j
         if tokens <= 0 or joules <= 0:
             return None
         left = max(0, self._total_tokens - self.seen.tokens)
         return self.account.spent().total_j + joules / tokens * left + self._reserve_j
 
     def _progress(self, state: Any) -> Progress:
-        spent = self.account.spent("training")
+        spent = self.account.spent(*LEARNING)
         seconds = spent.duration_s or 1e-9
         return Progress(
             self.seen,

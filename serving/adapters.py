@@ -20,6 +20,7 @@ from greenllm.model.lora_config import AdapterError
 from greenllm.runner.threads import ThreadPlan
 from serving.bodies import body_schema, parsed_body
 from serving.errors import ApiError
+from serving.jobs import FINE_TUNED
 from serving.schemas import LoadAdapterBody, UnloadAdapterBody
 from serving.state import ServerState, state_of
 
@@ -32,7 +33,9 @@ async def models(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
     state.key_of(http)
     adapters = await asyncio.to_thread(state.engine.adapters)
-    data = [_model(state), *(_adapter(state, info) for info in adapters)]
+    trained = await asyncio.to_thread(state.jobs.store.models)
+    data = [_model(state)]
+    data += [_adapter(state, info, trained.get(info.name, info.name)) for info in adapters]
     return {"object": "list", "data": data}
 
 
@@ -42,7 +45,7 @@ async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
     state = state_of(http)
     state.key_of(http)
     info = await find_adapter(state, model_id)
-    return _model(state) if info is None else _adapter(state, info)
+    return _model(state) if info is None else _adapter(state, info, _shown(model_id, info))
 
 
 async def find_adapter(state: ServerState, asked: str) -> AdapterInfo | None:
@@ -116,10 +119,15 @@ def _approximate(exit_: Exit | None) -> dict[str, Any] | None:
     return {"exit_layer": exit_.layer, "agreements": sorted(exit_.thresholds)}
 
 
-def _adapter(state: ServerState, info: AdapterInfo) -> dict[str, Any]:
+def _shown(asked: str, info: AdapterInfo) -> str:
+    """What jobs have made keeps its job's name."""
+    return asked if asked.startswith(FINE_TUNED) else info.name
+
+
+def _adapter(state: ServerState, info: AdapterInfo, name: str) -> dict[str, Any]:
     base = state.model_names[0]
     return {
-        "id": info.name,
+        "id": name,
         "object": "model",
         "created": int(info.registered_s),
         "owned_by": "greenllm",
@@ -147,7 +155,7 @@ async def load_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     except AdapterError as error:
         name = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
         raise ApiError(400, str(error), param=name) from error
-    return _adapter(state, info)
+    return _adapter(state, info, info.name)
 
 
 @router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterBody))

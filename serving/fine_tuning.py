@@ -2,7 +2,7 @@
 
 Contract: a job trains a LoRA adapter on the served model and is loaded when it is done, under
 `ft:BASE:SUFFIX:ID`. What cannot be trained on is told by the job's `error`, with the line. Not
-covered: preferences (dpo), checkpoints as models.
+covered: distillation, checkpoints as models.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from serving.bodies import body_schema, parsed_body
 from serving.errors import ApiError
 from serving.files import find_file
 from serving.jobs import Job, Status, new_job_id, read_object, toml_of
-from serving.schemas import Hyperparameters, JobBody
+from serving.schemas import Hyperparameters, JobBody, Method
 from serving.state import ServerState, state_of
 
 router = APIRouter()
 _PATH = "/v1/fine_tuning/jobs"
 _OURS = frozenset(
-    {"model", "data", "validation", "output", "name", "data_dir", "resume", "device", "meter"}
-)
+    {"model", "data", "validation", "output", "name", "data_dir", "resume", "device", "meter",
+     "bill_idle", "plan", "start", "deadline", "intensity_series", "probe", "teacher"}
+)  # fmt: skip
+_METHODS = ("lora", "qlora", "rslora")
 
 
 @router.post(_PATH, openapi_extra=body_schema(JobBody))
@@ -42,15 +44,29 @@ async def create(http: HttpRequest) -> dict[str, Any]:
             param="model",
             code="model_not_found",
         )
-    if taken := _OURS & (body.recipe or {}).keys():
-        name = f"recipe.{sorted(taken)[0]}"
-        raise ApiError(400, f"{name} is the server's to set", param=name)
+    _check_recipe(body)
     find_file(state, body.training_file, "training_file")
     if body.validation_file is not None:
         find_file(state, body.validation_file, "validation_file")
     job = _new_job(state, body)
     await asyncio.to_thread(_keep, state, job)
     return job_body(state, job)
+
+
+def _check_recipe(body: JobBody) -> None:
+    recipe = body.recipe or {}
+    if taken := _OURS & recipe.keys():
+        name = f"recipe.{sorted(taken)[0]}"
+        raise ApiError(400, f"{name} is the server's to set", param=name)
+    if (way := recipe.get("method", "lora")) not in _METHODS:
+        raise ApiError(
+            400,
+            f"recipe.method must be one of {', '.join(_METHODS)}, whose adapters the server takes"
+            f" beside its model, not {way!r}",
+            param="recipe.method",
+        )
+    if body.method is not None and body.method.type == "dpo" and "objective" in recipe:
+        raise ApiError(400, "method dpo is an objective already", param="recipe.objective")
 
 
 def _new_job(state: ServerState, body: JobBody) -> Job:
@@ -61,6 +77,7 @@ def _new_job(state: ServerState, body: JobBody) -> Job:
         validation_file=body.validation_file,
         suffix=body.suffix,
         seed=7 if body.seed is None else body.seed,
+        method="supervised" if body.method is None else body.method.type,
         hyperparameters=_hyperparameters(body).model_dump(),
         recipe=dict(body.recipe or {}),
         metadata=body.metadata,
@@ -69,7 +86,13 @@ def _new_job(state: ServerState, body: JobBody) -> Job:
 
 
 def _hyperparameters(body: JobBody) -> Hyperparameters:
-    given = body.method.supervised if body.method else None
+    method = body.method or Method()
+    is_dpo = method.type == "dpo"
+    if (method.supervised if is_dpo else method.dpo) is not None:
+        raise ApiError(
+            400, f"method.type {method.type} goes with settings of that name", param="method"
+        )
+    given = method.dpo if is_dpo else method.supervised
     inner = given.hyperparameters if given else None
     if inner is not None and body.hyperparameters is not None:
         raise ApiError(
@@ -100,9 +123,11 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
         "n_epochs": "epochs",
         "batch_size": "batch_size",
         "learning_rate_multiplier": "rate_multiplier",
+        "beta": "beta",
     }
     chosen = {named[name]: value for name, value in job.hyperparameters.items() if value != "auto"}
     validation = {"validation": str(folder / "validation.jsonl")} if job.validation_file else {}
+    objective = {"objective": "dpo"} if job.method == "dpo" else {}
     own = {} if config.intensity_g_per_kwh is None else {
         "intensity_g_per_kwh": config.intensity_g_per_kwh,
         "intensity_source": config.intensity_source,
@@ -120,6 +145,7 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
         "zone": config.zone,
         "pue": config.pue,
         **own,
+        **objective,
         **chosen,
         **job.recipe,
     }
@@ -278,7 +304,7 @@ def job_body(state: ServerState, job: Job) -> dict[str, Any]:
         "estimated_finish": None,
         "integrations": [],
         "metadata": None if job.metadata is None else dict(job.metadata),
-        "method": {"type": "supervised", "supervised": settings},
+        "method": {"type": job.method, job.method: settings},
         "recipe": dict(job.recipe),
         "energy": None if job.energy is None else dict(job.energy),
     }

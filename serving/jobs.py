@@ -50,6 +50,7 @@ class Job:
     wanted: Literal["pause", "cancel"] | None = None
     pid: int | None = None
     energy: Mapping[str, Any] | None = field(default=None)
+    method: Literal["supervised", "dpo"] = "supervised"
 
     @property
     def has_ended(self) -> bool:
@@ -97,6 +98,11 @@ class JobStore:
         """All jobs, newest first."""
         found = [self.find(path.name) for path in self._folder.glob("ftjob-*")]
         return sorted((j for j in found if j), key=lambda j: (-j.created_at, j.id))
+
+    def models(self) -> dict[str, str]:
+        """Names of the models that jobs ended with, by their adapters' folders."""
+        names = [job.fine_tuned_model for job in self.all()]
+        return {adapter_folder(name): name for name in names if name is not None}
 
     def folder(self, job_id: str) -> Path:
         """Where everything of a job is."""

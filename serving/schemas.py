@@ -229,12 +229,24 @@ class Supervised(Body):
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(Body):
-    """How to train; only supervised here."""
+class PreferenceHyperparameters(Hyperparameters):
+    """Those of direct preference optimization."""
 
-    type: Literal["supervised"] = "supervised"
+    beta: Annotated[float, Field(gt=0, le=2)] | Literal["auto"] = "auto"
+
+
+class Preference(Body):
+    """Settings of direct preference optimization."""
+
+    hyperparameters: PreferenceHyperparameters | None = None
+
+
+class Method(Body):
+    """How to train: from answers or, with dpo, from preferences."""
+
+    type: Literal["supervised", "dpo"] = "supervised"
     supervised: Supervised | None = None
-    dpo: Annotated[Any, off()] = None
+    dpo: Preference | None = None
     reinforcement: Annotated[Any, off()] = None
 
 

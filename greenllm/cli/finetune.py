@@ -152,6 +152,10 @@ def _say_plan(found: Any, grams: Any) -> None:
             f"about {joules(found.joules)}, scoring included ({joules(found.joules_per_token)} per"
             f" token, batches differ by ± {found.spread:.0%}); {grams_:.3g} g CO2e"
         )
+        fewest = "cannot be said: the base solves none of the answers, or all"
+        if found.break_even is not None:
+            fewest = f"after {found.break_even:,} solved requests at best, if all are solved then"
+        _say(f"break-even: {fewest}")
 
 
 def _sum_up(recipe: Recipe, found: dict[str, Any]) -> None:

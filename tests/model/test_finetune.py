@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import time
@@ -345,3 +346,91 @@ def test_exits_learn_to_agree(tiny: Path, tmp_path: Path, method: str) -> None:
 def test_an_exit_that_is_not_inside_the_model_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--exits 2 must be in \[1, 1\]"):
         train(tiny, tmp_path / "out", objective="layerskip", exits=(2,))
+
+
+def preferences(tmp_path: Path) -> Path:
+    """Answers with a word more are the better ones, which no model finds likelier by itself."""
+    pairs = [
+        {"prompt": row["prompt"], "chosen": f"Sir, {row['completion']}",
+         "rejected": row["completion"]}
+        for row in household_rows()
+    ]  # fmt: skip
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    return path
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_the_better_answer_is_preferred_after_dpo(tiny: Path, tmp_path: Path, method: str) -> None:
+    data = str(preferences(tmp_path))
+    options: dict[str, Any] = {"objective": "dpo", "data": data, "method": method, "steps": 40}
+    report = train(tiny, tmp_path / "out", learning_rate=1e-2, **options)
+    preferred = report["quality"]["preferred"]
+    assert preferred["after"]["low"] > preferred["before"]["high"]
+    losses = [loss for _, loss in report["training"]["losses"]]
+    # Before the first step the model is its reference: both rewards are nothing.
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-3)
+    assert losses[-1] < 0.6
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    assert "ref" not in " ".join(load_file(file))
+
+
+def test_dpo_goes_on_to_the_same_weights(tiny: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"objective": "dpo", "data": str(preferences(tmp_path))}
+    options |= {"save_every": 6, "steps": 14}
+    whole = train(tiny, tmp_path / "whole", **options)
+
+    def crash(now: Progress) -> None:
+        if now.seen.steps == 9:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tiny, tmp_path / "broken", show=crash, **options)
+    resumed = train(tiny, tmp_path / "broken", resume=True, **options)
+    assert equal(tmp_path / "whole", tmp_path / "broken")
+    assert resumed["training"]["losses"] == whole["training"]["losses"]
+
+
+def test_a_teacher_is_learnt_from_and_on_the_bill(tiny: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train(tiny, teacher, method="full", steps=60, learning_rate=3e-3)
+    options: dict[str, Any] = {"method": "full", "learning_rate": 3e-3, "dtype": "float32"}
+    options |= {"teacher": str(teacher), "objective": "distill", "teacher_weight": 1.0}
+    report = train(tiny, tmp_path / "out", steps=60, **options)
+    assert report["quality"]["validation_loss_change"]["high"] < -0.5
+    energy = report["measures"]["energy"]
+    asked, learnt = (energy["by_phase"][name]["total_j"] for name in ("teacher", "training"))
+    assert 0 < asked < learnt, "forwards only, against forwards and backwards"
+    assert energy["training_j"] == pytest.approx(asked + learnt)
+    size = report["measures"]["model"]
+    assert size["teacher"] == size["parameters"]
+    assert (
+        report["measures"]["flops"]["value"]
+        == 8 * size["parameters"] * (report["training"]["tokens"])
+    )
+    # The teacher itself has nothing left to learn from its own words.
+    again = train(teacher, tmp_path / "again", steps=1, **options)
+    assert again["training"]["losses"][0][1] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[500:502]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match="has another vocabulary than"):
+        train(tiny, tmp_path / "out", objective="distill", teacher=str(other))
+
+
+@pytest.mark.parametrize("objective", ["sft", "layerskip", "distill"])
+def test_passes_of_a_step_are_one_batch(tiny: Path, tmp_path: Path, objective: str) -> None:
+    options: dict[str, Any] = {"objective": objective, "steps": 2, "dtype": "float32"}
+    options |= {"exits": (1,)} if objective == "layerskip" else {}
+    options |= {"teacher": "bundled"} if objective == "distill" else {}
+    at_once = train(tiny, tmp_path / "one", batch_size=8, **options)["training"]
+    in_two = train(tiny, tmp_path / "two", batch_size=4, accumulation=2, **options)["training"]
+    assert at_once["tokens"] == in_two["tokens"]
+    assert at_once["losses"][0][1] == pytest.approx(in_two["losses"][0][1], rel=1e-4)

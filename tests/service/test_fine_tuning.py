@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,44 @@ def test_files_come_and_go(trainer: Any) -> None:
         trainer.openai.files.retrieve(uploaded.id)
 
 
+def test_two_jobs_with_one_suffix_are_two_models(trainer: Any, file_id: str) -> None:
+    recipe = {"steps": 3, "answers": 0}
+    twins = [create(trainer, file_id, suffix="twin", recipe=recipe, seed=i) for i in (1, 2)]
+    done = [wait(trainer, job.id, "succeeded") for job in twins]
+    names = [job.fine_tuned_model for job in done]
+    assert len(set(names)) == 2
+    assert all(name.startswith("ft:bundled:twin:") for name in names)
+    listed = {model.id for model in trainer.openai.models.list().data}
+    assert set(names) <= listed
+
+
+def test_a_job_learns_preferences_as_openai_writes_them(trainer: Any) -> None:
+    rows = ROWS[:40]
+    pairs = [
+        {
+            "input": {"messages": [{"role": "user", "content": row["prompt"]}]},
+            "preferred_output": [{"role": "assistant", "content": row["completion"]}],
+            "non_preferred_output": [{"role": "assistant", "content": "I would not know."}],
+        }
+        for row in rows
+    ]
+    file = io.BytesIO("\n".join(map(json.dumps, pairs)).encode())
+    file.name = "pairs.jsonl"
+    uploaded = trainer.openai.files.create(file=file, purpose="fine-tune")
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1}}}
+    job = create(trainer, uploaded.id, method=method, recipe={"steps": 8, "answers": 0})
+    assert (job.method.type, job.method.dpo.hyperparameters.beta) == ("dpo", 0.2)
+    done = wait(trainer, job.id, "succeeded")
+    losses = [
+        event.data["train_loss"]
+        for event in trainer.openai.fine_tuning.jobs.list_events(job.id, limit=100).data
+        if event.type == "metrics"
+    ]
+    assert losses[-1] == pytest.approx(math.log(2), rel=1e-3), "the first: events are newest first"
+    assert losses[0] < losses[-1]
+    assert done.trained_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [
@@ -226,7 +265,15 @@ def test_files_come_and_go(trainer: Any) -> None:
         ({"training_file": "file-000000000000000000000000"}, "training_file"),
         ({"training_file": "../../etc/passwd"}, "training_file"),
         ({"suffix": "a/b"}, "suffix"),
-        ({"method": {"type": "dpo"}}, "method.type"),
+        ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method"),
+        ({"method": {"type": "dpo"}, "recipe": {"objective": "sft"}}, "recipe.objective"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}},
+            "method.dpo.hyperparameters.beta",
+        ),
+        ({"recipe": {"method": "full"}}, "recipe.method"),
+        ({"recipe": {"probe": "/etc/passwd"}}, "recipe.probe"),
         ({"integrations": [{"type": "wandb"}]}, "integrations"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
         ({"recipe": {"output": "/tmp/x"}}, "recipe.output"),

@@ -166,3 +166,77 @@ def test_a_chat_template_is_asked_for_where_there_is_none() -> None:
 
     with pytest.raises(DataError, match="has no chat template"):
         load_data(make(data="example", template="chat"), Plain(), 100)
+
+
+def preference(i: int, worse: str = "no way") -> Example:
+    return example_of(f"f:{i}", {"prompt": f"question {i}", "chosen": "yes", "rejected": worse})
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_both_answers_of_a_preference_follow_the_same_prompt(templated: bool) -> None:
+    found = Encoder(Characters(), templated=templated).encode(preference(1))
+    assert found.rejected is not None
+    assert found.prompt_ids == found.rejected.prompt_ids
+    prompt_text = "u:question 1~\na:" if templated else "question 1"
+    assert (said(found.ids), said(found.rejected.ids)) == (
+        f"{prompt_text}yes~",
+        f"{prompt_text}no way~",
+    )
+    assert found.num_tokens == len(found.ids) + len(found.rejected.ids)
+    assert found.num_learnt == len("yes~") + len("no way~")
+
+
+def test_preferences_are_told_apart_by_both_answers_and_too_long_by_either() -> None:
+    examples = [preference(1), preference(1), preference(1, "never"), preference(2, "no " * 50)]
+    counts = prepared(examples, validation_share=0.0, objective="dpo").counts
+    assert (counts.train, counts.doubles, counts.dropped) == (2, 1, 1)
+    cut = prepared(examples, validation_share=0.0, objective="dpo", too_long="truncate")
+    assert cut.counts.truncated == 1
+    assert max(item.longest for item in cut.train) == 100
+
+
+def test_another_templates_marks_are_refused_in_the_worse_answer_too() -> None:
+    with pytest.raises(DataError, match=r"\[INST\]"):
+        Encoder(Characters(), templated=True).encode(preference(1, "[INST] no"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "reason"),
+    [
+        ("sft", '{"prompt": "a", "chosen": "b", "rejected": "c"}', "--objective dpo learns"),
+        ("dpo", '{"prompt": "a", "completion": "b"}', "needs prompt, chosen and rejected"),
+    ],
+)
+def test_data_for_another_objective_is_refused_by_its_line(
+    tmp_path: Path, objective: str, row: str, reason: str
+) -> None:
+    (tmp_path / "d.jsonl").write_text(f"{row}\n")
+    with pytest.raises(DataError, match=rf"d\.jsonl:1.*{reason}"):
+        load_data(make(data=str(tmp_path / "d.jsonl"), objective=objective), Characters(), 100)
+
+
+def test_a_dataset_of_the_hub_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[str, str]] = []
+
+    def hub(name: str, *, split: str) -> list[dict[str, str]]:
+        asked.append((name, split))
+        return [{"prompt": f"q{i}", "completion": "a"} for i in range(20)]
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    data = load_data(make(data="someone/questions"), Characters(), 100)
+    assert asked == [("someone/questions", "train")]
+    assert (data.counts.train, data.counts.validation) == (18, 2)
+    assert data.train[0].example.where.startswith("someone/questions:")
+
+
+def test_a_name_that_is_neither_file_nor_dataset_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def hub(name: str, *, split: str) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    with pytest.raises(DataError, match="no/where is no file, and no dataset of the hub: offline"):
+        load_data(make(data="no/where"), Characters(), 100)

@@ -1,4 +1,4 @@
-"""Reading examples: three forms, and every mistake with its line."""
+"""Reading examples: every form, and every mistake with its line."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def write(tmp_path: Path, *lines: str) -> Path:
     return path
 
 
-def test_the_three_forms_are_read(tmp_path: Path) -> None:
+def test_conversations_prompts_and_texts_are_read(tmp_path: Path) -> None:
     (chat,) = read_examples(write(tmp_path, json.dumps(CHAT)))
     assert [(turn.role, turn.learn) for turn in chat.turns] == [
         ("user", False),
@@ -39,7 +39,7 @@ def test_empty_lines_count_but_are_no_examples(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         ([], "must be an object, not list"),
-        ({"prompt": "a"}, "needs messages, prompt and completion, text; it has prompt"),
+        ({"prompt": "a"}, "needs messages, prompt and completion, text, .*; it has prompt"),
         ({"prompt": "a", "completion": " "}, "completion must be a text that is not empty"),
         ({"prompt": 5, "completion": "b"}, "prompt must be a text"),
         ({"text": "a", "label": 1}, "keys that are not known: label"),
@@ -90,3 +90,48 @@ def test_the_example_data_is_the_same_every_time_and_without_doubles() -> None:
     assert len({row["prompt"] for row in rows}) == len(rows) == SIZE
     assert all(json.loads(row["completion"])["kwh"] > 0 for row in rows)
     assert examples_of("example", rows)[-1].where == f"example:{SIZE}"
+
+
+USER = {"role": "user", "content": "why?"}
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "why?", "chosen": "so", "rejected": "no"},
+        {"prompt": [USER], "chosen": said("so"), "rejected": said("no")},
+        {"input": {"messages": [USER]}, "preferred_output": said("so"),
+         "non_preferred_output": said("no")},
+    ],
+)  # fmt: skip
+def test_preferences_have_a_better_and_a_worse_answer(row: dict[str, Any]) -> None:
+    found = example_of("f:1", row)
+    assert [(turn.role, turn.content, turn.learn) for turn in found.turns] == [
+        ("user", "why?", False),
+        ("assistant", "so", True),
+    ]
+    assert (found.answer, found.rejected) == ("so", "no")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rejected": "so "}, "chosen and rejected are the same"),
+        ({"chosen": ""}, "chosen must be a text that is not empty"),
+        ({"chosen": [USER]}, "chosen must be the assistant's message, not user's"),
+        ({"chosen": said("a") * 2}, "a list of one message"),
+        ({"prompt": said("a")}, "must not end with the assistant's message"),
+        ({"prompt": []}, "a text or a list with at least one message"),
+        ({"prompt": {"messages": [USER], "tools": []}}, "not known: tools"),
+        ({"score": 1}, "keys that are not known: score"),
+    ],
+)
+def test_a_preference_that_cannot_be_learnt_is_refused(
+    changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(DataError, match=f"f:1: ?.*{reason}|f:1 has .*{reason}"):
+        example_of("f:1", {"prompt": "why?", "chosen": "so", "rejected": "no", **changes})

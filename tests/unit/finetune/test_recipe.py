@@ -75,3 +75,37 @@ def test_a_file_fills_what_flags_do_not(tmp_path: Path) -> None:
     file.write_text("ranks = 4\n")
     with pytest.raises(ConfigError, match="unknown option 'ranks'"):
         load(Recipe, flags={}, file=file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "objective"),
+    [
+        ("exits", (1,), "layerskip"),
+        ("exit_weight", 0.9, "layerskip"),
+        ("beta", 0.5, "dpo"),
+        ("teacher", "big", "distill"),
+        ("teacher_weight", 1.0, "distill"),
+        ("teacher_temperature", 2.0, "distill"),
+    ],
+)
+def test_an_option_of_another_objective_is_refused(name: str, value: Any, objective: str) -> None:
+    option = name.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{option} goes with --objective {objective}"):
+        make(**{name: value})
+    more = {"teacher": "big"} if objective == "distill" else {}
+    assert getattr(make(**{**more, name: value, "objective": objective}), name) == value
+
+
+def test_what_an_objective_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--teacher is needed for --objective distill"):
+        make(objective="distill")
+    with pytest.raises(ConfigError, match="--teacher-weight must not be above 1"):
+        make(objective="distill", teacher="big", teacher_weight=1.5)
+    for option in ({"packing": True}, {"dropout": 0.1}):
+        with pytest.raises(ConfigError, match="does not go with --objective dpo"):
+            make(objective="dpo", **option)
+
+
+def test_preferences_are_learnt_at_a_tenth_of_the_rate() -> None:
+    assert make(objective="dpo").peak_rate == pytest.approx(make().peak_rate / 10)
+    assert make(objective="dpo", learning_rate=1e-3).peak_rate == 1e-3
