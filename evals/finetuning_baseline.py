@@ -43,13 +43,16 @@ def main(data: str, steps: int, batch_size: int, seed: int) -> None:
     """Train and print."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_PATH)
     found = rows(data)
+    is_half = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(BUNDLED_PATH, dtype=torch.float32),
+            model=AutoModelForCausalLM.from_pretrained(
+                BUNDLED_PATH, dtype=torch.bfloat16 if is_half else torch.float32
+            ),
             args=SFTConfig(
                 output_dir=folder, max_steps=steps, per_device_train_batch_size=batch_size,
                 learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=round(0.03 * steps),
-                bf16=torch.cpu.get_capabilities().get("avx512_bf16", False), use_cpu=True,
+                bf16=is_half, use_cpu=True,
                 gradient_checkpointing=False, train_sampling_strategy="group_by_length",
                 save_strategy="steps", save_steps=max(1, steps // 10), save_total_limit=2,
                 logging_steps=1, seed=seed, report_to=[], disable_tqdm=True,

@@ -43,7 +43,8 @@ class Exits:
 
     def logits(self, hidden_states: Sequence[torch.Tensor], layer: int) -> torch.Tensor:
         """What the model would say after a layer."""
-        found: torch.Tensor = self._head(self._norm(hidden_states[layer]))
+        state = self._norm(hidden_states[layer])
+        found: torch.Tensor = self._head(state.to(next(self._head.parameters()).dtype))
         return found
 
 

@@ -1,7 +1,8 @@
 """The model that is trained: the base as its folder has it, and on it what the method trains.
 
 Contract: bases are loaded as the server loads them (no pickles, no code); a target that the model
-does not have is refused by name. Trained weights are float32, arithmetic may be bfloat16.
+does not have is refused by name. Trained weights are float32, arithmetic may be bfloat16, and so is
+a base then that is not trained: casting its weights in every step would cost a fifth of the joules.
 
 Not covered: models that are not causal language models, vocabulary that grows.
 """
@@ -86,7 +87,7 @@ def load_base(recipe: Recipe, place: Place) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32 if quantization is None else place.dtype,
+            dtype=place.dtype if recipe.is_adapter else torch.float32,
             quantization_config=quantization,
             device_map={"": place.device} if quantization is not None else None,
         )
