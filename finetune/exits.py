@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from finetune.encoding import Encoded
-from finetune.estimate import Estimate, wilson
 from finetune.model import Place
 from finetune.quality import batches_of
 from finetune.recipe import Recipe
 from finetune.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
+from greenllm.estimate import Estimate, wilson
 
 _NORMS = ("norm", "final_layernorm", "ln_f")
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from finetune.encoding import Encoded
-from finetune.estimate import Estimate, bootstrap, wilson
 from finetune.model import Place
+from greenllm.estimate import Estimate, bootstrap, wilson
 
 _ROWS = 16
 
@@ -43,7 +43,8 @@ class Losses:
 class Quality:
     """One look at a model; `matches` are None where nothing could be answered.
 
-    `answers_j` are the joules of all answers.
+    `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
+    `wanted_steps`.
 
     `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
     `preferred` is the share of preferences whose better answer the model finds likelier.
@@ -55,6 +56,24 @@ class Quality:
     exits: Mapping[int, Estimate | None] = field(default_factory=dict)
     preferred: Estimate | None = None
     answers_j: float | None = None
+    answer_steps: int = 0
+    wanted_steps: int = 0
+
+    @property
+    def more_answers_j(self) -> float:
+        """Joules that answering would cost more, if answers were as long as the wanted ones."""
+        if not self.answers_j or not self.answer_steps:
+            return 0.0
+        return self.answers_j * (self.wanted_steps / self.answer_steps - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Exact matches, and the decoding steps of the answers and of the wanted ones."""
+
+    matches: Estimate | None
+    steps: int
+    wanted_steps: int
 
 
 @torch.no_grad()
@@ -93,26 +112,28 @@ def batches_of(
 
 
 @torch.no_grad()
-def matches_of(
-    model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any
-) -> Estimate | None:
-    """Answers to the last turn of each example that are exactly the wanted ones."""
+def answer_all(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any) -> Answered:
+    """Answer the last turn of each example, and compare with the wanted ones."""
     asked = [item for item in items if item.example.form != "text" and item.prompt_ids]
     asked.sort(key=lambda item: len(item.prompt_ids))
-    hits = 0
+    hits = steps = wanted_steps = 0
     for start in range(0, len(asked), _ROWS):
         chosen = asked[start : start + _ROWS]
-        answers = _answers(model, chosen, place, tokenizer)
+        longest = max(len(item.ids) - len(item.prompt_ids) for item in chosen)
+        answers, taken = _answers(model, chosen, place, tokenizer, longest)
+        steps, wanted_steps = steps + taken, wanted_steps + longest
         hits += sum(
             answer.strip() == item.example.answer.strip()
             for answer, item in zip(answers, chosen, strict=True)
         )
-    return wilson(hits, len(asked))
+    return Answered(wilson(hits, len(asked)), steps, wanted_steps)
 
 
-def _answers(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any) -> list[str]:
+def _answers(
+    model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any, longest: int
+) -> tuple[list[str], int]:
+    """Greedy answers, a little longer than the longest wanted one at most, and their steps."""
     width = max(len(item.prompt_ids) for item in items)
-    longest = max(len(item.ids) - len(item.prompt_ids) for item in items)
     ids = torch.full((len(items), width), tokenizer.pad_token_id)
     mask = torch.zeros(len(items), width, dtype=torch.long)
     for row, item in enumerate(items):
@@ -128,7 +149,7 @@ def _answers(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any)
             pad_token_id=tokenizer.pad_token_id,
         )
     texts: list[str] = tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
-    return texts
+    return texts, found.shape[1] - width
 
 
 def worse_of(items: Sequence[Encoded]) -> list[Encoded]:
@@ -160,12 +181,14 @@ def look(
         pad = tokenizer.pad_token_id
         losses = losses_of(model, items, place, pad)
         before_j = spent_j()
-        matches = matches_of(model, items[:num_answers], place, tokenizer)
+        answered = answer_all(model, items[:num_answers], place, tokenizer)
         after_j = spent_j()
         return Quality(
             losses,
             losses_of(model, probe, place, pad),
-            matches,
+            answered.matches,
+            answer_steps=answered.steps,
+            wanted_steps=answered.wanted_steps,
             answers_j=None if before_j is None or after_j is None else after_j - before_j,
             preferred=_preferred(losses, losses_of(model, worse_of(items), place, pad)),
         )

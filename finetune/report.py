@@ -20,7 +20,6 @@ from typing import Any
 
 from finetune.breakeven import Answers, break_even
 from finetune.data import Data
-from finetune.estimate import Estimate
 from finetune.phases import LEARNING, Energy, PhaseAccount
 from finetune.quality import Quality
 from finetune.recipe import Recipe
@@ -28,6 +27,7 @@ from finetune.watch import Watch
 from greenllm.energy.carbon import EmbodiedModel, operational_g, sci_g_per_1k_tokens
 from greenllm.energy.grid import Intensity
 from greenllm.energy.units import joules_to_kwh
+from greenllm.estimate import Estimate
 
 SCHEMA = 1
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -207,7 +207,7 @@ def _pair(before: Estimate | None, after: Estimate | None) -> dict[str, Any]:
     return {"before": _dict(before), "after": _dict(after)}
 
 
-def _dict(found: Estimate | None) -> dict[str, float] | None:
+def _dict(found: Estimate | None) -> dict[str, float | None] | None:
     return None if found is None else found.as_dict()
 
 

@@ -46,6 +46,7 @@ from finetune.plan import Forecast, forecast
 from finetune.plot import draw
 from finetune.probe import load_probe
 from finetune.processes import Processes, join, launched
+from finetune.quality import Quality
 from finetune.recipe import Recipe
 from finetune.report import Grams, Outcome, Sizes, build, identity_of
 from finetune.subject import Subject
@@ -96,7 +97,7 @@ def run(
         now.wait = wait_for_green(recipe, account, expected.duration_s, say)
     with account.during("evaluation"):
         before = subject.look(now.model, account)
-    watch = _watch(subject, account, show)
+    watch = _watch(subject, account, before, show)
     status, reason = _train(subject, now.model, watch, checkpoint)
     with account.during("evaluation"):
         after = subject.look(now.model, account)
@@ -210,9 +211,10 @@ def _context(recipe: Recipe) -> int:
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 
-def _watch(subject: Subject, account: PhaseAccount, show: Show) -> Watch:
+def _watch(subject: Subject, account: PhaseAccount, before: Quality | None, show: Show) -> Watch:
+    """Its reserve is what the last look will cost: as the first, but for the answers' length."""
     recipe = subject.recipe
-    looked_j = account.spent("evaluation").total_j
+    looked_j = account.spent("evaluation").total_j + (before.more_answers_j if before else 0.0)
     return Watch(
         account,
         recipe.folder / JOURNAL,

@@ -75,8 +75,9 @@ class JobRunner:
         if job is None or self._process is None:
             self._forget()
             return
-        self._note_progress(job)
-        if (code := self._process.poll()) is not None:
+        code = self._process.poll()
+        self._note_progress(job)  # after the look at the process: what it wrote last is seen too
+        if code is not None:
             self._forget()
             self._end(job, code)
         elif job.wanted == "cancel":

@@ -166,9 +166,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def toml_of(values: Mapping[str, Any]) -> str:
-    """Flat TOML; strings are written as JSON strings, which TOML reads alike."""
+    """Flat TOML; strings are written as JSON strings, which TOML reads alike but for surrogates."""
     return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True)
+    return json.dumps(value, ensure_ascii=False)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from evals.evaluation_config import EvalConfig
+from evals.tuning.config import TuneConfig
 from finetune.recipe import Recipe
 from greenllm import __version__
 from greenllm.cli.adapters import adapters
@@ -60,6 +62,24 @@ def finetune(flags: Mapping[str, Any], config: Path | None) -> None:
     where = os.environ.get(ENVIRONMENT_PREFIX + "DATA_DIR")
     given = {**flags, "data_dir": flags["data_dir"] or (Path(where) if where else None)}
     run(load(Recipe, flags=given, file=config))
+
+
+@app.command(name="eval")
+@with_options(EvalConfig, positional="tasks", environment=False)
+def evaluate(flags: Mapping[str, Any], config: Path | None) -> None:
+    """Score a model on tasks, and say what a right answer costs in joules."""
+    from greenllm.cli.evaluate import run
+
+    run(load(EvalConfig, flags=flags, file=config))
+
+
+@app.command()
+@with_options(TuneConfig, positional="model", environment=False)
+def tune(flags: Mapping[str, Any], config: Path | None) -> None:
+    """Find the settings that need the fewest joules per token here, at a quality you keep."""
+    from greenllm.cli.tune import run
+
+    run(load(TuneConfig, flags=flags, file=config))
 
 
 @app.command()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.breakeven import Answers, at_best, break_even
-from finetune.estimate import wilson
+from greenllm.estimate import wilson
 
 
 def answers(joules: float, hits: int, size: int = 100) -> Answers:

@@ -1,6 +1,6 @@
 """Figures with their 95 % intervals: ratios by bootstrap, shares by Wilson.
 
-Not covered: intervals for joules, which are the meter's to give.
+Not covered: intervals for joules themselves, which are the meter's to give.
 """
 
 from __future__ import annotations
@@ -17,31 +17,37 @@ _Z = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, of so many examples."""
 
     value: float
     low: float
     high: float
     size: int
 
-    def as_dict(self) -> dict[str, float]:
-        """For reports."""
-        return {"value": self.value, "low": self.low, "high": self.high, "examples": self.size}
+    def as_dict(self) -> dict[str, float | None]:
+        """For reports; what has no bound is None."""
+        bounds = (bound if math.isfinite(bound) else None for bound in (self.low, self.high))
+        low, high = bounds
+        return {"value": self.value, "low": low, "high": high, "examples": self.size}
 
 
-def bootstrap(sums: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Estimate | None:
-    """A ratio of sums, resampled by example (percentile bootstrap)."""
+def bootstrap(sums: Sequence[float], weights: Sequence[float], seed: int = 0) -> Estimate | None:
+    """A ratio of sums, resampled by example (percentile bootstrap); None where it has none.
+
+    A resample without any weight counts as infinite.
+    """
     size = len(sums)
-    if not size or not sum(tokens):
+    if not size or not sum(weights):
         return None
     rng = random.Random(seed)
     found: list[float] = []
     for _ in range(_RESAMPLES):
         chosen = rng.choices(range(size), k=size)
-        found.append(sum(sums[i] for i in chosen) / sum(tokens[i] for i in chosen))
+        weight = sum(weights[i] for i in chosen)
+        found.append(sum(sums[i] for i in chosen) / weight if weight else math.inf)
     found.sort()
     low, high = (round(q * (_RESAMPLES - 1)) for q in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2))
-    return Estimate(sum(sums) / sum(tokens), found[low], found[high], size)
+    return Estimate(sum(sums) / sum(weights), found[low], found[high], size)
 
 
 def wilson(hits: int, size: int) -> Estimate | None:

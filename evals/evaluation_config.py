@@ -1,0 +1,42 @@
+"""Options of `greenllm eval`, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from greenllm.config import ConfigError, option
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """What is asked of whom."""
+
+    tasks: str | None = option(
+        None,
+        "Tasks, comma-separated: generated, generated.NAME, FILE.py, or one of perplexity, pairs,"
+        " choice, exact, json, sql, number with :FILE.",
+    )
+    model: str = option("bundled", "Model to serve for this: folder, hub id, or 'bundled'.")
+    serve: str = option("", "Options for that server, as for greenllm serve, in one text.")
+    url: str | None = option(None, "A server that runs already, instead.")
+    ask_for: str | None = option(
+        None, "Model or adapter to ask for; default is the first that the server lists."
+    )
+    api_key: str | None = option(None, "Sent as bearer token.")
+    limit: int | None = option(None, "Examples of each task; default is all, 100 of generated.")
+    shots: int = option(0, "Examples, the first of each file, shown with their answers first.")
+    concurrency: int = option(16, "Examples in flight.")
+    seed: int = option(7, "Of generated tasks.")
+    timeout_s: float = option(600.0, "Longest wait for an answer.")
+    output: Path | None = option(None, "Folder for the results: JSON, a page and a plot.")
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "concurrency", "timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if self.shots < 0:
+            raise ConfigError(f"--shots must not be negative, but is {self.shots}")
+        if self.url is not None and self.serve:
+            raise ConfigError("--serve is for a server of this command's own, not for --url")

@@ -1,0 +1,1 @@
+"""Search for the settings of a server that need the fewest joules."""

@@ -1,0 +1,47 @@
+"""Options of `greenllm tune`, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals.tuning.space import DEFAULT
+from greenllm.config import ConfigError, flag, option
+
+
+@dataclass(frozen=True, slots=True)
+class TuneConfig:
+    """What is searched, by what, and what a setting has to keep."""
+
+    model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    space: str = option(DEFAULT, "Options of greenllm serve and the values to try.")
+    tasks: str = option(
+        "generated.sql,generated.edit,generated.count,generated.json",
+        "Tasks that settings are measured on, as for greenllm eval; they must have accuracies.",
+    )
+    concurrency: int = option(4, "Requests in flight.")
+    few: int = option(32, "Examples of the first look at a setting.")
+    many: int = option(256, "Examples of the last.")
+    slowest_s: float | None = option(None, "95 % of the requests must be answered within this.")
+    quality_floor: float | None = option(
+        None, "Least accuracy; default is --quality-share of the first setting's."
+    )
+    quality_share: float = option(0.98, "Share of the first setting's accuracy to keep.")
+    budget_wh: float | None = option(None, "Watt-hours the search may cost.")
+    exhaustive: bool = option(False, "Measure every setting on all examples instead.")
+    draft_model: str | None = option(None, "Draft model of every server, as for greenllm serve.")
+    meter: str = option("auto", "Meter of the search: auto, nvml, rapl, hwmon or modelled.")
+    seed: int = option(7, "Of generated tasks.")
+    output: Path = option(Path("tuned"), "Folder for serve.toml, the trials, a page and a plot.")
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "few", "many", "slowest_s", "budget_wh"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{flag(name)} must be above 0, not {value}")
+        if self.many < self.few:
+            raise ConfigError(f"--many {self.many} must be at least --few {self.few}")
+        for name in ("quality_floor", "quality_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{flag(name)} must be in [0, 1], not {value}")

@@ -1,0 +1,126 @@
+"""What a search has found: a page, a plot of the front, and the options to serve with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evals.tuning.search import Trial, front
+
+
+def as_dict(
+    model: str, best: Trial, first: Trial | None, trials: Sequence[Trial], stopped_by: str | None
+) -> dict[str, Any]:
+    """Everything that was measured."""
+    return {
+        "model": model,
+        "chosen": _plain(best),
+        "first": None if first is None else _plain(first),
+        "spent_j": sum(trial.spent_j for trial in trials),
+        "stopped_by": stopped_by,
+        "trials": [_plain(trial) for trial in trials],
+        "front": [str(trial.setting) for trial in front(_last(trials))],
+    }
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    found = asdict(trial)
+    found["setting"] = dict(trial.setting.values)
+    found["quality"] = trial.quality.as_dict()
+    if trial.error is not None:
+        found["joules_per_token"] = found["p95_s"] = None
+    return found
+
+
+def _last(trials: Sequence[Trial]) -> list[Trial]:
+    """The trial with most examples of each setting."""
+    found: dict[Any, Trial] = {}
+    for trial in trials:
+        known = found.get(trial.setting)
+        if known is None or trial.num_examples >= known.num_examples:
+            found[trial.setting] = trial
+    return list(found.values())
+
+
+def toml(model: str, best: Trial, draft_model: str | None) -> str:
+    """Options for `greenllm serve --config`."""
+    values = {"model": model, **dict(best.setting.values)}
+    if draft_model is not None:
+        values["draft_model"] = draft_model
+    head = (
+        f"# {best.joules_per_token * 1e3:.3f} mJ per token, accuracy {best.quality.value:.3f},"
+        f" p95 {best.p95_s:.2f} s on {best.num_examples} examples"
+    )
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    return "\n".join([head, *lines]) + "\n"
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The chosen setting, and every trial."""
+    chosen, first = found["chosen"], found["first"]
+    lines = [f"# {found['model']}: {_name(chosen)}", _sentence(chosen)]
+    if first is not None:
+        ratio = chosen["joules_per_token"] / first["joules_per_token"]
+        lines.append(f"The first setting ({_name(first)}): {_sentence(first)} Chosen: {ratio:.2f}"
+                     " x its joules per token.")  # fmt: skip
+    ended = f", ended by its {found['stopped_by']}" if found["stopped_by"] else ""
+    lines.append(
+        f"The search cost {found['spent_j']:.0f} J in {len(found['trials'])} trials{ended}."
+    )
+    rows = ["| setting | examples | accuracy | mJ per token | p95, s | spent, J | on the front |",
+            "|---|---:|---|---:|---:|---:|---|"]  # fmt: skip
+    rows += [_row(trial, found["front"]) for trial in found["trials"]]
+    return "\n\n".join([*lines, "\n".join(rows)]) + "\n"
+
+
+def _name(trial: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in trial["setting"].items())
+
+
+def _sentence(trial: Mapping[str, Any]) -> str:
+    return (
+        f"{trial['joules_per_token'] * 1e3:.3f} mJ per token, accuracy"
+        f" {trial['quality']['value']:.1%}, 95 % of requests within {trial['p95_s']:.2f} s."
+    )
+
+
+def _row(trial: Mapping[str, Any], front_names: Sequence[str]) -> str:
+    name, quality = _name(trial), trial["quality"]
+    if trial["error"] is not None:
+        reason = trial["error"].splitlines()[0]
+        return f"| {name} | | {reason} | | | {trial['spent_j']:.1f} | |"
+    cells = (
+        name,
+        str(trial["num_examples"]),
+        f"{quality['value']:.1%} ({quality['low']:.1%} to {quality['high']:.1%})",
+        f"{trial['joules_per_token'] * 1e3:.3f}",
+        f"{trial['p95_s']:.2f}",
+        f"{trial['spent_j']:.1f}",
+        "yes" if name in front_names else "",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Quality over joules per token, latency as colour; the chosen setting is ringed."""
+    from matplotlib.figure import Figure
+
+    trials = [trial for trial in found["trials"] if trial["error"] is None]
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    joules = [trial["joules_per_token"] * 1e3 for trial in trials]
+    quality = [trial["quality"]["value"] for trial in trials]
+    sizes = [10 + trial["num_examples"] / 4 for trial in trials]
+    dots = axes.scatter(joules, quality, s=sizes, c=[trial["p95_s"] for trial in trials])
+    figure.colorbar(dots, label="p95, s")
+    chosen = found["chosen"]
+    axes.scatter(
+        [chosen["joules_per_token"] * 1e3], [chosen["quality"]["value"]], s=200,
+        facecolors="none", edgecolors="black", label=_name(chosen),
+    )  # fmt: skip
+    axes.set(xlabel="mJ per token", ylabel="accuracy", title=f"{found['model']}: settings tried")
+    axes.legend()
+    figure.savefig(path)
