@@ -12,7 +12,7 @@ serve: $(READY)
 	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
 
 test: lint types imports
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=20 --durations-min=4
 	$(BIN)/coverage report --fail-under=95 --format=total \
 	  --include='greenllm/energy/*,greenllm/scheduler.py,greenllm/blocks.py'
 

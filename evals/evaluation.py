@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evals.entry import BenchError
-from evals.served import Cost
+from evals.served import Cost, RefusedError
 from evals.tasks.base import Answer, Query, Rate, Score, Task
 from greenllm.estimate import Estimate, bootstrap, wilson
 
@@ -26,7 +26,7 @@ class Model(Protocol):
     """What answers."""
 
     def answer(self, query: Query) -> Awaitable[tuple[Answer, Cost]]:
-        """Ask or rate; `BenchError` where that cannot be."""
+        """Ask or rate; `RefusedError` where it is not taken, `BenchError` where nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ async def evaluate(
     """Ask everything, so many at a time.
 
     Raises:
-        BenchError: the server cannot be asked at all, or a text cannot be rated.
+        BenchError: the server fails, refuses everything, or a text cannot be rated.
     """
     count, done = task.count(), 0
     gate = asyncio.Semaphore(concurrency)
@@ -152,7 +152,7 @@ async def _example(model: Model, task: Task, i: int) -> Example:
     query, began_s = task.example(i), time.perf_counter()
     try:
         answer, cost = await model.answer(query)
-    except BenchError as error:
+    except RefusedError as error:
         if isinstance(query, Rate):
             raise BenchError(f"{task.name}, example {i + 1}: {error}") from error
         return Example(Score(0.0), None, error=str(error))

@@ -21,10 +21,16 @@ from evals.entry import BenchError
 from evals.tasks.base import Answer, Ask, Query, Rate, Rating
 
 _CONNECT_S = 10.0
+# What a server says to a query it will never answer; anything else is its own trouble.
+_REFUSALS = (400, 413, 422)
 # So many are rated with one request, so that none gets too large for a server.
 _WINDOWS = 64
 # One token is generated with every rating, and it needs a place.
 _SPARE = 1
+
+
+class RefusedError(BenchError):
+    """The server does not take this query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,8 @@ class ServedModel:
         """Ask or rate.
 
         Raises:
-            BenchError: the server refuses it, or fails.
+            RefusedError: the server does not take it.
+            BenchError: the server fails.
         """
         if isinstance(query, Rate):
             return await self._rate(query)
@@ -139,7 +146,8 @@ class ServedModel:
             async with self.session.post(f"{self.url}{path}", json=body) as answer:
                 found = await answer.json(content_type=None)
                 if answer.status != 200:
-                    raise BenchError(f"{path} answered {answer.status}: {_reason(found)}")
+                    kind = RefusedError if answer.status in _REFUSALS else BenchError
+                    raise kind(f"{path} answered {answer.status}: {_reason(found)}")
                 return found
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise BenchError(f"{self.url}{path}: {error or type(error).__name__}") from error

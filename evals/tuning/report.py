@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evals.tuning.search import Trial, front
+from evals.tuning.search import Trial, front, last_of
 
 
 def as_dict(
@@ -22,7 +22,7 @@ def as_dict(
         "spent_j": sum(trial.spent_j for trial in trials),
         "stopped_by": stopped_by,
         "trials": [_plain(trial) for trial in trials],
-        "front": [str(trial.setting) for trial in front(_last(trials))],
+        "front": [str(trial.setting) for trial in front(last_of(trials))],
     }
 
 
@@ -33,16 +33,6 @@ def _plain(trial: Trial) -> dict[str, Any]:
     if trial.error is not None:
         found["joules_per_token"] = found["p95_s"] = None
     return found
-
-
-def _last(trials: Sequence[Trial]) -> list[Trial]:
-    """The trial with most examples of each setting."""
-    found: dict[Any, Trial] = {}
-    for trial in trials:
-        known = found.get(trial.setting)
-        if known is None or trial.num_examples >= known.num_examples:
-            found[trial.setting] = trial
-    return list(found.values())
 
 
 def toml(model: str, best: Trial, draft_model: str | None) -> str:

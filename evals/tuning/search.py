@@ -4,9 +4,10 @@
     2. predict   every other setting as the product of its changes
     3. halve     the best of these on ever more examples, the better half goes on
 
-Contract: what is returned was measured on all examples and keeps the limits; with few examples a
-setting is only left out for its quality where its whole interval is below the floor, and for its
-latency where it is above the limit by a quarter. Joules of every trial are counted, starting
+Contract: what is returned keeps the limits in its last trial, and was measured on all examples
+unless a budget or the limits ended the search before; with few examples a setting is only left out
+for its quality where its whole interval is below the floor, and for its latency where it is above
+the limit by a quarter. Joules of every trial are counted, starting
 servers included; a budget ends the search with the best so far. Pure but for `Bench.measure`.
 
 Not covered: options whose effects do not multiply: a pair that only pays together may be missed.
@@ -97,7 +98,10 @@ class Search:
         Raises:
             NothingFitsError: none keeps the limits.
         """
-        screened = self._measure(single_changes(space), few)
+        changes = single_changes(space)
+        if not self._can_afford(len(changes), few):
+            return self.best()
+        screened = self._measure(changes, few)
         alive = ranked(space, screened, self.limits)[:KEPT]
         size = few
         while alive and self.stopped_by is None and size < many:
@@ -116,7 +120,7 @@ class Search:
 
     def best(self) -> Trial:
         """The cheapest that keeps the limits, of those measured on most examples."""
-        fitting = [trial for trial in self.trials if self.limits.keeps(trial)]
+        fitting = [trial for trial in last_of(self.trials) if self.limits.keeps(trial)]
         if not fitting:
             raise NothingFitsError(
                 "no setting that was measured keeps the limits: a lower --quality-floor, a longer"
@@ -132,15 +136,25 @@ class Search:
         return found
 
     def _can_afford(self, count: int, size: int) -> bool:
-        if self.limits.budget_j is None:
+        known = [trial for trial in self.trials if trial.error is None]
+        if self.limits.budget_j is None or not known:
             return True
-        last = self.trials[-1]
-        per_example = last.spent_j / last.num_examples
-        expected_j = count * max(last.spent_j, per_example * size)
+        last = known[-1]
+        expected_j = count * last.spent_j * max(1.0, size / last.num_examples)
         if self.spent_j + expected_j <= self.limits.budget_j:
             return True
         self.stopped_by = "budget"
         return False
+
+
+def last_of(trials: Sequence[Trial]) -> list[Trial]:
+    """The trial with most examples of each setting."""
+    found: dict[Setting, Trial] = {}
+    for trial in trials:
+        known = found.get(trial.setting)
+        if known is None or trial.num_examples >= known.num_examples:
+            found[trial.setting] = trial
+    return list(found.values())
 
 
 def ranked(space: Space, screened: Sequence[Trial], limits: Limits) -> list[Setting]:

@@ -157,6 +157,29 @@ def test_a_budget_ends_it_with_the_best_so_far() -> None:
     assert found.num_examples == 16
 
 
+def test_a_budget_too_small_to_begin_leaves_what_is_known() -> None:
+    bench = MadeUp(factors(5))
+    search = Search(bench, Limits(budget_j=20.0))
+    (first,) = bench.measure([first_of(SPACE)], 64)
+    search.trials.append(first)
+    assert search.run(SPACE, few=16, many=512) is first
+    assert (search.stopped_by, len(search.trials)) == ("budget", 1)
+
+
+def test_a_setting_is_judged_by_its_last_trial() -> None:
+    qualities = {16: 1.0, 32: 0.5}
+
+    class Fading(MadeUp):
+        def _trial(self, setting: Setting, size: int) -> Trial:
+            self.quality = lambda setting: qualities[size]
+            return super()._trial(setting, size)
+
+    with pytest.raises(NothingFitsError):
+        Search(Fading(factors(2)), Limits(quality_floor=0.9)).run(
+            parse_space("threads=1"), few=16, many=32
+        )
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     bench = MadeUp(
         factors(1),
