@@ -12,9 +12,10 @@ serve: $(READY)
 	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
 
 test: lint types imports
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=20 --durations-min=4
+	$(BIN)/pytest tests/unit --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --format=total \
 	  --include='greenllm/energy/*,greenllm/scheduler.py,greenllm/blocks.py'
+	$(BIN)/pytest tests --ignore=tests/unit --durations=20 --durations-min=4
 
 lint: $(READY)
 	$(BIN)/ruff check .

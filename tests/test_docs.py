@@ -116,10 +116,12 @@ def unknown_options(words: list[str], command: str) -> Iterator[str]:
     for name in names(words):
         if name not in OPTIONS[command]:
             yield f"greenllm {command} has no option {name}"
+    if "--serve" in words[:-1]:  # options of a server, in one word
+        yield from unknown_options(words[words.index("--serve") + 1].split(), "serve")
 
 
 def names(words: list[str]) -> list[str]:
-    return [word.partition("=")[0] for word in words if OPTION.match(word)]
+    return [word.partition("=")[0] for word in words if OPTION.match(word) and " " not in word]
 
 
 def broken_links(page: Path) -> list[str]:

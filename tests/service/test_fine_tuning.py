@@ -138,7 +138,7 @@ def test_training_is_on_the_servers_books_and_on_no_request(trainer: Any, file_i
 
 
 def test_a_paused_job_goes_on_where_it_was(trainer: Any, file_id: str) -> None:
-    job = create(trainer, file_id, recipe={"steps": 60})
+    job = create(trainer, file_id, recipe={"steps": 40})
     wait_for_step(trainer, job.id, 5)
     trainer.openai.fine_tuning.jobs.pause(job.id)
     wait(trainer, job.id, "paused")
@@ -151,7 +151,7 @@ def test_a_paused_job_goes_on_where_it_was(trainer: Any, file_id: str) -> None:
     assert messages == [
         "succeeded", "training goes on", "resumed", "paused", "training started", "created",
     ]  # fmt: skip
-    assert done.trained_tokens > 60 * 8 * 50
+    assert done.trained_tokens > 40 * 8 * 50
 
 
 def test_a_cancelled_job_ends(trainer: Any, file_id: str) -> None:
@@ -189,7 +189,7 @@ def test_a_job_survives_the_death_of_its_server(
 ) -> None:
     own = server_in(tmp_path)
     uploaded = own.openai.files.create(file=jsonl(ROWS), purpose="fine-tune")
-    job = create(own, uploaded.id, recipe={"steps": 60})
+    job = create(own, uploaded.id, recipe={"steps": 40})
     wait_for_step(own, job.id, 9)
     own.kill()
     again = server_in(tmp_path)
@@ -199,7 +199,7 @@ def test_a_job_survives_the_death_of_its_server(
     events = again.openai.fine_tuning.jobs.list_events(job.id, limit=1000).data
     messages = {event.message for event in events}
     steps = [event.data["step"] for event in events if event.type == "metrics"]
-    assert steps == list(range(60, 0, -1)), "no step is told twice"
+    assert steps == list(range(40, 0, -1)), "no step is told twice"
     assert {"queued again after a restart of the server", "training goes on"} <= messages
     answer = again.openai.chat.completions.create(
         model=done.fine_tuned_model, messages=[{"role": "user", "content": "Log: x"}], max_tokens=4
