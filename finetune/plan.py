@@ -84,8 +84,8 @@ def sample(items: Sequence[Encoded], size: int) -> list[list[Encoded]]:
     """Batches of examples of like lengths, evenly spread over all lengths."""
     ranked = sorted(items, key=lambda item: item.longest)
     batches = [list(ranked[i : i + size]) for i in range(0, len(ranked), size)]
-    every = max(1, len(batches) // _BATCHES)
-    return batches[::every][:_BATCHES]
+    count = min(_BATCHES, len(batches))
+    return [batches[i * (len(batches) - 1) // max(1, count - 1)] for i in range(count)]
 
 
 def _cost(

@@ -121,7 +121,7 @@ class Recipe:
     gradient_checkpointing: bool = option(False, "Compute activations twice to save memory.")
     seed: int = option(7, "Seed of everything random.")
     budget_wh: float | None = option(
-        None, "Watt-hours the training may cost: stops there and keeps the best checkpoint."
+        None, "Watt-hours the run may cost, scoring included: training stops in time for it."
     )
     compare: Literal["none", "full", "sample"] = option(
         "none",

@@ -45,12 +45,14 @@ def make_trainer(
 ) -> Watched:
     """A trainer for one run; it looks at the validation examples where the recipe says so.
 
+    Without saving it does not: the best look could not be kept.
+
     Raises:
         ConfigError: the objective and the model do not go together.
     """
     disable_progress_bars()
     recipe, data = subject.recipe, subject.data
-    looks = recipe.eval_every is not None and bool(data.validation)
+    looks = saves and recipe.eval_every is not None and bool(data.validation)
     rows = rows_for(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter(

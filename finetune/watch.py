@@ -130,6 +130,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """The meter's share of everything before belongs to loading."""
         self.seen = replace(self.seen, steps=state.global_step)
         self.account.begin("training")
+        if self._processes.is_main:
+            self.write_journal()  # from now on an interrupt saves: whoever pauses runs looks for it
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse gradients that would ruin the weights."""

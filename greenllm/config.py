@@ -95,10 +95,12 @@ class EngineConfig:
     )
     speculative_tokens: int = option(4, f"Tokens guessed at a time, 1 to {MOST_DRAFTED}.")
     exit_layer: int | None = option(
-        None, "Layers that early_exit guesses with; default is the trained exit nearest a third."
+        None,
+        "Layers of early_exit and approximate answers; default is the trained exit near a third.",
     )
     draft_model: str | None = option(
-        None, "Smaller model with the same tokens, for draft_model: a folder or hub id."
+        None,
+        "Smaller model with the same tokens, for draft_model: folder, hub id, or bundled-draft.",
     )
     meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
     zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")

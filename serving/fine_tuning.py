@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -29,6 +31,7 @@ _OURS = frozenset(
     {"model", "data", "validation", "output", "name", "data_dir", "resume", "device", "meter",
      "bill_idle", "plan", "start", "deadline", "intensity_series", "probe", "teacher"}
 )  # fmt: skip
+_OPTION = re.compile("[a-z_]+")
 _METHODS = ("lora", "qlora", "rslora")
 
 
@@ -55,6 +58,8 @@ async def create(http: HttpRequest) -> dict[str, Any]:
 
 def _check_recipe(body: JobBody) -> None:
     recipe = body.recipe or {}
+    if odd := [name for name in recipe if not _OPTION.fullmatch(name)]:
+        raise ApiError(400, f"{odd[0]!r} is no option of greenllm finetune", param="recipe")
     if taken := _OURS & recipe.keys():
         name = f"recipe.{sorted(taken)[0]}"
         raise ApiError(400, f"{name} is the server's to set", param=name)
@@ -103,14 +108,14 @@ def _hyperparameters(body: JobBody) -> Hyperparameters:
 
 def _keep(state: ServerState, job: Job) -> None:
     """Write the job with its own copy of the data, so that deleting files does it no harm."""
-    store = state.jobs.store
-    store.add(job)
-    folder = store.folder(job.id)
-    shutil.copy(state.files.path(job.training_file), folder / "training.jsonl")
-    if job.validation_file is not None:
-        shutil.copy(state.files.path(job.validation_file), folder / "validation.jsonl")
-    (folder / "recipe.toml").write_text(toml_of(_recipe(state, job)), encoding="utf-8")
-    store.note(job.id, "created")
+
+    def fill(folder: Path) -> None:
+        shutil.copy(state.files.path(job.training_file), folder / "training.jsonl")
+        if job.validation_file is not None:
+            shutil.copy(state.files.path(job.validation_file), folder / "validation.jsonl")
+        (folder / "recipe.toml").write_text(toml_of(_recipe(state, job)), encoding="utf-8")
+
+    state.jobs.store.add(job, fill)
 
 
 def _recipe(state: ServerState, job: Job) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class JobRunner:
         self._process: subprocess.Popen[bytes] | None = None
         self._current: str | None = None
         self._seen_steps = 0
-        self._interrupted_s = 0.0
+        self._started_s = self._interrupted_s = 0.0
+        self._was_interrupted = False
         self._stopping = False
 
     def recover(self) -> None:
@@ -76,10 +77,13 @@ class JobRunner:
             self._forget()
             return
         code = self._process.poll()
-        self._note_progress(job)  # after the look at the process: what it wrote last is seen too
+        try:  # after the look at the process: what it wrote last is seen too
+            self._note_progress(job)
+        except Exception:
+            log.exception("the journal of job %s", job.id)
         if code is not None:
             self._forget()
-            self._end(job, code)
+            self._conclude(job, code)
         elif job.wanted == "cancel":
             self._process.kill()
         elif job.wanted == "pause":
@@ -95,6 +99,7 @@ class JobRunner:
             shutil.rmtree(self.store.output(job.id), ignore_errors=True)
         # Threads that sleep at barriers suit small steps of serving, and halve training's speed.
         environment = {n: text for n, text in os.environ.items() if n != "OMP_WAIT_POLICY"}
+        self._started_s = time.time()
         with (folder / "log.txt").open("ab") as said:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
@@ -103,7 +108,7 @@ class JobRunner:
         pid = self._process.pid
         self._follow(pid, True)
         os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
-        self._current, self._interrupted_s = job.id, 0.0
+        self._current, self._interrupted_s, self._was_interrupted = job.id, 0.0, False
         self._seen_steps = self.store.last_step(job.id)
         self.store.change(
             job.id, status="running", pid=pid, started_at=job.started_at or int(time.time())
@@ -111,10 +116,26 @@ class JobRunner:
         self.store.note(job.id, "training started" if len(command) == 6 else "training goes on")
 
     def _interrupt(self) -> None:
-        """Once a second: before training has begun, an interrupt just ends the process."""
-        if self._process is not None and time.monotonic() - self._interrupted_s > 1:
-            self._interrupted_s = time.monotonic()
+        """Ask the process to end; again only while it starts, when an interrupt may get lost.
+
+        Once it trains, the first interrupt saves a checkpoint and a second would end it at once.
+        """
+        if self._process is None or self._current is None:
+            return
+        if self._has_begun and self._was_interrupted:
+            return
+        if time.monotonic() - self._interrupted_s > 1:
+            self._was_interrupted, self._interrupted_s = True, time.monotonic()
             self._process.send_signal(signal.SIGINT)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the process trains: its journal is newer than itself."""
+        try:
+            journal = self.store.output(self._current or "") / "journal.json"
+            return journal.stat().st_mtime >= self._started_s
+        except OSError:
+            return False
 
     def _forget(self) -> None:
         if self._process is not None:
@@ -133,6 +154,14 @@ class JobRunner:
                 data = {"step": step, "train_loss": loss, "valid_loss": scores.get(step)}
                 self.store.note(job.id, f"step {step}: loss {loss:.4f}", data)
         self.store.change(job.id, energy=energy_of_journal(journal))
+
+    def _conclude(self, job: Job, code: int) -> None:
+        """A job whose end cannot be kept has failed; it does not stay as it was."""
+        try:
+            self._end(job, code)
+        except Exception as error:
+            log.exception("the end of job %s", job.id)
+            self._finish(job, status="failed", error=f"what it trained cannot be kept: {error}")
 
     def _end(self, job: Job, code: int) -> None:
         report = read_object(self.store.output(job.id) / "green_report.json")
@@ -198,7 +227,7 @@ class JobRunner:
         self._stopping = True
         if self._process is None or self._current is None:
             return
-        self._process.send_signal(signal.SIGINT)
+        self._interrupt()
         deadline_s = time.monotonic() + timeout_s
         while self._process.poll() is None and time.monotonic() < deadline_s:
             await asyncio.sleep(0.05)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,10 +65,17 @@ class JobStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, job: Job) -> None:
-        """Keep a new job."""
-        self.folder(job.id).mkdir(parents=True)
-        self.save(job)
+    def add(self, job: Job, fill: Callable[[Path], None] = lambda folder: None) -> None:
+        """Keep a new job once its folder is filled; nobody sees one that is not."""
+        folder = self.folder(job.id)
+        folder.mkdir(parents=True)
+        try:
+            fill(folder)
+            self.note(job.id, "created")
+            self.save(job)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def save(self, job: Job) -> None:
         """Replace what is kept of it."""

@@ -18,9 +18,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune import run as finetune_run
 from finetune.checkpoints import complete
+from finetune.encoding import Encoded
+from finetune.examples import Example
 from finetune.household import household_rows
 from finetune.output import JOURNAL
 from finetune.phases import PhaseAccount
+from finetune.plan import sample
 from finetune.recipe import Recipe
 from finetune.report import Grams
 from finetune.text import markdown
@@ -277,6 +280,21 @@ def test_a_plan_comes_near_the_bill_and_writes_nothing(tiny: Path, tmp_path: Pat
     assert found.tokens == pytest.approx(report["training"]["tokens"], rel=0.1)
     assert found.joules is not None
     assert found.joules == pytest.approx(report["measures"]["energy"]["total_j"], rel=0.6)
+
+
+def test_a_plan_takes_batches_of_all_lengths_and_does_not_mind_looks(
+    tiny: Path, tmp_path: Path
+) -> None:
+    items = [
+        Encoded(Example("x", "text", ()), (1,) * size, (True,) * size) for size in range(1, 89)
+    ]
+    batches = sample(items, 8)
+    assert (batches[0][0].longest, batches[-1][-1].longest, len(batches)) == (1, 88, 6)
+    recipe = Recipe(model=str(tiny), data="example", output=tmp_path / "out", steps=20, answers=0,
+                    eval_every=5, patience=1, threads=1, device="cpu")  # fmt: skip
+    found = finetune_run.plan(recipe, PhaseAccount(modelled_meter()), lambda text: None)
+    assert found.joules is not None
+    assert found.joules > 0
 
 
 def test_the_greenest_window_is_waited_for_and_priced(tiny: Path, tmp_path: Path) -> None:

@@ -273,6 +273,8 @@ def test_a_job_learns_preferences_as_openai_writes_them(trainer: Any) -> None:
             "method.dpo.hyperparameters.beta",
         ),
         ({"recipe": {"method": "full"}}, "recipe.method"),
+        ({"recipe": {"method ": "full"}}, "recipe"),
+        ({"recipe": {"seed = 1\nteacher": "x"}}, "recipe"),
         ({"recipe": {"probe": "/etc/passwd"}}, "recipe.probe"),
         ({"integrations": [{"type": "wandb"}]}, "integrations"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),

@@ -1,11 +1,14 @@
 """Jobs as they are kept: the recipe's file says what was meant, whatever is in it."""
 
+import json
 import tomllib
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.job_runner import JobRunner
 from serving.jobs import Job, JobStore, adapter_folder, model_name, new_job_id, toml_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"))
@@ -42,6 +45,44 @@ def test_models_are_found_by_their_folders_after_a_restart(tmp_path: Path) -> No
     name = model_name(made)
     store.change(made.id, status="succeeded", fine_tuned_model=name)
     assert JobStore(tmp_path).models() == {adapter_folder(name): name}
+
+
+def test_a_job_is_seen_once_its_folder_is_filled(tmp_path: Path) -> None:
+    store, made, broken = JobStore(tmp_path), job(), job()
+
+    def fill(folder: Path) -> None:
+        (folder / "recipe.toml").write_text("x = 1")
+        assert store.all() == []
+
+    def full(folder: Path) -> None:
+        raise OSError("no space left")
+
+    store.add(made, fill)
+    assert store.all() == [made]
+    with pytest.raises(OSError, match="no space"):
+        store.add(broken, full)
+    assert not store.folder(broken.id).exists()
+
+
+def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
+    store, made = JobStore(tmp_path / "jobs"), job(status="running")
+    store.add(made)
+    store.output(made.id).mkdir()
+    energy = {
+        "total_j": 1.0, "joules_per_training_token": 1.0, "by_phase": {}, "method": "m",
+        "measured": False, "uncertainty": None,
+    }  # fmt: skip
+    report = {
+        "status": "completed", "reason": None, "prediction": None, "training": {"tokens": 5},
+        "measures": {"energy": energy, "carbon": {"operational_g": 1.0}},
+    }  # fmt: skip
+    (store.output(made.id) / "green_report.json").write_text(json.dumps(report))
+    runner = JobRunner(store, tmp_path / "adapters", lambda pid, is_training: None)
+    runner._conclude(made, 0)  # there are no weights to install
+    ended = store.find(made.id)
+    assert ended is not None
+    assert (ended.status, ended.pid) == ("failed", None)
+    assert "cannot be kept" in (ended.error or "")
 
 
 def test_a_broken_job_file_hides_no_other_job(tmp_path: Path) -> None:
