@@ -20,7 +20,7 @@ import torch
 
 from finetune import compare
 from finetune.card import card
-from finetune.checkpoints import MARKER, complete, read_json, write_json
+from finetune.checkpoints import MARKER, complete, read_json, step_of, write_json
 from finetune.data import Data, load_data
 from finetune.distilling import load_teacher
 from finetune.model import (
@@ -52,7 +52,7 @@ from finetune.report import Grams, Outcome, Sizes, build, identity_of
 from finetune.subject import Subject
 from finetune.sweep import Trial, with_settings
 from finetune.text import markdown
-from finetune.training import make_trainer, num_steps
+from finetune.training import load_last, make_trainer, num_steps
 from finetune.trials import sweep
 from finetune.waiting import Wait, wait_for_green
 from finetune.watch import Progress, TrainingError, Watch
@@ -240,7 +240,10 @@ def _train(
     watch.restore(kept, journal)
     try:
         with watch.interruptible():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if checkpoint is not None and (step_of(checkpoint) or 0) >= _steps(subject):
+                load_last(trainer, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except TrainingError as error:
         return "failed", str(error)
     finally:

@@ -9,10 +9,11 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerState
 from trl import DPOConfig, SFTConfig
 
 from finetune.distilling import DistillTrainer
@@ -69,6 +70,13 @@ def make_trainer(
     if recipe.patience is not None and looks:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
     return trainer
+
+
+def load_last(trainer: Watched, checkpoint: Path) -> None:
+    """The weights of a training that was at its end; transformers would go one step further."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    keeps_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    trainer._load_from_checkpoint(state.best_model_checkpoint if keeps_best else str(checkpoint))
 
 
 def rows_for(recipe: Recipe) -> Callable[[Sequence[Encoded]], Dataset]:

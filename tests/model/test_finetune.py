@@ -126,6 +126,21 @@ def test_a_crashed_run_goes_on_to_the_same_weights(tiny: Path, tmp_path: Path) -
     assert resumed["measures"]["energy"]["by_phase"]["lost"]["total_j"] > 0
 
 
+@pytest.mark.parametrize("looks", [{}, {"eval_every": 6}])
+def test_a_run_that_died_after_its_last_step_trains_no_further(
+    tiny: Path, tmp_path: Path, looks: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = looks or {"save_every": 6}
+    whole = train(tiny, tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    for name in ("green_report.json", "adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / "broken" / name).unlink()
+    resumed = train(tiny, tmp_path / "broken", resume=True, **options)
+    assert equal(tmp_path / "whole", tmp_path / "broken")
+    assert resumed["training"]["steps"] == whole["training"]["steps"] == STEPS
+    assert resumed["training"]["losses"] == whole["training"]["losses"]
+
+
 def test_a_half_written_checkpoint_is_not_resumed_from(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_quality_and_joules_come_together(evaluate: Evaluate, server: Any, tmp_p
     pairs = tmp_path / "pairs.jsonl"
     good, bad = "Once upon a time there was a fox.", "Once upon a time there was fox a."
     pairs.write_text(json.dumps({"sentence_good": good, "sentence_bad": bad}))
-    before = server.http.get("/v1/energy").json()["session"]["request_joules"]
+    began_s = time.time()
     tasks = f"generated.upper,generated.json,pairs:{pairs}"
     out = tmp_path / "out"
     run = evaluate(tasks, "--url", server.url, "--limit", "10", "--output", str(out))
@@ -85,10 +86,10 @@ def test_quality_and_joules_come_together(evaluate: Evaluate, server: Any, tmp_p
     assert paired["value"]["value"] == 1.0
     assert upper["joules_per_correct"]["value"] >= upper["joules_per_example"] > 0
     assert found["energy"]["measured"] is False
-    spent = server.http.get("/v1/energy").json()["session"]["request_joules"] - before
-    assert sum(task["energy_j"] for task in found["tasks"].values()) == pytest.approx(
-        spent, abs=2e-3
-    )
+    spent_j = sum(row.active_j + row.idle_j for row in server.rows(began_s))
+    # Every answer's figure is rounded to three digits.
+    asked_j = sum(task["energy_j"] for task in found["tasks"].values())
+    assert asked_j == pytest.approx(spent_j, rel=5e-3)
     assert "modelled, not measured" in run.stdout
     assert (out / "evaluation.svg").exists()
     assert (out / "evaluation.md").read_text().strip() == run.stdout.strip()
