@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 from fastapi import APIRouter
@@ -90,6 +90,7 @@ _BODIES = (
     "Keys that are not listed are refused by name. Ranges of the sampling parameters: see"
     " `SamplingParams` in [the library](library.md)."
 )
+_WHEN_ABSENT = {"X-Approximate": "absent unless the answer is approximate"}
 _HEADERS = (
     "A stream's headers leave before its energy is known: it has those with a star, and the energy"
     " object in a comment `: energy {...}` before `data: [DONE]`."
@@ -188,13 +189,13 @@ def _bounds(field: Json) -> str:
 
 
 def _header_table() -> str:
-    known, unknown = energy_headers(KNOWN), energy_headers(UNKNOWN)
+    known, unknown = energy_headers(replace(KNOWN, approximate=True)), energy_headers(UNKNOWN)
     early = link_headers(KNOWN.request_id)
     rows = [
         (
             f"`{name}`{' *' if name in early else ''}",
             f"`{value}`",
-            "" if name in unknown else "absent",
+            "" if name in unknown else _WHEN_ABSENT.get(name, "absent"),
         )
         for name, value in known.items()
     ]

@@ -23,15 +23,14 @@ from rich.console import Console
 from evals.entry import finish
 from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_burst
 from evals.speculation_prompts import prompts
-from evals.speculation_report import draw, markdown
+from evals.speculation_report import APPROXIMATE, draw, markdown
 
 console = Console(stderr=True)
-METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "draft_model twice", "auto")
+METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "draft_model longer", "auto")
 # Guesses that cost little are made twice as many.
-_TWICE = ("prompt_lookup", "draft_model twice")
+_TWICE = ("prompt_lookup", "draft_model longer")
 BATCHES = (1, 4, 16, 32)
 KINDS = ("stories", "edits", "extraction")
-APPROXIMATE = "approximate"
 _LEAST_REQUESTS = 8
 
 
@@ -177,6 +176,7 @@ def figures(cells: dict[tuple[str, int, str], Cell], settings: Settings) -> dict
         found.setdefault(kind, {}).setdefault(str(batch), {})[method] = cell.summary() | {
             "speed_over_off": paired_ratio(cell.tokens_per_s, off.tokens_per_s),
             "joules_over_off": paired_ratio(cell.joules_per_token, off.joules_per_token),
+            "answers": sum(len(burst.bodies) for burst in cell.bursts),
             "answers_that_differ": _differing(cells, key),
         }
     about = {"num_tokens": settings.num_tokens, "max_tokens": settings.max_tokens}

@@ -9,14 +9,18 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
+APPROXIMATE = "approximate"
 _HEAD = (
-    "| work | batch | method | tok/s | x off | mJ/token (active) | x off | accepted | tokens/step"
-    " | answers that differ |"
+    "| work | batch | method | tok/s | x off | mJ/token (active) | x off | accepted of guesses"
+    " | tokens/step | answers that differ |"
 )
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """One row for each kind of work, batch size and method."""
+    """One row for each kind of work, batch size and method; ratios are medians of paired ones.
+
+    Approximate answers make no guesses, so their tokens per step say nothing.
+    """
     rows = [_HEAD, "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
     for kind, batches in result["kinds"].items():
         for batch, methods in batches.items():
@@ -33,8 +37,8 @@ def _row(kind: str, batch: str, method: str, cell: Mapping[str, Any]) -> str:
         f"{1e3 * cell['active_joules_per_token']:.3f}",
         f"{cell['joules_over_off']['median']:.2f}",
         "" if acceptance is None else f"{acceptance:.0%}",
-        f"{cell['tokens_per_step']:.2f}",
-        str(cell["answers_that_differ"]),
+        "" if method == APPROXIMATE else f"{cell['tokens_per_step']:.2f}",
+        f"{cell['answers_that_differ']} of {cell['answers']}",
     )
     return f"| {' | '.join(values)} |"
 
