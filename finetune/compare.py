@@ -13,7 +13,7 @@ from finetune.model import load_base, num_trained, trainable
 from finetune.phases import LEARNING, PhaseAccount
 from finetune.report import phase_dict
 from finetune.subject import Subject
-from finetune.training import make_trainer, num_steps
+from finetune.training import make_trainer
 from finetune.watch import Seen, Watch
 from greenllm.energy.meter import Meter
 
@@ -29,10 +29,10 @@ def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None
         subject.recipe, method="full", learning_rate=None, eval_every=None, patience=None,
         budget_wh=None, resume=False, name=None, output=subject.recipe.folder / "compare",
     )  # fmt: skip
-    steps = num_steps(recipe, subject.data.train, subject.processes.count)
+    steps = replace(subject, recipe=recipe).num_steps()
     if kind == "sample":
         steps = min(steps, SAMPLE_STEPS)
-    own = PhaseAccount(meter)
+    own = PhaseAccount(meter, bills_idle=recipe.bill_idle)
     model = trainable(recipe, load_base(recipe, subject.place))
     watch = Watch(own, recipe.folder / "journal.json", total_tokens=0)
     recipe.folder.mkdir(exist_ok=True)

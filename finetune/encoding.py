@@ -27,12 +27,14 @@ class Encoded:
     """Token ids of one example; `learnt` says of each whether it counts in the loss.
 
     Of a preference these are the better answer's; `rejected` is the same prompt with the worse.
+    `answer_at` is where the last answer begins, if it is there, whole, and learnt.
     """
 
     example: Example
     ids: tuple[int, ...]
     learnt: tuple[bool, ...]
     rejected: Encoded | None = None
+    answer_at: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -51,16 +53,14 @@ class Encoded:
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """What comes before the last answer."""
-        start = len(self.ids)
-        while start and self.learnt[start - 1]:
-            start -= 1
-        return self.ids[:start]
+        """What comes before the last answer; nothing where none can be asked for."""
+        return self.ids[: self.answer_at or 0]
 
     def cut(self, length: int) -> Encoded:
         """Its first tokens."""
         rejected = self.rejected.cut(length) if self.rejected else None
-        return Encoded(self.example, self.ids[:length], self.learnt[:length], rejected)
+        answer_at = self.answer_at if len(self.ids) <= length else None
+        return Encoded(self.example, self.ids[:length], self.learnt[:length], rejected, answer_at)
 
 
 class Encoder:
@@ -88,17 +88,17 @@ class Encoder:
 
     def _encode(self, example: Example) -> Encoded:
         if example.form == "text":
-            return self._joined(example, [(example.answer, True)])
+            return self._joined(example, "", example.answer)
         is_plain = example.form in ("prompt", "preference") and len(example.turns) == 2
         if is_plain and not self._templated:
             prompt, answer = (turn.content for turn in example.turns)
-            return self._joined(example, [(prompt, False), (answer, True)])
+            return self._joined(example, prompt, answer)
         return self._conversation(example)
 
-    def _joined(self, example: Example, pieces: Sequence[tuple[str, bool]]) -> Encoded:
-        """Plain pieces and the end."""
-        parts = [(self._ids(text), learnt) for text, learnt in pieces]
-        return _encoded(example, [*parts, ([self._tokenizer.eos_token_id], True)])
+    def _joined(self, example: Example, prompt: str, answer: str) -> Encoded:
+        """A plain prompt, its answer and the end."""
+        ended = [*self._ids(answer), self._tokenizer.eos_token_id]
+        return _encoded(example, [(self._ids(prompt), False), (ended, True)])
 
     def _conversation(self, example: Example) -> Encoded:
         parts: list[tuple[list[int], bool]] = []
@@ -153,4 +153,6 @@ class Encoder:
 def _encoded(example: Example, parts: Sequence[tuple[list[int], bool]]) -> Encoded:
     ids = tuple(token for part, _ in parts for token in part)
     learnt = tuple(flag for part, flag in parts for _ in part)
-    return Encoded(example, ids, learnt)
+    last, is_learnt = parts[-1]
+    is_asked = is_learnt and example.form != "text"
+    return Encoded(example, ids, learnt, answer_at=len(ids) - len(last) if is_asked else None)

@@ -22,8 +22,9 @@ REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
 JOURNAL = "journal.json"
 CHECKPOINTS = "checkpoints"
 SWEEP = "sweep.json"
+WAIT = "wait.json"
 _OWN = frozenset(
-    {REPORT, PAGE, PLOT, JOURNAL, CHECKPOINTS, SWEEP, "trial", "compare", "README.md",
+    {REPORT, PAGE, PLOT, JOURNAL, CHECKPOINTS, SWEEP, WAIT, "trial", "compare", "README.md",
      "adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json",
      "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 )  # fmt: skip

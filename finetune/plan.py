@@ -2,9 +2,9 @@
 
 Contract: the batches are the run's own, spread over all lengths, through the run's own loss and
 backwards; no weight changes. Joules and seconds per token are scaled to the tokens of the whole
-run; scoring is done once and counted twice. It is a forecast and says how much its batches
-differed. Not covered: what the optimizer costs, which is little for adapters and more for every
-weight.
+run and of a sweep's trials; scoring is done once and counted as often as the run will. It is a
+forecast and says how much its batches differed. Not covered: what the optimizer costs, which is
+little for adapters and more for every weight; checkpoints; trials that compute more per token.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 from finetune.breakeven import at_best
 from finetune.encoding import Encoded
 from finetune.phases import PhaseAccount
-from finetune.quality import Quality
+from finetune.recipe import Recipe
 from finetune.report import answers_of
 from finetune.subject import Subject
+from finetune.sweep import rungs, settings_of
 from finetune.trainer import Watched
 from finetune.training import make_trainer, rows_for
 from finetune.watch import Watch
@@ -57,22 +58,43 @@ def forecast(subject: Subject, account: PhaseAccount, model: Any, steps: int) ->
         trainer = make_trainer(trial, model, own, steps, saves=False)
         _compute(trainer, batches[0], subject)  # the first one finds its kernels
         costs = [_cost(account, trainer, batch, subject) for batch in batches]
-    looked, looked_j, looked_s = _look(account, subject, model)
+    looked = subject.look(model, account)
+    if looked is None:
+        raise ValueError("only the main process looks, and makes plans")
     tokens = subject.total_tokens(steps)
+    trials = _trials(subject.recipe, steps)
     per_token_s = sum(seconds for seconds, _, _ in costs) / sum(count for _, _, count in costs)
     rates = [joules / count for _, joules, count in costs]
     per_token_j = sum(joules for _, joules, _ in costs) / sum(count for _, _, count in costs)
-    answers = None if looked is None else answers_of(looked)
-    total_j = account.spent().total_j + looked_j + per_token_j * tokens
+    computed = tokens + subject.total_tokens(sum(trials))
+    looked_j, small_j = looked.cost.total_j, looked.losses_j or 0.0
+    small_looks = len(trials) + _looks(subject, steps)
+    small_s = looked.cost.duration_s * (small_j / looked_j if looked_j else 0.0)
+    answers = answers_of(looked)
+    total_j = account.spent().total_j + looked_j + small_looks * small_j + per_token_j * computed
     return Forecast(
         steps,
         tokens,
-        looked_s + per_token_s * tokens,
+        2 * looked.cost.duration_s + small_looks * small_s + per_token_s * computed,
         total_j if account.is_known else None,
         per_token_j if account.is_known else None,
         _spread(rates),
         at_best(total_j, answers) if account.is_known and answers is not None else None,
     )
+
+
+def _trials(recipe: Recipe, steps: int) -> list[int]:
+    """Steps of every trial of a sweep that is still to be made."""
+    if recipe.sweep is None:
+        return []
+    found = rungs(len(settings_of(recipe.sweep)), steps)
+    return [length for count, length in found for _ in range(count)]
+
+
+def _looks(subject: Subject, steps: int) -> int:
+    """Looks at the validation loss on the way."""
+    every = subject.recipe.eval_every
+    return 0 if every is None or not subject.data.validation else steps // every
 
 
 def _spread(rates: Sequence[float]) -> float:
@@ -99,24 +121,15 @@ def _cost(
     return spent.duration_s, spent.total_j, sum(item.num_tokens for item in batch)
 
 
-def _look(
-    account: PhaseAccount, subject: Subject, model: Any
-) -> tuple[Quality | None, float, float]:
-    """Quality now, and what scoring once costs in joules and seconds."""
-    account.read()
-    before = account.spent()
-    found = subject.look(model, account)
-    account.read()
-    spent = account.spent().minus(before)
-    return found, spent.total_j, spent.duration_s
-
-
 def _compute(trainer: Watched, batch: Sequence[Encoded], subject: Subject) -> None:
     """Forwards and backwards; the gradients are thrown away."""
     place, model = subject.place, trainer.model
     rows = rows_for(subject.recipe)(batch)
     inputs = trainer.data_collator(list(rows))
-    inputs = {name: part.to(place.device) for name, part in inputs.items()}
+    inputs = {
+        name: part.to(place.device) if isinstance(part, torch.Tensor) else part
+        for name, part in inputs.items()
+    }
     model.train()
     with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
         loss = trainer.compute_loss(model, inputs)

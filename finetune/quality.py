@@ -17,6 +17,7 @@ import torch
 
 from finetune.encoding import Encoded
 from finetune.model import Place
+from finetune.phases import Energy
 from greenllm.estimate import Estimate, bootstrap, wilson
 
 _ROWS = 16
@@ -44,7 +45,7 @@ class Quality:
     """One look at a model; `matches` are None where nothing could be answered.
 
     `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
-    `wanted_steps`.
+    `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` is the whole look's.
 
     `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
     `preferred` is the share of preferences whose better answer the model finds likelier.
@@ -58,6 +59,8 @@ class Quality:
     answers_j: float | None = None
     answer_steps: int = 0
     wanted_steps: int = 0
+    losses_j: float | None = None
+    cost: Energy = field(default_factory=Energy)
 
     @property
     def more_answers_j(self) -> float:
@@ -113,8 +116,8 @@ def batches_of(
 
 @torch.no_grad()
 def answer_all(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any) -> Answered:
-    """Answer the last turn of each example, and compare with the wanted ones."""
-    asked = [item for item in items if item.example.form != "text" and item.prompt_ids]
+    """Answer the last turn of each example that has a whole one to learn, and compare."""
+    asked = [item for item in items if item.prompt_ids]
     asked.sort(key=lambda item: len(item.prompt_ids))
     hits = steps = wanted_steps = 0
     for start in range(0, len(asked), _ROWS):
@@ -178,7 +181,7 @@ def look(
     was_training = model.training
     model.eval()
     try:
-        pad = tokenizer.pad_token_id
+        pad, start_j = tokenizer.pad_token_id, spent_j()
         losses = losses_of(model, items, place, pad)
         before_j = spent_j()
         answered = answer_all(model, items[:num_answers], place, tokenizer)
@@ -190,6 +193,7 @@ def look(
             answer_steps=answered.steps,
             wanted_steps=answered.wanted_steps,
             answers_j=None if before_j is None or after_j is None else after_j - before_j,
+            losses_j=None if start_j is None or before_j is None else before_j - start_j,
             preferred=_preferred(losses, losses_of(model, worse_of(items), place, pad)),
         )
     finally:

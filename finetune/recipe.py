@@ -113,7 +113,9 @@ class Recipe:
     patience: int | None = option(
         None, "Stop after so many looks without a better validation loss (needs eval_every)."
     )
-    save_every: int | None = option(None, "Steps between two checkpoints; default is a tenth.")
+    save_every: int | None = option(
+        None, "Steps between two checkpoints; default is a tenth, or every look of eval_every."
+    )
     resume: bool = option(False, "Go on from the last complete checkpoint in the output folder.")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto, float32 or bfloat16: arithmetic; auto is bfloat16 where it is faster."
@@ -175,14 +177,9 @@ class Recipe:
         for name in ("deadline", "intensity_series"):
             given = getattr(self, name) is not None
             self._require(given == is_timed, name, "goes with --start greenest")
-        if self.sweep is not None:
-            self._require(self.validation_share > 0 or self.validation is not None,
-                          "validation_share", "must be above 0 for --sweep")  # fmt: skip
+        self._require_looks()
         self._require(bool(self.targets), "targets", "must name at least one module")
         self._require(self.steps is None or self.tokens is None, "tokens", "excludes --steps")
-        self._require(
-            self.patience is None or self.eval_every is not None, "patience", "needs --eval-every"
-        )
         self._require(
             _DEVICE.fullmatch(self.device) is not None,
             "device",
@@ -193,6 +190,21 @@ class Recipe:
         self._require(own is None or own >= 0, "intensity_g_per_kwh", "must not be negative")
         if (own is None) != (source is None):
             raise ConfigError("--intensity-g-per-kwh and --intensity-source go together")
+
+    def _require_looks(self) -> None:
+        is_scored = self.validation_share > 0 or self.validation is not None
+        for name in ("sweep", "eval_every"):
+            wanted = getattr(self, name) is not None
+            self._require(
+                is_scored or not wanted, "validation_share", f"must be above 0 for {flag(name)}"
+            )
+        has_looks = self.eval_every is not None
+        self._require(self.patience is None or has_looks, "patience", "needs --eval-every")
+        self._require(
+            self.save_every is None or not has_looks,
+            "save_every",
+            "does not go with --eval-every, whose every look saves a checkpoint",
+        )
 
     def _require_objective(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}
@@ -206,6 +218,12 @@ class Recipe:
         if self.objective == "dpo":
             self._require(not self.packing, "packing", "does not go with --objective dpo")
             self._require(not self.dropout, "dropout", "does not go with --objective dpo")
+            self._require(
+                self.sweep is None,
+                "sweep",
+                "does not go with --objective dpo: the loss of the better answers alone, by which"
+                " trials are ranked, does not say which preference is learnt",
+            )
 
     def _require_place(self) -> None:
         if (self.name is None) == (self.output is None):

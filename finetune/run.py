@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from finetune import compare
+from finetune.books import Books
 from finetune.card import card
 from finetune.checkpoints import MARKER, complete, read_json, step_of, write_json
 from finetune.data import Data, load_data
@@ -52,9 +53,9 @@ from finetune.report import Grams, Outcome, Sizes, build, identity_of
 from finetune.subject import Subject
 from finetune.sweep import Trial, with_settings
 from finetune.text import markdown
-from finetune.training import load_last, make_trainer, num_steps
+from finetune.training import load_last, make_trainer, num_rows
 from finetune.trials import sweep
-from finetune.waiting import Wait, wait_for_green
+from finetune.waiting import Wait, wait_for_green, waited
 from finetune.watch import Progress, TrainingError, Watch
 from greenllm.config import ConfigError, flag
 from greenllm.model.files import Weights, local_folder
@@ -87,14 +88,17 @@ def run(
     """
     began = datetime.now(UTC).isoformat(timespec="seconds")
     processes = _begin(recipe)
+    _require_meter(recipe, account, processes)
     checkpoint = _open(recipe, processes, say)
+    books = Books(recipe.folder / JOURNAL, account, processes)
+    books.take_over(checkpoint, recipe.resume)
     subject = _subject(recipe, account, processes)
     say(_data_line(subject.data))
-    subject, trials = _swept(subject, account, say)
+    subject, trials = _swept(subject, account, say, books)
     now = _Run(subject, account, *_model(subject), trials)
-    if recipe.start == "greenest" and checkpoint is None:
-        expected = forecast(subject, account, now.model, _steps(subject))
-        now.wait = wait_for_green(recipe, account, expected.duration_s, say)
+    if recipe.start == "greenest":
+        now.wait = waited(recipe) or _waited(now, say)
+        books.write()
     with account.during("evaluation"):
         before = subject.look(now.model, account)
     watch = _watch(subject, account, before, show)
@@ -103,20 +107,57 @@ def run(
         after = subject.look(now.model, account)
     if before is None or after is None:
         return None
+    books.write()
     with account.during("saving"):
         size = save_weights(subject.recipe, now.model, subject.tokenizer)
         now.sizes = replace(now.sizes, output_bytes=size)
-    comparator = None
-    if subject.recipe.compare != "none":
-        with account.during("compare"):
-            comparator = compare.measure(subject, account.meter, watch.seen)
-    return _report(now, watch, Outcome(status, reason, before, after, comparator), grams, began)
+    books.write()
+    if now.wait is not None:
+        grams = now.wait.grams(grams, time.time(), account.spent().total_j)
+    outcome = Outcome(status, reason, before, after, None)
+    return _reported(now, watch, outcome, grams, began)
+
+
+def _reported(
+    now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str
+) -> dict[str, Any]:
+    """The report, written before anything is compared: what is trained has its bill by then."""
+    kind = now.subject.recipe.compare
+    if kind == "none":
+        return _report(now, watch, outcome, grams, began)
+    unfinished: dict[str, Any] = {"kind": "failed", "reason": "the run ended while it compared"}
+    _report(now, watch, replace(outcome, comparator=unfinished), grams, began)
+    try:
+        with now.account.during("compare"):
+            found = compare.measure(now.subject, now.account.meter, watch.seen)
+    except KeyboardInterrupt:
+        found = {**unfinished, "reason": "interrupted"}
+    except Exception as error:  # out of memory, say: what was trained is whole all the same
+        found = {**unfinished, "reason": str(error) or type(error).__name__}
+    return _report(now, watch, replace(outcome, comparator=found), grams, began)
+
+
+def _waited(now: _Run, say: Say) -> Wait:
+    expected = forecast(now.subject, now.account, now.model, now.subject.num_steps())
+    return wait_for_green(now.subject.recipe, now.account, expected.duration_s, say)
+
+
+def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) -> None:
+    account.read()
+    if recipe.budget_wh is not None and processes.is_main and not account.is_known:
+        raise ConfigError(
+            f"--budget-wh needs a meter, and none works here ({account.error or 'no sensor'});"
+            " --meter chooses one"
+        )
 
 
 def _begin(recipe: Recipe) -> Processes:
     warnings.simplefilter("ignore", FutureWarning)
     processes = launched()
-    alone = ("sweep", recipe.sweep), ("start", recipe.start == "greenest"), ("plan", recipe.plan)
+    alone = (
+        ("sweep", recipe.sweep), ("start", recipe.start == "greenest"), ("plan", recipe.plan),
+        ("compare", recipe.compare != "none"),
+    )  # fmt: skip
     for name, is_wanted in alone:
         if is_wanted and processes.count > 1:
             raise ConfigError(f"{flag(name)} does not go with several processes")
@@ -139,8 +180,6 @@ def _model(subject: Subject) -> tuple[Any, Sizes]:
 def _report(now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str) -> dict[str, Any]:
     recipe = now.subject.recipe
     identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
-    if now.wait is not None:
-        grams = now.wait.grams(grams, time.time())
     found = build(recipe, identity, now.subject.data, now.sizes, watch, outcome, grams)
     found["trials"] = [asdict(trial) for trial in now.trials]
     found["start"] = None if now.wait is None else now.wait.as_dict()
@@ -158,17 +197,19 @@ def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
     subject = _subject(recipe, account, processes)
     say(_data_line(subject.data))
     model, _ = _model(subject)
-    return forecast(subject, account, model, _steps(subject))
+    return forecast(subject, account, model, subject.num_steps())
 
 
-def _swept(subject: Subject, account: PhaseAccount, say: Say) -> tuple[Subject, list[Trial]]:
+def _swept(
+    subject: Subject, account: PhaseAccount, say: Say, books: Books
+) -> tuple[Subject, list[Trial]]:
     """The subject with the best settings; a run that goes on has chosen already."""
     recipe, path = subject.recipe, subject.recipe.folder / SWEEP
     if recipe.sweep is None:
         return subject, []
     known = read_json(path) if recipe.resume else None
     if known is None:
-        chosen, trials = sweep(subject, account, _steps(subject), say)
+        chosen, trials = sweep(subject, account, subject.num_steps(), say, books.write)
         write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
     else:
         chosen, trials = known["chosen"], [Trial(**found) for found in known["trials"]]
@@ -201,7 +242,13 @@ def _subject(recipe: Recipe, account: PhaseAccount, processes: Processes) -> Sub
         probe = load_probe(recipe, tokenizer, context)
     recipe = replace(recipe, max_length=recipe.max_length or context)
     teacher = load_teacher(recipe, place, tokenizer)
-    return Subject(recipe, place, tokenizer, data, probe, processes, teacher)
+    if recipe.eval_every is not None and not data.validation:
+        raise ConfigError(
+            f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
+            " to look at; give --validation, or more examples"
+        )
+    rows = num_rows(recipe, data.train, recipe.max_length or context)
+    return Subject(recipe, place, tokenizer, data, probe, processes, rows, teacher)
 
 
 def _context(recipe: Recipe) -> int:
@@ -214,33 +261,29 @@ def _context(recipe: Recipe) -> int:
 def _watch(subject: Subject, account: PhaseAccount, before: Quality | None, show: Show) -> Watch:
     """Its reserve is what the last look will cost: as the first, but for the answers' length."""
     recipe = subject.recipe
-    looked_j = account.spent("evaluation").total_j + (before.more_answers_j if before else 0.0)
     return Watch(
         account,
         recipe.folder / JOURNAL,
-        total_tokens=subject.total_tokens(_steps(subject)),
+        total_tokens=subject.total_tokens(subject.num_steps()),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
-        reserve_j=looked_j,
+        reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
+        look_j=(before.losses_j or 0.0) if before else 0.0,
         processes=subject.processes,
         show=show,
     )
-
-
-def _steps(subject: Subject) -> int:
-    return num_steps(subject.recipe, subject.data.train, subject.processes.count)
 
 
 def _train(
     subject: Subject, model: Any, watch: Watch, checkpoint: Path | None
 ) -> tuple[str, str | None]:
     """How training ended, and why it did before its end."""
-    trainer = make_trainer(subject, model, watch, _steps(subject))
-    journal = read_json(subject.recipe.folder / JOURNAL) if subject.recipe.resume else None
-    kept = None if checkpoint is None else read_json(checkpoint / MARKER)
-    watch.restore(kept, journal)
+    steps = subject.num_steps()
+    trainer = make_trainer(subject, model, watch, steps)
+    if checkpoint is not None:
+        watch.restore(read_json(checkpoint / MARKER) or {})
     try:
         with watch.interruptible():
-            if checkpoint is not None and (step_of(checkpoint) or 0) >= _steps(subject):
+            if checkpoint is not None and (step_of(checkpoint) or 0) >= steps:
                 load_last(trainer, checkpoint)
             else:
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

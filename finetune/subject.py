@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,10 @@ from finetune.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is trained, on what, and how it is looked at."""
+    """What is trained, on what, and how it is looked at.
+
+    `num_rows` is how many rows the examples make: as many, or fewer where they are packed.
+    """
 
     recipe: Recipe
     place: Place
@@ -26,13 +30,22 @@ class Subject:
     data: Data
     probe: Sequence[Encoded]
     processes: Processes
+    num_rows: int
     teacher: Any | None = None
 
     def look(self, model: Any, account: PhaseAccount) -> quality.Quality | None:
         """Quality now; None in all processes but the main one, which wait."""
-        found = self._look(model, account) if self.processes.is_main else None
+        found = self._measured(model, account) if self.processes.is_main else None
         self.processes.wait()
         return found
+
+    def _measured(self, model: Any, account: PhaseAccount) -> quality.Quality:
+        """A look with what it cost."""
+        account.read()
+        before = account.spent(*PHASES)
+        found = self._look(model, account)
+        account.read()
+        return replace(found, cost=account.spent(*PHASES).minus(before))
 
     def _look(self, model: Any, account: PhaseAccount) -> quality.Quality:
         items, answers = self.data.validation, self.recipe.answers
@@ -47,7 +60,18 @@ class Subject:
         exits, pad = exits_of(self.recipe, model), self.tokenizer.pad_token_id
         return replace(found, exits=agreements(model, exits, items, self.place, pad))
 
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        recipe = self.recipe
+        if recipe.steps is not None:
+            return recipe.steps
+        per_step = recipe.batch_size * recipe.accumulation * self.processes.count
+        per_epoch = math.ceil(self.num_rows / per_step)
+        if recipe.tokens is None:
+            return max(1, math.ceil(per_epoch * recipe.epochs))
+        return max(1, math.ceil(recipe.tokens * per_epoch / self.data.counts.train_tokens))
+
     def total_tokens(self, steps: int) -> int:
         """Tokens that so many steps are going to see, by the mean."""
         rows = steps * self.recipe.batch_size * self.recipe.accumulation * self.processes.count
-        return round(rows * self.data.counts.train_tokens / self.data.counts.train)
+        return round(rows * self.data.counts.train_tokens / self.num_rows)

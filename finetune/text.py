@@ -141,6 +141,8 @@ def _comparator(found: Mapping[str, Any]) -> str:
     comparator, energy = found["comparator"], found["measures"]["energy"]
     if comparator["kind"] == "not measured":
         return "Not measured; `--compare full` or `--compare sample` does."
+    if comparator["kind"] == "failed":
+        return f"Not measured: {comparator['reason']}."
     mine = energy["training_j"]
     theirs = comparator["training_j_for_same_tokens"]
     ratio = f", {mine / theirs:.0%} of it" if mine and theirs else ""

@@ -1,11 +1,10 @@
-"""From a recipe to a trainer: how many steps, which arguments, which objective.
+"""From a recipe to a trainer: how many rows, which arguments, which objective.
 
 Not covered: running it.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from transformers import EarlyStoppingCallback, TrainerState
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, SFTConfig, pack_dataset
 
 from finetune.distilling import DistillTrainer
 from finetune.encoding import Encoded
@@ -29,16 +28,11 @@ from finetune.watch import Watch
 _SAVES = 10
 
 
-def num_steps(recipe: Recipe, train: Sequence[Encoded], num_processes: int) -> int:
-    """Optimizer steps of a run."""
-    if recipe.steps is not None:
-        return recipe.steps
-    rows = recipe.batch_size * recipe.accumulation * num_processes
-    per_epoch = math.ceil(len(train) / rows)
-    if recipe.tokens is None:
-        return max(1, math.ceil(per_epoch * recipe.epochs))
-    mean = sum(item.num_tokens for item in train) / per_epoch
-    return max(1, math.ceil(recipe.tokens / mean))
+def num_rows(recipe: Recipe, train: Sequence[Encoded], length: int) -> int:
+    """Rows that the trainer makes of the examples."""
+    if not recipe.packing:
+        return len(train)
+    return len(pack_dataset(rows_of(train), length, SFTConfig.packing_strategy))
 
 
 def make_trainer(

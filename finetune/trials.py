@@ -23,15 +23,20 @@ Say = Callable[[str], None]
 
 
 def sweep(
-    subject: Subject, account: PhaseAccount, steps: int, say: Say
+    subject: Subject,
+    account: PhaseAccount,
+    steps: int,
+    say: Say,
+    keep: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[Trial]]:
-    """The best settings, and every trial there was."""
+    """The best settings, and every trial there was; `keep` is called after each rung."""
     alive = settings_of(subject.recipe.sweep or "")
     done: list[Trial] = []
     with account.during("trials"):
         for count, length in rungs(len(alive), steps):
             ranked = [_try(subject, account, settings, length) for settings in alive[:count]]
             done += ranked
+            keep()
             for trial in ranked:
                 say(f"trial {trial.settings}, {length} steps: {_score(trial)}")
             alive = [trial.settings for trial in best(ranked, -(-count // 2))]

@@ -1,8 +1,9 @@
 """Watches a run while it trains: counts tokens, books joules, predicts the bill, says when to stop.
 
-Contract: it never changes what is learnt, only when training ends: at the budget, at an interrupt
-(after the step), or before an optimizer step whose gradients are not finite, so that the weights
-it leaves are those of the last good step. The prediction is made once, after `PREDICT_AFTER` steps.
+Contract: it never changes what is learnt, only when training ends: at the budget (or when a failed
+meter leaves it unknown), at an interrupt (after the step), or before an optimizer step whose
+gradients are not finite, so that the weights it leaves are those of the last good step. The
+prediction is made once, after `PREDICT_AFTER` steps, and counts the looks and checkpoints to come.
 
 Not covered: joules of other nodes.
 """
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from finetune.checkpoints import MARKER, SavingError, write_json
-from finetune.phases import LEARNING, NOT_BILLED, Energy, Phase, PhaseAccount
+from finetune.books import spent_state, write_journal
+from finetune.checkpoints import MARKER, write_json
+from finetune.phases import LEARNING, Energy, Phase, PhaseAccount
 from finetune.processes import Processes
 from greenllm.core import GreenllmError
 
@@ -59,7 +61,11 @@ class Progress:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """A trainer's callback; `reserve_j` is what will still be spent after training."""
+    """A trainer's callback.
+
+    `reserve_j` is what will still be spent after training; `look_j` at each look on the way, until
+    there were some.
+    """
 
     def __init__(
         self,
@@ -69,6 +75,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         total_tokens: int,
         budget_j: float | None = None,
         reserve_j: float = 0.0,
+        look_j: float = 0.0,
         processes: Processes = ALONE,
         show: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
@@ -83,6 +90,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._total_tokens = total_tokens
         self._budget_j = budget_j
         self._reserve_j = reserve_j
+        self._look_j = look_j
+        self._saves = self._looks = 0
+        self._before: dict[Phase, Energy] = {}
         self._processes = processes
         self._show = show
         self._clock = clock
@@ -130,6 +140,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """The meter's share of everything before belongs to loading."""
         self.seen = replace(self.seen, steps=state.global_step)
         self.account.begin("training")
+        self._before = self.account.by_phase()
         if self._processes.is_main:
             self.write_journal()  # from now on an interrupt saves: whoever pauses runs looks for it
 
@@ -151,9 +162,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self._steps_here == _SETTLED:
             self._settled = (self.seen, spent)
         if self._steps_here == PREDICT_AFTER and self.predicted_j is None:
-            self.predicted_j = self._prediction()
+            self.predicted_j = self._prediction(args, state)
         if self._processes.is_main:
-            self._show(self._progress(state))
+            self._show(self._progress(args, state))
         if self._processes.any(self._is_over()):
             self.stopped_by = self.stopped_by or "another process"
             control.should_training_stop = control.should_save = True
@@ -164,15 +175,18 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def _is_over(self) -> bool:
         if self._interrupted:
             self.stopped_by = "interrupt"
-        elif self._budget_j is not None and self._will_cost_j() >= self._budget_j:
-            self.stopped_by = "budget"
+        elif self._budget_j is not None and self._processes.is_main:
+            if not self.account.is_known:
+                self.stopped_by = "budget: the meter failed, so nobody knows what is left of it"
+            elif self._will_cost_j() >= self._budget_j:
+                self.stopped_by = "budget"
         return self.stopped_by is not None
 
     def _will_cost_j(self) -> float:
         """The bill if training ended now."""
         return self.account.spent().total_j + self._reserve_j
 
-    def _prediction(self) -> float | None:
+    def _prediction(self, args: Any, state: Any) -> float | None:
         """The whole bill: what was spent, and what the tokens to come will cost as these did."""
         if self._settled is None or not self.account.is_known:
             return None
@@ -182,9 +196,30 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if tokens <= 0 or joules <= 0:
             return None
         left = max(0, self._total_tokens - self.seen.tokens)
-        return self.account.spent().total_j + joules / tokens * left + self._reserve_j
+        to_come_j = joules / tokens * left + self._looks_and_saves_j(args, state)
+        return self.account.spent().total_j + to_come_j + self._reserve_j
 
-    def _progress(self, state: Any) -> Progress:
+    def _looks_and_saves_j(self, args: Any, state: Any) -> float:
+        """What looks and checkpoints that are still to come will cost, as those before did."""
+        look_j = self._mean_j("evaluation", self._looks) or self._look_j
+        save_j = self._mean_j("saving", self._saves)
+        looks = _left(state, args.eval_steps) if args.eval_strategy == "steps" else 0
+        saves = _left(state, args.save_steps) if args.save_strategy == "steps" else 0
+        return looks * look_j + saves * save_j
+
+    def _mean_j(self, phase: Phase, count: int) -> float:
+        spent = self.account.spent(phase).minus(self._before.get(phase, Energy()))
+        return spent.total_j / count if count else 0.0
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count checkpoints, for what one costs."""
+        self._saves += 1
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count looks, for what one costs."""
+        self._looks += 1
+
+    def _progress(self, args: Any, state: Any) -> Progress:
         spent = self.account.spent(*LEARNING)
         seconds = spent.duration_s or 1e-9
         return Progress(
@@ -194,7 +229,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self.seen.tokens / seconds,
             spent.total_j / seconds,
             self.account.spent().total_j,
-            self.predicted_j or self._prediction(),
+            self.predicted_j or self._prediction(args, state),
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -207,10 +242,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def write_journal(self) -> None:
         """Leave what was spent where a run that goes on after a crash finds it."""
-        try:
-            write_json(self._journal, self.state())
-        except OSError as error:
-            raise SavingError(f"cannot write {self._journal}: {error}") from error
+        write_journal(self._journal, self.state())
         self._written_s = self._clock()
 
     def mark(self, checkpoint: Path) -> None:
@@ -219,37 +251,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def state(self) -> dict[str, Any]:
         """What a later run has to know."""
-        spent = {phase: asdict(energy) for phase, energy in self.account.by_phase().items()}
         return {
             "seen": asdict(self.seen),
-            "energy": spent,
-            "is_known": self.account.is_known,
+            **spent_state(self.account),
             "predicted_j": self.predicted_j,
             "losses": self.losses,
             "scores": self.scores,
         }
 
-    def restore(
-        self, checkpoint: Mapping[str, Any] | None, journal: Mapping[str, Any] | None
-    ) -> None:
-        """Take over a checkpoint's state; what was spent after it, by the journal, is lost work."""
-        if checkpoint is not None:
-            self.seen = Seen(**checkpoint["seen"])
-            self.predicted_j = checkpoint["predicted_j"]
-            self.losses = [(step, loss) for step, loss in checkpoint["losses"]]
-            self.scores = [(step, loss) for step, loss in checkpoint["scores"]]
-        if not all(found["is_known"] for found in (checkpoint, journal) if found is not None):
-            self.account.give_up("the meter failed before the run was resumed")
-        kept, later = _energies(checkpoint), _energies(journal or checkpoint)
-        for phase, energy in kept.items():
-            self.account.add(phase, energy)
-        for phase, energy in later.items():
-            more = energy.minus(kept.get(phase, Energy()))
-            if more.duration_s > 0:
-                self.account.add(phase if phase in NOT_BILLED else "lost", more)
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over how far a checkpoint had come; its joules are `books.take_over`'s."""
+        self.seen = Seen(**checkpoint["seen"])
+        self.predicted_j = checkpoint["predicted_j"]
+        self.losses = [(step, loss) for step, loss in checkpoint["losses"]]
+        self.scores = [(step, loss) for step, loss in checkpoint["scores"]]
 
 
-def _energies(state: Mapping[str, Any] | None) -> dict[Phase, Energy]:
-    if state is None:
-        return {}
-    return {phase: Energy(**found) for phase, found in state["energy"].items()}
+def _left(state: Any, every: float) -> int:
+    """How often what is done every so many steps is still to be done, at this step included."""
+    return int(state.max_steps // every - (state.global_step - 1) // every)

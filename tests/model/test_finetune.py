@@ -6,85 +6,28 @@ import json
 import math
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
 
-from finetune import run as finetune_run
 from finetune.checkpoints import complete
-from finetune.encoding import Encoded
-from finetune.examples import Example
 from finetune.household import household_rows
 from finetune.output import JOURNAL
-from finetune.phases import PhaseAccount
-from finetune.plan import sample
-from finetune.recipe import Recipe
-from finetune.report import Grams
-from finetune.text import markdown
 from finetune.watch import Progress
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.grid import IntensityTable
-from greenllm.energy.ladder import modelled_meter
-from greenllm.energy.meter import Meter, Reading, ReplayMeter
-from greenllm.model.options import BUNDLED_PATH
+from tests.model.finetuning import STEPS, equal, save_tiny, train, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 140 thousand parameters with the bundled tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
-        tie_word_embeddings=True, eos_token_id=2, pad_token_id=3, bos_token_id=None,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(BUNDLED_PATH / name, folder / name)
-    return folder
-
-
-def train(
-    tiny: Path,
-    output: Path,
-    *,
-    meter: Meter | None = None,
-    show: Callable[[Progress], None] = lambda progress: None,
-    **options: Any,
-) -> dict[str, Any]:
-    """A run on the example data; the report as it was written."""
-    given = {"steps": STEPS, "batch_size": 4, "answers": 0, "threads": 1, "device": "cpu",
-             "data": "example"}  # fmt: skip
-    recipe = Recipe(model=str(tiny), output=output, **{**given, **options})
-    grams = Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
-    account = PhaseAccount(meter or modelled_meter())
-    found = finetune_run.run(recipe, account, grams, show, lambda text: None)
-    assert found is not None
-    written: dict[str, Any] = json.loads((output / "green_report.json").read_text())
-    assert written == json.loads(json.dumps(found))
-    return written
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (path,) = folder.glob("*.safetensors")
-    found: dict[str, torch.Tensor] = load_file(path)
-    return found
-
-
-def equal(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    """A model to train."""
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "rslora", "qlora", "full"])
@@ -176,15 +119,6 @@ def test_an_interrupted_run_says_so_and_can_go_on(tiny: Path, tmp_path: Path) ->
     assert equal(tmp_path / "whole", tmp_path / "out")
 
 
-def test_a_budget_stops_the_run_before_it_is_spent(tiny: Path, tmp_path: Path) -> None:
-    whole = train(tiny, tmp_path / "whole", steps=60)["measures"]["energy"]
-    spent_j = whole["total_j"] - whole["by_phase"]["training"]["total_j"] / 2
-    report = train(tiny, tmp_path / "out", steps=60, budget_wh=spent_j / 3600)
-    assert (report["status"], report["reason"]) == ("stopped", "budget")
-    assert 0 < report["training"]["steps"] < 60
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-
-
 def test_a_rate_that_ruins_the_weights_ends_with_the_last_good_ones(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -205,19 +139,6 @@ def test_early_stopping_keeps_the_best(tiny: Path, tmp_path: Path) -> None:
     assert kept == pytest.approx(min(scores.values()), rel=0.02)
 
 
-def test_the_same_tokens_in_full_stand_beside_the_bill(tiny: Path, tmp_path: Path) -> None:
-    report = train(tiny, tmp_path / "out", compare="full")
-    comparator = report["comparator"]
-    assert (comparator["kind"], comparator["steps"]) == ("measured", STEPS)
-    assert comparator["tokens"] == report["training"]["tokens"]
-    assert comparator["training_j_for_same_tokens"] > 0
-    assert "compare" in report["measures"]["energy"]["by_phase"]
-    sample = train(tiny, tmp_path / "sample", compare="sample", steps=40)["comparator"]
-    assert sample["kind"] == "scaled from 20 steps"
-    ratio = sample["training_j_for_same_tokens"] / sample["training"]["total_j"]
-    assert 1.5 < ratio < 2.5
-
-
 def test_packed_examples_do_not_see_each_other(tiny: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, household_rows()[:16])))
@@ -230,17 +151,6 @@ def test_packed_examples_do_not_see_each_other(tiny: Path, tmp_path: Path) -> No
     assert packed["tokens"] == apart["tokens"]
     assert packed["padding_tokens"] < apart["padding_tokens"]
     assert packed["losses"][0][1] == pytest.approx(apart["losses"][0][1], rel=1e-5)
-
-
-def test_a_sensor_that_fails_leaves_unknown_joules_and_a_model(tiny: Path, tmp_path: Path) -> None:
-    readings = [Reading(i, {"cpu": 5.0 * i}) for i in range(8)]
-    report = train(tiny, tmp_path / "out", meter=ReplayMeter([*readings, None]))
-    energy = report["measures"]["energy"]
-    assert energy["total_j"] is None
-    assert "failure" in energy["error"]
-    assert report["measures"]["carbon"]["total_g"] is None
-    assert all(found is None for found in energy["by_phase"].values())
-    assert report["status"] == "completed"
 
 
 def test_targets_the_model_does_not_have_are_named(tiny: Path, tmp_path: Path) -> None:
@@ -270,66 +180,6 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     train(tiny, tmp_path / "whole", save_every=6)
     assert equal(tmp_path / "whole", tmp_path / "out")
     assert report["measures"]["energy"]["by_phase"]["lost"]["total_j"] > 0
-
-
-def test_a_sweep_counts_every_trial_and_trains_with_the_best(tiny: Path, tmp_path: Path) -> None:
-    report = train(tiny, tmp_path / "out", sweep="learning_rate=1e-7,1e-2;rank=2,4", steps=40)
-    trials = report["trials"]
-    assert [trial["steps"] for trial in trials] == [5, 5, 5, 5, 10, 10]
-    assert report["recipe"]["learning_rate"] == 1e-2
-    best = min(trials[-2:], key=lambda trial: trial["validation_loss"])
-    assert report["recipe"]["rank"] == best["settings"]["rank"]
-    phases = report["measures"]["energy"]["by_phase"]
-    spent_j = sum(trial["joules"] for trial in trials)
-    assert spent_j == pytest.approx(phases["trials"]["total_j"], rel=0.05)
-    assert not (tmp_path / "out" / "trial").exists()
-    assert "## Trials" in (markdown(report))
-
-
-def test_a_plan_comes_near_the_bill_and_writes_nothing(tiny: Path, tmp_path: Path) -> None:
-    recipe = Recipe(model=str(tiny), data="example", output=tmp_path / "out", steps=100,
-                    batch_size=4, answers=0, threads=1, device="cpu")  # fmt: skip
-    found = finetune_run.plan(recipe, PhaseAccount(modelled_meter()), lambda text: None)
-    assert not (tmp_path / "out").exists()
-    report = train(tiny, tmp_path / "out", steps=100)
-    assert found.tokens == pytest.approx(report["training"]["tokens"], rel=0.1)
-    assert found.joules is not None
-    assert found.joules == pytest.approx(report["measures"]["energy"]["total_j"], rel=0.6)
-
-
-def test_a_plan_takes_batches_of_all_lengths_and_does_not_mind_looks(
-    tiny: Path, tmp_path: Path
-) -> None:
-    items = [
-        Encoded(Example("x", "text", ()), (1,) * size, (True,) * size) for size in range(1, 89)
-    ]
-    batches = sample(items, 8)
-    assert (batches[0][0].longest, batches[-1][-1].longest, len(batches)) == (1, 88, 6)
-    recipe = Recipe(model=str(tiny), data="example", output=tmp_path / "out", steps=20, answers=0,
-                    eval_every=5, patience=1, threads=1, device="cpu")  # fmt: skip
-    found = finetune_run.plan(recipe, PhaseAccount(modelled_meter()), lambda text: None)
-    assert found.joules is not None
-    assert found.joules > 0
-
-
-def test_the_greenest_window_is_waited_for_and_priced(tiny: Path, tmp_path: Path) -> None:
-    now = time.time()
-    series = tmp_path / "grid.csv"
-    rows = [(now - 60, 500), (now + 6, 100), (now + 3600, 500)]
-    series.write_text("time,g_per_kwh\n" + "\n".join(f"{at},{g}" for at, g in rows))
-    report = train(
-        tiny, tmp_path / "out", start="greenest", deadline="30m", intensity_series=series, steps=8
-    )
-    start, carbon = report["start"], report["measures"]["carbon"]
-    assert start["g_per_kwh"] == pytest.approx(100)
-    assert start["g_per_kwh_at_once"] > 100
-    assert 0 < start["waited_s"] < 10
-    assert carbon["intensity_g_per_kwh"] == pytest.approx(100)
-    phases = report["measures"]["energy"]["by_phase"]
-    assert phases["waiting"]["duration_s"] > 0
-    billed = sum(found["total_j"] for name, found in phases.items()
-                 if name not in ("waiting", "compare"))  # fmt: skip
-    assert report["measures"]["energy"]["total_j"] == pytest.approx(billed)
 
 
 def test_a_complete_run_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
