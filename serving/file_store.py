@@ -49,17 +49,17 @@ class FileStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         file_id = f"file-{os.urandom(12).hex()}"
         path = self._folder / file_id
-        draft = path.with_suffix(".part")
+        draft, about = path.with_suffix(".part"), path.with_suffix(".json")
         try:
             with draft.open("wb") as target:
                 shutil.copyfileobj(content, target)
-            size = draft.stat().st_size
+            found = StoredFile(file_id, draft.stat().st_size, int(time.time()), filename, PURPOSE)
+            about.write_text(json.dumps(asdict(found)), encoding="utf-8")
             draft.replace(path)
         except OSError:
-            draft.unlink(missing_ok=True)
+            for part in (draft, about):
+                part.unlink(missing_ok=True)
             raise
-        found = StoredFile(file_id, size, int(time.time()), filename, PURPOSE)
-        path.with_suffix(".json").write_text(json.dumps(asdict(found)), encoding="utf-8")
         return found
 
     def find(self, file_id: str) -> StoredFile | None:

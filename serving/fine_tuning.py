@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
+from greenllm.config import ConfigError, flag
 from serving.bodies import body_schema, parsed_body
 from serving.errors import ApiError
 from serving.files import find_file
@@ -29,9 +30,14 @@ router = APIRouter()
 _PATH = "/v1/fine_tuning/jobs"
 _OURS = frozenset(
     {"model", "data", "validation", "output", "name", "data_dir", "resume", "device", "meter",
-     "bill_idle", "plan", "start", "deadline", "intensity_series", "probe", "teacher"}
+     "bill_idle", "plan", "start", "deadline", "intensity_series", "probe", "teacher", "seed"}
 )  # fmt: skip
-_OPTION = re.compile("[a-z_]+")
+_NAMED = {
+    "n_epochs": "epochs",
+    "batch_size": "batch_size",
+    "learning_rate_multiplier": "rate_multiplier",
+    "beta": "beta",
+}
 _METHODS = ("lora", "qlora", "rslora")
 
 
@@ -47,22 +53,24 @@ async def create(http: HttpRequest) -> dict[str, Any]:
             param="model",
             code="model_not_found",
         )
-    _check_recipe(body)
+    _check_recipe(state, body)
     find_file(state, body.training_file, "training_file")
     if body.validation_file is not None:
         find_file(state, body.validation_file, "validation_file")
     job = _new_job(state, body)
+    _check_options(state, job)
     await asyncio.to_thread(_keep, state, job)
     return job_body(state, job)
 
 
-def _check_recipe(body: JobBody) -> None:
+def _check_recipe(state: ServerState, body: JobBody) -> None:
     recipe = body.recipe or {}
-    if odd := [name for name in recipe if not _OPTION.fullmatch(name)]:
-        raise ApiError(400, f"{odd[0]!r} is no option of greenllm finetune", param="recipe")
+    if odd := [name for name in recipe if name not in state.hooks.options]:
+        name = f"recipe.{odd[0]}"
+        raise ApiError(400, f"{odd[0]!r} is no option of greenllm finetune", param=name)
     if taken := _OURS & recipe.keys():
         name = f"recipe.{sorted(taken)[0]}"
-        raise ApiError(400, f"{name} is the server's to set", param=name)
+        raise ApiError(400, f"{name} is not for a recipe: the server sets it", param=name)
     if (way := recipe.get("method", "lora")) not in _METHODS:
         raise ApiError(
             400,
@@ -72,6 +80,33 @@ def _check_recipe(body: JobBody) -> None:
         )
     if body.method is not None and body.method.type == "dpo" and "objective" in recipe:
         raise ApiError(400, "method dpo is an objective already", param="recipe.objective")
+    if recipe.get("objective") == "dpo":
+        raise ApiError(400, "give dpo as method.type", param="recipe.objective")
+    for name in _chosen(_hyperparameters(body).model_dump()):
+        if name in recipe:
+            raise ApiError(
+                400, f"recipe.{name} is given in hyperparameters too", param=f"recipe.{name}"
+            )
+
+
+def _check_options(state: ServerState, job: Job) -> None:
+    """What no run would take is no job.
+
+    Raises:
+        ApiError: it names the option, where it is one of the recipe's.
+    """
+    try:
+        state.hooks.check(_recipe(state, job))
+    except ConfigError as error:
+        said = str(error)
+        names = [name for name in job.recipe if f"{flag(name)} " in f"{said} "]
+        param = f"recipe.{names[0]}" if names else "recipe"
+        raise ApiError(400, f"the recipe cannot be run: {said}", param=param) from error
+
+
+def _chosen(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's hyperparameters that were given, in the recipe's words."""
+    return {_NAMED[name]: value for name, value in hyperparameters.items() if value != "auto"}
 
 
 def _new_job(state: ServerState, body: JobBody) -> Job:
@@ -124,20 +159,13 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
     Half of the CPUs: the other half serves, and fewer threads need fewer active joules.
     """
     config, folder = state.config, state.jobs.store.folder(job.id)
-    named = {
-        "n_epochs": "epochs",
-        "batch_size": "batch_size",
-        "learning_rate_multiplier": "rate_multiplier",
-        "beta": "beta",
-    }
-    chosen = {named[name]: value for name, value in job.hyperparameters.items() if value != "auto"}
     validation = {"validation": str(folder / "validation.jsonl")} if job.validation_file else {}
     objective = {"objective": "dpo"} if job.method == "dpo" else {}
     own = {} if config.intensity_g_per_kwh is None else {
         "intensity_g_per_kwh": config.intensity_g_per_kwh,
         "intensity_source": config.intensity_source,
     }  # fmt: skip
-    return {
+    options = {
         "model": config.model,
         "data": str(folder / "training.jsonl"),
         **validation,
@@ -151,9 +179,10 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
         "pue": config.pue,
         **own,
         **objective,
-        **chosen,
+        **_chosen(job.hyperparameters),
         **job.recipe,
     }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @router.get(_PATH)

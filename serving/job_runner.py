@@ -1,7 +1,8 @@
 """Runs fine-tuning jobs one after the other, each in a process of its own at low priority.
 
 Contract: a job survives a restart of the server, also after kill -9: it goes on from its last
-complete checkpoint. A finished adapter is put where the server finds it before the job says that it
+complete checkpoint, and one that was done by then is taken. A change that a full disk refuses is
+tried again. A finished adapter is put where the server finds it before the job says that it
 succeeded. What training draws is told to the server's meter, so that it is not booked to requests.
 
 Not covered: several jobs at once; training on the GPU that serves.
@@ -10,6 +11,7 @@ Not covered: several jobs at once; training on the GPU that serves.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -24,7 +26,7 @@ from typing import Any
 from serving.jobs import Job, JobStore, adapter_folder, model_name, read_object
 
 log = logging.getLogger(__name__)
-_POLL_S = 0.25
+_POLL_S, _RETRY_S = 0.25, 5.0
 _LOWEST_PRIORITY = 19
 _WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 Follow = Callable[[int, bool], None]
@@ -44,32 +46,30 @@ class JobRunner:
         self._was_interrupted = False
         self._stopping = False
 
-    def recover(self) -> None:
-        """After a start: what ran when the last server ended is queued again."""
-        for job in self.store.all():
-            if job.has_ended or job.status == "paused":
-                continue
-            if job.pid is not None:
-                _kill_stale(job.pid, self.store.folder(job.id))
-            if job.status != "queued":
-                self.store.note(job.id, "queued again after a restart of the server")
-            self.store.change(job.id, status="queued", pid=None)
+    def recover(self, job: Job) -> None:
+        """What runs without this runner is taken if it is done, and else goes on where it was."""
+        if job.pid is not None:
+            _kill_stale(job.pid, self.store.folder(job.id))
+        self._put_back(job)
 
     async def run(self) -> None:
         """Turn until cancelled."""
-        self.recover()
         while not self._stopping:
+            wait_s = _POLL_S
             try:
                 self.turn()
             except Exception:
-                log.exception("fine-tuning jobs")
-            await asyncio.sleep(_POLL_S)
+                log.exception("fine-tuning jobs; tried again in %g s", _RETRY_S)
+                wait_s = _RETRY_S
+            await asyncio.sleep(wait_s)
 
     def turn(self) -> None:
         """Look after the job that runs, or start the next."""
         if self._current is None:
-            waiting = [job for job in self.store.all() if job.status == "queued"]
-            if waiting:
+            jobs = self.store.all()
+            if left := [job for job in jobs if job.status == "running"]:
+                self.recover(left[0])
+            elif waiting := [job for job in jobs if job.status == "queued"]:
                 self._start(waiting[-1])
             return
         job = self.store.find(self._current)
@@ -90,13 +90,17 @@ class JobRunner:
             self._interrupt()
 
     def _start(self, job: Job) -> None:
-        folder = self.store.folder(job.id)
+        if self._is_done(job):
+            self._conclude(job, 0)
+            return
+        folder, output = self.store.folder(job.id), self.store.output(job.id)
         command = [sys.executable, "-m", "greenllm", "finetune"]
         command += ["--config", str(folder / "recipe.toml")]
-        if any((self.store.output(job.id) / "checkpoints").glob("checkpoint-*/greenllm.json")):
+        (output / "green_report.json").unlink(missing_ok=True)  # of an interrupted run
+        if (output / "journal.json").exists():  # what it has spent stays on its bill
             command.append("--resume")
         else:
-            shutil.rmtree(self.store.output(job.id), ignore_errors=True)
+            shutil.rmtree(output, ignore_errors=True)
         # Threads that sleep at barriers suit small steps of serving, and halve training's speed.
         environment = {n: text for n, text in os.environ.items() if n != "OMP_WAIT_POLICY"}
         self._started_s = time.time()
@@ -156,33 +160,52 @@ class JobRunner:
         self.store.change(job.id, energy=energy_of_journal(journal))
 
     def _conclude(self, job: Job, code: int) -> None:
-        """A job whose end cannot be kept has failed; it does not stay as it was."""
+        """A job whose end cannot be kept has failed; on a full disk it is tried again."""
         try:
             self._end(job, code)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
             log.exception("the end of job %s", job.id)
             self._finish(job, status="failed", error=f"what it trained cannot be kept: {error}")
 
     def _end(self, job: Job, code: int) -> None:
-        report = read_object(self.store.output(job.id) / "green_report.json")
-        status = None if report is None else report["status"]
+        report = self._report(job)
+        energy = {} if report is None else {"energy": energy_of_report(report)}
+        was_interrupted = report is not None and report["reason"] == "interrupt"
         if job.wanted == "cancel":
-            self._finish(job, status="cancelled")
-        elif code == 0 and status in ("completed", "stopped") and report is not None:
+            self._finish(job, status="cancelled", **energy)
+        elif self._is_done(job) and report is not None:
             self._take(job, report)
+        elif job.wanted == "pause":
+            self._pause(job, **energy)
+        elif was_interrupted:
+            self._queue(job, **energy)
+        else:
+            self._finish(job, status="failed", error=self._last_words(job, code), **energy)
+
+    def _put_back(self, job: Job) -> None:
+        """A job whose process is gone, not by its own fault: taken if done, else waiting again."""
+        if job.wanted == "cancel" or self._is_done(job):
+            self._conclude(job, 0)
         elif job.wanted == "pause":
             self._pause(job)
         else:
-            self._finish(job, status="failed", error=self._last_words(job, code))
+            self._queue(job)
+
+    def _report(self, job: Job) -> dict[str, Any] | None:
+        return read_object(self.store.output(job.id) / "green_report.json")
+
+    def _is_done(self, job: Job) -> bool:
+        """Whether its run has come to an end of its own and left weights."""
+        report = self._report(job)
+        if report is None or report["reason"] == "interrupt":
+            return False
+        return report["status"] in ("completed", "stopped")
 
     def _take(self, job: Job, report: dict[str, Any]) -> None:
-        """A run that left weights: an interrupted one is paused, any other is done."""
+        """A run that is done becomes a model."""
         energy = energy_of_report(report)
-        if report["reason"] == "interrupt":
-            (self.store.output(job.id) / "green_report.json").unlink()
-            self.store.change(job.id, energy=energy)
-            self._pause(job)
-            return
         name = self._install(job)
         tokens = report["training"]["tokens"]
         if report["reason"] is not None:
@@ -191,14 +214,18 @@ class JobRunner:
             job, status="succeeded", fine_tuned_model=name, trained_tokens=tokens, energy=energy
         )
 
-    def _pause(self, job: Job) -> None:
-        self.store.change(job.id, status="paused", wanted=None, pid=None)
+    def _pause(self, job: Job, **energy: Any) -> None:
+        self.store.change(job.id, status="paused", wanted=None, pid=None, **energy)
         self.store.note(job.id, "paused")
+
+    def _queue(self, job: Job, **energy: Any) -> None:
+        self.store.change(job.id, status="queued", wanted=None, pid=None, **energy)
+        self.store.note(job.id, "queued again: its process ended before its training did")
 
     def _finish(self, job: Job, **fields: Any) -> None:
         status, error = fields["status"], fields.get("error")
-        self.store.note(job.id, status if error is None else f"{status}: {error}")
         self.store.change(job.id, finished_at=int(time.time()), wanted=None, pid=None, **fields)
+        self.store.note(job.id, status if error is None else f"{status}: {error}")
 
     def _install(self, job: Job) -> str:
         """Put the adapter where the server looks; returns the model's name."""
@@ -233,14 +260,13 @@ class JobRunner:
             await asyncio.sleep(0.05)
         self._process.kill()
         self._process.wait()
-        job_id = self._current
+        job = self.store.find(self._current)
         self._forget()
-        report = self.store.output(job_id) / "green_report.json"
-        found = read_object(report)
-        if found is not None and found["status"] == "stopped":
-            report.unlink()
-        self.store.change(job_id, status="queued", pid=None)
-        self.store.note(job_id, "waits for the server to come back")
+        try:
+            if job is not None:
+                self._put_back(job)
+        except Exception:  # the server that comes back finds it as it is
+            log.exception("job %s at the stop of the server", job and job.id)
 
 
 def energy_of_report(report: dict[str, Any]) -> dict[str, Any]:

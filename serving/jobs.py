@@ -11,6 +11,7 @@ Not covered: jobs of one key hidden from another's.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+log = logging.getLogger(__name__)
 Status = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
@@ -121,7 +123,7 @@ class JobStore:
         return self.folder(job_id) / "output"
 
     def note(self, job_id: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-        """Add an event; with data it is one of metrics."""
+        """Add an event; with data it is one of metrics. One that cannot be written is logged."""
         event = {
             "object": "fine_tuning.job.event",
             "id": f"ftevent-{os.urandom(12).hex()}",
@@ -131,21 +133,38 @@ class JobStore:
             "type": "message" if data is None else "metrics",
             "data": data,
         }
-        with (self.folder(job_id) / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        try:
+            with (self.folder(job_id) / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            log.error("job %s: %s (its event cannot be written: %s)", job_id, message, error)
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
-        """Its events, newest first."""
+        """Its events, newest first; a line that a full disk cut off is left out."""
         try:
             lines = (self.folder(job_id) / "events.jsonl").read_text("utf-8").splitlines()
         except OSError:
             return []
-        return [json.loads(line) for line in reversed(lines) if line.endswith("}")]
+        found = (_object(line) for line in reversed(lines))
+        return [event for event in found if event is not None]
 
     def last_step(self, job_id: str) -> int:
         """The last step that an event told of; 0 before the first."""
         found = (event["data"] for event in self.events(job_id) if event["data"] is not None)
         return next((int(data["step"]) for data in found), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingHooks:
+    """What serving needs to know of training, which it does not import.
+
+    `follow(pid, is_training)` is told when a job's process comes and goes; `check(recipe)` raises
+    `ConfigError` for options that no run would take, of which `options` are the names.
+    """
+
+    follow: Callable[[int, bool], None]
+    check: Callable[[Mapping[str, Any]], None]
+    options: frozenset[str]
 
 
 def new_job_id() -> str:
@@ -167,8 +186,15 @@ def adapter_folder(name: str) -> str:
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON file's object; None where there is none that can be read."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        return _object(path.read_text("utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

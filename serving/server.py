@@ -45,8 +45,8 @@ from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig
 from serving.file_store import FileStore
-from serving.job_runner import Follow, JobRunner
-from serving.jobs import JobStore
+from serving.job_runner import JobRunner
+from serving.jobs import JobStore, TrainingHooks
 from serving.metrics import Metrics
 from serving.state import ServerState, model_names
 
@@ -191,9 +191,9 @@ def make_state(
     config: ServeConfig,
     parts: Parts,
     loop: asyncio.AbstractEventLoop,
-    follow: Follow = lambda pid, is_training: None,
+    hooks: TrainingHooks,
 ) -> ServerState:
-    """Connect the parts on a running event loop; `follow` hears of processes that train."""
+    """Connect the parts on a running event loop."""
     engine, account = parts.engine, parts.engine.account
 
     def publish(tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
@@ -231,7 +231,8 @@ def make_state(
         parts.drafting,
         parts.threads,
         FileStore(config.data_path / "files"),
-        JobRunner(JobStore(config.data_path / "fine_tuning"), config.adapters_path, follow),
+        JobRunner(JobStore(config.data_path / "fine_tuning"), config.adapters_path, hooks.follow),
+        hooks,
     )
 
 
@@ -240,7 +241,7 @@ def serve(
     meter: Meter,
     first: Reading,
     on_ready: Callable[[ServeConfig, Parts, int], None],
-    follow: Follow,
+    hooks: TrainingHooks,
 ) -> None:
     """Serve until a signal comes; `on_ready` is told when requests are taken.
 
@@ -250,7 +251,7 @@ def serve(
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(lambda loop: make_state(config, parts, loop, follow))
+        app = create_app(lambda loop: make_state(config, parts, loop, hooks))
         server = _Server(
             uvicorn.Config(
                 app,

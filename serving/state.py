@@ -25,7 +25,7 @@ from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.file_store import FileStore
 from serving.job_runner import JobRunner
-from serving.jobs import FINE_TUNED, adapter_folder
+from serving.jobs import FINE_TUNED, TrainingHooks, adapter_folder
 from serving.metrics import Metrics
 from serving.requests import Defaults, fingerprint
 
@@ -47,6 +47,7 @@ class ServerState:
     threads: ThreadPlan
     files: FileStore
     jobs: JobRunner
+    hooks: TrainingHooks
     draining: bool = False
 
     @property

@@ -8,18 +8,24 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from finetune.recipe import Recipe
 from greenllm.cli.clashes import find_clashes
-from greenllm.config import ConfigError
+from greenllm.config import ConfigError, load
 from greenllm.energy.cputime import CpuClock
 from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
 from greenllm.energy.meter import SensorError
 from serving.config import ServeConfig
+from serving.jobs import TrainingHooks
 
+RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -56,7 +62,8 @@ def run(config: ServeConfig) -> None:
             status.stop()
             announce(config, parts, port)
 
-        server.serve(config, meter, first, on_ready, partial(follow, clock))
+        hooks = TrainingHooks(partial(follow, clock), check_recipe, RECIPE_OPTIONS)
+        server.serve(config, meter, first, on_ready, hooks)
 
 
 def follow(clock: CpuClock, pid: int, is_training: bool) -> None:
@@ -65,6 +72,15 @@ def follow(clock: CpuClock, pid: int, is_training: bool) -> None:
         clock.training.add(pid)
     else:
         clock.training.discard(pid)
+
+
+def check_recipe(values: Mapping[str, Any]) -> None:
+    """Refuse what `greenllm finetune` would refuse before it looks at the data.
+
+    Raises:
+        ConfigError: with the option's flag.
+    """
+    load(Recipe, flags=values)
 
 
 def log_handler() -> logging.Handler:

@@ -116,7 +116,9 @@ def test_training_is_on_the_servers_books_and_on_no_request(trainer: Any, file_i
     before = trainer.http.get("/v1/energy").json()["session"]
     job = create(trainer, file_id)
     asked = 0
+    deadline_s = time.monotonic() + 120
     while trainer.openai.fine_tuning.jobs.retrieve(job.id).status != "succeeded":
+        assert time.monotonic() < deadline_s
         trainer.openai.chat.completions.create(
             model="bundled", messages=[{"role": "user", "content": "Hi"}], max_tokens=8
         )
@@ -200,7 +202,10 @@ def test_a_job_survives_the_death_of_its_server(
     messages = {event.message for event in events}
     steps = [event.data["step"] for event in events if event.type == "metrics"]
     assert steps == list(range(40, 0, -1)), "no step is told twice"
-    assert {"queued again after a restart of the server", "training goes on"} <= messages
+    assert {
+        "queued again: its process ended before its training did",
+        "training goes on",
+    } <= messages
     answer = again.openai.chat.completions.create(
         model=done.fine_tuned_model, messages=[{"role": "user", "content": "Log: x"}], max_tokens=4
     )
@@ -273,8 +278,15 @@ def test_a_job_learns_preferences_as_openai_writes_them(trainer: Any) -> None:
             "method.dpo.hyperparameters.beta",
         ),
         ({"recipe": {"method": "full"}}, "recipe.method"),
-        ({"recipe": {"method ": "full"}}, "recipe"),
-        ({"recipe": {"seed = 1\nteacher": "x"}}, "recipe"),
+        ({"recipe": {"method ": "full"}}, "recipe.method "),
+        ({"recipe": {"steps = 1\nteacher": "x"}}, "recipe.steps = 1\nteacher"),
+        ({"recipe": {"stepps": 4}}, "recipe.stepps"),
+        ({"recipe": {"rank": 0}}, "recipe.rank"),
+        ({"recipe": {"rank": "many"}}, "recipe.rank"),
+        ({"recipe": {"seed": 1}}, "recipe.seed"),
+        ({"recipe": {"objective": "dpo"}}, "recipe.objective"),
+        ({"recipe": {"patience": 2}}, "recipe.patience"),
+        ({"recipe": {"epochs": 2}, "hyperparameters": {"n_epochs": 2}}, "recipe.epochs"),
         ({"recipe": {"probe": "/etc/passwd"}}, "recipe.probe"),
         ({"integrations": [{"type": "wandb"}]}, "integrations"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
@@ -313,7 +325,11 @@ def test_unknown_jobs_are_not_found(trainer: Any) -> None:
         answer = trainer.http.get(f"/v1/fine_tuning/jobs/ftjob-{'0' * 24}{path}")
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "job_not_found"
-    assert trainer.http.post("/v1/fine_tuning/jobs/../x/pause").status_code == 404
+    for action in ("pause", "resume", "cancel"):
+        answer = trainer.http.post(f"/v1/fine_tuning/jobs/ftjob-{'0' * 24}/{action}")
+        assert answer.json()["error"]["code"] == "job_not_found"
+    outside = trainer.http.post("/v1/fine_tuning/jobs/..%2F..%2Fx/pause")
+    assert outside.status_code == 404
 
 
 def test_jobs_are_listed_newest_first(trainer: Any) -> None:

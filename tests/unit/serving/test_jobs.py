@@ -1,13 +1,18 @@
 """Jobs as they are kept: the recipe's file says what was meant, whatever is in it."""
 
+import errno
+import io
 import json
+import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.file_store import FileStore
 from serving.job_runner import JobRunner
 from serving.jobs import Job, JobStore, adapter_folder, model_name, new_job_id, toml_of
 
@@ -64,25 +69,124 @@ def test_a_job_is_seen_once_its_folder_is_filled(tmp_path: Path) -> None:
     assert not store.folder(broken.id).exists()
 
 
-def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
-    store, made = JobStore(tmp_path / "jobs"), job(status="running")
+def ran(tmp_path: Path, outcome: str, reason: str | None = None, **fields: Any) -> Job:
+    """A job whose process has left a report, and weights where it would."""
+    store, made = JobStore(tmp_path / "jobs"), job(**{"status": "running", **fields})
     store.add(made)
-    store.output(made.id).mkdir()
+    output = store.output(made.id)
+    output.mkdir()
     energy = {
-        "total_j": 1.0, "joules_per_training_token": 1.0, "by_phase": {}, "method": "m",
+        "total_j": 3.0, "joules_per_training_token": 1.0, "by_phase": {}, "method": "m",
         "measured": False, "uncertainty": None,
     }  # fmt: skip
     report = {
-        "status": "completed", "reason": None, "prediction": None, "training": {"tokens": 5},
+        "status": outcome, "reason": reason, "prediction": None, "training": {"tokens": 5},
         "measures": {"energy": energy, "carbon": {"operational_g": 1.0}},
     }  # fmt: skip
-    (store.output(made.id) / "green_report.json").write_text(json.dumps(report))
-    runner = JobRunner(store, tmp_path / "adapters", lambda pid, is_training: None)
-    runner._conclude(made, 0)  # there are no weights to install
-    ended = store.find(made.id)
-    assert ended is not None
+    (output / "green_report.json").write_text(json.dumps(report))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (output / name).write_text("{}")
+    return made
+
+
+def runner_of(tmp_path: Path) -> JobRunner:
+    store = JobStore(tmp_path / "jobs")
+    return JobRunner(store, tmp_path / "adapters", lambda pid, is_training: None)
+
+
+def stands(tmp_path: Path, made: Job) -> Job:
+    found = JobStore(tmp_path / "jobs").find(made.id)
+    assert found is not None
+    return found
+
+
+def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    (runner.store.output(made.id) / "adapter_model.safetensors").unlink()
+    runner._conclude(made, 0)
+    ended = stands(tmp_path, made)
     assert (ended.status, ended.pid) == ("failed", None)
     assert "cannot be kept" in (ended.error or "")
+
+
+@pytest.mark.parametrize("fields", [{}, {"wanted": "pause"}, {"status": "queued"}])
+def test_what_was_done_while_the_server_was_away_is_a_model(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    made, runner = ran(tmp_path, "completed", **fields), runner_of(tmp_path)
+    runner.turn()
+    ended = stands(tmp_path, made)
+    assert (ended.status, ended.wanted, ended.trained_tokens) == ("succeeded", None, 5)
+    assert (tmp_path / "adapters" / adapter_folder(ended.fine_tuned_model or "")).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status"), [(None, "queued"), ("pause", "paused"), ("cancel", "cancelled")]
+)
+def test_what_was_interrupted_by_the_stop_of_a_server_waits(
+    tmp_path: Path, wanted: str | None, status: str
+) -> None:
+    made, runner = ran(tmp_path, "stopped", "interrupt", wanted=wanted), runner_of(tmp_path)
+    runner.turn()
+    assert stands(tmp_path, made).status == status
+
+
+def test_a_failed_run_has_its_joules(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "failed", "the loss is nan"), runner_of(tmp_path)
+    runner._conclude(made, 2)
+    ended = stands(tmp_path, made)
+    assert ended.status == "failed"
+    assert ended.energy is not None
+    assert ended.energy["energy_joules"] == 3.0
+
+
+def test_a_full_disk_delays_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy", full)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            runner.turn()
+        assert stands(tmp_path, made).status == "running"
+    monkeypatch.undo()
+    runner.turn()
+    assert stands(tmp_path, made).status == "succeeded"
+
+
+def test_an_event_that_cannot_be_written_changes_no_status(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    events = runner.store.folder(made.id) / "events.jsonl"
+    events.unlink()
+    events.mkdir()
+    runner.turn()
+    assert stands(tmp_path, made).status == "succeeded"
+
+
+def test_half_an_event_hides_no_other(tmp_path: Path) -> None:
+    store, made = JobStore(tmp_path), job()
+    store.add(made)
+    with (store.folder(made.id) / "events.jsonl").open("a") as file:
+        file.write('{"half": {"a": 1}\n')
+    store.note(made.id, "after")
+    assert [event["message"] for event in store.events(made.id)] == ["after", "created"]
+
+
+def test_a_file_that_cannot_be_kept_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileStore(tmp_path)
+
+    def full(self: Path, *args: object, **kwargs: object) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add(io.BytesIO(b"{}"), "a.jsonl")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_job_file_hides_no_other_job(tmp_path: Path) -> None:
