@@ -57,7 +57,8 @@ def _parameter(
     name, hint, help_text, default = spec
     notes = [f"env {ENVIRONMENT_PREFIX}{name.upper()}"] if environment else []
     if default not in (None, ()):
-        notes.append(f"default {default}")
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        notes.append(f"default {shown}")
     # Parentheses: rich would take square brackets for markup and print nothing.
     text = f"{help_text} ({', '.join(notes)})" if notes else help_text
     if name == positional:
