@@ -132,7 +132,7 @@ def with_method(requests: Requests, method: Any, methods: Sequence[Any]) -> list
     turns, found = ("off", *methods) if method == MIXED else (method,), []
     for i, request in enumerate(requests):
         chosen, count = turns[i % len(turns)], _COUNTS[i // len(turns) % len(_COUNTS)]
-        how = Speculation(chosen, max(count, _USUAL) if chosen == "auto" else count)
+        how = Speculation(chosen, _USUAL if chosen == "auto" else count)
         found.append(replace(request, speculation=how))
     return found
 

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from evals.entry import finish
 from evals.lab import Bench, load_bench, paired_ratio, save
-from greenllm.core import Chunk, Request, SamplingParams, Speculation
+from greenllm.core import Chunk, DraftPass, Request, SamplingParams, Speculation
 from greenllm.runner.base import Drafter
 from greenllm.runner.warmup import step_of
 from greenllm.shape import ModelShape
@@ -50,12 +50,16 @@ class Oracle:
     answers: Mapping[str, Sequence[int]]
     acceptance: float
     source: random.Random
-    read: Sequence[Chunk] = ()
 
     @property
     def shape(self) -> ModelShape | None:
         """What a guess costs."""
         return self.inner.shape
+
+    @property
+    def passes(self) -> Sequence[DraftPass]:
+        """What guesses took."""
+        return self.inner.passes
 
     def prepare(self, num_tokens: int) -> None:
         """See `Drafter`."""

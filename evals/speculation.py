@@ -146,6 +146,8 @@ class Settings:
         """What a body says of a method."""
         if method == APPROXIMATE:
             return {APPROXIMATE: {"agreement": self.agreement}}
+        if method in ("off", "auto"):
+            return {"speculative": {"method": method}}
         count = self.num_tokens * (2 if method in _TWICE else 1)
         return {"speculative": {"method": method.split()[0], "num_tokens": count}}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Outcome = Literal["completed", "aborted", "failed", "refused"]
@@ -371,6 +371,13 @@ class Chunk:
     def phase(self) -> Phase:
         """`decode` once the sequence's prompt has been computed."""
         return "prefill" if self.start < self.seq.prompt_len else "decode"
+
+
+class DraftPass(NamedTuple):
+    """What a drafter computed at once: the chunks, then one token more of each in later steps."""
+
+    chunks: tuple[Chunk, ...]
+    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,8 +123,9 @@ def _early_exit(config: EngineConfig, runner: Runner) -> tuple[Exit, Drafter] | 
     layer = _exit_layer(config, runner)
     if layer is None:
         return None
+    exit_ = read_exit(layer, _config_of(config.model))
     try:
-        return read_exit(layer, _config_of(config.model)), runner.early_exit(layer)
+        return exit_, runner.early_exit(layer)
     except LoadError as error:
         if _insists(config):
             raise LoadError(f"--speculative early_exit: {error}") from error

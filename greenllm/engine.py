@@ -297,7 +297,7 @@ class NativeEngine:
         for drafted in done:
             if drafted.shape is not None:
                 self.account.charge_draft(
-                    drafted.chunks, drafted.shape, drafted.duration_s, drafted.read
+                    drafted.chunks, drafted.passes, drafted.shape, drafted.duration_s
                 )
                 started_s += drafted.duration_s
         return batch, started_s

@@ -19,6 +19,7 @@ from greenllm.core import (
     MOST_DRAFTED,
     Batch,
     Chunk,
+    DraftPass,
     InvalidRequestError,
     Request,
     Sample,
@@ -65,7 +66,7 @@ class PromptLookup:
     """Guesses from the sequence's own text."""
 
     shape: ModelShape | None = None
-    read: Sequence[Chunk] = ()
+    passes: Sequence[DraftPass] = ()
 
     def prepare(self, num_tokens: int) -> None:
         """Nothing to prepare."""
@@ -83,7 +84,7 @@ class Drafted:
     shape: ModelShape | None
     chunks: tuple[Chunk, ...]
     duration_s: float
-    read: Sequence[Chunk] = ()
+    passes: Sequence[DraftPass] = ()
 
 
 class Speculator:
@@ -145,13 +146,11 @@ class Speculator:
     def _counts(self, speculation: Speculation, method: SpeculativeMethod) -> set[int]:
         """How many guesses a method is going to make for a request, or for all that do not say."""
         usual = self.default.num_tokens
-        own = bounded(speculation.num_tokens, usual)
         if speculation.method == method:
-            return {own}
+            return {bounded(speculation.num_tokens, usual)}
         if speculation.method != "auto" or method in self.hopeless:
             return set()
-        usual_counts = auto_counts(method, usual)
-        return {*usual_counts, *({own} if own < usual else ())}
+        return set(auto_counts(method, usual))
 
     def choice(self, seq: TokenSequence) -> Speculation:
         """What is done for a sequence now; `auto` is what is cheapest for all of the batch."""
@@ -160,12 +159,9 @@ class Speculator:
         asked = seq.request.speculation or self.default
         if asked.method != "auto":
             return asked
-        found = self._cheapest
-        if found is None:
-            found = self._cheapest = self._controller.choose(self._batch_size)
-        if asked.num_tokens >= self.default.num_tokens:
-            return found
-        return replace(found, num_tokens=min(found.num_tokens, asked.num_tokens))
+        if self._cheapest is None:
+            self._cheapest = self._controller.choose(self._batch_size)
+        return self._cheapest
 
     def begin(self, batch_size: int) -> None:
         """Say how many sequences the next step is likely to run."""
@@ -173,7 +169,7 @@ class Speculator:
         self._cheapest = None
 
     def learn(self, batch: Batch, samples: Sequence[Sample], duration_s: float) -> None:
-        """Take what a step cost, where all it did was decode sequences on `auto`, unlimited."""
+        """Take what a step cost, where all it did was decode sequences on `auto`."""
         if not all(map(self._teaches, batch.chunks)):
             self._controller.skip(self._batch_size)
             return
@@ -193,8 +189,7 @@ class Speculator:
         asked = request.speculation or self.default
         if asked.method != "auto" or request.approximation is not None:
             return False
-        is_free = asked.num_tokens >= self.default.num_tokens
-        return is_free and chunk.samples and chunk.phase == "decode"
+        return chunk.samples and chunk.phase == "decode"
 
     def arms(self) -> dict[int, list[Arm]]:
         """What `auto` has seen, by size of batch; see `Controller.state`."""
@@ -236,11 +231,11 @@ class Speculator:
     def _ask(self, method: SpeculativeMethod, chunks: list[Chunk], *, whole: bool) -> Drafted:
         drafter, started_s = self.drafters[method], self._clock()
         try:
-            guesses, read = drafter.draft(chunks, whole=whole), drafter.read
+            guesses, passes = drafter.draft(chunks, whole=whole), drafter.passes
         except Exception:
             # Guesses are an extra: without them the step is a plain one.
             self._note_failure(method)
-            guesses, read = [()] * len(chunks), ()
+            guesses, passes = [()] * len(chunks), ()
         drafted = [chunk.with_draft(guess) for chunk, guess in zip(chunks, guesses, strict=True)]
         took_s = self._clock() - started_s
-        return Drafted(method, drafter.shape, tuple(drafted), took_s, read)
+        return Drafted(method, drafter.shape, tuple(drafted), took_s, passes)

@@ -169,6 +169,12 @@ def _speculation(body: SamplingBody, defaults: Defaults) -> Speculation | None:
     asked = body.speculative
     if asked is None:
         return None
+    if asked.num_tokens is not None and asked.method in ("auto", "off"):
+        why = "auto finds the number itself" if asked.method == "auto" else "off guesses nothing"
+        raise InvalidRequestError(
+            f"speculative.num_tokens goes with a method that is named: {why}",
+            "speculative.num_tokens",
+        )
     number = defaults.num_drafts if asked.num_tokens is None else asked.num_tokens
     return Speculation(asked.method, number)
 

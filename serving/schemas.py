@@ -65,7 +65,7 @@ class StreamOptions(Body):
 
 
 class Speculative(Body):
-    """How next tokens are guessed, and how many at a time; without it the server's way.
+    """How next tokens are guessed, and by a method that is named how many; or the server's way.
 
     It changes what an answer costs, never the answer.
     """

@@ -67,8 +67,8 @@ class Arm:
 
     @property
     def cost_s(self) -> float | None:
-        """Seconds per token; None before the first step."""
-        return self.mean_s / self.mean_tokens if self.num_steps else None
+        """Seconds per token; None before the first."""
+        return self.mean_s / self.mean_tokens if self.mean_tokens else None
 
     @property
     def acceptance(self) -> float | None:

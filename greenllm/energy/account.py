@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
-from greenllm.core import Batch, Chunk, Outcome, Phase, Receipt, Request, Sample
+from greenllm.core import Batch, Chunk, DraftPass, Outcome, Phase, Receipt, Request, Sample
 from greenllm.energy.attribution import (
     CoefficientFit,
     Work,
@@ -134,12 +134,12 @@ class Account:
     def charge_draft(
         self,
         chunks: Sequence[Chunk],
+        passes: Sequence[DraftPass],
         shape: ModelShape,
         duration_s: float,
-        read: Sequence[Chunk] = (),
     ) -> None:
         """Note what guesses took; see `WindowTally.add_draft`."""
-        self._window.add_draft(chunks, shape, duration_s, read)
+        self._window.add_draft(chunks, passes, shape, duration_s)
 
     def _works(self, batch: Batch, duration_s: float) -> list[tuple[Key, Work]]:
         """The work of one batch by request and phase."""

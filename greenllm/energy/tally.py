@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from greenllm.core import Batch, Chunk, Phase, Sample
+from greenllm.core import Batch, Chunk, DraftPass, Phase, Sample
 from greenllm.energy.attribution import Tally, Work
 from greenllm.shape import ModelShape
 
@@ -86,34 +86,38 @@ class WindowTally:
 
     def add_draft(
         self,
-        chunks: Sequence[Chunk],
+        asked: Sequence[Chunk],
+        passes: Sequence[DraftPass],
         shape: ModelShape,
         duration_s: float,
-        read: Sequence[Chunk] = (),
     ) -> None:
-        """What the chunks' guesses took: one step of a model of `shape` after another.
+        """What a drafter of `shape` computed; its time goes by steps.
 
-        Before them it may have `read` tokens that it had not seen, in a step of their own. Those
-        who were given nothing share the time only.
+        Where it computed nothing, those it was asked about share the time.
         """
+        num_steps = sum(one.num_steps for one in passes)
+        if not num_steps:
+            ids = {chunk.seq.request.request_id for chunk in asked}
+            for request_id in ids:
+                self._tally(request_id, "draft").residence_s += duration_s / len(ids)
+        for one in passes:
+            self._add_draft_pass(one, shape, duration_s * one.num_steps / num_steps)
+
+    def _add_draft_pass(self, one: DraftPass, shape: ModelShape, duration_s: float) -> None:
         share = shape.num_parameters / self._shape.num_parameters
-        passes = max((len(chunk.draft) for chunk in chunks), default=0) + bool(read)
-        served = [*read, *(chunk for chunk in chunks if chunk.draft)] or chunks
-        ids = {chunk.seq.request.request_id for chunk in served}
-        for request_id in ids:
+        unclaimed = {chunk.seq.request.request_id for chunk in one.chunks}
+        claim = 1 / max(1, len(unclaimed))
+        for chunk in one.chunks:
+            request_id = chunk.seq.request.request_id
             tally = self._tally(request_id, "draft")
-            tally.steps += share * passes / len(ids)
-            tally.residence_s += duration_s / len(ids)
-        for chunk in read:
-            tally = self._tally(chunk.seq.request.request_id, "draft")
-            tally.rows += share
-            tally.flops += shape.flops(chunk.start, chunk.num_tokens, 0)
+            if request_id in unclaimed:
+                unclaimed.remove(request_id)
+                tally.steps += claim * share * one.num_steps
+                tally.residence_s += claim * duration_s
+            tally.rows += share * one.num_steps
+            tally.flops += shape.flops(chunk.start, chunk.num_tokens, int(chunk.samples))
             tally.kv_bytes += shape.kv_bytes(chunk.start, chunk.num_tokens)
-        for chunk in chunks:
-            first = chunk.end - len(chunk.draft) - 1
-            for place in range(first, first + len(chunk.draft)):
-                tally = self._tally(chunk.seq.request.request_id, "draft")
-                tally.rows += share
+            for place in range(chunk.end, chunk.end + one.num_steps - 1):
                 tally.flops += shape.flops(place, 1, 1)
                 tally.kv_bytes += shape.kv_bytes(place, 1)
 

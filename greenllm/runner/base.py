@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from greenllm.core import Batch, Chunk, Sample
+from greenllm.core import Batch, Chunk, DraftPass, Sample
 from greenllm.model.info import ModelInfo
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
@@ -32,8 +32,8 @@ class Drafter(Protocol):
         """What a guess costs; None when no model is asked."""
 
     @property
-    def read(self) -> Sequence[Chunk]:
-        """What the last draft had to compute before it could guess, newest tokens aside."""
+    def passes(self) -> Sequence[DraftPass]:
+        """What the last draft computed, whose costs are shared pass by pass."""
 
     def prepare(self, num_tokens: int) -> None:
         """Do what the first draft of so many tokens would wait for; callable from any thread."""

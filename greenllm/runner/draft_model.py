@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from greenllm.core import Batch, Chunk
+from greenllm.core import Batch, Chunk, DraftPass
 from greenllm.core import Sequence as TokenSequence
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
@@ -43,7 +43,7 @@ class DraftModel:
     def __init__(self, runner: Runner, guesser: Drafter) -> None:
         self.runner = runner
         self.shape: ModelShape | None = runner.shape
-        self.read: Sequence[Chunk] = ()
+        self.passes: Sequence[DraftPass] = ()
         self._guesser = guesser
         self._made: dict[int, _Made] = {}
 
@@ -55,18 +55,17 @@ class DraftModel:
         """See `base.Drafter`; none for sequences that the draft model has yet to read."""
         made, self._made = self._made, {}
         behind = [_unseen(chunk, made.get(id(chunk.seq))) for chunk in chunks]
-        read = self._catch_up(behind)
+        self.passes = passes = self._catch_up(behind)
         asked = {}
         for i, chunk in enumerate(chunks):
             room = min(chunk.room, self.runner.info.context_length - chunk.start)
             start = chunk.seq.draft_computed
             if room > 0 and chunk.end - start <= _FEW:
                 asked[i] = replace(chunk, start=start, num_tokens=chunk.end - start, room=room)
-                if chunk.start > start:
-                    read.append(replace(chunk, start=start, num_tokens=chunk.start - start))
-        self.read = tuple(read)
         guesses: list[tuple[int, ...]] = [()] * len(chunks)
-        for i, guess in zip(asked, self._guesser.draft(list(asked.values())), strict=True):
+        found = self._guesser.draft(list(asked.values()))
+        self.passes = [*passes, *self._guesser.passes]
+        for i, guess in zip(asked, found, strict=True):
             guesses[i] = guess
             if guess:
                 seq, end = chunks[i].seq, chunks[i].end
@@ -74,8 +73,8 @@ class DraftModel:
                 self._made[id(seq)] = _Made(seq, end, guess)
         return guesses
 
-    def _catch_up(self, behind: list[Chunk]) -> list[Chunk]:
-        """Read what was not seen, as much as one step may hold; returns what was read."""
+    def _catch_up(self, behind: list[Chunk]) -> list[DraftPass]:
+        """Read what was not seen, as much as one step may hold; returns what ran."""
         budget = _CATCH_UP
         step: list[Chunk] = []
         for chunk in behind:
@@ -87,7 +86,7 @@ class DraftModel:
             self.runner.run(Batch(tuple(map(plain, step))))
         for chunk in step:
             chunk.seq.draft_computed = chunk.end
-        return step
+        return [DraftPass(tuple(step))] if step else []
 
 
 def _unseen(chunk: Chunk, made: _Made | None) -> Chunk:

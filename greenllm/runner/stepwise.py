@@ -11,7 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
-from greenllm.core import Batch, Chunk, Request, Sample, SamplingParams, Sequence
+from greenllm.core import Batch, Chunk, DraftPass, Request, Sample, SamplingParams, Sequence
 from greenllm.shape import ModelShape
 
 _GREEDY = Request("draft", (), SamplingParams(temperature=0), model="")
@@ -38,7 +38,7 @@ class StepByStep:
 
     def __init__(self, run: Callable[[Batch], list[Sample]], shape: ModelShape) -> None:
         self.shape: ModelShape | None = shape
-        self.read: SequenceOf[Chunk] = ()
+        self.passes: SequenceOf[DraftPass] = ()
         self._run = run
 
     def prepare(self, num_tokens: int) -> None:
@@ -47,12 +47,16 @@ class StepByStep:
     def draft(self, chunks: SequenceOf[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """As many guesses as there is room for; fewer where the model fails."""
         guesses: list[list[int]] = [[] for _ in chunks]
+        passes: list[DraftPass] = []
+        self.passes = passes
         current = {i: plain(chunk) for i, chunk in enumerate(chunks)}
         for made in range(max((chunk.room for chunk in chunks), default=0)):
             current = {i: chunk for i, chunk in current.items() if chunks[i].room > made}
             if not current:
                 break
             samples = self._run(Batch(tuple(current.values())))
+            ran = (replace(chunk, seq=chunks[i].seq) for i, chunk in current.items())
+            passes.append(DraftPass(tuple(ran)))
             for (i, chunk), sample in zip(list(current.items()), samples, strict=True):
                 guesses[i] += sample.token_ids
                 chunk.seq.token_ids += sample.token_ids

@@ -47,7 +47,7 @@ from greenllm.runner.stepwise import StepByStep
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.scheduler import Scheduler
-from greenllm.speculator import Speculator
+from greenllm.speculator import Drafted, Speculator
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 VOCABULARY = 96
@@ -169,10 +169,23 @@ def _drive(
         if scheduler.has_work:
             batch = scheduler.schedule()
             runner.copy_blocks(batch.copies)
-            batch, _ = speculator.draft(batch)
+            batch, done = speculator.draft(batch)
+            for drafted in done:
+                _every_guess_was_computed_once(drafted)
             scheduler.commit(batch, runner.run(batch))
     assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
     return scheduler
+
+
+def _every_guess_was_computed_once(drafted: Drafted) -> None:
+    """Each step of a pass that samples makes one guess, and no guess comes from elsewhere."""
+    steps: dict[int, int] = {}
+    for chunks, num_steps in drafted.passes:
+        for chunk in chunks:
+            made = num_steps if chunk.samples else 0
+            steps[id(chunk.seq)] = steps.get(id(chunk.seq), 0) + made
+    for chunk in drafted.chunks:
+        assert steps.get(id(chunk.seq), 0) == len(chunk.draft)
 
 
 def _answers(sequences: SequenceOf[Sequence]) -> list[list[int]]:

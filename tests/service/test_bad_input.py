@@ -82,6 +82,8 @@ SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"speculative": {"method": "prompt_lookup", "num_tokens": 0}}, "speculative.num_tokens"),
     ({"speculative": {"method": "prompt_lookup", "num_tokens": 17}}, "speculative.num_tokens"),
     ({"speculative": {"method": "prompt_lookup", "num_tokens": "4"}}, "speculative.num_tokens"),
+    ({"speculative": {"method": "auto", "num_tokens": 4}}, "speculative.num_tokens"),
+    ({"speculative": {"method": "off", "num_tokens": 4}}, "speculative.num_tokens"),
     ({"speculative": {"method": "off", "exit_layer": 2}}, "speculative.exit_layer"),
     ({"use_beam_search": True}, "use_beam_search"),
     ({"UseBeamSearch": True}, "UseBeamSearch"),

@@ -95,7 +95,8 @@ def test_answers_are_those_without_guesses_of_a_model(
     equipped: Server, method: str, way: dict[str, Any]
 ) -> None:
     plain = complete(equipped.openai, way, {"method": "off"})
-    guessed = complete(equipped.openai, way, {"method": method, "num_tokens": 5})
+    asked = {"method": method} if method == "auto" else {"method": method, "num_tokens": 5}
+    guessed = complete(equipped.openai, way, asked)
 
     assert [c.text for c in guessed.choices] == [c.text for c in plain.choices]
     assert [c.logprobs.tokens for c in guessed.choices] == [
@@ -105,6 +106,15 @@ def test_answers_are_those_without_guesses_of_a_model(
     if method != "auto":
         assert 0 < energy["accepted_tokens"] <= energy["drafted_tokens"]
         assert 0 < energy["draft_joules"] < energy["active_joules"]
+
+
+def test_auto_comes_to_guess(equipped: Server) -> None:
+    """Whatever it has learnt of other sizes: an answer is longer than what it begins with."""
+    answers = [
+        complete(equipped.openai, {**WAYS["greedy"], "max_tokens": 200}, {"method": "auto"})
+        for _ in range(3)
+    ]
+    assert any(energy_of(answer)["accepted_tokens"] > 0 for answer in answers)
 
 
 def test_a_good_draft_model_makes_few_steps(equipped: Server) -> None:

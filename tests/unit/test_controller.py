@@ -155,3 +155,10 @@ def test_its_state_says_what_was_seen() -> None:
     assert arms["early_exit"].cost_s == pytest.approx(alone(PAYS, EXIT), rel=0.1)
     assert arms["early_exit"].acceptance == pytest.approx(0.65, abs=0.1)
     assert Controller((OFF,)).choose(1) == OFF
+
+
+def test_steps_without_a_token_cost_nothing_that_is_known() -> None:
+    controller = Controller((OFF, LOOKUP))
+    controller.learn(1, StepCost(1.0, 0, 0, 0))
+    assert [arm.cost_s for arm in controller.state()[1]] == [None, None]
+    assert controller.choose(2) == OFF

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import Chunk, InvalidRequestError, Request, Speculation, SpeculativeMethod
+from greenllm.core import (
+    Chunk,
+    DraftPass,
+    InvalidRequestError,
+    Request,
+    Speculation,
+    SpeculativeMethod,
+)
 from greenllm.engine import NativeEngine
 from greenllm.runner.base import Drafter
 from greenllm.shape import ModelShape
@@ -25,7 +32,7 @@ class Guesser:
     shape: ModelShape | None = SMALL
     asked: list[list[tuple[str, int]]] = field(default_factory=list)
     prepared: list[int] = field(default_factory=list)
-    read: Sequence[Chunk] = ()
+    passes: Sequence[DraftPass] = ()
     fails: bool = False
     before: Callable[[Chunk], None] = lambda chunk: None
 
@@ -40,6 +47,7 @@ class Guesser:
         for chunk in chunks:
             self.before(chunk)
         self.asked.append([(chunk.seq.request.request_id, chunk.room) for chunk in chunks])
+        self.passes = [DraftPass((chunk,), chunk.room) for chunk in chunks]
         return [(self.token_id,) * chunk.room for chunk in chunks]
 
 
@@ -145,7 +153,7 @@ def test_everything_auto_may_choose_is_prepared(
 ) -> None:
     early, model = Guesser(), Guesser()
     engine = speculative(early_exit=early, draft_model=model)
-    engine.prepare(ask(make_request("a", [1]), "auto", 5))
+    engine.prepare(ask(make_request("a", [1]), "auto"))
     engine.prepare(ask(make_request("b", [1]), "early_exit", 7))
     engine.prepare(ask(make_request("b", [1]), "early_exit", 3))
     engine.prepare(make_request("c", [1]))
@@ -205,7 +213,7 @@ def test_what_a_drafter_read_before_it_failed_is_charged_once(
     engine = speculative(Speculation("early_exit", 3), early_exit=drafter)
     engine.add_request(make_request("gone", [1, 1, 1], max_tokens=2, ignore_eos=True))
     batch = engine.scheduler.schedule()
-    drafter.read, drafter.fails = batch.chunks, True
+    drafter.passes, drafter.fails = [DraftPass(batch.chunks)], True
     assert ended(engine)["gone"].outcome == "completed"
     engine.add_request(make_request("next", [1, 1], max_tokens=4, ignore_eos=True))
     receipt = ended(engine)["next"]
@@ -221,15 +229,17 @@ def test_who_had_to_be_read_pays_for_the_reading(
         engine.add_request(make_request(name, [1, 2, 3], max_tokens=4))
     batch = engine.scheduler.schedule()
     first, second = (replace(chunk, num_tokens=1) for chunk in batch.chunks)
-    read = replace(first, num_tokens=500)
-    engine.account.charge_draft([first, second.with_draft((1, 2))], SMALL, 0.3, [read])
+    read = replace(first, num_tokens=500, samples=False)
+    passes = [DraftPass((read,)), DraftPass((second,), 2)]
+    engine.account.charge_draft([first, second], passes, SMALL, 0.3)
     works = dict(engine.account._window.works())
     one, other = (works[name, "draft"] for name in ("a", "b"))
     assert one.flops == SMALL.flops(0, 500, 0)
     assert other.flops == SMALL.flops(0, 1, 1) + SMALL.flops(1, 1, 1)
     assert one.flops > 50 * other.flops
-    assert one.steps == other.steps == pytest.approx(3 * 20 / 1500 / 2)
-    assert one.residence_s + other.residence_s == pytest.approx(0.3)
+    assert one.steps == pytest.approx(20 / 1500)
+    assert other.steps == pytest.approx(2 * 20 / 1500)
+    assert (one.residence_s, other.residence_s) == pytest.approx((0.1, 0.2))
 
 
 def test_a_block_is_copied_before_guesses_are_written_over_it(

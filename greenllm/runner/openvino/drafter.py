@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm.core import Chunk
+from greenllm.core import Chunk, DraftPass
 from greenllm.core import Sequence as TokenSequence
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.graph import ANY
@@ -82,7 +82,8 @@ class UnrolledDrafter:
         is_exit: bool,
     ) -> None:
         self.shape: ModelShape | None = shape
-        self.read: Sequence[Chunk] = ()
+        self.passes: Sequence[DraftPass] = ()
+        self._passes: list[DraftPass] = []
         self._factory = factory
         self._rotation = rotation
         self._num_layers = num_layers
@@ -130,8 +131,13 @@ class UnrolledDrafter:
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """See `base.Drafter`."""
+        self.passes = self._passes = []
         if whole and len(chunks) == 1 and (guesses := self._check(chunks[0])):
             return [guesses]
+        return self._draft(chunks)
+
+    def _draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
+        """With the largest graphs that fit, and again for the room that is left."""
         found: list[tuple[int, ...]] = [()] * len(chunks)
         places: dict[int, list[int]] = {}
         for i, chunk in enumerate(chunks):
@@ -144,7 +150,7 @@ class UnrolledDrafter:
         rest = {i: _after(chunk, found[i]) for i, chunk in enumerate(chunks) if found[i]}
         rest = {i: chunk for i, chunk in rest.items() if self._largest(chunk.room)}
         if rest:
-            for i, more in zip(rest, self.draft(list(rest.values())), strict=True):
+            for i, more in zip(rest, self._draft(list(rest.values())), strict=True):
                 found[i] += more
         return found
 
@@ -171,6 +177,7 @@ class UnrolledDrafter:
         inputs["check_begins"] = np.array([0, number + 1], np.int32)
         logits = decoder.infer(inputs)
         guesses = tuple(decoder.output(1)[0].tolist())
+        self._passes.append(DraftPass((chunk,), number))
         self._checked = _Checked(chunk.seq, chunk.start, guesses, logits)
         return guesses
 
@@ -181,6 +188,7 @@ class UnrolledDrafter:
         single = self._decoders.get(_Graph(number, threads, num_tokens))
         decoder = single or self._decoders[_Graph(number, threads)]
         guesses: NDArray[np.int32] = decoder.infer(self._inputs(chunks, later=number - 1))
+        self._passes.append(DraftPass(tuple(chunks), number))
         return guesses
 
     def _inputs(self, chunks: list[Chunk], *, later: int) -> Arrays:

@@ -14,6 +14,7 @@ from greenllm.core import (
     Approximation,
     Batch,
     Chunk,
+    DraftPass,
     Request,
     Sample,
     SamplingParams,
@@ -258,3 +259,36 @@ def test_windows_are_taken_once() -> None:
 def test_an_exit_that_nobody_named_is_refused() -> None:
     with pytest.raises(ValueError, match="only where its request allows it"):
         tally([(make_chunk("a"), Sample((1,), exited=1, exit_steps=1))])
+
+
+def drafted(*passes: DraftPass) -> dict[Key, Work]:
+    found = WindowTally(SHAPE)
+    found.add_draft([chunk for one in passes for chunk in one.chunks], passes, FIRST, STEP_S)
+    return dict(found.works())
+
+
+def test_a_guess_is_paid_for_by_those_in_its_pass() -> None:
+    """One wants sixteen guesses, the other one: it is in the first pass and in no other."""
+    many, one = make_chunk("many"), make_chunk("one", start=20)
+    later = replace(many, start=many.end)
+    works = drafted(DraftPass((many, one)), DraftPass((later,), 15))
+    assert works["one", "draft"].steps == pytest.approx(SHARE / 2)
+    assert works["many", "draft"].steps == pytest.approx(SHARE * (15 + 1 / 2))
+    assert works["one", "draft"].residence_s == pytest.approx(STEP_S / 16 / 2)
+    assert same(works["one", "draft"], passed(FIRST, 20, claim=0.5, seconds=STEP_S / 16))
+
+
+def test_unseen_tokens_run_with_the_newest_and_are_no_step_of_their_own() -> None:
+    chunk = make_chunk("a", num_tokens=2)
+    work = drafted(DraftPass((chunk,), 4))["a", "draft"]
+    steps = [passed(FIRST, 8, 2, claim=1, seconds=STEP_S / 4)]
+    steps += [passed(FIRST, place, claim=1, seconds=STEP_S / 4) for place in (10, 11, 12)]
+    assert same(work, sum(steps, Work()))
+
+
+def test_asking_in_vain_takes_time_and_no_work() -> None:
+    found = WindowTally(SHAPE)
+    found.add_draft([make_chunk("a"), make_chunk("b")], [], FIRST, STEP_S)
+    works = dict(found.works())
+    assert all(work.features == Work().features for work in works.values())
+    assert sum(work.residence_s for work in works.values()) == pytest.approx(STEP_S)
