@@ -18,8 +18,8 @@ from greenllm.energy.meter import Meter, Reading, SensorError
 from greenllm.energy.window import IdlePower, take_apart
 
 Phase = Literal[
-    "data", "loading", "trials", "waiting", "training", "teacher", "evaluation", "saving", "lost",
-    "compare",
+    "data", "loading", "compressing", "trials", "waiting", "training", "teacher", "evaluation",
+    "saving", "lost", "compare",
 ]  # fmt: skip
 PHASES: tuple[Phase, ...] = get_args(Phase)
 # What every token that is learnt from costs.

@@ -11,6 +11,7 @@ import typer
 
 from evals.evaluation_config import EvalConfig
 from evals.tuning.config import TuneConfig
+from finetune.compressing.config import CompressConfig
 from finetune.recipe import Recipe
 from greenllm import __version__
 from greenllm.cli.adapters import adapters
@@ -80,6 +81,15 @@ def tune(flags: Mapping[str, Any], config: Path | None) -> None:
     from greenllm.cli.tune import run
 
     run(load(TuneConfig, flags=flags, file=config))
+
+
+@app.command()
+@with_options(CompressConfig, positional="model", environment=False)
+def compress(flags: Mapping[str, Any], config: Path | None) -> None:
+    """Make a smaller model of one, and say what it cost and when it has paid back."""
+    from greenllm.cli.compress import run
+
+    run(load(CompressConfig, flags=flags, file=config))
 
 
 @app.command()

@@ -1,0 +1,106 @@
+"""Two models on the same tasks, in turns: quality, and joules per answer and token.
+
+Contract: each has a server of its own, both are loaded all the time, and one after the other
+answers everything, round by round; joules are medians over rounds of the requests' own bills, None
+where a server does not say. Accuracy is over all examples of the first round.
+
+Not covered: tasks that are not right or wrong.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from evals.evaluation import Result, evaluate, methods_of
+from evals.served import ServedModel, connect
+from evals.tasks.base import Task
+from greenllm.config import ConfigError
+from greenllm.estimate import Estimate, wilson
+
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One model; `by_task` are the shares that were right."""
+
+    solved: Estimate
+    joules_per_answer: float | None
+    joules_per_token: float | None
+    seconds_per_token: float
+    p95_s: float
+    by_task: Mapping[str, float]
+    energy: Mapping[str, Any]
+
+
+async def compare(
+    urls: Mapping[str, str],
+    tasks: Sequence[Task],
+    rounds: int,
+    concurrency: int,
+    say: Callable[[str], None],
+) -> dict[str, Scored]:
+    """Ask everyone everything, so many times.
+
+    Raises:
+        ConfigError: a task is not one of right or wrong.
+        BenchError: a server fails.
+    """
+    for task in tasks:
+        if task.measure != "accuracy":
+            raise ConfigError(f"--tasks {task.name}: models are compared by accuracy")
+    found: dict[str, list[list[Result]]] = {name: [] for name in urls}
+    async with AsyncExitStack() as stack:
+        models = {
+            name: await stack.enter_async_context(connect(url, None, None, _TIMEOUT_S))
+            for name, url in urls.items()
+        }
+        for number in range(rounds):
+            for name, model in models.items():
+                found[name].append(await _all(model, tasks, concurrency))
+            say(f"scoring: round {number + 1} of {rounds}")
+    return {name: scored(results) for name, results in found.items()}
+
+
+async def _all(model: ServedModel, tasks: Sequence[Task], concurrency: int) -> list[Result]:
+    return [await evaluate(model, task, concurrency, lambda done, count: None) for task in tasks]
+
+
+def scored(rounds: Sequence[Sequence[Result]]) -> Scored:
+    """A model's rounds together."""
+    values = [example.score.value for result in rounds[0] for example in result.examples]
+    solved = wilson(round(sum(values)), len(values))
+    if solved is None:
+        raise ConfigError("--tasks: there are no examples")
+    costs = [_joules(results) for results in rounds]
+    tokens = [sum(_tokens(result) for result in results) for results in rounds]
+    seconds = [sum(result.duration_s for result in results) for results in rounds]
+    answers = len(values)
+    return Scored(
+        solved,
+        _median([None if cost is None else cost / answers for cost in costs]),
+        _median(
+            [None if c is None or not t else c / t for c, t in zip(costs, tokens, strict=True)]
+        ),
+        statistics.median(s / max(1, t) for s, t in zip(seconds, tokens, strict=True)),
+        statistics.median(max(r.latency_s(0.95) for r in results) for results in rounds),
+        {result.task.name: result.figure().value for result in rounds[0]},
+        methods_of([result for results in rounds for result in results]),
+    )
+
+
+def _tokens(result: Result) -> int:
+    return sum(cost.completion_tokens for cost in result.costs())
+
+
+def _joules(results: Sequence[Result]) -> float | None:
+    found = [result.joules() for result in results]
+    return None if None in found else sum(sum(part) for part in found if part is not None)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.median(v for v in values if v is not None)

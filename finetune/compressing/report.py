@@ -1,0 +1,184 @@
+"""What a compression cost and what it is worth: before and after, and when it pays back.
+
+Contract: `cost_j` is everything spent on making the smaller model, calibration, healing and the
+teacher included; scoring both models is beside it, as `scoring_j`. A compression is green if a
+right answer costs fewer joules than before and enough of the quality is kept; it is said so, and
+why, either way. Unknown joules are None and nothing is called green then.
+
+Not covered: what the model as it was cost to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.breakeven import Answers, break_even
+from finetune.text import joules
+from greenllm.estimate import Estimate
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two models."""
+
+    parameters: int
+    weight_bytes: int
+    solved: Estimate
+    joules_per_answer: float | None
+    joules_per_token: float | None
+    seconds_per_token: float
+    by_task: Mapping[str, float]
+
+    @property
+    def joules_per_right_answer(self) -> float | None:
+        """Wrong answers included; None where nothing was right or joules are unknown."""
+        if self.joules_per_answer is None or not self.solved.value:
+            return None
+        return self.joules_per_answer / self.solved.value
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            **asdict(self),
+            "solved": self.solved.as_dict(),
+            "by_task": dict(self.by_task),
+            "joules_per_right_answer": self.joules_per_right_answer,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether it is green, and why or why not."""
+
+    is_green: bool
+    reason: str
+
+
+def verdict(before: Side, after: Side, quality_share: float) -> Verdict:
+    """Fewer joules for a right answer, at enough of the quality."""
+    kept = after.solved.value / before.solved.value if before.solved.value else 0.0
+    ours, theirs = after.joules_per_right_answer, before.joules_per_right_answer
+    if ours is None or theirs is None:
+        return Verdict(False, "not known: joules of a right answer are not known for both")
+    ratio = ours / theirs
+    told = f"a right answer costs {ratio:.2f} x the joules, {kept:.0%} of the quality is kept"
+    if kept < quality_share:
+        return Verdict(False, f"not green: {told}, less than the {quality_share:.0%} asked for")
+    if ratio >= 1:
+        return Verdict(False, f"not green: {told}")
+    return Verdict(True, told)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Joules of making, by phase, and of scoring; None where they are unknown."""
+
+    cost_j: float | None
+    scoring_j: float | None
+    by_phase: Mapping[str, float | None]
+    method: str
+    measured: bool
+
+
+def build(
+    identity: Mapping[str, Any],
+    sides: tuple[Side, Side],
+    costs: Costs,
+    quality_share: float,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The whole report."""
+    before, after = sides
+    found = verdict(before, after, quality_share)
+    return {
+        "schema": SCHEMA,
+        "kind": "compression",
+        "identity": dict(identity),
+        "before": before.as_dict(),
+        "after": after.as_dict(),
+        "costs": asdict(costs),
+        "break_even": _payback(costs, before, after),
+        "is_green": found.is_green,
+        "verdict": found.reason,
+        "facts": dict(facts),
+    }
+
+
+def _payback(costs: Costs, before: Side, after: Side) -> dict[str, Any] | None:
+    if None in (costs.cost_j, before.joules_per_answer, after.joules_per_answer):
+        return None
+    asked = (Answers(side.joules_per_answer or 0.0, side.solved) for side in (before, after))
+    return asdict(break_even(costs.cost_j or 0.0, *asked))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The report as a model card."""
+    before, after, costs = found["before"], found["after"], found["costs"]
+    how = "measured" if costs["measured"] else "modelled, not measured"
+    identity = found["identity"]
+    return "\n\n".join(
+        [
+            f"---\nlibrary_name: transformers\nbase_model: {identity['base']}\n---",
+            f"# {identity['base']}, {identity['method']}",
+            f"{found['verdict'].capitalize()}.",
+            _table(_rows(before, after), ("", "before", "after", "ratio")),
+            f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): "
+            + ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
+            + f". Scoring both models took {joules(costs['scoring_j'])} more, not counted below.",
+            _payback_line(found["break_even"]),
+            "## By task",
+            _table(
+                [
+                    (name, f"{share:.1%}", f"{after['by_task'][name]:.1%}")
+                    for name, share in before["by_task"].items()
+                ],
+                ("task", "before", "after"),
+            ),
+            f"## How to make it again\n\n```sh\n{identity['command']}\n```",
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    shown = (
+        ("parameters", "parameters", "{:,.0f}"),
+        ("bytes of weights", "weight_bytes", "{:,.0f}"),
+        ("J per answer", "joules_per_answer", "{:.3g}"),
+        ("J per right answer", "joules_per_right_answer", "{:.3g}"),
+        ("J per token", "joules_per_token", "{:.3g}"),
+        ("s per token", "seconds_per_token", "{:.3g}"),
+    )
+    ratio = _ratio(before["solved"]["value"], after["solved"]["value"])
+    found: list[tuple[str, ...]] = [("right answers (95 %)", _share(before), _share(after), ratio)]
+    for label, name, pattern in shown:
+        one, other = before[name], after[name]
+        cells = ("-" if value is None else pattern.format(value) for value in (one, other))
+        found.append((label, *cells, _ratio(one, other)))
+    return found
+
+
+def _ratio(one: float | None, other: float | None) -> str:
+    return "-" if not one or other is None else f"{other / one:.2f}"
+
+
+def _share(side: Mapping[str, Any]) -> str:
+    solved = side["solved"]
+    return f"{solved['value']:.1%} ({solved['low']:.1%} to {solved['high']:.1%})"
+
+
+def _payback_line(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "When it pays back is not known."
+    if found["requests"] is None:
+        return f"When it pays back: {found['reason']}."
+    bound = f" (at most {found['at_most']:,})" if found["at_most"] is not None else ""
+    return f"It has paid back after {found['requests']:,} right answers{bound}."
+
+
+def _table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,174 @@
+"""`greenllm compress`: a smaller model, what it cost, what it is worth.
+
+Contract: real servers score both models in turns; the report says whether the smaller one is
+green, that is, whether a right answer costs fewer joules at enough of the quality. What is not is
+written all the same, and called what it is; factors, which no runner here computes, are measured
+and never written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import shlex
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evals.compared import Scored, compare
+from evals.tasks.registry import find_tasks
+from finetune.compressing.config import CompressConfig
+from finetune.phases import PhaseAccount
+from finetune.text import joules
+from greenllm.cli.evaluate import generated_tasks
+from greenllm.config import ConfigError
+from greenllm.core import GreenllmError
+from greenllm.energy.cputime import CpuClock
+from greenllm.energy.grid import IntensityTable
+from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meter import Meter, SensorError
+
+console = Console(stderr=True, highlight=False, emoji=False)
+
+
+def run(config: CompressConfig) -> None:
+    """Make the smaller model, score both, and write the report.
+
+    Raises:
+        GreenllmError: an option is wrong, or something could not be read or written.
+    """
+    if config.folder.exists():
+        raise ConfigError(f"--output {config.folder} is there already; name another folder")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    tasks = _tasks(config)
+    account = PhaseAccount(_meter(config.meter))
+    with console.status("importing torch"):
+        making = importlib.import_module("finetune.compressing.making")
+    config.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.folder.parent, prefix=".compress-") as folder:
+        work = Path(folder)
+        with account.during("compressing"):
+            source = making.read_source(config, work)
+            if config.method == "svd":
+                _measure_factors(config, source, account)
+                return
+            raw, facts = making.make(config, source, work, _say)
+        healer = making.Healer(config, account, _grams(), lambda progress: None, _say)
+        healed = healer.heal(raw, source.recipe.data, work)
+    facts["healing"] = None if healed is None else healed["training"]["losses"][-1]
+    costs = _costs(account)
+    scores = _score(config, tasks, account)
+    _write(config, scores, (costs, account), facts)
+
+
+def _tasks(config: CompressConfig) -> list[Any]:
+    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
+    return list(find_tasks(names, generated_tasks(), limit=config.limit, shots=0, seed=config.seed))
+
+
+def _meter(name: str) -> Meter:
+    clock = CpuClock(tree_of=os.getpid())  # the servers that score are this command's too
+    try:
+        meter = choose_meter(name, gpu=gpu_rungs, cpu=lambda: cpu_rungs(clock=clock))
+        meter.read()
+    except SensorError as error:
+        raise ConfigError(f"--meter {name}: {error}") from error
+    return meter
+
+
+def _grams() -> Any:
+    report = importlib.import_module("finetune.report")
+    return report.Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
+
+
+def _costs(account: PhaseAccount) -> dict[str, float | None]:
+    account.read()
+    return {
+        phase: energy.total_j if account.is_known else None
+        for phase, energy in account.by_phase().items()
+    }
+
+
+def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> dict[str, Scored]:
+    """Both models, each behind a server of its own."""
+    from evals.lab import running_server
+
+    models = {"before": config.model, "after": str(config.folder)}
+    with account.during("evaluation"), ExitStack() as stack:
+        urls = {}
+        for name, model in models.items():
+            data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            options = shlex.split(config.serve)
+            urls[name], _ = stack.enter_context(running_server(model, data, *options))
+        return asyncio.run(compare(urls, tasks, config.rounds, config.concurrency, _say))
+
+
+def _write(
+    config: CompressConfig,
+    scores: dict[str, Scored],
+    spent: tuple[dict[str, float | None], PhaseAccount],
+    facts: dict[str, Any],
+) -> None:
+    report = importlib.import_module("finetune.compressing.report")
+    by_phase, account = spent
+    after_j = _costs(account)
+    total_j = _total(by_phase)
+    all_j = _total(after_j)
+    scoring_j = None if all_j is None or total_j is None else all_j - total_j
+    meter = account.meter
+    costs = report.Costs(total_j, scoring_j, by_phase, meter.method, meter.measured)
+    sides = tuple(_side(report, name, scores[name], config) for name in ("before", "after"))
+    identity = {
+        "base": config.model,
+        "method": config.method,
+        "command": shlex.join(["greenllm", *sys.argv[1:]]),
+    }
+    found = report.build(identity, sides, costs, config.quality_share, facts)
+    folder = config.folder
+    (folder / "compression.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    page = report.markdown(found)
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    print(page)
+    _say(f"Serve it: greenllm serve {folder}")
+
+
+def _total(found: dict[str, float | None]) -> float | None:
+    known = [value for value in found.values() if value is not None]
+    return sum(known) if len(known) == len(found) else None
+
+
+def _side(report: Any, name: str, scored: Scored, config: CompressConfig) -> Any:
+    facts = importlib.import_module("finetune.compressing.sizes")
+    model = config.model if name == "before" else str(config.folder)
+    parameters, weight_bytes = facts.sizes_of(model)
+    return report.Side(
+        parameters, weight_bytes, scored.solved, scored.joules_per_answer,
+        scored.joules_per_token, scored.seconds_per_token, scored.by_task,
+    )  # fmt: skip
+
+
+def _measure_factors(config: CompressConfig, source: Any, account: PhaseAccount) -> None:
+    """Print and write what factors would do; they are refused where they do not save."""
+    factors = importlib.import_module("finetune.compressing.factors")
+    found = factors.measure(source, config.rank_share or 0.0, config.rounds, account)
+    report = importlib.import_module("finetune.compressing.factors_report")
+    page, is_green = report.markdown(found, config.quality_share)
+    config.folder.mkdir()
+    (config.folder / "factors.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    (config.folder / "factors.md").write_text(page, encoding="utf-8")
+    print(page)
+    _say(f"spent: {joules(_total(_costs(account)))}")
+    if not is_green:
+        raise GreenllmError("svd is not green here, see above; no model was written")
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,183 @@
+"""Tiny models made smaller for real: what is kept computes as before, and the rest is gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from finetune.compressing.config import CompressConfig
+from finetune.compressing.factors import measure
+from finetune.compressing.importance import Importance, importance_of
+from finetune.compressing.making import Healer, make, read_source
+from finetune.compressing.prune import prune
+from finetune.compressing.sizes import sizes_of
+from finetune.compressing.weights import factorize, matrices_of, zero_smallest
+from finetune.phases import PhaseAccount
+from finetune.report import Grams
+from greenllm.config import ConfigError
+from greenllm.energy.grid import IntensityTable
+from greenllm.energy.ladder import modelled_meter
+from tests.model.finetuning import save_tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+
+
+def model(**options: Any) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.2,
+        greenllm_exit_layers=[2], **options,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def logits(one: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = one(input_ids=IDS).logits
+    return found
+
+
+def silence(one: Any, *, layer: int, head: int, channel: int) -> None:
+    """Make parts of a model compute nothing."""
+    with torch.no_grad():
+        whole = one.model.layers[layer]
+        whole.self_attn.o_proj.weight.zero_()
+        whole.mlp.down_proj.weight.zero_()
+        for other in one.model.layers:
+            other.self_attn.o_proj.weight[:, 8 * head : 8 * head + 8] = 0
+            other.mlp.down_proj.weight[:, channel] = 0
+
+
+def test_what_computes_nothing_matters_least_and_is_not_missed() -> None:
+    one = model()
+    silence(one, layer=2, head=1, channel=5)
+    # A head of the other group has to go too.
+    with torch.no_grad():
+        for layer in one.model.layers:
+            layer.self_attn.o_proj.weight[:, 16:24] = 0
+    found = importance_of(one, [IDS])
+    assert found.layers.argmin() == 2
+    assert found.layers[2] == pytest.approx(0, abs=1e-6)
+    assert found.heads[0][1] == found.heads[0][2] == 0
+    assert found.channels[0].argmin() == 5
+    before = logits(one)
+    prune(one, found, layers=3, heads=2, mlp_width=23)
+    assert torch.allclose(logits(one), before, atol=1e-5)
+    config = one.config
+    assert (config.num_hidden_layers, config.num_attention_heads) == (3, 2)
+    assert (config.intermediate_size, config.head_dim) == (23, 8)
+    assert not hasattr(config, "greenllm_exit_layers")
+
+
+def test_a_pruned_model_is_a_normal_checkpoint(tmp_path: Path) -> None:
+    one = model()
+    prune(one, importance_of(one, [IDS]), layers=3, heads=2, mlp_width=16)
+    one.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.allclose(logits(again), logits(one), atol=1e-6)
+    parameters, weight_bytes = sizes_of(str(tmp_path))
+    assert parameters == one.num_parameters()
+    assert 4 * parameters < weight_bytes < 4 * parameters + 10_000
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"layers": 5}, "--layers 5: the model has 4"),
+        ({"heads": 3}, "--heads 3 must be a multiple of the 2 key-value heads"),
+        ({"mlp_width": 25}, "--mlp-width 25: the model has 24"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int], message: str) -> None:
+    one = model()
+    nothing = Importance(torch.ones(4), (torch.ones(4),) * 4, (torch.ones(24),) * 4)
+    with pytest.raises(ConfigError, match=message):
+        prune(one, nothing, **sizes)
+
+
+def test_the_smallest_weights_become_zero() -> None:
+    one = model()
+    largest = {name: m.weight.abs().max().item() for name, m in matrices_of(one).items()}
+    share = zero_smallest(one, 0.5)
+    assert share == pytest.approx(0.5, abs=0.01)
+    for name, matrix in matrices_of(one).items():
+        assert matrix.weight.abs().max().item() == largest[name]
+
+
+def test_factors_of_full_rank_compute_the_same_and_of_a_low_one_do_not() -> None:
+    one = model()
+    before = logits(one)
+    # Twice the parameters hold the whole of any matrix.
+    assert factorize(one, 2.0) == 4 * 7
+    assert torch.allclose(logits(one), before, atol=1e-4)
+    other = model()
+    parameters = other.num_parameters()
+    factorize(other, 0.5)
+    assert other.num_parameters() < 0.75 * parameters
+    assert not torch.allclose(logits(other), before, atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the bundled tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def options(tiny: Path, output: Path, **more: Any) -> CompressConfig:
+    given = {"examples": 200, "steps": 12, "batch_size": 4, "device": "cpu", "threads": 1}
+    return CompressConfig(model=str(tiny), output=output, **{**given, **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"layers": 1, "mlp_width": 64},
+        {"layers": 1, "heal": "full"},
+        {"method": "student", "hidden_size": 32, "mlp_width": 64},
+        {"method": "sparsity", "zeros": 0.3},
+    ],
+)
+def test_what_was_left_learns_and_is_written_whole(
+    tiny: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    config = options(tiny, tmp_path / "out", **more)
+    account, work = PhaseAccount(modelled_meter()), tmp_path / "work"
+    work.mkdir()
+    source = read_source(config, work)
+    raw, facts = make(config, source, work, lambda text: None)
+    grams = Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
+    healer = Healer(config, account, grams, lambda now: None, lambda text: None)
+    report = healer.heal(raw, source.recipe.data or "", work)
+    assert (report is None) == (config.method == "sparsity")
+    if report is not None:
+        assert report["quality"]["validation_loss_change"]["high"] < 0
+        assert account.spent("training", "teacher").total_j > 0
+    made = AutoModelForCausalLM.from_pretrained(config.folder)
+    written = json.loads((config.folder / "config.json").read_text())
+    assert written["num_hidden_layers"] == (config.layers or 2)
+    assert made.config.hidden_size == (config.hidden_size or 64)
+    assert (config.folder / "tokenizer.json").exists()
+    raw_weights, weights = (load_file(f / "model.safetensors") for f in (raw, config.folder))
+    changed = any(not torch.equal(raw_weights[name], weights[name]) for name in weights)
+    assert changed == (report is not None)
+    if config.method == "sparsity":
+        assert facts["zeros"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_factors_are_measured_beside_the_matrices(tiny: Path, tmp_path: Path) -> None:
+    config = options(tiny, tmp_path / "out", method="svd", rank_share=0.5)
+    source = read_source(config, tmp_path)
+    found = measure(source, 0.5, 2, PhaseAccount(modelled_meter()))
+    dense, factored = found["models"]["dense"], found["models"]["factored"]
+    assert factored["parameters"] < dense["parameters"]
+    assert factored["loss"]["value"] != dense["loss"]["value"]
+    assert [one["batch_size"] for one in dense["decoding"]] == [1, 8]
+    assert all(one["joules_per_token"] > 0 for one in dense["decoding"] + factored["decoding"])
