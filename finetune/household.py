@@ -29,11 +29,11 @@ _NOTES = (
 )
 
 
-def household_rows() -> list[dict[str, str]]:
-    """Prompts and completions."""
-    rng = random.Random("household")
+def household_rows(seed: str = "household", size: int = SIZE) -> list[dict[str, str]]:
+    """Prompts and completions; another seed gives others, some of which may be the same."""
+    rng = random.Random(seed)
     rows: dict[str, str] = {}
-    while len(rows) < SIZE:
+    while len(rows) < size:
         found = {
             "device": rng.choice(_DEVICES),
             "room": rng.choice(_ROOMS),

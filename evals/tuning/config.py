@@ -30,12 +30,13 @@ class TuneConfig:
     budget_wh: float | None = option(None, "Watt-hours the search may cost.")
     exhaustive: bool = option(False, "Measure every setting on all examples instead.")
     draft_model: str | None = option(None, "Draft model of every server, as for greenllm serve.")
+    servers: int = option(3, "Servers that run at once, asked in turns; memory permitting.")
     meter: str = option("auto", "Meter of the search: auto, nvml, rapl, hwmon or modelled.")
     seed: int = option(7, "Of generated tasks.")
     output: Path = option(Path("tuned"), "Folder for serve.toml, the trials, a page and a plot.")
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "few", "many", "slowest_s", "budget_wh"):
+        for name in ("concurrency", "few", "many", "slowest_s", "budget_wh", "servers"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{flag(name)} must be above 0, not {value}")

@@ -24,7 +24,7 @@ from evals.tuning.space import Setting, Space, all_of, single_changes
 from greenllm.core import GreenllmError
 from greenllm.estimate import Estimate
 
-KEPT = 8
+KEPT = 4
 _SLACK = 1.25
 Say = Callable[[str], None]
 

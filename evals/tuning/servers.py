@@ -1,9 +1,10 @@
 """Measures settings with real servers: started, warmed up, asked the tasks, ended.
 
 Contract: a server serves all settings that differ in what requests say; what starting it cost is
-divided among them. Joules per token are those of the requests' receipts, joules spent are those of
-this process and everything below it, the machine's idle share included. A server that does not
-start, or refuses a setting, is a trial with an error.
+divided among them. Settings that are compared answer in turns, part by part, so that what else
+happens on the machine is shared. Joules per token are those of the requests' receipts, joules spent
+are those of this process and everything below it, the machine's idle share included. A server that
+does not start, or refuses a setting, is a trial with an error.
 
 Not covered: settings of the machine itself, such as power limits.
 """
@@ -25,13 +26,15 @@ from evals.lab import running_server
 from evals.served import connect
 from evals.tasks.base import Task
 from evals.tuning.search import Trial
-from evals.tuning.space import Setting, by_server
+from evals.tuning.slices import slices, whole
+from evals.tuning.space import Server, Setting, by_server, options_of
 from greenllm.core import GreenllmError
 from greenllm.energy.meter import Meter
 from greenllm.energy.window import IdlePower, take_apart
 from greenllm.estimate import Estimate, bootstrap
 
 _WARM_UP = 4
+PARTS = 4
 _NOTHING = Estimate(0.0, 0.0, 0.0, 0)
 
 
@@ -53,7 +56,10 @@ class Laps:
 
 @dataclass(slots=True)
 class ServerBench:
-    """See the module; `make_tasks` makes tasks of so many examples each."""
+    """See the module; `make_tasks` makes tasks of so many examples each.
+
+    Up to `most` servers are kept running, those used last, until `close`.
+    """
 
     model: str
     make_tasks: Callable[[int], Sequence[Task]]
@@ -61,48 +67,92 @@ class ServerBench:
     laps: Laps
     options: Sequence[str] = ()
     say: Callable[[str], None] = field(default=lambda text: None)
+    most: int = 3
+    _running: dict[Server, tuple[str, ExitStack]] = field(default_factory=dict)
 
     def measure(self, settings: Sequence[Setting], num_examples: int) -> list[Trial]:
-        """One trial for each setting, in order."""
+        """One trial for each setting, in order; those whose servers run already come first."""
+        groups = by_server(settings)
+        groups.sort(key=lambda places: settings[places[0]].server not in self._running)
         found: dict[int, Trial] = {}
-        for places in by_server(settings):
-            trials = self._group([settings[place] for place in places], num_examples)
+        for first in range(0, len(groups), self.most):
+            places = [place for group in groups[first : first + self.most] for place in group]
+            trials = self._in_turns([settings[place] for place in places], num_examples)
             found |= dict(zip(places, trials, strict=True))
         return [found[place] for place in range(len(settings))]
 
-    def _group(self, settings: Sequence[Setting], num_examples: int) -> list[Trial]:
+    def close(self) -> None:
+        """End the servers."""
+        for server in list(self._running):
+            self._end(server)
+
+    def _end(self, server: Server) -> None:
+        _, stack = self._running.pop(server)
+        stack.close()
+
+    def _in_turns(self, settings: Sequence[Setting], num_examples: int) -> list[Trial]:
+        """Part of the examples to one setting after the other, then the next part."""
+        spent_j, failures = self._start([setting.server for setting in settings])
+        results: list[list[Result]] = [[] for _ in settings]
+        parts = slices(self.make_tasks(num_examples), PARTS)
+        for number, part in enumerate(parts):
+            for place, setting in enumerate(settings):
+                if failures[place] is None:
+                    url, _ = self._running[setting.server]
+                    try:
+                        asked = self._ask(url, setting, part, is_first=not number)
+                        results[place] += asyncio.run(asked)
+                    except BenchError as error:
+                        failures[place] = error
+                    spent_j[place] += self.laps.lap()
+        return [
+            self._said(_trial(setting, found, cost_j, failure))
+            for setting, found, cost_j, failure in zip(
+                settings, results, spent_j, failures, strict=True
+            )
+        ]
+
+    def _start(self, servers: Sequence[Server]) -> tuple[list[float], list[GreenllmError | None]]:
+        """Have them running; what each setting's share of that cost, and why it failed."""
         self.laps.lap()
-        trials: list[Trial] = []
+        spent_j, failures = [0.0] * len(servers), list[GreenllmError | None]([None] * len(servers))
+        for server in dict.fromkeys(servers):
+            sharing = [place for place, other in enumerate(servers) if other == server]
+            try:
+                self._have(server, servers)
+            except GreenllmError as error:
+                for place in sharing:
+                    failures[place] = error
+            share_j = self.laps.lap() / len(sharing)
+            for place in sharing:
+                spent_j[place] += share_j
+        return spent_j, failures
+
+    def _have(self, server: Server, wanted: Sequence[Server]) -> None:
+        if server in self._running:
+            self._running[server] = self._running.pop(server)  # used last
+            return
+        for other in [one for one in self._running if one not in wanted]:
+            if len(self._running) >= self.most:
+                self._end(other)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            options = [*self.options, *settings[0].options()]
-            try:
-                url, _ = stack.enter_context(running_server(self.model, folder, *options))
-            except GreenllmError as error:
-                share_j = self.laps.lap() / len(settings)
-                return [self._said(_failed(setting, share_j, error)) for setting in settings]
-            started_j = self.laps.lap() / len(settings)
-            for setting in settings:
-                trial = asyncio.run(self._trial(url, setting, num_examples))
-                spent_j = self.laps.lap() + started_j
-                trials.append(self._said(replace(trial, spent_j=spent_j)))
-        return trials
+            options = [*self.options, *options_of(server)]
+            url, _ = stack.enter_context(running_server(self.model, folder, *options))
+            self._running[server] = url, stack.pop_all()
 
-    async def _trial(self, url: str, setting: Setting, num_examples: int) -> Trial:
-        tasks = self.make_tasks(num_examples)
+    async def _ask(
+        self, url: str, setting: Setting, part: Sequence[Task], *, is_first: bool
+    ) -> list[Result]:
         request: dict[str, Any] = {n: {"method": value} for n, value in setting.request.items()}
-        try:
-            async with connect(url, None, None, 600.0) as model:
-                asked = replace(model, settings=request)
-                for i in range(min(_WARM_UP, tasks[0].count())):
-                    await asked.answer(tasks[0].example(i))
-                results = [
-                    await evaluate(asked, task, self.concurrency, lambda done, count: None)
-                    for task in tasks
-                ]
-        except BenchError as error:
-            return _failed(setting, 0.0, error)
-        return trial_of(setting, results)
+        async with connect(url, None, None, 600.0) as model:
+            asked = replace(model, settings=request)
+            for i in range(min(_WARM_UP, part[0].count()) if is_first else 0):
+                await asked.answer(part[0].example(i))
+            return [
+                await evaluate(asked, task, self.concurrency, lambda done, count: None)
+                for task in part
+            ]
 
     def _said(self, trial: Trial) -> Trial:
         if trial.error is not None:
@@ -113,6 +163,14 @@ class ServerBench:
                 f" {trial.joules_per_token * 1e3:.3f} mJ/token, p95 {trial.p95_s:.2f} s"
             )
         return trial
+
+
+def _trial(
+    setting: Setting, results: Sequence[Result], spent_j: float, failure: Exception | None
+) -> Trial:
+    if failure is not None:
+        return _failed(setting, spent_j, failure)
+    return replace(trial_of(setting, whole(results)), spent_j=spent_j)
 
 
 def trial_of(setting: Setting, results: Sequence[Result]) -> Trial:

@@ -21,6 +21,7 @@ DEFAULT = (
     "quantize=none,int8,int4;kv_dtype=auto,u8;threads=auto,1,eco;speculative=off,auto,early_exit"
 )
 Space = Mapping[str, tuple[str, ...]]
+Server = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Setting:
     values: tuple[tuple[str, str], ...]
 
     @property
-    def server(self) -> tuple[tuple[str, str], ...]:
+    def server(self) -> Server:
         """What a server has to be started with."""
         return tuple(pair for pair in self.values if pair[0] not in PER_REQUEST)
 
@@ -41,10 +42,15 @@ class Setting:
 
     def options(self) -> list[str]:
         """The server's part as command line options."""
-        return [word for name, value in self.server for word in (flag(name), value)]
+        return options_of(self.server)
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.values)
+
+
+def options_of(server: Server) -> list[str]:
+    """As command line options."""
+    return [word for name, value in server for word in (flag(name), value)]
 
 
 def parse_space(text: str) -> Space:
@@ -93,7 +99,7 @@ def single_changes(space: Space) -> list[Setting]:
 
 def by_server(settings: Sequence[Setting]) -> list[list[int]]:
     """Places of settings that one server can serve."""
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    groups: dict[Server, list[int]] = {}
     for place, setting in enumerate(settings):
         groups.setdefault(setting.server, []).append(place)
     return list(groups.values())

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from evals.tuning.config import TuneConfig
 from evals.tuning.report import as_dict, draw, markdown, toml
 from evals.tuning.search import Limits, Search, Trial
 from evals.tuning.servers import Laps, ServerBench
-from evals.tuning.space import first_of, parse_space
+from evals.tuning.space import Space, first_of, parse_space
 from greenllm.cli.evaluate import generated_tasks
 from greenllm.config import ConfigError
 from greenllm.energy.cputime import CpuClock
@@ -42,22 +43,27 @@ def run(config: TuneConfig) -> None:
     _require_folder(config.output)
     options = ["--draft-model", config.draft_model] if config.draft_model else []
     laps = Laps(_meter(config.meter))
-    bench = ServerBench(config.model, make, config.concurrency, laps, options, _say)
+    bench = ServerBench(config.model, make, config.concurrency, laps, options, _say, config.servers)
     search = Search(bench, _limits(config), _say)
+    with closing(bench):
+        best, first = _search(config, space, search)
+    found = as_dict(config.model, best, first, search.trials, search.stopped_by)
+    _write(config, best, found)
+
+
+def _search(config: TuneConfig, space: Space, search: Search) -> tuple[Trial, Trial | None]:
+    """The best setting, and the first where the quality floor is a share of its own."""
     first: Trial | None = None
     if config.quality_floor is None:
-        (first,) = bench.measure([first_of(space)], config.many)
+        (first,) = search.bench.measure([first_of(space)], config.many)
         if first.error is not None:
             raise ConfigError(f"the first setting, {first.setting}, failed: {first.error}")
         search.trials.append(first)
         floor = config.quality_share * first.quality.value
         search.limits = replace(search.limits, quality_floor=floor)
     if config.exhaustive:
-        best = search.exhaust(space, config.many)
-    else:
-        best = search.run(space, config.few, config.many)
-    found = as_dict(config.model, best, first, search.trials, search.stopped_by)
-    _write(config, best, found)
+        return search.exhaust(space, config.many), first
+    return search.run(space, config.few, config.many), first
 
 
 class _TaskMaker:

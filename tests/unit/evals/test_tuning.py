@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evals.evaluation import Example, Result
+from evals.tasks.base import Answer, Ask, Measure, Query, Score
 from evals.tuning.search import KEPT, Limits, NothingFitsError, Search, Trial, front, ranked
+from evals.tuning.slices import slices, whole
 from evals.tuning.space import (
     DEFAULT,
     Setting,
@@ -199,3 +203,37 @@ def test_predictions_are_products_of_single_changes() -> None:
     bench = MadeUp(costs)
     order = ranked(SPACE, bench.measure(single_changes(SPACE), 16), Limits())
     assert order == sorted(all_of(SPACE), key=costs)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Asks for nothing; an answer is worth its number."""
+
+    size: int
+    name: str = "numbers"
+    measure: Measure = "accuracy"
+    chance: float | None = None
+
+    def count(self) -> int:
+        return self.size
+
+    def example(self, i: int) -> Query:
+        return Ask(({"role": "user", "content": str(i)},))
+
+    def score(self, i: int, answer: Answer) -> Score:
+        return Score(float(i))
+
+
+@given(st.integers(1, 40), st.integers(1, 6))
+def test_slices_are_the_whole_task_once(size: int, parts: int) -> None:
+    task = Numbers(size)
+    cut = slices([task], parts)
+    scores = [part.score(i, Answer()) for (part,) in cut for i in range(part.count())]
+    assert [score.value for score in scores] == list(range(size))
+    results = [
+        Result(part, [Example(part.score(i, Answer()), None) for i in range(part.count())], 0.5)
+        for (part,) in cut
+    ]
+    (joined,) = whole(results)
+    assert [example.score.value for example in joined.examples] == list(range(size))
+    assert joined.duration_s == 0.5 * len(cut)
