@@ -1,0 +1,69 @@
+"""`greenllm compress` with real servers: the smaller model serves, and its bill adds up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Compress = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ("--examples", "300", "--steps", "6", "--batch-size", "4", "--meter", "modelled")
+
+
+@pytest.fixture(scope="module")
+def compress(command: Callable[..., list[str]], environment: dict[str, str]) -> Compress:
+    """Runs the command."""
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command("compress", "bundled", *options),
+            env=environment, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_pruned_model_serves_and_has_its_bill(compress: Compress, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    run = compress(
+        "--layers", "11", "--tasks", "generated.upper", "--limit", "8", "--rounds", "1",
+        "--output", str(out), *SMALL,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads((out / "compression.json").read_text())
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 11
+    before, after = found["before"], found["after"]
+    assert after["parameters"] < before["parameters"] == 4_920_000
+    assert after["solved"]["examples"] == before["solved"]["examples"] == 8
+    costs = found["costs"]
+    assert costs["cost_j"] == pytest.approx(sum(costs["by_phase"].values()))
+    assert costs["by_phase"]["training"] > 0
+    assert costs["by_phase"]["teacher"] > 0
+    assert costs["scoring_j"] > 0
+    page = (out / "README.md").read_text()
+    assert found["verdict"].capitalize() in page
+    assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left"
+    again = compress("--layers", "11", "--output", str(out))
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+@pytest.mark.slow
+def test_factors_are_measured_and_never_written_as_a_model(
+    compress: Compress, tmp_path: Path
+) -> None:
+    out = tmp_path / "factors"
+    run = compress(
+        "--method", "svd", "--rank-share", "0.3", "--rounds", "1", "--output", str(out), *SMALL
+    )
+    found = json.loads((out / "factors.json").read_text())
+    dense, factored = found["models"]["dense"], found["models"]["factored"]
+    assert factored["loss"]["value"] > 2 * dense["loss"]["value"], "without healing"
+    assert run.returncode == 2
+    assert "svd is not green here" in run.stderr
+    assert not list(out.glob("*.safetensors"))
+    assert f"{dense['loss']['value']:.4f}" in run.stdout
