@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from evals.evaluation_config import EvalConfig
+from evals.profiling.config import ProfileConfig
 from evals.tuning.config import TuneConfig
 from finetune.compressing.config import CompressConfig
 from finetune.recipe import Recipe
@@ -90,6 +91,15 @@ def compress(flags: Mapping[str, Any], config: Path | None) -> None:
     from greenllm.cli.compress import run
 
     run(load(CompressConfig, flags=flags, file=config))
+
+
+@app.command()
+@with_options(ProfileConfig, positional="model", environment=False)
+def profile(flags: Mapping[str, Any], config: Path | None) -> None:
+    """Say where one step of a model spends FLOPs, bytes, time and joules, part by part."""
+    from greenllm.cli.profile import run
+
+    run(load(ProfileConfig, flags=flags, file=config))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def _describe(
         source=name if name in BUNDLED_PATHS else source,
         architecture=type(model).__name__,
         parameters=parameters,
-        weight_bytes=_weight_bytes(model),
+        weight_bytes=stored_bytes([*model.parameters(), *model.buffers()]),
         quantization=_how_quantized(config, options),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(first.device),
@@ -254,10 +255,13 @@ def _how_quantized(config: Any, options: LoadOptions) -> str:
     return str(getattr(method, "value", method))
 
 
-def _weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of parameters, buffers and bitsandbytes' constants."""
+def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of parameters and buffers with bitsandbytes' constants, as loaded.
+
+    The first step of an int8 layer takes its constants off its weight: ask before.
+    """
     size = 0
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in tensors:
         size += tensor.numel() * tensor.element_size()
         for constant in _constants(tensor):
             size += constant.numel() * constant.element_size()

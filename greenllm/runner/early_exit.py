@@ -25,7 +25,7 @@ def first_layers(model: PreTrainedModel, count: int, num_layers: int) -> PreTrai
     if not 1 <= count < num_layers:
         raise LoadError(f"no early exit after layer {count}: it must be in [1, {num_layers - 1}]")
     kind = type(model).__name__
-    path = _path_of_layers(model, num_layers)
+    path = path_of_layers(model, num_layers)
     if path is None:
         raise LoadError(f"{kind} cannot be left early: its layers are not in one list")
     parents = [".".join(path[:depth]) for depth in range(len(path))]
@@ -36,7 +36,7 @@ def first_layers(model: PreTrainedModel, count: int, num_layers: int) -> PreTrai
     return _with(model, path, nn.ModuleList(list(layers.children())[:count]))
 
 
-def _path_of_layers(model: nn.Module, num_layers: int) -> list[str] | None:
+def path_of_layers(model: nn.Module, num_layers: int) -> list[str] | None:
     """Where the only list of so many modules is that is not within another such list."""
     paths = [
         path

@@ -1,0 +1,1 @@
+"""Where one step of a model spends FLOPs, bytes, time and joules, part by part."""

@@ -1,0 +1,61 @@
+"""`greenllm profile`: where one step of a model spends FLOPs, bytes, time and joules.
+
+Contract: the page goes to standard output and, with `--output`, into a folder that is new or empty,
+with everything as JSON and a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from evals.profiling.config import ProfileConfig
+from greenllm.config import ConfigError
+from greenllm.energy.cputime import CpuClock
+from greenllm.energy.ladder import choose_meter, cpu_rungs
+from greenllm.energy.meter import Meter, SensorError
+from greenllm.model.quiet import hush_libraries
+
+
+def run(config: ProfileConfig) -> None:
+    """Profile, print and write.
+
+    Raises:
+        GreenllmError: an option is wrong, or the model cannot be profiled.
+    """
+    if config.output is not None:
+        _require_folder(config.output)
+    meter = _meter(config.meter)
+    hush_libraries()
+    # Threads that spin at barriers burn joules; read when torch is loaded, as for the server.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    console = Console(stderr=True, highlight=False, emoji=False)
+    with console.status(f"profiling {config.model}"):
+        from evals.profiling.profiler import profile
+        from evals.profiling.report import as_dict, draw, markdown
+
+        found = profile(config, meter)
+    page = markdown(found)
+    print(page)
+    if config.output is not None:
+        config.output.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(as_dict(found), indent=2) + "\n"
+        (config.output / "profile.json").write_text(text, encoding="utf-8")
+        (config.output / "profile.md").write_text(page, encoding="utf-8")
+        draw(found, config.output / "profile.svg")
+
+
+def _meter(name: str) -> Meter:
+    clock = CpuClock()
+    try:
+        return choose_meter(name, cpu=lambda: cpu_rungs(clock=clock))
+    except SensorError as error:
+        raise ConfigError(f"--meter {name}: {error}") from error
+
+
+def _require_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--output {folder} is there already; name another folder")
