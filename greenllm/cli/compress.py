@@ -27,6 +27,7 @@ from finetune.compressing.config import CompressConfig
 from finetune.phases import PhaseAccount
 from finetune.text import joules
 from greenllm.cli.evaluate import generated_tasks
+from greenllm.cli.finetune import progress_bar, shown_on
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.cputime import CpuClock
@@ -61,8 +62,11 @@ def run(config: CompressConfig) -> None:
                 _measure_factors(config, source, account)
                 return
             raw, facts = making.make(config, source, work, _say)
-        healer = making.Healer(config, account, _grams(), lambda progress: None, _say)
-        healed = healer.heal(raw, source.recipe.data, work)
+        data = source.recipe.data
+        del source  # healing loads the model again, as a teacher
+        with progress_bar() as bar:
+            healer = making.Healer(config, account, _grams(), shown_on(bar), _say)
+            healed = healer.heal(raw, data, work)
     facts["healing"] = None if healed is None else healed["training"]["losses"][-1]
     costs = _costs(account)
     scores = _score(config, tasks, account)

@@ -50,8 +50,8 @@ def run(recipe: Recipe) -> None:
     if recipe.plan:
         _say_plan(run_module.plan(recipe, account, _say), grams)
         return
-    with _bar() as bar:
-        found = run_module.run(recipe, account, grams, _shown(bar), _say)
+    with progress_bar() as bar:
+        found = run_module.run(recipe, account, grams, shown_on(bar), _say)
     if found is None:
         return
     run_module.write_pages(folder, found)
@@ -97,7 +97,8 @@ def _embodied(recipe: Recipe) -> EmbodiedModel | None:
     return None if on_gpu else EmbodiedModel.per_vcpu(read_cpu_info().num_vcpus)
 
 
-def _bar() -> Progress:
+def progress_bar() -> Progress:
+    """For a run's steps."""
     return Progress(
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=24),
@@ -108,7 +109,7 @@ def _bar() -> Progress:
     )
 
 
-def _shown(bar: Progress) -> Any:
+def shown_on(bar: Progress) -> Any:
     """Shows each look on the bar; without a terminal one line for every tenth."""
     task = bar.add_task("training", total=None, figures="")
     said = -1
