@@ -7,6 +7,7 @@ page that is stale and exits with 1. Not covered: the pages beside this file, wh
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,11 @@ from generate_library import library_page
 from typer.core import TyperCommand, TyperGroup
 
 from greenllm.cli.app import app
+from greenllm.scorecard.schema import card_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
+SCHEMA = "green_report.schema.json"
 WIDTH = 100
 NOTICE = "<!-- Written by `make docs`; a test compares it with the code. -->\n<!-- fmt: off -->\n\n"
 
@@ -39,14 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def pages() -> dict[Path, str]:
-    """Every page by its file."""
+    """Every page, and the schema of the score card, by its file."""
     texts = {
         "cli.md": cli_page(),
         "http.md": http_page(),
         "library.md": library_page(ROOT / "greenllm"),
         "metrics.md": metrics_page(),
     }
-    return {REFERENCE / name: NOTICE + text for name, text in texts.items()}
+    schema = json.dumps(card_schema(), indent=2, ensure_ascii=False) + "\n"
+    found = {REFERENCE / name: NOTICE + text for name, text in texts.items()}
+    return {**found, REFERENCE / SCHEMA: schema}
 
 
 def cli_page() -> str:

@@ -16,10 +16,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from evals.basis import sum_of, together
 from evals.entry import BenchError
 from evals.served import Cost, RefusedError
 from evals.tasks.base import Answer, Query, Rate, Score, Task
 from greenllm.estimate import Estimate, bootstrap, wilson
+from greenllm.scorecard.card import wh_per_1000_requests
 
 
 class Model(Protocol):
@@ -102,8 +104,9 @@ class Result:
             "tokens": tokens,
             "completion_tokens": sum(cost.completion_tokens for cost in costs),
             "energy_j": total_j,
-            "grams": _sum([cost.grams for cost in costs]),
+            "grams": sum_of([cost.grams for cost in costs]),
             "joules_per_example": None if total_j is None else total_j / len(costs),
+            "wh_per_1000_requests": wh_per_1000_requests(total_j, len(costs)),
             "joules_per_token": total_j / tokens if total_j is not None and tokens else None,
             "joules_per_correct": None if per_correct is None else per_correct.as_dict(),
             "accuracy_per_joule": _over(figure.value, total_j, len(costs)) if is_accuracy else None,
@@ -116,10 +119,6 @@ class Result:
 def _over(accuracy: float, total_j: float | None, parts: float) -> float | None:
     """Accuracy over the joules of one example, or over the mean watts of the requests."""
     return accuracy / (total_j / parts) if total_j and parts else None
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    return None if None in values else sum(value for value in values if value is not None)
 
 
 async def evaluate(
@@ -167,4 +166,14 @@ def methods_of(results: Sequence[Result]) -> Mapping[str, Any]:
     return {
         "methods": sorted({cost.method for cost in known if cost.method is not None}),
         "measured": all(cost.is_measured for cost in known) if known else None,
+    }
+
+
+def together_of(results: Sequence[Result]) -> dict[str, Any]:
+    """Of all tasks: what their joules rest on, and the watt-hours of 1,000 requests."""
+    costs = [cost for result in results for cost in result.costs()]
+    total_j = sum_of([cost.joules for cost in costs])
+    return {
+        **together([cost.basis for cost in costs]).as_dict(),
+        "wh_per_1000_requests": wh_per_1000_requests(total_j, len(costs)),
     }

@@ -9,13 +9,13 @@ from typing import Any
 _NONE = "-"
 _HEAD = (
     "| task | figure | 95 % | chance | examples | J | J per example | J per right answer"
-    " | accuracy per J | J per token |"
+    " | accuracy per J | J per token | Wh per 1,000 requests |"
 )
 
 
 def markdown(found: Mapping[str, Any]) -> str:
     """One row for each task."""
-    rows = [_HEAD, "|---|---:|---|---:|---:|---:|---:|---|---:|---:|"]
+    rows = [_HEAD, "|---|---:|---|---:|---:|---:|---:|---|---:|---:|---:|"]
     rows += [_row(name, task) for name, task in found["tasks"].items()]
     measured = found["energy"]["measured"]
     how = {True: "measured", False: "modelled, not measured", None: "unknown"}[measured]
@@ -23,6 +23,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"# {found['model']}",
         "\n".join(rows),
         f"Joules are {how} ({', '.join(found['energy']['methods']) or 'the server says none'}).",
+        f"All tasks together: {_short(found['basis']['wh_per_1000_requests'])} Wh per 1,000"
+        " requests.",
     ]
     refused = {name: task for name, task in found["tasks"].items() if task["refused"]}
     lines += [
@@ -48,6 +50,7 @@ def _row(name: str, task: Mapping[str, Any]) -> str:
         _NONE if per_right is None else _interval(per_right),
         _short(task["accuracy_per_joule"]),
         _short(task["joules_per_token"]),
+        _short(task["wh_per_1000_requests"]),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from evals.basis import Basis, basis_of, sum_of, together
 from evals.entry import BenchError
 from evals.tasks.base import Answer, Ask, Query, Rate, Rating
 
@@ -44,6 +45,7 @@ class Cost:
     completion_tokens: int
     is_measured: bool | None = None
     method: str | None = None
+    basis: Basis = Basis()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,24 +201,22 @@ def cost_of(body: Mapping[str, Any]) -> Cost:
         usage.get("completion_tokens", 0),
         energy.get("measured"),
         energy.get("method"),
+        basis_of(energy),
     )
 
 
 def total(costs: Sequence[Cost]) -> Cost:
     """Several requests of one query; unknown where one is."""
     return Cost(
-        _sum([cost.joules for cost in costs]),
-        _sum([cost.active_j for cost in costs]),
-        _sum([cost.grams for cost in costs]),
+        sum_of([cost.joules for cost in costs]),
+        sum_of([cost.active_j for cost in costs]),
+        sum_of([cost.grams for cost in costs]),
         sum(cost.prompt_tokens for cost in costs),
         sum(cost.completion_tokens for cost in costs),
         costs[0].is_measured if costs else None,
         costs[0].method if costs else None,
+        together([cost.basis for cost in costs]),
     )
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    return None if None in values else sum(value for value in values if value is not None)
 
 
 def _reason(found: Any) -> str:

@@ -1,7 +1,6 @@
-"""The model card of what was trained, with Hugging Face's `co2_eq_emissions`.
+"""The model card of what was trained: the score card's metadata, and the report below it.
 
-Source: the metadata of model cards, huggingface.co/docs/hub/model-cards-co2 (grams, a plain
-number). Not covered: intended use, which only the user knows.
+Not covered: intended use, which only the user knows.
 """
 
 from __future__ import annotations
@@ -10,33 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.text import joules, markdown
+from greenllm.scorecard.huggingface import front_matter
+from greenllm.scorecard.reading import card_of_finetune
 
 
 def card(found: Mapping[str, Any]) -> str:
     """README.md of the output folder."""
     recipe, measures = found["recipe"], found["measures"]
-    carbon, energy = measures["carbon"], measures["energy"]
-    head = [
-        "---",
-        f"base_model: {recipe['model']}",
-        f"library_name: {'peft' if recipe['method'] != 'full' else 'transformers'}",
-        "tags: [greenllm]",
-    ]
-    if carbon["operational_g"] is not None:
-        head += [
-            "co2_eq_emissions:",
-            f"  emissions: {_plain(carbon['operational_g'])}",
-            f'  source: "greenllm: {energy["method"]} joules x {carbon["intensity_source"]}"',
-            "  training_type: fine-tuning",
-            f'  geographical_location: "{carbon["intensity_zone"]}"',
-            f'  hardware_used: "{found["identity"]["machine"]}"',
-        ]
+    energy = measures["energy"]
     body = markdown(found).replace("# ", "## ", 1)
     return "\n".join(
         [
-            *head,
-            "---",
-            "",
+            front_matter(card_of_finetune(found)),
             f"# {recipe['model']}, fine-tuned with {recipe['method']}",
             "",
             "## Environmental impact",
@@ -48,8 +32,3 @@ def card(found: Mapping[str, Any]) -> str:
             body,
         ]
     )
-
-
-def _plain(grams: float) -> str:
-    """Plain decimals: the hub does not read exponents."""
-    return f"{grams:.6f}".rstrip("0").rstrip(".") if grams >= 1e-6 else f"{grams:.12f}"

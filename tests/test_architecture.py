@@ -51,6 +51,7 @@ LIGHT = (
     "greenllm.energy.ledger",
     "greenllm.energy.ladder",
     "greenllm.engine_loop",
+    "greenllm.scorecard.reading",
     "greenllm.cli.app",
 )
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "fastapi", "pydantic", "matplotlib")

@@ -121,6 +121,29 @@ def report(
 
 
 @app.command()
+def card(
+    file: Annotated[
+        Path, typer.Argument(help="green_report.json of a fine-tune, or an evaluation's JSON.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="json, hf (Hugging Face metadata), spdx (SPDX 3.0.1 JSON-LD) or csv.",
+        ),
+    ] = "json",
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+) -> None:
+    """Print the green score card of a run, or put it into a form for others.
+
+    The card is checked against its JSON Schema; what is unknown is null.
+    """
+    from greenllm.cli.card import run
+
+    run(file, form, output)
+
+
+@app.command()
 def estimate(
     hours: Annotated[float | None, typer.Option(help="Hours of use (with --hardware).")] = None,
     hardware: Annotated[

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
+import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from evals.evaluation import Result, evaluate, methods_of
+from evals.evaluation import Result, evaluate, methods_of, together_of
 from evals.evaluation_config import EvalConfig
 from evals.evaluation_report import draw, markdown
 from evals.served import connect
@@ -27,10 +32,14 @@ from evals.tasks.asked import Question
 from evals.tasks.base import Task
 from evals.tasks.registry import Generated, find_tasks
 from finetune.bundled.tasks import held_out_examples, task_names
+from greenllm import __version__
 from greenllm.config import ConfigError
 
 SCHEMA = 1
 _COMPARED = {"json": "json", "sql": "sql"}
+# Keys of servers have no place in a result that people publish.
+_KEYS = re.compile(r"""^(--api-key=).*|(--api-keys?(?:=|\s+))(?:'[^']*'|"[^"]*"|\S+)""")
+_MASK = "***"
 _UNSCORED = ("story", "about", "facts", "definition", "unknown", "list", "memory")
 
 
@@ -47,9 +56,10 @@ def run(config: EvalConfig) -> None:
     if config.output is not None and config.output.exists() and not config.output.is_dir():
         raise ConfigError(f"--output {config.output} is a file, not a folder")
     console = Console(stderr=True, highlight=False)
+    identity = identity_of(config, sys.argv[1:], datetime.now(UTC))
     with _server(config, console) as url:
         model, results = asyncio.run(_evaluate(config, url, tasks, console))
-    found = report(model, results)
+    found = report(identity, model, results)
     print(markdown(found))
     if config.output is not None:
         _write(found, config.output)
@@ -106,12 +116,32 @@ async def _evaluate(
     return model.model, results
 
 
-def report(model: str, results: Sequence[Result]) -> dict[str, Any]:
+def identity_of(config: EvalConfig, words: Sequence[str], began: datetime) -> dict[str, Any]:
+    """What was run, when and where; the machine of a server elsewhere is unknown."""
+    return {
+        "command": shlex.join(["greenllm", *_masked(words)]),
+        "began": began.isoformat(timespec="seconds"),
+        "machine": platform.machine() if config.url is None else None,
+        "versions": {"greenllm": __version__},
+    }
+
+
+def _masked(words: Sequence[str]) -> list[str]:
+    """The words without keys, also without those in the options of --serve."""
+    return [
+        _MASK if before == "--api-key" else _KEYS.sub(rf"\1\2{_MASK}", word)
+        for before, word in pairwise(["", *words])
+    ]
+
+
+def report(identity: Mapping[str, Any], model: str, results: Sequence[Result]) -> dict[str, Any]:
     """Everything that was found, as it is written."""
     return {
         "schema": SCHEMA,
+        "identity": dict(identity),
         "model": model,
         "energy": methods_of(results),
+        "basis": together_of(results),
         "tasks": {result.task.name: result.as_dict() for result in results},
     }
 

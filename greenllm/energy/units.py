@@ -8,6 +8,8 @@ Source: The International System of Units (SI Brochure, 9th edition).
 Not covered: temperature, volume, money, and parsing of text with units.
 """
 
+from decimal import Decimal
+
 J_PER_WH = 3_600.0
 J_PER_KWH = 3_600_000.0
 WH_PER_KWH = 1_000.0
@@ -61,3 +63,16 @@ def significant(value: float, digits: int = 3) -> float:
     if digits < 1:
         raise ValueError(f"digits must be at least 1, not {digits}")
     return float(f"{value:.{digits - 1}e}")
+
+
+def plain_decimal(value: float, digits: int = 6) -> str:
+    """`value` to `digits` significant digits, without an exponent, for readers that know none.
+
+    Raises:
+        ValueError: `digits` is less than 1, or `value` is not finite.
+    """
+    rounded = Decimal(repr(significant(value, digits)))
+    if not rounded.is_finite():
+        raise ValueError(f"{value} has no decimals")
+    text = f"{rounded:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

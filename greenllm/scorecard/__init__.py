@@ -1,0 +1,1 @@
+"""The green score card: one form for what a run cost and what it is worth."""

@@ -1,0 +1,113 @@
+"""A fine-tune's report and an evaluation's result, as the commands themselves write them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evals.basis import Basis
+from evals.evaluation import Result, evaluate
+from evals.evaluation_config import EvalConfig
+from evals.served import Cost, RefusedError
+from evals.tasks.base import Answer, Ask, Measure, Query, Rate, Rating, Score
+from finetune.data import Counts, Data
+from finetune.phases import Energy, PhaseAccount
+from finetune.quality import Losses, Quality
+from finetune.recipe import Recipe
+from finetune.report import Grams, Outcome, Sizes, build
+from finetune.watch import Seen, Watch
+from greenllm.cli.evaluate import identity_of, report
+from greenllm.energy.carbon import EmbodiedModel
+from greenllm.energy.grid import Intensity
+from greenllm.energy.meter import Reading, ReplayMeter
+from greenllm.estimate import wilson
+
+MOMENT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+FOLDER = Path(__file__).parent / "golden"
+INTENSITY = Intensity(360.0, "FRA", "France", 2025, "a table", "CC BY 4.0")
+IDENTITY = {
+    "command": "greenllm finetune --data example", "began": MOMENT.isoformat(), "base": "base",
+    "base_digest": "d1", "machine": "x86_64", "python": "3.12.0", "versions": {"greenllm": "0.1.0"},
+}  # fmt: skip
+BASIS = Basis(0.5, 0.25, 1e9, 0.42, 360.0, "FRA", "a table", 1.0)
+COST = Cost(7.2, 3.6, 0.75, 10, 5, False, "modelled", BASIS)
+
+
+def finetuned(
+    *,
+    training_j: float | None = 3600.0,
+    embodied: EmbodiedModel | None = None,
+    method: str = "lora",
+    loss: float = 1.0,
+) -> dict[str, Any]:
+    """A report; training took 100 s, loading half of its joules in 20 s."""
+    meter = ReplayMeter([Reading(0.0, {"cpu": 0.0})], measured=False, method="modelled")
+    account = PhaseAccount(meter)
+    if training_j is None:
+        account.give_up("the sensor is gone")
+    else:
+        account.add("loading", Energy(training_j / 2, 0.0, 0.0, 20.0, {"cpu": training_j / 2}))
+        account.add("training", Energy(training_j, 0.0, 0.0, 100.0, {"cpu": training_j}))
+        account.add("compare", Energy(1e6, 0.0, 0.0, 1e3, {"cpu": 1e6}))
+    watch = Watch(account, Path("journal"), total_tokens=1000)
+    watch.seen = Seen(steps=10, tokens=1000, padding=5, learnt=400)
+    before = Quality(Losses((4.0, 6.0), (2, 2)), Losses((3.0,), (2,)), wilson(1, 4))
+    after = Quality(Losses((loss * 2, loss * 2), (2, 2)), Losses((3.5,), (2,)), wilson(3, 4))
+    after = replace(after, exits={2: wilson(7, 8)})
+    before = replace(before, exits={2: wilson(2, 8)})
+    recipe = Recipe(model="base", data="example", output=Path("out"), method=method)  # type: ignore[arg-type]
+    found = build(
+        recipe, IDENTITY, Data((), (), Counts(), "digest"), Sizes(5000, 100, 400), watch,
+        Outcome("completed", None, before, after, None), Grams(INTENSITY, 1.2, embodied),
+    )  # fmt: skip
+    written: dict[str, Any] = json.loads(json.dumps({**found, "trials": [], "start": None}))
+    return written
+
+
+class Quiz:
+    """Questions, every second of which is answered right; or texts to rate."""
+
+    def __init__(self, name: str, measure: Measure = "accuracy", size: int = 4) -> None:
+        self.name, self.measure, self._size = name, measure, size
+        self.chance = 0.25 if measure == "accuracy" else None
+
+    def count(self) -> int:
+        return self._size
+
+    def example(self, i: int) -> Query:
+        return Ask(({"role": "user", "content": str(i)},)) if self.chance else Rate((("", "a"),))
+
+    def score(self, i: int, answer: Answer) -> Score:
+        return Score(float(i % 2)) if self.chance else Score(8.0, 4.0)
+
+
+class Asked:
+    """Answers at a cost, and refuses the first questions."""
+
+    def __init__(self, cost: Cost, refused: int = 0) -> None:
+        self._cost, self._refused = cost, refused
+
+    async def answer(self, query: Query) -> tuple[Answer, Cost]:
+        if isinstance(query, Ask) and int(query.turns[0]["content"]) < self._refused:
+            raise RefusedError("too long")
+        return Answer("a", (Rating(-1.0, 1),)), self._cost
+
+
+def evaluated(cost: Cost = COST, *, refused: int = 0, url: str | None = None) -> dict[str, Any]:
+    """A result of two tasks, four and two examples, which took 10 s each."""
+
+    async def ask(task: Quiz) -> Result:
+        found = await evaluate(Asked(cost, refused), task, 2, lambda done, count: None)
+        return replace(found, duration_s=10.0)
+
+    tasks = (Quiz("quiz"), Quiz("book", "bits per byte", 2))
+    results = [asyncio.run(ask(task)) for task in tasks]
+    words = ["eval", "generated", "--api-key", "my secret", "--serve", "--api-keys 'a b' --port 1"]
+    identity = {**identity_of(EvalConfig(url=url), words, MOMENT), "machine": "x86_64"}
+    identity["versions"] = {"greenllm": "0.1.0"}
+    written: dict[str, Any] = json.loads(json.dumps(report(identity, "bundled", results)))
+    return written
