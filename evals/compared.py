@@ -37,6 +37,17 @@ class Scored:
     energy: Mapping[str, Any]
 
 
+def require_accuracies(tasks: Sequence[Task]) -> None:
+    """Refuse tasks whose answers are not right or wrong.
+
+    Raises:
+        ConfigError: it names the task.
+    """
+    for task in tasks:
+        if task.measure != "accuracy":
+            raise ConfigError(f"--tasks {task.name}: models are compared by accuracy")
+
+
 async def compare(
     urls: Mapping[str, str],
     tasks: Sequence[Task],
@@ -47,12 +58,8 @@ async def compare(
     """Ask everyone everything, so many times.
 
     Raises:
-        ConfigError: a task is not one of right or wrong.
         BenchError: a server fails.
     """
-    for task in tasks:
-        if task.measure != "accuracy":
-            raise ConfigError(f"--tasks {task.name}: models are compared by accuracy")
     found: dict[str, list[list[Result]]] = {name: [] for name in urls}
     async with AsyncExitStack() as stack:
         models = {
@@ -60,7 +67,9 @@ async def compare(
             for name, url in urls.items()
         }
         for number in range(rounds):
-            for name, model in models.items():
+            # Who is asked first in a round may find the machine in another state.
+            for name in sorted(models, reverse=number % 2 == 1):
+                model = models[name]
                 found[name].append(await _all(model, tasks, concurrency))
             say(f"scoring: round {number + 1} of {rounds}")
     return {name: scored(results) for name, results in found.items()}

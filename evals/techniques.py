@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 from evals.entry import BenchError, finish, split_names
-from evals.evaluation import Result, evaluate
+from evals.evaluation import Result, evaluate, methods_of
 from evals.lab import RESULTS, paired_ratio, running_server, save
 from evals.served import connect
 from evals.tasks.base import Answer, Ask, Measure, Query, Score, Task
@@ -150,11 +150,14 @@ async def one_round(
                     cells.setdefault((precision, way, batch), Rounds()).results.append(found)
 
 
-def figures(cells: Mapping[Cell, Rounds], *, has_quality: bool) -> dict[str, Any]:
+def figures(
+    cells: Mapping[Cell, Rounds], precisions: Sequence[str], *, has_quality: bool
+) -> dict[str, Any]:
     """Each cell beside the first precision without guesses, at the same batch size."""
     found: dict[str, Any] = {}
-    first = next(iter(cells))[0]
-    for (precision, way, batch), rounds in cells.items():
+    first = precisions[0]
+    ordered = sorted(cells.items(), key=lambda item: precisions.index(item[0][0]))
+    for (precision, way, batch), rounds in ordered:
         plain = cells[first, "off", batch].joules_per_token()
         cell = rounds.summary(has_quality=has_quality)
         cell["joules_over_plain"] = paired_ratio(rounds.joules_per_token(), plain)
@@ -185,13 +188,20 @@ def main(
         for precision in split_names(precisions):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             options = ["--quantize", precision, "--speculative", "auto", *extra]
+            options.append("--no-prefix-cache")  # every round asks the same
             urls[precision], _ = stack.enter_context(running_server(model, folder, *options))
         for number in range(-1, rounds):
             into: dict[Cell, Rounds] = cells if number >= 0 else {}
-            asyncio.run(one_round(urls, chosen, task, sizes, into))
+            # Precisions change places from round to round.
+            names = sorted(urls, reverse=number % 2 == 1)
+            order = {name: urls[name] for name in names}
+            asyncio.run(one_round(order, chosen, task, sizes, into))
             console.print(f"round {number + 1}/{rounds}")
-    about = {"model": Path(model).name, "rounds": rounds, "questions": task.count()}
-    result = {**about, "precisions": figures(cells, has_quality=not tokens)}
+    all_results = [result for one in cells.values() for result in one.results]
+    about: dict[str, Any] = {"model": Path(model).name, "rounds": rounds}
+    about |= {"questions": task.count()}
+    about |= {"energy": dict(methods_of(all_results))}
+    result = {**about, "precisions": figures(cells, list(urls), has_quality=not tokens)}
     path = save(name, result, module="techniques")
     draw(result, RESULTS / f"{name}.svg")
     (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")

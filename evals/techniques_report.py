@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
+_STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _HEAD = (
     "| weights | guessing | batch | mJ/token | x plain (quartiles) | tok/s | p50 s | p95 s"
     " | right answers |"
@@ -49,9 +51,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(8.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    styles = ("-", "--", ":", "-.")
     for colour, (precision, ways) in enumerate(result["precisions"].items()):
-        for style, (way, cells) in zip(styles, ways.items(), strict=False):
+        for style, (way, cells) in zip(itertools.cycle(_STYLES), ways.items(), strict=False):
             sizes = [int(size) for size in cells]
             values = [1e3 * cell["joules_per_token"] for cell in cells.values()]
             axes.plot(sizes, values, style, color=f"C{colour}", marker="o",
@@ -60,5 +61,5 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")
-    axes.set_title(f"{result['model']} (modelled joules)")
+    axes.set_title(f"{result['model']} ({', '.join(result['energy']['methods'])})")
     figure.savefig(path)

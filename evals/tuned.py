@@ -26,6 +26,7 @@ from rich.console import Console
 from evals.entry import BenchError, finish
 from evals.lab import save
 from evals.tasks.registry import find_tasks
+from evals.tuning.config import TuneConfig
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import DEFAULT, Setting
 from greenllm.energy.ladder import modelled_meter
@@ -50,15 +51,19 @@ def tune(model: str, folder: Path, *options: str) -> dict[str, Any]:
 def side_by_side(model: str, settings: list[Setting], examples: int, rounds: int) -> list[float]:
     """Joules per token of the first over the second, round by round."""
     generated = import_module("greenllm.cli.evaluate").generated_tasks()
+    names = TuneConfig().tasks.split(",")
 
     def make(count: int) -> Any:
-        return find_tasks(["generated"], generated, limit=-(-count // 14), shots=0, seed=7)
+        return find_tasks(names, generated, limit=-(-count // len(names)), shots=0, seed=7)
 
-    bench = ServerBench(model, make, 4, Laps(modelled_meter()), most=2)
+    options = ["--no-prefix-cache"]
+    bench = ServerBench(model, make, 4, Laps(modelled_meter()), options, most=2)
     ratios: list[float] = []
     try:
         for number in range(rounds):
             one, other = bench.measure(settings, examples)
+            if error := one.error or other.error:
+                raise BenchError(f"a winner cannot be measured again: {error}")
             ratios.append(one.joules_per_token / other.joules_per_token)
             console.print(f"round {number + 1}/{rounds}: {ratios[-1]:.3f}")
     finally:

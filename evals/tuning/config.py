@@ -40,6 +40,10 @@ class TuneConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{flag(name)} must be above 0, not {value}")
+        if self.exhaustive and self.budget_wh is not None:
+            raise ConfigError(
+                "--budget-wh does not go with --exhaustive, which measures everything"
+            )
         if self.many < self.few:
             raise ConfigError(f"--many {self.many} must be at least --few {self.few}")
         for name in ("quality_floor", "quality_share"):

@@ -86,6 +86,7 @@ class Search:
     say: Say = lambda text: None
     trials: list[Trial] = field(default_factory=list)
     stopped_by: str | None = None
+    _reached: int = 0
 
     @property
     def spent_j(self) -> float:
@@ -99,9 +100,14 @@ class Search:
             NothingFitsError: none keeps the limits.
         """
         changes = single_changes(space)
-        if not self._can_afford(len(changes), few):
+        screened: list[Trial] = []
+        if self.limits.budget_j is not None and not self.trials:
+            # What one costs has to be known before all can be afforded.
+            screened = self._measure(changes[:1], few)
+        rest = changes[len(screened) :]
+        if not self._can_afford(len(rest), few):
             return self.best()
-        screened = self._measure(changes, few)
+        screened += self._measure(rest, few)
         alive = ranked(space, screened, self.limits)[:KEPT]
         size = few
         while alive and self.stopped_by is None and size < many:
@@ -119,19 +125,20 @@ class Search:
         return self.best()
 
     def best(self) -> Trial:
-        """The cheapest that keeps the limits, of those measured on most examples."""
+        """The cheapest that keeps the limits, of those that came as far as the search did."""
         fitting = [trial for trial in last_of(self.trials) if self.limits.keeps(trial)]
         if not fitting:
             raise NothingFitsError(
                 "no setting that was measured keeps the limits: a lower --quality-floor, a longer"
                 " --slowest-s or a larger --space may help"
             )
-        most = max(trial.num_examples for trial in fitting)
-        return min((t for t in fitting if t.num_examples == most), key=_cost)
+        most = min(self._reached, max(trial.num_examples for trial in fitting))
+        return min((t for t in fitting if t.num_examples >= most), key=_cost)
 
     def _measure(self, settings: Sequence[Setting], size: int) -> list[Trial]:
         found = self.bench.measure(settings, size)
         self.trials += found
+        self._reached = max(self._reached, *(trial.num_examples for trial in found))
         self.say(f"{len(found)} settings on {size} examples, {self.spent_j:.0f} J so far")
         return found
 

@@ -7,7 +7,7 @@ by name. Not covered: the environment.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +85,7 @@ class CompressConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < (1 if name != "quality_share" else 1.01):
                 raise ConfigError(f"{flag(name)} must be above 0 and below 1 (got {value})")
+        self._require_used()
         allowed = {"student": ("auto", "full"), "prune": ("auto", "lora", "full", "none")}
         if self.heal not in allowed.get(self.method, ("auto", "none")):
             raise ConfigError(f"--heal {self.heal} does not go with --method {self.method}")
@@ -98,6 +99,20 @@ class CompressConfig:
         if all(getattr(self, name) is None for name in own):
             wanted = ", ".join(map(flag, own))
             raise ConfigError(f"--method {self.method} needs one of {wanted}")
+
+    def _require_used(self) -> None:
+        """Nothing is accepted that would be ignored."""
+        scored = ("tasks", "limit", "serve", "concurrency")
+        healed = ("steps", "rank", "learning_rate", "batch_size")
+        unused = {
+            "does not go with --method svd": scored if self.method == "svd" else (),
+            "goes with healing": () if self.healing else healed,
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        for rule, names in unused.items():
+            for name in names:
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(f"{flag(name)} {rule}")
 
     @property
     def healing(self) -> Literal["lora", "full"] | None:

@@ -98,4 +98,5 @@ def _decode(model: Any, source: Source, size: int, account: PhaseAccount) -> tup
     took_s = time.perf_counter() - began_s
     account.read()
     spent = account.spent(*PHASES).minus(before)
-    return took_s / (_TOKENS * size), spent.total_j / (_TOKENS * size)
+    tokens = _TOKENS * len(chosen)
+    return took_s / tokens, spent.total_j / tokens

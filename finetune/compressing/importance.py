@@ -112,4 +112,4 @@ def importance_of(model: Any, batches: Iterable[Tensor]) -> Importance:
 
 def _weighed(total: Tensor | float, weight: Tensor, tokens: int) -> Tensor:
     norms: Tensor = weight.float().norm(dim=0)
-    return torch.as_tensor(total) / tokens * norms
+    return (torch.as_tensor(total) / tokens * norms).cpu()

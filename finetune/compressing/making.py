@@ -9,8 +9,7 @@ Not covered: several processes.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune import run as finetune_run
 from finetune.bundled.tasks import training_examples
+from finetune.checkpoints import SavingError
 from finetune.compressing.config import GENERATED, CompressConfig
 from finetune.compressing.importance import importance_of
 from finetune.compressing.prune import prune
@@ -33,25 +34,25 @@ from finetune.recipe import Recipe
 from finetune.report import Grams
 from finetune.watch import Progress
 from greenllm.core import GreenllmError
+from greenllm.model.files import local_folder
 from greenllm.model.merge import merge
-from greenllm.model.options import LoadOptions
+from greenllm.model.options import LoadOptions, resolve
 
 _READ = 128
 _BATCH = 16
-_MODEL_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*",
-                "chat_template.jinja")  # fmt: skip
 Show = Callable[[Progress], None]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The model as it was, with examples."""
+    """The model as it was, with examples; `dtype` is what its weights are stored in."""
 
     model: Any
     tokenizer: Any
     data: Data
     recipe: Recipe
+    dtype: torch.dtype
 
 
 def read_source(config: CompressConfig, work: Path) -> Source:
@@ -71,7 +72,9 @@ def read_source(config: CompressConfig, work: Path) -> Source:
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(recipe)
     found = load_data(recipe, tokenizer, tokenizer.model_max_length)
-    return Source(load_base(recipe, place_of(recipe)), tokenizer, found, recipe)
+    stored = AutoConfig.from_pretrained(local_folder(resolve(config.model))).dtype
+    model = load_base(recipe, place_of(recipe))
+    return Source(model, tokenizer, found, recipe, stored or torch.float32)
 
 
 def _conversations(count: int, seed: int) -> Iterator[str]:
@@ -96,7 +99,7 @@ def make(
     elif config.method == "sparsity":
         facts["zeros"] = zero_smallest(model, config.zeros or 0.0)
     else:
-        found = importance_of(model, list(islice(batches(source), _READ // _BATCH)))
+        found = importance_of(model, batches(source))
         facts["layer_importance"] = [round(float(value), 4) for value in found.layers]
         prune(model, found, **sizes)
     raw = work / "raw"
@@ -107,11 +110,11 @@ def make(
 
 
 def batches(source: Source) -> Iterator[Tensor]:
-    """Ids of training examples, several of like lengths cut to the shortest of them."""
+    """Ids of training examples of all lengths, those of like lengths cut to the shortest."""
     ranked = sorted(source.data.train, key=lambda item: len(item.ids))
     starts = list(range(0, len(ranked), _BATCH))
-    spread = starts[:: max(1, len(starts) * _BATCH // _READ)]
-    for start in spread:
+    count = min(_READ // _BATCH, len(starts))
+    for start in (starts[i * (len(starts) - 1) // max(1, count - 1)] for i in range(count)):
         chosen = ranked[start : start + _BATCH]
         width = len(chosen[0].ids)
         yield torch.tensor([item.ids[:width] for item in chosen], device=source.model.device)
@@ -127,26 +130,25 @@ class Healer:
     show: Show
     say: Say
 
-    def heal(self, raw: Path, data: str, work: Path) -> dict[str, Any] | None:
-        """Write the healed model to the output folder; returns the fine-tune's report.
+    def heal(self, raw: Path, data: str, work: Path) -> tuple[Path, dict[str, Any] | None]:
+        """A folder with the healed model, and the fine-tune's report; the raw one without healing.
 
         Raises:
             GreenllmError: it did not come to its end.
         """
-        way, output = self.config.healing, self.config.folder
+        way = self.config.healing
         if way is None:
-            _copy_model(raw, output)
-            return None
+            return raw, None
         recipe = self._recipe(way, raw, data, work / "healed")
         report = finetune_run.run(recipe, self.account, self.grams, self.show, self.say)
         if report is None or report["status"] != "completed":
             raise GreenllmError(f"healing did not end well: {report and report['reason']}")
-        if way == "lora":
-            with self.account.during("saving"):
-                merge(recipe.folder, str(raw), output, LoadOptions(dtype="float32"))
-        else:
-            _copy_model(recipe.folder, output)
-        return report
+        if way == "full":
+            return recipe.folder, report
+        merged = work / "merged"
+        with self.account.during("saving"):
+            merge(recipe.folder, str(raw), merged, LoadOptions())
+        return merged, report
 
     def _recipe(self, way: Any, raw: Path, data: str, output: Path) -> Recipe:
         config = self.config
@@ -159,11 +161,17 @@ class Healer:
         )  # fmt: skip
 
 
-def _copy_model(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for path in _files_of(source, _MODEL_FILES):
-        shutil.copy(path, target / path.name)
+def write(source: Path, like: Source, work: Path, output: Path) -> None:
+    """The checkpoint in the number format that the model had, at once or not at all.
 
-
-def _files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    Raises:
+        SavingError: it cannot be written.
+    """
+    fresh = work / "final"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=like.dtype)
+    try:
+        model.save_pretrained(fresh, safe_serialization=True)
+        like.tokenizer.save_pretrained(fresh)
+        fresh.rename(output)
+    except Exception as error:
+        raise SavingError(f"cannot write {output}: {error}") from error

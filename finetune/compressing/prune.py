@@ -9,6 +9,8 @@ Not covered: hidden width, vocabulary, key-value heads.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -76,6 +78,7 @@ def _cut_heads(model: Any, found: Importance, heads: int) -> None:
     if heads % groups:
         raise ConfigError(f"--heads {heads} must be a multiple of the {groups} key-value heads")
     size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    _require_savable(model, heads, size)
     for layer, scores in zip(layers_of(model), found.heads, strict=True):
         of_group = scores.view(groups, num_heads // groups)
         best = torch.stack([kept(row, heads // groups) for row in of_group])
@@ -86,6 +89,30 @@ def _cut_heads(model: Any, found: Importance, heads: int) -> None:
         _keep_columns(attention.o_proj, rows)
         attention.num_key_value_groups = heads // groups
     config.num_attention_heads, config.head_dim = heads, size
+
+
+def _require_savable(model: Any, heads: int, size: int) -> None:
+    """Some kinds of models allow certain numbers of heads only, and norms over all of them."""
+    norm = getattr(layers_of(model)[0].self_attn, "q_norm", None)
+    if norm is not None and norm.weight.numel() != size:
+        raise ConfigError(f"--heads: {type(model).__name__} has a norm over all heads together")
+    require_valid(model.config, {"num_attention_heads": heads, "head_dim": size})
+
+
+def require_valid(config: Any, changes: Mapping[str, Any]) -> None:
+    """Refuse a configuration that transformers would not write.
+
+    Raises:
+        ConfigError: with its reason.
+    """
+    draft = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(draft, name, value)
+    try:
+        draft.validate()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"these sizes do not go together: {reason[:300]}") from error
 
 
 def _cut_mlp(mlp: Any, places: Tensor) -> None:

@@ -31,6 +31,7 @@ class Side:
     joules_per_answer: float | None
     joules_per_token: float | None
     seconds_per_token: float
+    p95_s: float
     by_task: Mapping[str, float]
 
     @property
@@ -75,13 +76,20 @@ def verdict(before: Side, after: Side, quality_share: float) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Joules of making, by phase, and of scoring; None where they are unknown."""
+    """Joules of making, by phase, and of scoring; None where they are unknown.
+
+    `uncertainty` is the meter's, `duration_s` what making took; `scoring_methods` are those of the
+    servers' meters, by which answers are compared.
+    """
 
     cost_j: float | None
     scoring_j: float | None
     by_phase: Mapping[str, float | None]
     method: str
     measured: bool
+    uncertainty: float | None = None
+    duration_s: float | None = None
+    scoring_methods: tuple[str, ...] = ()
 
 
 def build(
@@ -109,8 +117,10 @@ def build(
 
 
 def _payback(costs: Costs, before: Side, after: Side) -> dict[str, Any] | None:
-    if None in (costs.cost_j, before.joules_per_answer, after.joules_per_answer):
-        return None
+    is_one_meter = set(costs.scoring_methods) <= {costs.method}
+    known = None not in (costs.cost_j, before.joules_per_answer, after.joules_per_answer)
+    if not (is_one_meter and known):
+        return None  # a bill is not divided by what another meter counts
     asked = (Answers(side.joules_per_answer or 0.0, side.solved) for side in (before, after))
     return asdict(break_even(costs.cost_j or 0.0, *asked))
 
@@ -129,7 +139,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): "
             + ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
             + f". Scoring both models took {joules(costs['scoring_j'])} more, not counted below.",
-            _payback_line(found["break_even"]),
+            _payback_line(found["break_even"], is_green=found["is_green"]),
             "## By task",
             _table(
                 [
@@ -151,6 +161,7 @@ def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str
         ("J per right answer", "joules_per_right_answer", "{:.3g}"),
         ("J per token", "joules_per_token", "{:.3g}"),
         ("s per token", "seconds_per_token", "{:.3g}"),
+        ("p95 s", "p95_s", "{:.3g}"),
     )
     ratio = _ratio(before["solved"]["value"], after["solved"]["value"])
     found: list[tuple[str, ...]] = [("right answers (95 %)", _share(before), _share(after), ratio)]
@@ -170,12 +181,16 @@ def _share(side: Mapping[str, Any]) -> str:
     return f"{solved['value']:.1%} ({solved['low']:.1%} to {solved['high']:.1%})"
 
 
-def _payback_line(found: Mapping[str, Any] | None) -> str:
+def _payback_line(found: Mapping[str, Any] | None, *, is_green: bool) -> str:
     if found is None:
         return "When it pays back is not known."
     if found["requests"] is None:
         return f"When it pays back: {found['reason']}."
     bound = f" (at most {found['at_most']:,})" if found["at_most"] is not None else ""
+    if not is_green:
+        return (
+            f"Its joules alone would be made up for by {found['requests']:,} right answers{bound}."
+        )
     return f"It has paid back after {found['requests']:,} right answers{bound}."
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.compressing.prune import EXIT_KEYS
+from finetune.compressing.prune import EXIT_KEYS, require_valid
 from greenllm.config import ConfigError
 
 
@@ -52,5 +52,6 @@ def student_of(
     for key in EXIT_KEYS:
         if hasattr(config, key):
             delattr(config, key)
+    require_valid(config, {})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config)

@@ -12,16 +12,20 @@ import asyncio
 import importlib
 import json
 import os
+import platform
 import shlex
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evals.compared import Scored, compare
+from evals.compared import Scored, compare, require_accuracies
 from evals.tasks.registry import find_tasks
 from finetune.compressing.config import CompressConfig
 from finetune.phases import PhaseAccount
@@ -35,6 +39,7 @@ from greenllm.energy.grid import IntensityTable
 from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
 from greenllm.energy.meter import Meter, SensorError
 
+_PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl")
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -49,7 +54,7 @@ def run(config: CompressConfig) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    tasks = _tasks(config)
+    tasks, began = _tasks(config), datetime.now(UTC).isoformat(timespec="seconds")
     account = PhaseAccount(_meter(config.meter))
     with console.status("importing torch"):
         making = importlib.import_module("finetune.compressing.making")
@@ -62,20 +67,36 @@ def run(config: CompressConfig) -> None:
                 _measure_factors(config, source, account)
                 return
             raw, facts = making.make(config, source, work, _say)
-        data = source.recipe.data
-        del source  # healing loads the model again, as a teacher
+        source = replace(source, model=None)  # healing loads it again, as a teacher
         with progress_bar() as bar:
             healer = making.Healer(config, account, _grams(), shown_on(bar), _say)
-            healed = healer.heal(raw, data, work)
+            found, healed = healer.heal(raw, source.recipe.data, work)
+        with account.during("saving"):
+            making.write(found, source, work, config.folder)
     facts["healing"] = None if healed is None else healed["training"]["losses"][-1]
-    costs = _costs(account)
-    scores = _score(config, tasks, account)
-    _write(config, scores, (costs, account), facts)
+    made = _Made(_costs(account), account.spent().duration_s, facts, began)
+    try:
+        scores = _score(config, tasks, account)
+    except GreenllmError as error:
+        raise GreenllmError(f"{config.folder} is whole, but was not scored: {error}") from error
+    _write(config, scores, made, account)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What making the smaller model took, before it was scored."""
+
+    by_phase: dict[str, float | None]
+    duration_s: float
+    facts: dict[str, Any]
+    began: str
 
 
 def _tasks(config: CompressConfig) -> list[Any]:
     names = [name.strip() for name in config.tasks.split(",") if name.strip()]
-    return list(find_tasks(names, generated_tasks(), limit=config.limit, shots=0, seed=config.seed))
+    tasks = find_tasks(names, generated_tasks(), limit=config.limit, shots=0, seed=config.seed)
+    require_accuracies(tasks)
+    return list(tasks)
 
 
 def _meter(name: str) -> Meter:
@@ -110,7 +131,8 @@ def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> d
         urls = {}
         for name, model in models.items():
             data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            options = shlex.split(config.serve)
+            # Every round asks the same, and both sides and the bill are counted alike.
+            options = ["--no-prefix-cache", "--meter", config.meter, *shlex.split(config.serve)]
             urls[name], _ = stack.enter_context(running_server(model, data, *options))
         return asyncio.run(compare(urls, tasks, config.rounds, config.concurrency, _say))
 
@@ -118,24 +140,34 @@ def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> d
 def _write(
     config: CompressConfig,
     scores: dict[str, Scored],
-    spent: tuple[dict[str, float | None], PhaseAccount],
-    facts: dict[str, Any],
+    made: _Made,
+    account: PhaseAccount,
 ) -> None:
     report = importlib.import_module("finetune.compressing.report")
-    by_phase, account = spent
-    after_j = _costs(account)
-    total_j = _total(by_phase)
-    all_j = _total(after_j)
+    total_j, all_j = _total(made.by_phase), _total(_costs(account))
     scoring_j = None if all_j is None or total_j is None else all_j - total_j
     meter = account.meter
-    costs = report.Costs(total_j, scoring_j, by_phase, meter.method, meter.measured)
+    uncertainty = meter.uncertainty if account.is_known else None
+    costs = report.Costs(
+        total_j,
+        scoring_j,
+        made.by_phase,
+        meter.method,
+        meter.measured,
+        uncertainty,
+        made.duration_s,
+        tuple(sorted({name for one in scores.values() for name in one.energy["methods"]})),
+    )
     sides = tuple(_side(report, name, scores[name], config) for name in ("before", "after"))
     identity = {
         "base": config.model,
         "method": config.method,
         "command": shlex.join(["greenllm", *sys.argv[1:]]),
+        "began": made.began,
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in _PACKAGES},
     }
-    found = report.build(identity, sides, costs, config.quality_share, facts)
+    found = report.build(identity, sides, costs, config.quality_share, made.facts)
     folder = config.folder
     (folder / "compression.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     page = report.markdown(found)
@@ -155,7 +187,7 @@ def _side(report: Any, name: str, scored: Scored, config: CompressConfig) -> Any
     parameters, weight_bytes = facts.sizes_of(model)
     return report.Side(
         parameters, weight_bytes, scored.solved, scored.joules_per_answer,
-        scored.joules_per_token, scored.seconds_per_token, scored.by_task,
+        scored.joules_per_token, scored.seconds_per_token, scored.p95_s, scored.by_task,
     )  # fmt: skip
 
 

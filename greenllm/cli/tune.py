@@ -41,7 +41,11 @@ def run(config: TuneConfig) -> None:
     space = parse_space(config.space)
     make = _TaskMaker(config)
     _require_folder(config.output)
-    options = ["--draft-model", config.draft_model] if config.draft_model else []
+    options = ["--meter", config.meter]
+    if "prefix_cache" not in space:
+        # The same questions come again and again: who asks later would find them computed.
+        options.append("--no-prefix-cache")
+    options += ["--draft-model", config.draft_model] if config.draft_model else []
     laps = Laps(_meter(config.meter))
     bench = ServerBench(config.model, make, config.concurrency, laps, options, _say, config.servers)
     search = Search(bench, _limits(config), _say)

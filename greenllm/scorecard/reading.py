@@ -24,6 +24,7 @@ from greenllm.scorecard.card import (
     Quality,
     wh_per_1000_requests,
 )
+from greenllm.scorecard.compressed import card_of_compression
 from greenllm.scorecard.document import (
     Document,
     count,
@@ -66,15 +67,17 @@ def card_of(document: Document) -> Card:
     """The card of whatever was written.
 
     Raises:
-        ConfigError: it is neither a fine-tune's report nor an evaluation's result.
+        ConfigError: it is nothing that a command here writes.
     """
     if "measures" in document and "recipe" in document:
         return card_of_finetune(document)
     if "tasks" in document and "energy" in document:
         return card_of_evaluation(document)
+    if document.get("kind") == "compression":
+        return card_of_compression(document)
     raise ConfigError(
-        "it is neither the green_report.json of greenllm finetune nor the evaluation.json of"
-        " greenllm eval"
+        "it is none of the green_report.json of greenllm finetune, the evaluation.json of greenllm"
+        " eval and the compression.json of greenllm compress"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from finetune.compressing.config import CompressConfig
 from finetune.compressing.factors import measure
 from finetune.compressing.importance import Importance, importance_of
-from finetune.compressing.making import Healer, make, read_source
+from finetune.compressing.making import Healer, batches, make, read_source, write
 from finetune.compressing.prune import prune
 from finetune.compressing.sizes import sizes_of
 from finetune.compressing.weights import factorize, matrices_of, zero_smallest
@@ -33,8 +34,8 @@ def model(**options: Any) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.2,
-        greenllm_exit_layers=[2], **options,
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, **options},
+        initializer_range=0.2, greenllm_exit_layers=[2],
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -125,6 +126,13 @@ def test_factors_of_full_rank_compute_the_same_and_of_a_low_one_do_not() -> None
     assert not torch.allclose(logits(other), before, atol=1e-2)
 
 
+def test_heads_that_transformers_would_not_write_are_refused() -> None:
+    one = model(num_key_value_heads=1)
+    with pytest.raises(ConfigError, match=r"do not go together: .*32.*3"):
+        prune(one, importance_of(one, [IDS]), heads=3)
+    assert one.config.num_attention_heads == 4, "nothing was cut"
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the bundled tokenizer."""
@@ -132,7 +140,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(tiny: Path, output: Path, **more: Any) -> CompressConfig:
-    given = {"examples": 200, "steps": 12, "batch_size": 4, "device": "cpu", "threads": 1}
+    given: dict[str, Any] = {"examples": 200, "device": "cpu", "threads": 1}
+    if more.get("method") not in ("svd", "sparsity"):
+        given |= {"steps": 12, "batch_size": 4}
     return CompressConfig(model=str(tiny), output=output, **{**given, **more})
 
 
@@ -155,7 +165,8 @@ def test_what_was_left_learns_and_is_written_whole(
     raw, facts = make(config, source, work, lambda text: None)
     grams = Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
     healer = Healer(config, account, grams, lambda now: None, lambda text: None)
-    report = healer.heal(raw, source.recipe.data or "", work)
+    found, report = healer.heal(raw, source.recipe.data or "", work)
+    write(found, source, work, config.folder)
     assert (report is None) == (config.method == "sparsity")
     if report is not None:
         assert report["quality"]["validation_loss_change"]["high"] < 0
@@ -170,6 +181,29 @@ def test_what_was_left_learns_and_is_written_whole(
     assert changed == (report is not None)
     if config.method == "sparsity":
         assert facts["zeros"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_model_in_half_precision_stays_in_it(tiny: Path, tmp_path: Path) -> None:
+    half = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny / name, tmp_path / "half" / name)
+    config = options(tmp_path / "half", tmp_path / "out", method="sparsity", zeros=0.5)
+    source = read_source(config, tmp_path)
+    raw, _ = make(config, source, tmp_path, lambda text: None)
+    write(raw, source, tmp_path, config.folder)
+    tensors = load_file(config.folder / "model.safetensors").values()
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+    assert sizes_of(str(config.folder))[1] < 0.6 * sizes_of(str(tiny))[1]
+
+
+def test_what_matters_is_found_on_examples_of_all_lengths(tiny: Path, tmp_path: Path) -> None:
+    source = read_source(options(tiny, tmp_path / "out", layers=1), tmp_path)
+    widths = [ids.shape[1] for ids in batches(source)]
+    lengths = sorted(len(item.ids) for item in source.data.train)
+    assert len(widths) == 8
+    assert widths[0] == lengths[0]
+    assert widths[-1] > 0.6 * lengths[-1]
 
 
 def test_factors_are_measured_beside_the_matrices(tiny: Path, tmp_path: Path) -> None:

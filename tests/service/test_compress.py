@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 Compress = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = ("--examples", "300", "--steps", "6", "--batch-size", "4", "--meter", "modelled")
+SMALL = ("--examples", "300", "--meter", "modelled")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_a_pruned_model_serves_and_has_its_bill(compress: Compress, tmp_path: Pa
     out = tmp_path / "small"
     run = compress(
         "--layers", "11", "--tasks", "generated.upper", "--limit", "8", "--rounds", "1",
-        "--output", str(out), *SMALL,
+        "--steps", "6", "--batch-size", "4", "--output", str(out), *SMALL,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = json.loads((out / "compression.json").read_text())
@@ -47,9 +48,26 @@ def test_a_pruned_model_serves_and_has_its_bill(compress: Compress, tmp_path: Pa
     page = (out / "README.md").read_text()
     assert found["verdict"].capitalize() in page
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left"
+    card = subprocess.run(
+        [sys.executable, "-m", "greenllm", "card", str(out / "compression.json")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(card.stdout)["energy"]["total_j"] == costs["cost_j"]
     again = compress("--layers", "11", "--output", str(out))
     assert again.returncode == 2
     assert "is there already" in again.stderr
+
+
+def test_tasks_without_right_answers_are_refused_before_anything_is_spent(
+    compress: Compress, tmp_path: Path
+) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("Once upon a time.")
+    out = tmp_path / "small"
+    run = compress("--layers", "9", "--tasks", f"perplexity:{text}", "--output", str(out))
+    assert run.returncode == 2
+    assert "models are compared by accuracy" in run.stderr
+    assert not out.exists()
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def made(energy: StepEnergy = ENERGY, **options: Any) -> Profile:
 @pytest.mark.parametrize("name", ["batch", "prompt_tokens", "rounds", "threads"])
 def test_options_must_be_above_0(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be above 0, not 0"):
-        ProfileConfig(**{name: 0})
+        ProfileConfig(**{name: 0})  # type: ignore[arg-type]
 
 
 def test_unknown_options_and_values_are_refused(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_idle_power_is_learnt_where_the_meter_does_not_know_it() -> None:
     patience = Patience(rest_s=1.5, least_s=0.0, wait=waits.append)
     found, _ = counted(ReplayMeter(readings(0, 0, 5, 5, 17)), patience=patience)
     assert waits == [1.5]
-    assert (found.idle_j, found.active_j) == (pytest.approx(5 / 4), pytest.approx(7 / 4))
+    assert (found.idle_j, found.active_j) == pytest.approx((5 / 4, 7 / 4))
 
 
 def test_steps_last_as_long_as_the_meter_needs() -> None:

@@ -161,6 +161,16 @@ def test_a_budget_ends_it_with_the_best_so_far() -> None:
     assert found.num_examples == 16
 
 
+def test_what_was_found_before_the_budget_ended_it_beats_the_first_setting() -> None:
+    """The first setting was measured on more examples before, for the quality to keep."""
+    bench = MadeUp(lambda setting: 1.0 if setting == first_of(SPACE) else 0.5)
+    search = Search(bench, Limits(budget_j=100.0))
+    search.trials += bench.measure([first_of(SPACE)], 64)
+    found = search.run(SPACE, few=16, many=512)
+    assert search.stopped_by == "budget"
+    assert found.setting != first_of(SPACE)
+
+
 def test_a_budget_too_small_to_begin_leaves_what_is_known() -> None:
     bench = MadeUp(factors(5))
     search = Search(bench, Limits(budget_j=20.0))

@@ -33,6 +33,12 @@ OUTPUT = Path("out")
         ({"layers": 2, "quality_share": 0.0}, "--quality-share must be above 0"),
         ({"method": "student", "layers": 2, "heal": "lora"}, "--heal lora does not go with"),
         ({"method": "sparsity", "zeros": 0.5, "heal": "full"}, "--heal full does not go with"),
+        ({"method": "sparsity", "zeros": 0.5, "steps": 9}, "--steps goes with healing"),
+        ({"layers": 2, "heal": "none", "rank": 4}, "--rank goes with healing"),
+        (
+            {"method": "svd", "rank_share": 0.5, "tasks": "x"},
+            "--tasks does not go with --method svd",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(given: dict[str, Any], message: str) -> None:
@@ -61,7 +67,9 @@ def share(hits: int, size: int = 100) -> Estimate:
 
 
 def side(hits: int, joules: float | None, parameters: int = 1000) -> Side:
-    return Side(parameters, 4 * parameters, share(hits), joules, joules, 0.1, {"a": hits / 100})
+    return Side(
+        parameters, 4 * parameters, share(hits), joules, joules, 0.1, 0.2, {"a": hits / 100}
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_it_pays_back_after_what_a_right_answer_saves() -> None:
     found = build(IDENTITY, (side(100, 2.0), side(100, 0.5, 500)), COSTS, 0.95, {})
     assert found["break_even"]["requests"] == 200, "300 J over 1.5 J"
     page = markdown(found)
-    assert "paid back after 200 right answers" in page
+    assert "It has paid back after 200 right answers" in page
     assert "| parameters | 1,000 | 500 | 0.50 |" in page
     assert "40 J more, not counted" in page
 
@@ -103,6 +111,20 @@ def test_what_is_not_known_is_no_number() -> None:
     page = markdown(found)
     assert "| J per token | - | - | - |" in page
     assert "not known" in page
+
+
+def test_what_is_not_green_does_not_pay_back_as_asked_for() -> None:
+    found = build(IDENTITY, (side(100, 2.0), side(80, 0.5)), COSTS, 0.95, {})
+    assert "It has paid back" not in markdown(found)
+    assert "joules alone would be made up for by" in markdown(found)
+
+
+def test_a_bill_is_not_divided_by_another_meters_joules() -> None:
+    sides = side(100, 2.0), side(100, 0.5)
+    same = build(IDENTITY, sides, replace(COSTS, scoring_methods=("modelled:x",)), 0.95, {})
+    other = build(IDENTITY, sides, replace(COSTS, scoring_methods=("measured:rapl",)), 0.95, {})
+    assert same["break_even"]["requests"] == 200
+    assert other["break_even"] is None
 
 
 def test_what_costs_more_never_pays_back() -> None:

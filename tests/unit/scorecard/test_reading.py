@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from evals.basis import Basis, together
 from evals.evaluation_report import markdown
 from evals.served import Cost, cost_of, total
+from finetune.compressing.report import Costs, Side, build
 from greenllm.config import ConfigError
 from greenllm.energy.carbon import EmbodiedModel
 from greenllm.energy.units import plain_decimal
+from greenllm.estimate import wilson
 from greenllm.scorecard.card import wh_per_1000_requests
 from greenllm.scorecard.reading import card_of, card_of_evaluation, card_of_finetune
+from greenllm.scorecard.schema import card_object
 from tests.unit.scorecard.samples import BASIS, evaluated, finetuned
 
 UNKNOWN = Cost(None, None, None, 10, 5)
@@ -178,8 +182,8 @@ def spoilt(document: dict[str, Any], value: Any, *names: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ({}, "neither the green_report.json"),
-        ({"measures": {}, "energy": {}}, "neither the green_report.json"),
+        ({}, "none of the green_report.json"),
+        ({"measures": {}, "energy": {}}, "none of the green_report.json"),
         (spoilt(finetuned(), 2, "schema"), "its schema is 2"),
         (spoilt(evaluated(), None, "schema"), "its schema is None"),
         (spoilt(finetuned(), [], "measures", "energy"), "'energy' is \\[\\], not an object"),
@@ -211,3 +215,28 @@ def test_plain_decimals_have_no_exponent(value: float, text: str) -> None:
 def test_what_has_no_decimals_is_refused() -> None:
     with pytest.raises(ValueError, match="no decimals"):
         plain_decimal(float("nan"))
+
+
+def compression(cost_j: float | None) -> dict[str, Any]:
+    solved = [wilson(hits, 100) for hits in (90, 88)]
+    before, after = (
+        Side(parameters, 4 * parameters, share, 0.5, 0.1, 0.01, 0.2, {"a": 0.9})
+        for parameters, share in zip((1000, 700), solved, strict=True)
+        if share is not None
+    )
+    costs = Costs(cost_j, 5.0, {"training": cost_j}, "modelled:x", False, 0.4, 20.0)
+    identity = {"base": "big", "method": "prune", "command": "greenllm compress big"}
+    return json.loads(json.dumps(build(identity, (before, after), costs, 0.95, {})))  # type: ignore[no-any-return]
+
+
+def test_a_compression_has_a_card_too() -> None:
+    card = card_of(compression(100.0))
+    assert card_object(card)["identity"]["what"] == "compression"
+    assert (card.energy.total_j, card.power_w, card.model.parameters) == (100.0, 5.0, 700)
+    (quality,) = card.quality
+    assert quality.before is not None
+    assert (quality.before.value, quality.value) == (0.9, 0.88)
+    unknown = card_of(compression(None))
+    assert card_object(unknown)["energy"]["total_j"] is None
+    assert unknown.power_w is None
+    assert [part.energy_j for part in unknown.energy.parts] == [None]
