@@ -45,7 +45,9 @@ class EngineLoop:
         self._ledger = ledger
         self._session_id = session_id
         self._publish = publish
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
+        # passed while it looked, and receipts that are due would wait with it.
+        self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 

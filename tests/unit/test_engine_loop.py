@@ -299,3 +299,39 @@ def test_a_failing_runner_does_not_stop_the_loop(
     house.loop.submit(make_request("good", [1]))
     assert house.hear()[1].outcome == "completed"
     assert alive(house)
+
+
+class AlwaysDue:
+    """An engine without work, whose receipts are due in less time than it takes to wait."""
+
+    has_work = False
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def settle_in_s(self) -> float:
+        return (self.turns % 50 + 1) * 1e-7
+
+    def settle(self) -> list[Receipt]:
+        self.turns += 1
+        return []
+
+    def add_request(self, request: Request) -> None:
+        """Nothing."""
+
+
+def test_a_wait_that_is_over_before_it_begins_ends(make_request: Callable[..., Request]) -> None:
+    engine = AlwaysDue()
+    loop = EngineLoop(engine, None, "s", lambda *given: None, on_failure=lambda: None)  # type: ignore[arg-type]
+    request = make_request("a", [1])
+
+    def turn() -> None:
+        for _ in range(20_000):
+            loop.submit(request)
+            loop._turn()
+            loop._turn()
+
+    thread = threading.Thread(target=turn, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), f"stuck after {engine.turns} turns"
