@@ -172,6 +172,7 @@ def main(
     ways: Annotated[str, typer.Option(help="Ways of guessing.")] = "off,early_exit,auto",
     batches: Annotated[str, typer.Option(help="Requests in flight.")] = "1,8,32",
     rounds: Annotated[int, typer.Option(help="Rounds of all.")] = 3,
+    threads: Annotated[str, typer.Option(help="--threads of the servers.")] = "1",
     limit: Annotated[int, typer.Option(help="Questions of each task, or texts.")] = 6,
     tokens: Annotated[int, typer.Option(help="Tokens a text; 0: generated tasks.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the result.")] = "techniques",
@@ -188,7 +189,8 @@ def main(
         for precision in split_names(precisions):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             options = ["--quantize", precision, "--speculative", "auto", *extra]
-            options.append("--no-prefix-cache")  # every round asks the same
+            # Every round asks the same; and servers must not differ by what they find about threads.
+            options += ["--no-prefix-cache", "--threads", threads]
             urls[precision], _ = stack.enter_context(running_server(model, folder, *options))
         for number in range(-1, rounds):
             into: dict[Cell, Rounds] = cells if number >= 0 else {}

@@ -131,8 +131,11 @@ def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> d
         urls = {}
         for name, model in models.items():
             data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            # Every round asks the same, and both sides and the bill are counted alike.
-            options = ["--no-prefix-cache", "--meter", config.meter, *shlex.split(config.serve)]
+            # Every round asks the same; both sides and the bill are counted alike; and what a server
+            # finds about threads when it starts must not differ between the two.
+            threads = str(config.threads or os.cpu_count() or 1)
+            options = ["--no-prefix-cache", "--meter", config.meter, "--threads", threads]
+            options += shlex.split(config.serve)
             urls[name], _ = stack.enter_context(running_server(model, data, *options))
         return asyncio.run(compare(urls, tasks, config.rounds, config.concurrency, _say))
 
