@@ -4,7 +4,8 @@ A server for each precision, all of them loaded; the same questions to each, wit
 guessing and so many in flight, in turns, round by round. For a model that chats the questions are
 the generated tasks', so that quality and joules come from the same requests; a random model is
 asked for texts of a fixed length, and has no quality. Joules are the requests' own, idle share
-included; with several servers loaded the machine's idle power is on whoever answers.
+included; with several servers loaded the machine's idle power is on whoever answers. Every server
+has one thread and no prefix cache, as every round asks the same.
 
 Not covered: approximate answers (see `evals.speculation`), power limits of GPUs.
 """
@@ -37,6 +38,8 @@ from greenllm.estimate import wilson
 console = Console(stderr=True)
 _WORDS = ("the", "fox", "ran", "over", "a", "hill", "and", "saw", "one", "owl", "by", "night")
 _TIMEOUT_S = 600.0
+# Servers must not differ by what they find out about threads when they start.
+THREADS = "1"
 Cell = tuple[str, str, int]
 
 
@@ -172,7 +175,6 @@ def main(
     ways: Annotated[str, typer.Option(help="Ways of guessing.")] = "off,early_exit,auto",
     batches: Annotated[str, typer.Option(help="Requests in flight.")] = "1,8,32",
     rounds: Annotated[int, typer.Option(help="Rounds of all.")] = 3,
-    threads: Annotated[str, typer.Option(help="--threads of the servers.")] = "1",
     limit: Annotated[int, typer.Option(help="Questions of each task, or texts.")] = 6,
     tokens: Annotated[int, typer.Option(help="Tokens a text; 0: generated tasks.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the result.")] = "techniques",
@@ -189,8 +191,7 @@ def main(
         for precision in split_names(precisions):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             options = ["--quantize", precision, "--speculative", "auto", *extra]
-            # Every round asks the same; and servers must not differ by what they find about threads.
-            options += ["--no-prefix-cache", "--threads", threads]
+            options += ["--no-prefix-cache", "--threads", THREADS]
             urls[precision], _ = stack.enter_context(running_server(model, folder, *options))
         for number in range(-1, rounds):
             into: dict[Cell, Rounds] = cells if number >= 0 else {}

@@ -68,9 +68,7 @@ class CompressConfig:
         0.95, "Share of the quality before that a green compression keeps at least."
     )
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
-    threads: int | None = option(
-        None, "CPU threads, also of the servers that score; default is all."
-    )
+    threads: int | None = option(None, "CPU threads, also of servers that score; default is all.")
     meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
     seed: int = option(7, "Seed of everything random.")
 

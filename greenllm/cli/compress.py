@@ -131,8 +131,8 @@ def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> d
         urls = {}
         for name, model in models.items():
             data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            # Every round asks the same; both sides and the bill are counted alike; and what a server
-            # finds about threads when it starts must not differ between the two.
+            # Every round asks the same; both sides and the bill are counted alike; what a server
+            # finds out about threads when it starts must not differ between the two.
             threads = str(config.threads or os.cpu_count() or 1)
             options = ["--no-prefix-cache", "--meter", config.meter, "--threads", threads]
             options += shlex.split(config.serve)
