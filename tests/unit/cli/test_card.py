@@ -61,7 +61,7 @@ def test_a_file_is_written_instead(reports: dict[str, str], tmp_path: Path) -> N
         (b"{", "report.json is no JSON"),
         (b"\xff\xfe", "report.json is no JSON"),
         (b"[1]", "report.json holds no JSON object"),
-        (b"{}", "report.json: it is neither the green_report.json"),
+        (b"{}", "report.json: it is none of the green_report.json"),
         (b'{"tasks": {}, "energy": {}, "schema": 9}', "report.json: its schema is 9"),
     ],
 )
