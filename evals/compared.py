@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from evals.basis import sum_of
 from evals.evaluation import Result, evaluate, methods_of
 from evals.served import ServedModel, connect
 from evals.tasks.base import Task
@@ -85,8 +86,8 @@ def scored(rounds: Sequence[Sequence[Result]]) -> Scored:
     solved = wilson(round(sum(values)), len(values))
     if solved is None:
         raise ConfigError("--tasks: there are no examples")
-    costs = [_joules(results) for results in rounds]
-    tokens = [sum(_tokens(result) for result in results) for results in rounds]
+    costs = [sum_of([result.total_j for result in results]) for results in rounds]
+    tokens = [sum(result.completion_tokens for result in results) for results in rounds]
     seconds = [sum(result.duration_s for result in results) for results in rounds]
     answers = len(values)
     return Scored(
@@ -100,15 +101,6 @@ def scored(rounds: Sequence[Sequence[Result]]) -> Scored:
         {result.task.name: result.figure().value for result in rounds[0]},
         methods_of([result for results in rounds for result in results]),
     )
-
-
-def _tokens(result: Result) -> int:
-    return sum(cost.completion_tokens for cost in result.costs())
-
-
-def _joules(results: Sequence[Result]) -> float | None:
-    found = [result.joules() for result in results]
-    return None if None in found else sum(sum(part) for part in found if part is not None)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -70,6 +70,17 @@ class Result:
         found = [cost.joules for cost in self.costs()]
         return None if None in found else [joules for joules in found if joules is not None]
 
+    @property
+    def total_j(self) -> float | None:
+        """Of all that were answered; None where one is not known."""
+        found = self.joules()
+        return None if found is None else sum(found)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Generated for all that were answered."""
+        return sum(cost.completion_tokens for cost in self.costs())
+
     def latency_s(self, share: float) -> float:
         """The time that so large a share of the answered examples took at most."""
         found = sorted(e.duration_s for e in self.examples if e.cost is not None)
@@ -85,8 +96,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """For reports."""
-        figure, joules = self.figure(), self.joules()
-        total_j = None if joules is None else sum(joules)
+        figure, total_j = self.figure(), self.total_j
         per_correct = self.joules_per_correct()
         costs = self.costs()
         tokens = sum(cost.prompt_tokens + cost.completion_tokens for cost in costs)
@@ -102,7 +112,7 @@ class Result:
             "p50_s": self.latency_s(0.5),
             "p95_s": self.latency_s(0.95),
             "tokens": tokens,
-            "completion_tokens": sum(cost.completion_tokens for cost in costs),
+            "completion_tokens": self.completion_tokens,
             "energy_j": total_j,
             "grams": sum_of([cost.grams for cost in costs]),
             "joules_per_example": None if total_j is None else total_j / len(costs),

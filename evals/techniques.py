@@ -99,7 +99,7 @@ class Rounds:
 
     def joules_per_token(self) -> list[float]:
         """Idle share included; a server that does not know joules ends the benchmark."""
-        return [_joules(result) / _tokens(result) for result in self.results]
+        return [_joules(result) / result.completion_tokens for result in self.results]
 
     def summary(self, *, has_quality: bool) -> dict[str, Any]:
         """Medians over rounds."""
@@ -108,22 +108,19 @@ class Rounds:
         found = wilson(right, len(first.examples))
         return {
             "joules_per_token": statistics.median(self.joules_per_token()),
-            "tokens_per_s": statistics.median(_tokens(r) / r.duration_s for r in self.results),
+            "tokens_per_s": statistics.median(
+                r.completion_tokens / r.duration_s for r in self.results
+            ),
             "p50_s": statistics.median(r.latency_s(0.5) for r in self.results),
             "p95_s": statistics.median(r.latency_s(0.95) for r in self.results),
             "quality": found.as_dict() if has_quality and found else None,
         }
 
 
-def _tokens(result: Result) -> int:
-    return sum(cost.completion_tokens for cost in result.costs())
-
-
 def _joules(result: Result) -> float:
-    found = result.joules()
-    if found is None:
+    if result.total_j is None:
         raise BenchError("the server knows no joules")
-    return sum(found)
+    return result.total_j
 
 
 def questions(limit: int) -> Joined:

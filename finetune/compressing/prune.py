@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from finetune.compressing.importance import Importance, layers_of
 from greenllm.config import ConfigError
 
-EXIT_KEYS = ("greenllm_exit_layers", "greenllm_exit_thresholds")
+_EXIT_KEYS = ("greenllm_exit_layers", "greenllm_exit_thresholds")
 
 
 def prune(
@@ -47,7 +47,12 @@ def prune(
         _cut_heads(model, found, heads)
     if layers is not None:
         _cut_layers(model, kept(found.layers, layers).tolist())
-    for key in EXIT_KEYS:
+    forget_exits(config)
+
+
+def forget_exits(config: Any) -> None:
+    """Leave out what config.json says of exits of another model."""
+    for key in _EXIT_KEYS:
         if hasattr(config, key):
             delattr(config, key)
 

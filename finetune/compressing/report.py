@@ -10,12 +10,12 @@ Not covered: what the model as it was cost to train.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.breakeven import Answers, break_even
-from finetune.text import joules
+from finetune.text import joules, table
 from greenllm.estimate import Estimate
 
 SCHEMA = 1
@@ -135,18 +135,18 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"---\nlibrary_name: transformers\nbase_model: {identity['base']}\n---",
             f"# {identity['base']}, {identity['method']}",
             f"{found['verdict'].capitalize()}.",
-            _table(_rows(before, after), ("", "before", "after", "ratio")),
+            table(("", "before", "after", "ratio"), _rows(before, after)),
             f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): "
             + ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
             + f". Scoring both models took {joules(costs['scoring_j'])} more, not counted below.",
             _payback_line(found["break_even"], is_green=found["is_green"]),
             "## By task",
-            _table(
+            table(
+                ("task", "before", "after"),
                 [
                     (name, f"{share:.1%}", f"{after['by_task'][name]:.1%}")
                     for name, share in before["by_task"].items()
                 ],
-                ("task", "before", "after"),
             ),
             f"## How to make it again\n\n```sh\n{identity['command']}\n```",
         ]
@@ -192,8 +192,3 @@ def _payback_line(found: Mapping[str, Any] | None, *, is_green: bool) -> str:
             f"Its joules alone would be made up for by {found['requests']:,} right answers{bound}."
         )
     return f"It has paid back after {found['requests']:,} right answers{bound}."
-
-
-def _table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.compressing.prune import EXIT_KEYS, require_valid
+from finetune.compressing.prune import forget_exits, require_valid
 from greenllm.config import ConfigError
 
 
@@ -49,9 +49,7 @@ def student_of(
         )
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
-    for key in EXIT_KEYS:
-        if hasattr(config, key):
-            delattr(config, key)
+    forget_exits(config)
     require_valid(config, {})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config)

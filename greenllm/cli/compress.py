@@ -25,6 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
+from evals.basis import sum_of
 from evals.compared import Scored, compare, require_accuracies
 from evals.tasks.registry import find_tasks
 from finetune.compressing.config import CompressConfig
@@ -32,12 +33,10 @@ from finetune.phases import PhaseAccount
 from finetune.text import joules
 from greenllm.cli.evaluate import generated_tasks
 from greenllm.cli.finetune import progress_bar, shown_on
+from greenllm.cli.metering import meter_of_tree
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.cputime import CpuClock
 from greenllm.energy.grid import IntensityTable
-from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meter import Meter, SensorError
 
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl")
 console = Console(stderr=True, highlight=False, emoji=False)
@@ -55,7 +54,8 @@ def run(config: CompressConfig) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     tasks, began = _tasks(config), datetime.now(UTC).isoformat(timespec="seconds")
-    account = PhaseAccount(_meter(config.meter))
+    meter, _ = meter_of_tree(config.meter, os.getpid())  # with the servers that score
+    account = PhaseAccount(meter)
     with console.status("importing torch"):
         making = importlib.import_module("finetune.compressing.making")
     config.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,16 +99,6 @@ def _tasks(config: CompressConfig) -> list[Any]:
     return list(tasks)
 
 
-def _meter(name: str) -> Meter:
-    clock = CpuClock(tree_of=os.getpid())  # the servers that score are this command's too
-    try:
-        meter = choose_meter(name, gpu=gpu_rungs, cpu=lambda: cpu_rungs(clock=clock))
-        meter.read()
-    except SensorError as error:
-        raise ConfigError(f"--meter {name}: {error}") from error
-    return meter
-
-
 def _grams() -> Any:
     report = importlib.import_module("finetune.report")
     return report.Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
@@ -147,7 +137,7 @@ def _write(
     account: PhaseAccount,
 ) -> None:
     report = importlib.import_module("finetune.compressing.report")
-    total_j, all_j = _total(made.by_phase), _total(_costs(account))
+    total_j, all_j = (sum_of(list(f.values())) for f in (made.by_phase, _costs(account)))
     scoring_j = None if all_j is None or total_j is None else all_j - total_j
     meter = account.meter
     uncertainty = meter.uncertainty if account.is_known else None
@@ -179,11 +169,6 @@ def _write(
     _say(f"Serve it: greenllm serve {folder}")
 
 
-def _total(found: dict[str, float | None]) -> float | None:
-    known = [value for value in found.values() if value is not None]
-    return sum(known) if len(known) == len(found) else None
-
-
 def _side(report: Any, name: str, scored: Scored, config: CompressConfig) -> Any:
     facts = importlib.import_module("finetune.compressing.sizes")
     model = config.model if name == "before" else str(config.folder)
@@ -204,7 +189,7 @@ def _measure_factors(config: CompressConfig, source: Any, account: PhaseAccount)
     (config.folder / "factors.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     (config.folder / "factors.md").write_text(page, encoding="utf-8")
     print(page)
-    _say(f"spent: {joules(_total(_costs(account)))}")
+    _say(f"spent: {joules(sum_of(list(_costs(account).values())))}")
     if not is_green:
         raise GreenllmError("svd is not green here, see above; no model was written")
 

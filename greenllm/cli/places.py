@@ -1,7 +1,8 @@
-"""Where the ledger, the adapters and the cache are, for commands that do not serve.
+"""Where the ledger, the adapters and the cache are, and where results may go.
 
 Contract: the folder given on the command line, else that of the environment, else the
-platform's: the same order as for `greenllm serve`. Not covered: a TOML file given to `serve`.
+platform's: the same order as for `greenllm serve`. Results go where nothing is. Not covered: a TOML
+file given to `serve`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from greenllm.config import ENVIRONMENT_PREFIX, EngineConfig, load
+from greenllm.config import ENVIRONMENT_PREFIX, ConfigError, EngineConfig, load
 
 _VARIABLES = (ENVIRONMENT_PREFIX + "DATA_DIR", ENVIRONMENT_PREFIX + "CACHE_DIR")
 
@@ -33,3 +34,13 @@ def _config(data_dir: Path | None) -> EngineConfig:
     # Only these variables: a mistake in another one is no reason to refuse a report.
     environment = {key: value for key, value in os.environ.items() if key in _VARIABLES}
     return load(EngineConfig, flags={"data_dir": data_dir}, environment=environment)
+
+
+def require_fresh(folder: Path) -> None:
+    """Refuse a folder for results that has something in it.
+
+    Raises:
+        ConfigError: it is no folder, or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--output {folder} is there already; name another folder")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 from rich.console import Console
 
 from evals.profiling.config import ProfileConfig
+from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
 from greenllm.energy.cputime import CpuClock
 from greenllm.energy.ladder import choose_meter, cpu_rungs
@@ -27,7 +27,7 @@ def run(config: ProfileConfig) -> None:
         GreenllmError: an option is wrong, or the model cannot be profiled.
     """
     if config.output is not None:
-        _require_folder(config.output)
+        require_fresh(config.output)
     meter = _meter(config.meter)
     hush_libraries()
     # Threads that spin at barriers burn joules; read when torch is loaded, as for the server.
@@ -54,8 +54,3 @@ def _meter(name: str) -> Meter:
         return choose_meter(name, cpu=lambda: cpu_rungs(clock=clock))
     except SensorError as error:
         raise ConfigError(f"--meter {name}: {error}") from error
-
-
-def _require_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--output {folder} is there already; name another folder")

@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 
@@ -24,10 +23,10 @@ from evals.tuning.search import Limits, Search, Trial
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import Space, first_of, parse_space
 from greenllm.cli.evaluate import generated_tasks
+from greenllm.cli.metering import meter_of_tree
+from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
-from greenllm.energy.cputime import CpuClock
-from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meter import Meter, SensorError
+from greenllm.energy.meter import Meter
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
@@ -40,7 +39,7 @@ def run(config: TuneConfig) -> None:
     """
     space = parse_space(config.space)
     make = _TaskMaker(config)
-    _require_folder(config.output)
+    require_fresh(config.output)
     options = ["--meter", config.meter]
     if "prefix_cache" not in space:
         # The same questions come again and again: who asks later would find them computed.
@@ -94,20 +93,10 @@ def _limits(config: TuneConfig) -> Limits:
 
 def _meter(name: str) -> Meter:
     # Servers come and go below this process; all of them are the search's.
-    clock = CpuClock(tree_of=os.getpid())
-    try:
-        meter = choose_meter(name, gpu=gpu_rungs, cpu=lambda: cpu_rungs(clock=clock))
-        reading = meter.read()
-    except SensorError as error:
-        raise ConfigError(f"--meter {name}: {error}") from error
-    if not reading.joules:
+    meter, first = meter_of_tree(name, os.getpid())
+    if not first.joules:
         raise ConfigError("no meter works here, so settings cannot be compared by joules")
     return meter
-
-
-def _require_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--output {folder} is there already; name another folder")
 
 
 def _write(config: TuneConfig, best: Trial, found: dict[str, object]) -> None:
