@@ -37,7 +37,7 @@ from greenllm.config import EngineConfig, load
 from greenllm.core import Request, SamplingParams
 from greenllm.energy.account import Account
 from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.ladder import modelled_meter
+from greenllm.energy.ladder import choose_meter
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import Limits, NativeEngine
 from greenllm.model.files import check_folder
@@ -78,9 +78,9 @@ class Bench:
             speculator=speculator,
         )
 
-    def account(self) -> Account:
-        """A fresh account on a modelled meter, warmed up."""
-        account = Account(modelled_meter(), self.runner.shape, clock=time.monotonic)
+    def account(self, meter: str = "modelled") -> Account:
+        """A fresh account, warmed up; the meter is called as for `--meter`."""
+        account = Account(choose_meter(meter), self.runner.shape, clock=time.monotonic)
         warm_up(self.runner, account)
         account.start_serving()
         return account

@@ -40,7 +40,7 @@ from evals.lab import (
 from greenllm.core import Batch, Outcome, Receipt, Request, Sample
 from greenllm.energy.account import Account
 from greenllm.energy.bill import Counts
-from greenllm.energy.ladder import modelled_meter
+from greenllm.energy.ladder import choose_meter
 from greenllm.energy.ledger import Ledger
 from greenllm.engine import NativeEngine
 from greenllm.runner.warmup import warm_up
@@ -77,9 +77,9 @@ class Timed(Account):
         self.spent_s += time.perf_counter() - started_s
 
 
-def metering_share(bench: Bench, ledger: Ledger, *, batch: int, tokens: int) -> float:
+def metering_share(bench: Bench, ledger: Ledger, meter: str, *, batch: int, tokens: int) -> float:
     """Share of the wall time of a run that goes to charging, settling and recording."""
-    account = Timed(modelled_meter(), bench.runner.shape, clock=time.monotonic)
+    account = Timed(choose_meter(meter), bench.runner.shape, clock=time.monotonic)
     warm_up(bench.runner, account)
     account.start_serving()
     engine = bench.engine(account, batch)
@@ -201,16 +201,21 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
     model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    meter: Annotated[str, typer.Option(help="As --meter of the server.")] = "modelled",
+    name: Annotated[str, typer.Option(help="Name of the result.")] = "overhead",
 ) -> None:
     """Measure the overhead of metering and of HTTP."""
     bench, load = load_bench(model, threads), Load(batch, tokens)
-    options = ("--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch))
+    options = ["--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch)]
+    options += ["--meter", meter]
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "bench.sqlite")
         ledger.open_session("bench", method="modelled", measured=False)
-        account = bench.account()
+        account = bench.account(meter)
         rates = _bare_rates(load, bench, account, ledger, rounds)
-        shares = [metering_share(bench, ledger, batch=batch, tokens=tokens) for _ in range(5)]
+        shares = [
+            metering_share(bench, ledger, meter, batch=batch, tokens=tokens) for _ in range(5)
+        ]
         with running_server(model, Path(folder), *options) as server:
             beside = "metered_beside_http"
             arms = {
@@ -223,6 +228,7 @@ def main(
         "batch": batch,
         "tokens": tokens,
         "threads": threads,
+        "meter": account.meter.method,
         "rounds": rounds,
         "tokens_per_s": {name: statistics.median(values) for name, values in rates.items()},
         "tokens_per_cpu_s": {n: statistics.median(v) for n, v in load.per_cpu_s.items()},
@@ -231,7 +237,7 @@ def main(
         "cpu": _ratios(load.per_cpu_s),
     }
     console.print_json(data=figures)
-    console.print(f"written to {save('overhead', figures)}")
+    console.print(f"written to {save(name, figures, module='overhead')}")
 
 
 if __name__ == "__main__":

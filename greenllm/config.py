@@ -66,6 +66,7 @@ class EngineConfig:
         " for weights that the openvino runner quantizes, else float32.",
     )
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
+    eager: bool = option(False, "On CUDA: launch every kernel of a step, replay no graphs.")
     threads: str = option(
         "auto",
         "CPU threads for the model: a number; auto: more only where 1.3 times faster, by batch"

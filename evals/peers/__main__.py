@@ -37,13 +37,21 @@ console = Console(stderr=True, highlight=False, markup=False)
 
 
 @app.command()
-def model(envs: Envs = ROOT / ".peers") -> None:
+def model(
+    envs: Envs = ROOT / ".peers",
+    one_billion: Annotated[bool, typer.Option("--1b", help="The 1.1B shape instead.")] = False,
+) -> None:
     """Make the random-weight model, in bfloat16 and W8A8."""
-    from evals.peers.checkpoint import write_checkpoint, write_w8a8
+    from evals.peers.checkpoint import config_1b, config_135m, write_checkpoint, write_w8a8
+
+    if one_billion:
+        write_checkpoint(envs / "models" / "m1b", config_1b())
+        console.print(f"{envs / 'models' / 'm1b'}")
+        return
 
     source, quantized = envs / "models" / MODEL, envs / "models" / f"{MODEL}-w8a8"
     if not (source / "tokenizer.json").exists():
-        write_checkpoint(source)
+        write_checkpoint(source, config_135m())
     if not (quantized / "tokenizer.json").exists():
         write_w8a8(source, quantized)
     console.print(f"{source}, {quantized}")

@@ -1,4 +1,4 @@
-"""The model that all peers serve: SmolLM2-135M's shape with random weights.
+"""The model that all peers serve: SmolLM2-135M's shape with random weights; and one of 1.1B.
 
 Contract: the same seed gives the same weights. Speed does not depend on what weights say, so random
 ones do; answers are noise, and nothing about quality may be read from them. There is no
@@ -71,11 +71,26 @@ def config_135m() -> LlamaConfig:
     )
 
 
-def write_checkpoint(folder: Path) -> None:
-    """Write the model in bfloat16 with its tokenizer."""
+def config_1b() -> LlamaConfig:
+    """TinyLlama-1.1B's layers over the same vocabulary: 1.07 billion parameters."""
+    config = config_135m()
+    config.update(
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+        }
+    )
+    return config
+
+
+def write_checkpoint(folder: Path, config: LlamaConfig) -> None:
+    """Write a model in bfloat16 with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(config_135m()).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.generation_config = GenerationConfig(do_sample=False)
     model.save_pretrained(folder)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

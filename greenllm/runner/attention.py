@@ -54,7 +54,8 @@ class Plan:
 
     `slots` [num_tokens] is where new keys are written. Decode rows come first in the packed order:
     `decode_slots` [num_decode, longest], `decode_lens` [num_decode]. Each prompt chunk has its
-    packed range, its first position and its sequence's slots.
+    packed range, its first position and its sequence's slots. A plan that is recorded must not ask
+    the device for anything.
     """
 
     slots: Tensor
@@ -63,6 +64,7 @@ class Plan:
     decode_lens: Tensor
     prefills: list[tuple[int, int, int, Tensor]]
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+    is_recorded: bool = False
 
     def to(self, device: torch.device) -> Plan:
         """The same plan on another device."""
@@ -133,7 +135,7 @@ class PagedAttention:
 
     def use(self, plan: Plan) -> None:
         """Set the plan of the step that is about to run."""
-        self._plans = {torch.device("cpu"): plan}
+        self._plans = {plan.slots.device: plan}
 
     def attend(
         self,
@@ -206,17 +208,21 @@ def _decode(
     window: int | None,
     softcap: float | None,
 ) -> list[Tensor]:
-    """All single-token chunks at once: `[1, num_decode, heads, dim]`."""
+    """All single-token chunks at once: `[1, num_decode, heads, dim]`.
+
+    Heads that share keys are given as if they were tokens, so that no key is repeated for them.
+    """
     if not plan.num_decode:
         return []
-    rows = query[0, :, : plan.num_decode].transpose(0, 1)[:, :, None]
+    queries = query[0, :, : plan.num_decode].transpose(0, 1)
+    rows = queries.reshape(plan.num_decode, keys.shape[1], -1, queries.shape[-1])
     shape = plan.decode_slots.shape
     flat = plan.decode_slots.flatten()
     context_k = keys.index_select(0, flat).view(*shape, *keys.shape[1:]).transpose(1, 2)
     context_v = values.index_select(0, flat).view(*shape, *values.shape[1:]).transpose(1, 2)
     mask = _decode_mask(plan, window)
     out = _scores(rows, context_k, context_v, mask, scale, softcap)
-    return [out[:, :, 0][None]]
+    return [out.flatten(1, 2)[None]]
 
 
 def _decode_mask(plan: Plan, window: int | None) -> Tensor | None:
@@ -226,7 +232,8 @@ def _decode_mask(plan: Plan, window: int | None) -> Tensor | None:
         seen = positions[None] < plan.decode_lens[:, None]
         if window is not None:
             seen &= positions[None] >= plan.decode_lens[:, None] - window
-        plan.masks[(-1, window)] = None if bool(seen.all()) else seen[:, None, None]
+        is_whole = not plan.is_recorded and bool(seen.all())
+        plan.masks[(-1, window)] = None if is_whole else seen[:, None, None]
     return plan.masks[(-1, window)]
 
 

@@ -125,6 +125,11 @@ class LoraBank:
         """Say where weights come from."""
         self._source = source
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the step that has begun has a row with an adapter."""
+        return self._step is not None
+
     def begin(self, chunks: Sequence[Chunk]) -> None:
         """Get ready for a step; a step without adapters costs nothing more than this."""
         digests = [_digest(chunk) for chunk in chunks]

@@ -42,6 +42,8 @@ def load_runner(
         LoadError: the model cannot be loaded, or the options contradict each other.
     """
     reason = why_torch(config)
+    if config.eager and not _is_on_cuda(config):
+        raise LoadError("--eager is for CUDA devices: nowhere else are there graphs to do without")
     if reason is None:
         try:
             return _openvino(config, num_blocks)
@@ -93,11 +95,15 @@ def why_torch(config: EngineConfig) -> str | None:
     ):
         if holds:
             return f"{name} is for the torch runner"
-    if config.device not in ("auto", "cpu") or (config.device == "auto" and _has_cuda()):
+    if _is_on_cuda(config):
         return "it runs on CPUs only, and the device is another (--device cpu)"
     if find_spec("openvino") is None:
         return f"openvino is not installed (pip install 'openvino{TESTED}')"
     return None
+
+
+def _is_on_cuda(config: EngineConfig) -> bool:
+    return config.device.startswith("cuda") or (config.device == "auto" and _has_cuda())
 
 
 def _has_cuda() -> bool:
@@ -156,4 +162,5 @@ def _torch(config: EngineConfig, num_blocks: int | None) -> TorchRunner:
         kv_cache_bytes=int(config.kv_cache_gb * 1e9),
         max_num_seqs=config.max_num_seqs,
         num_blocks=num_blocks,
+        eager=config.eager,
     )

@@ -3,9 +3,10 @@
 Contract: see `base.Runner`. Logits are computed only for rows that are sampled or scored. Greedy
 tokens equal those of transformers' `generate` up to rounding between kernels (tested).
 
-Early exits run the first layers of the same modules, step by step.
+Early exits run the first layers of the same modules, step by step. On one CUDA device short steps
+are replayed (see `graphs`).
 
-Not covered: several processes, CUDA graphs.
+Not covered: several processes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from greenllm.runner.attention import (
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.early_exit import first_layers
 from greenllm.runner.exiting import Guess, exit_layer, run_leaving_early
+from greenllm.runner.graphs import RecordedSteps
 from greenllm.runner.lora import LoraBank
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
 from greenllm.runner.stepwise import StepByStep, plain
@@ -59,6 +61,7 @@ class TorchRunner:
         kv_cache_bytes: int,
         max_num_seqs: int,
         num_blocks: int | None = None,
+        eager: bool = False,
     ) -> None:
         self.block_size = block_size
         self._model = loaded.model
@@ -88,6 +91,17 @@ class TorchRunner:
         self.info: ModelInfo = replace(loaded.info, context_length=context)
         # One block more than sequences use, for probes.
         attention.allocate((self.num_blocks + 1) * block_size)
+        self._recorded = (
+            RecordedSteps(attention, block_size, self.num_blocks)
+            if not eager and self._can_record(loaded)
+            else None
+        )
+
+    def _can_record(self, loaded: LoadedModel) -> bool:
+        """On one CUDA device; LLM.int8() asks for outliers in mid-step."""
+        devices = {layer.device for layer in self._attention.layers.values()} | {self._device}
+        on_one = len(devices) == 1 and self._device.type == "cuda"
+        return on_one and loaded.info.quantization != "int8"
 
     @torch.inference_mode()
     def _probe(self, loaded: LoadedModel) -> None:
@@ -188,11 +202,15 @@ class TorchRunner:
 
     @torch.inference_mode()
     def _logits(self, model: PreTrainedModel, chunks: list[Chunk], rows: list[range]) -> Tensor:
-        self._attention.use(make_plan(chunks, self.block_size))
         self._bank.begin(chunks)
+        keep = packed_rows(chunks, rows)
+        if self._recorded is not None and not self._bank.is_used:
+            found = self._recorded.logits(model, chunks)
+            if found is not None:
+                return found if len(keep) == len(found) else found[keep]
+        self._attention.use(make_plan(chunks, self.block_size))
         ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [p for chunk in chunks for p in range(chunk.start, chunk.end)]
-        keep = packed_rows(chunks, rows)
         output = model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
@@ -242,8 +260,11 @@ def load_torch_runner(
     kv_cache_bytes: int = 2**30,
     max_num_seqs: int = 64,
     num_blocks: int | None = None,
+    eager: bool = False,
 ) -> TorchRunner:
     """Load a model and wrap it; without `num_blocks` there are as many as useful, within the bytes.
+
+    `eager` launches every kernel by itself, also where steps could be replayed.
 
     Raises:
         LoadError: the model cannot be loaded or run.
@@ -259,4 +280,5 @@ def load_torch_runner(
         kv_cache_bytes=kv_cache_bytes,
         max_num_seqs=max_num_seqs,
         num_blocks=num_blocks,
+        eager=eager,
     )

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from greenllm.blocks import BlockManager
-from greenllm.core import Request, SamplingParams, Sequence, sequences_of
+from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence, sequences_of
 from greenllm.decode.sampling import Place, sample
 from greenllm.energy.nvml import NvmlMeter, load_nvml
 from greenllm.model.info import Quantization
@@ -51,10 +51,12 @@ def _prompts() -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
-def _runner(quantization: Quantization, dtype: torch.dtype, device: str = "cuda") -> TorchRunner:
+def _runner(quantization: Quantization, dtype: torch.dtype, *, eager: bool = False) -> TorchRunner:
     name: Any = str(dtype).removeprefix("torch.")
-    options = LoadOptions(quantization=quantization, dtype=name, device=device)
-    return load_torch_runner(BUNDLED, options, block_size=16, kv_cache_bytes=2**25, max_num_seqs=8)
+    options = LoadOptions(quantization=quantization, dtype=name, device="cuda")
+    return load_torch_runner(
+        BUNDLED, options, block_size=16, kv_cache_bytes=2**25, max_num_seqs=8, eager=eager
+    )
 
 
 def _plain(quantization: Quantization, dtype: torch.dtype) -> Any:
@@ -134,6 +136,47 @@ def test_tokens_are_those_of_transformers(quantization: Quantization, dtype: tor
         assert _regret(model, prompt, wrong) > ROUNDING
     assert runner.info.device == "cuda:0"
     assert runner.info.dtype == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_replayed_steps_say_what_launched_ones_say(
+    quantization: Quantization, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And steps really are replayed: the graphs are there, and nothing was warned of."""
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    replayed = _runner(quantization, torch.float32)
+    launched = _runner(quantization, torch.float32, eager=True)
+    found = _answers(replayed, _prompts(), params, 512)
+    assert found == _answers(launched, _prompts(), params, 512)
+    assert launched._recorded is None
+    assert replayed._recorded is not None
+    assert replayed._recorded._works
+    assert len(replayed._recorded._recordings) >= 2
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("layer", [3, 4])
+def test_an_exit_guesses_the_same_when_it_is_replayed(layer: int) -> None:
+    prompts = _prompts()
+    guesses = []
+    for eager in (False, True):
+        runner = _runner("none", torch.float32, eager=eager)
+        drafter = runner.early_exit(layer)
+        seqs = [
+            sequences_of(
+                Request(f"{i}", (tuple(prompt),), SamplingParams(temperature=0), model=""),
+                eos_token_ids=frozenset(),
+                max_len=200,
+            )[0]
+            for i, prompt in enumerate(prompts)
+        ]
+        for i, seq in enumerate(seqs):
+            seq.block_table = list(range(8 * i, 8 * i + 8))
+            runner.run(Batch((Chunk(seq, 0, seq.prompt_len - 1, samples=False),)))
+        chunks = [Chunk(seq, seq.prompt_len - 1, 1, samples=True, room=6) for seq in seqs]
+        guesses.append(drafter.draft(chunks))
+    assert guesses[0] == guesses[1]
+    assert all(len(ids) == 6 for ids in guesses[0])
 
 
 def test_the_default_is_bfloat16_on_the_gpu() -> None:
