@@ -11,6 +11,7 @@ Not covered: comparing two models example by example.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Result:
     def latency_s(self, share: float) -> float:
         """The time that so large a share of the answered examples took at most."""
         found = sorted(e.duration_s for e in self.examples if e.cost is not None)
-        return found[min(len(found) - 1, int(share * len(found)))]
+        return found[max(0, math.ceil(share * len(found)) - 1)]
 
     def joules_per_correct(self) -> Estimate | None:
         """All joules over the right answers: what a right answer costs, the wrong ones included."""

@@ -150,14 +150,18 @@ def main(
     throughput: Annotated[bool, typer.Option(help="Compare speed with TRL alone.")] = False,
     steps: Annotated[int, typer.Option(help="Steps of a run, for --throughput.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Batch size, for --throughput.")] = 8,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "finetuning",
+    name: Annotated[str, typer.Option(help="Name of the result; else by what is measured.")] = "",
 ) -> None:
     """Measure methods, or the speed beside TRL's."""
     if throughput:
-        path = save(name, measure_throughput(data, steps, seeds, batch_size), module="finetuning")
+        path = save(
+            name or "finetuning_throughput",
+            measure_throughput(data, steps, seeds, batch_size),
+            module="finetuning",
+        )
         console.print(f"written to {path}")
         return
-    chosen = split_names(methods) or list(METHODS)
+    chosen, name = split_names(methods) or list(METHODS), name or "finetuning"
     result = measure_methods(data, validation, seeds, epochs, chosen)
     path = save(name, result, module="finetuning")
     draw(result, RESULTS / f"{name}.svg")

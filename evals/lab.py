@@ -251,9 +251,9 @@ def interleave(
 
 
 def paired_ratio(top: Sequence[float], bottom: Sequence[float]) -> dict[str, float]:
-    """Median of round-by-round ratios, with their quartiles."""
+    """Median of round-by-round ratios, with their quartiles; of up to three, least and largest."""
     ratios = sorted(a / b for a, b in zip(top, bottom, strict=True))
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 3 else [ratios[0], 0, ratios[-1]]
     return {"median": statistics.median(ratios), "q1": quartiles[0], "q3": quartiles[2]}
 
 

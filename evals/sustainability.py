@@ -3,8 +3,9 @@
     python -m evals.sustainability
 
 An adapter is trained on the built-in example; the model with and without it reads notes that
-training never saw, through a server; and the balance counts everything that was spent. What the
-data is good for, a kilowatt-hour that somebody saves with it, is nobody's to claim here.
+training never saw, through a server; and everything that was spent is counted: a server's start,
+its waiting and the asking beside what is on the receipts. What the data is good for, a
+kilowatt-hour that somebody saves with it, is nobody's to claim here.
 
 Not covered: what the base model cost to train (its card says so); the machine's own making but for
 the embodied share on each receipt.
@@ -13,10 +14,11 @@ the embodied share on each receipt.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +28,7 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish
 from evals.lab import RESULTS, save
+from evals.tuning.servers import Laps
 
 console = Console(stderr=True)
 NAME = "household"
@@ -57,16 +60,20 @@ def unseen(count: int) -> list[dict[str, str]]:
     return [row for row in rows if row["prompt"] not in known][:count]
 
 
-def balance(trained: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
+def balance(cost_j: float | None, side: Mapping[str, Any]) -> dict[str, Any]:
     """What a right note costs with the training shared out among so many; None where unknown."""
-    cost_j, note_j = trained["measures"]["energy"]["total_j"], task["joules_per_example"]
-    right = task["value"]["value"]
-    per_right: dict[str, float | None] = {}
-    for count in _AT:
-        known = cost_j is not None and note_j is not None and right
-        per_right[str(count)] = (cost_j / count + note_j) / right if known else None
+    note_j, right = side["joules_per_note"], side["right"]
+    per_right = {str(count): _shared_out(cost_j, note_j, right, count) for count in _AT}
     notes = None if not note_j or cost_j is None else cost_j / note_j
     return {"joules_per_right_note_at": per_right, "notes_that_cost_as_much": notes}
+
+
+def _shared_out(
+    cost_j: float | None, note_j: float | None, right: float, count: int
+) -> float | None:
+    if cost_j is None or note_j is None or not right:
+        return None
+    return (cost_j / count + note_j) / right
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -76,6 +83,10 @@ def markdown(found: Mapping[str, Any]) -> str:
         ("training the adapter, scoring included", _j(trained["total_j"]), _g(trained["total_g"])),
         *(
             (f"reading {side['examples']} notes, {name}", _j(side["energy_j"]), _g(side["grams"]))
+            for name, side in (("without it", before), ("with it", after))
+        ),
+        *(
+            (f"starting the server, waiting and asking, {name}", _j(side["beside_j"]), "-")
             for name, side in (("without it", before), ("with it", after))
         ),
     ]
@@ -100,19 +111,21 @@ def _g(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def side_of(task: Mapping[str, Any]) -> dict[str, Any]:
-    """One evaluation in short."""
-    value = task["value"]
+def side_of(task: Mapping[str, Any], spent_j: float) -> dict[str, Any]:
+    """One evaluation in short; `spent_j` is what all of its processes drew."""
+    value, energy_j = task["value"], task["energy_j"]
     return {
         "examples": value["examples"], "right": value["value"], "low": value["low"],
-        "high": value["high"], "energy_j": task["energy_j"], "grams": task["grams"],
+        "high": value["high"], "energy_j": energy_j, "grams": task["grams"],
+        "beside_j": None if energy_j is None else spent_j - energy_j,
         "joules_per_note": task["joules_per_example"], "p95_s": task["p95_s"],
     }  # fmt: skip
 
 
-def evaluations(notes: Path, data_dir: Path, folder: Path) -> Sequence[dict[str, Any]]:
+def evaluations(notes: Path, data_dir: Path, folder: Path) -> list[dict[str, Any]]:
     """The base and the adapter on the same notes."""
-    found = []
+    meter, _ = import_module("greenllm.cli.metering").meter_of_tree("auto", os.getpid())
+    laps, found = Laps(meter), []
     for name in ("bundled", NAME):
         output = folder / f"eval-{name}"
         greenllm(
@@ -120,7 +133,7 @@ def evaluations(notes: Path, data_dir: Path, folder: Path) -> Sequence[dict[str,
             "--output", str(output),
         )  # fmt: skip
         (task,) = read(output / "evaluation.json")["tasks"].values()
-        found.append(task)
+        found.append(side_of(task, laps.lap()))
     return found
 
 
@@ -143,9 +156,9 @@ def main(
             "total_g": measures["carbon"]["total_g"],
             "method": measures["energy"]["method"],
         },
-        "before": side_of(before),
-        "after": side_of(after),
-        "balance": balance(trained, after),
+        "before": before,
+        "after": after,
+        "balance": balance(measures["energy"]["total_j"], after),
     }
     path = save(name, result, module="sustainability")
     page = markdown(result)

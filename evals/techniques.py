@@ -137,13 +137,15 @@ async def one_round(
     task: Task,
     batches: Sequence[int],
     cells: dict[Cell, Rounds],
+    number: int,
 ) -> None:
-    """Every precision, way of guessing and batch size once."""
+    """Every precision, way of guessing and batch size once; who is first changes every round."""
     fixed = {"ignore_eos": True} if isinstance(task, Continuing) else {}
     for batch in batches:
-        for precision, url in urls.items():
+        for precision in sorted(urls, reverse=number % 2 == 1):
+            url = urls[precision]
             async with connect(url, None, None, _TIMEOUT_S) as model:
-                for way in ways:
+                for way in reversed(ways) if number % 2 else ways:
                     settings = {"speculative": {"method": way}, **fixed}
                     asked = replace(model, settings=settings)
                     found = await evaluate(asked, task, batch, lambda done, count: None)
@@ -153,14 +155,19 @@ async def one_round(
 def figures(
     cells: Mapping[Cell, Rounds], precisions: Sequence[str], *, has_quality: bool
 ) -> dict[str, Any]:
-    """Each cell beside the first precision without guesses, at the same batch size."""
+    """Each cell beside the first precision without guesses, at the same batch size.
+
+    And beside its own precision without guesses.
+    """
     found: dict[str, Any] = {}
     first = precisions[0]
     ordered = sorted(cells.items(), key=lambda item: precisions.index(item[0][0]))
     for (precision, way, batch), rounds in ordered:
         plain = cells[first, "off", batch].joules_per_token()
         cell = rounds.summary(has_quality=has_quality)
+        unguessed = cells[precision, "off", batch].joules_per_token()
         cell["joules_over_plain"] = paired_ratio(rounds.joules_per_token(), plain)
+        cell["joules_over_off"] = paired_ratio(rounds.joules_per_token(), unguessed)
         found.setdefault(precision, {}).setdefault(way, {})[str(batch)] = cell
     return found
 
@@ -192,10 +199,7 @@ def main(
             urls[precision], _ = stack.enter_context(running_server(model, folder, *options))
         for number in range(-1, rounds):
             into: dict[Cell, Rounds] = cells if number >= 0 else {}
-            # Precisions change places from round to round.
-            names = sorted(urls, reverse=number % 2 == 1)
-            order = {name: urls[name] for name in names}
-            asyncio.run(one_round(order, chosen, task, sizes, into))
+            asyncio.run(one_round(urls, chosen, task, sizes, into, number))
             console.print(f"round {number + 1}/{rounds}")
     all_results = [result for one in cells.values() for result in one.results]
     about: dict[str, Any] = {"model": Path(model).name, "rounds": rounds}

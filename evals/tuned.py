@@ -60,12 +60,13 @@ def side_by_side(model: str, settings: list[Setting], examples: int, rounds: int
     bench = ServerBench(model, make, 4, Laps(modelled_meter()), options, most=2)
     ratios: list[float] = []
     try:
-        for number in range(rounds):
+        for number in range(-1, rounds):
             one, other = bench.measure(settings, examples)
             if error := one.error or other.error:
                 raise BenchError(f"a winner cannot be measured again: {error}")
-            ratios.append(one.joules_per_token / other.joules_per_token)
-            console.print(f"round {number + 1}/{rounds}: {ratios[-1]:.3f}")
+            if number >= 0:  # the first round finds cold servers
+                ratios.append(one.joules_per_token / other.joules_per_token)
+                console.print(f"round {number + 1}/{rounds}: {ratios[-1]:.3f}")
     finally:
         bench.close()
     return ratios

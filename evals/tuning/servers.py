@@ -4,7 +4,8 @@ Contract: a server serves all settings that differ in what requests say; what st
 divided among them. Settings that are compared answer in turns, part by part, so that what else
 happens on the machine is shared. Joules per token are those of the requests' receipts, joules spent
 are those of this process and everything below it, the machine's idle share included. A server that
-does not start, or refuses a setting, is a trial with an error.
+does not start, or refuses a setting, is a trial with an error. Who answers first changes from part
+to part.
 
 Not covered: settings of the machine itself, such as power limits.
 """
@@ -96,7 +97,9 @@ class ServerBench:
         results: list[list[Result]] = [[] for _ in settings]
         parts = slices(self.make_tasks(num_examples), PARTS)
         for number, part in enumerate(parts):
-            for place, setting in enumerate(settings):
+            order = range(len(settings))
+            for place in reversed(order) if number % 2 else order:
+                setting = settings[place]
                 if failures[place] is None:
                     url, _ = self._running[setting.server]
                     try:
