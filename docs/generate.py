@@ -22,7 +22,7 @@ from greenllm.scorecard.schema import card_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
-SCHEMA = "green_report.schema.json"
+SCHEMA = "score_card.schema.json"
 WIDTH = 100
 NOTICE = "<!-- Written by `make docs`; a test compares it with the code. -->\n<!-- fmt: off -->\n\n"
 

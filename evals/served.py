@@ -36,7 +36,7 @@ class RefusedError(BenchError):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a query cost; joules and grams are None where the server does not say."""
+    """What a query cost, None where the server does not say; grams are with the embodied ones."""
 
     joules: float | None
     active_j: float | None
@@ -196,7 +196,7 @@ def cost_of(body: Mapping[str, Any]) -> Cost:
     return Cost(
         energy.get("energy_joules"),
         energy.get("active_joules"),
-        None if grams is None else grams + (embodied or 0.0),
+        sum_of((grams, embodied)),
         usage.get("prompt_tokens", 0),
         usage.get("completion_tokens", 0),
         energy.get("measured"),

@@ -13,6 +13,16 @@ from greenllm.scorecard.huggingface import front_matter
 from greenllm.scorecard.reading import card_of_finetune
 
 
+def _emissions(measures: Mapping[str, Any]) -> str:
+    """What the metadata above holds; nothing where it holds no grams."""
+    if measures["carbon"]["operational_g"] is None:
+        return ""
+    return (
+        " The `emissions` above are the operational grams; what the hardware's manufacture adds is"
+        " below."
+    )
+
+
 def card(found: Mapping[str, Any]) -> str:
     """README.md of the output folder."""
     recipe, measures = found["recipe"], found["measures"]
@@ -26,8 +36,7 @@ def card(found: Mapping[str, Any]) -> str:
             "## Environmental impact",
             "",
             f"Training, its evaluation included, took {joules(energy['total_j'])}"
-            f" ({energy['method']}) in {measures['running_time_s']:.0f} s. The `emissions` above"
-            " are the operational grams; what the hardware's manufacture adds is below.",
+            f" ({energy['method']}) in {measures['running_time_s']:.0f} s.{_emissions(measures)}",
             "",
             body,
         ]

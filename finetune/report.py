@@ -4,7 +4,8 @@ Contract: six measures (running time, model size, FLOPs, power, energy, carbon),
 quality before and after, and the comparator; unknown is null. FLOPs are counted from parameters
 and tokens: 6 N a token where every weight is trained, 4 N where the base is frozen (no gradients
 of its weights), as in Kaplan et al., arXiv:2001.08361, and 2 N for what only reads them, a teacher
-or the reference of dpo; attention is left out.
+or the reference of dpo; attention is left out, and so are trials and evaluation, though not their
+joules.
 
 Not covered: what was spent before this run, on the base model or on trials by hand.
 """
@@ -28,8 +29,10 @@ from greenllm.energy.carbon import EmbodiedModel, operational_g, sci_g_per_1k_to
 from greenllm.energy.grid import Intensity
 from greenllm.energy.units import joules_to_kwh
 from greenllm.estimate import Estimate
+from greenllm.scorecard.origin import command_line, machine_name
 
 SCHEMA = 1
+_FLOPS = "counted: parameters and tokens trained on, no attention, no trials, no evaluation"
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
@@ -57,6 +60,16 @@ class Grams:
         embodied = self.embodied.grams(energy.duration_s) if self.embodied else None
         total = None if embodied is None else operational + embodied
         return {"operational_g": operational, "embodied_g": embodied, "total_g": total}
+
+    def basis(self) -> dict[str, Any]:
+        """What operational grams rest on."""
+        return {
+            "intensity_g_per_kwh": self.intensity.g_per_kwh,
+            "intensity_zone": self.intensity.zone,
+            "intensity_source": self.intensity.source,
+            "intensity_year": self.intensity.year,
+            "pue": self.pue,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +116,13 @@ def build(
         "measures": {
             "running_time_s": spent.duration_s,
             "model": asdict(sizes),
-            "flops": {"value": flops, "method": "counted: parameters and tokens, no attention"},
+            "flops": {"value": flops, "method": _FLOPS},
             "power_w": spent.total_j / spent.duration_s if known and spent.duration_s else None,
             "energy": _energy(account, seen.tokens),
             "carbon": {
                 **carbon,
                 "g_per_1k_training_tokens": _sci(carbon, seen.tokens) if known else None,
-                "intensity_g_per_kwh": grams.intensity.g_per_kwh,
-                "intensity_zone": grams.intensity.zone,
-                "intensity_source": grams.intensity.source,
-                "intensity_year": grams.intensity.year,
-                "pue": grams.pue,
+                **grams.basis(),
             },
         },
         "prediction": _prediction(watch),
@@ -214,11 +223,11 @@ def _dict(found: Estimate | None) -> dict[str, float | None] | None:
 def identity_of(recipe: Recipe, base_digest: str, began: str) -> dict[str, Any]:
     """What exactly was run, and on what."""
     return {
-        "command": " ".join(["greenllm", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "began": began,
         "base": recipe.model,
         "base_digest": base_digest,
-        "machine": platform.machine(),
+        "machine": machine_name(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
     }

@@ -120,7 +120,8 @@ def _break_even(found: Mapping[str, Any] | None) -> str:
     )
     if found["requests"] is not None:
         return f"Break-even: after {found['requests']:,} solved requests. {per}"
-    bound = f", at most {found['at_most']:,} solved requests" if found["at_most"] else ""
+    most = found["at_most"]
+    bound = f", at most {most:,} solved requests, by the intervals of the shares" if most else ""
     return f"Break-even: {found['reason']}{bound}. {per}"
 
 

@@ -3,9 +3,11 @@
 Contract: `cost_j` is everything spent on making the smaller model, calibration, healing and the
 teacher included; scoring both models is beside it, as `scoring_j`. A compression is green if a
 right answer costs fewer joules than before and enough of the quality is kept; it is said so, and
-why, either way. Unknown joules are None and nothing is called green then.
+why, either way: by the shares themselves, and where the ends of their intervals would say otherwise
+that is told. Unknown joules are None and nothing is called green then. Grams are those of the
+electricity of `cost_j`.
 
-Not covered: what the model as it was cost to train.
+Not covered: what the model as it was cost to train; what the hardware's manufacture adds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.breakeven import Answers, break_even
+from finetune.report import Grams
 from finetune.text import joules, table
+from greenllm.energy.carbon import operational_g
 from greenllm.estimate import Estimate
 
 SCHEMA = 1
@@ -61,12 +65,19 @@ class Verdict:
 
 def verdict(before: Side, after: Side, quality_share: float) -> Verdict:
     """Fewer joules for a right answer, at enough of the quality."""
-    kept = after.solved.value / before.solved.value if before.solved.value else 0.0
+    if not before.solved.value:
+        return Verdict(False, "not known: nothing was right before")
+    if not after.solved.value:
+        return Verdict(False, "not green: nothing is right afterwards")
+    kept = after.solved.value / before.solved.value
+    at_least = after.solved.low / before.solved.high
     ours, theirs = after.joules_per_right_answer, before.joules_per_right_answer
     if ours is None or theirs is None:
         return Verdict(False, "not known: joules of a right answer are not known for both")
     ratio = ours / theirs
     told = f"a right answer costs {ratio:.2f} x the joules, {kept:.0%} of the quality is kept"
+    if at_least < quality_share <= kept:
+        told += f" (at least {at_least:.0%} by the intervals)"
     if kept < quality_share:
         return Verdict(False, f"not green: {told}, less than the {quality_share:.0%} asked for")
     if ratio >= 1:
@@ -96,6 +107,7 @@ def build(
     identity: Mapping[str, Any],
     sides: tuple[Side, Side],
     costs: Costs,
+    grams: Grams,
     quality_share: float,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -109,11 +121,21 @@ def build(
         "before": before.as_dict(),
         "after": after.as_dict(),
         "costs": asdict(costs),
+        "carbon": _carbon(costs.cost_j, grams),
         "break_even": _payback(costs, before, after),
         "is_green": found.is_green,
         "verdict": found.reason,
         "facts": dict(facts),
     }
+
+
+def _carbon(cost_j: float | None, grams: Grams) -> dict[str, Any]:
+    """Grams of making it and what they rest on; all None where the joules are unknown."""
+    basis = grams.basis()
+    if cost_j is None:
+        return dict.fromkeys(("operational_g", "embodied_g", "total_g", *basis))
+    operational = operational_g(cost_j, grams.pue, grams.intensity.g_per_kwh)
+    return {"operational_g": operational, "embodied_g": None, "total_g": None, **basis}
 
 
 def _payback(costs: Costs, before: Side, after: Side) -> dict[str, Any] | None:
@@ -139,6 +161,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): "
             + ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
             + f". Scoring both models took {joules(costs['scoring_j'])} more, not counted below.",
+            _grams_line(found["carbon"]),
             _payback_line(found["break_even"], is_green=found["is_green"]),
             "## By task",
             table(
@@ -151,6 +174,18 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"## How to make it again\n\n```sh\n{identity['command']}\n```",
         ]
     ) + "\n"  # fmt: skip
+
+
+def _grams_line(found: Mapping[str, Any]) -> str:
+    if found["operational_g"] is None:
+        return "The grams of making it are not known."
+    year = "" if found["intensity_year"] is None else f", {found['intensity_year']}"
+    return (
+        f"The electricity of making it is {found['operational_g']:.3g} g CO2e at"
+        f" {found['intensity_g_per_kwh']:g} g/kWh ({found['intensity_zone']},"
+        f" {found['intensity_source']}{year}), PUE {found['pue']:g}; what the hardware's"
+        " manufacture adds is not known."
+    )
 
 
 def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -186,7 +221,8 @@ def _payback_line(found: Mapping[str, Any] | None, *, is_green: bool) -> str:
         return "When it pays back is not known."
     if found["requests"] is None:
         return f"When it pays back: {found['reason']}."
-    bound = f" (at most {found['at_most']:,})" if found["at_most"] is not None else ""
+    most = found["at_most"]
+    bound = "" if most is None else f" (at most {most:,}, by the intervals of the shares)"
     if not is_green:
         return (
             f"Its joules alone would be made up for by {found['requests']:,} right answers{bound}."

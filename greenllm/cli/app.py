@@ -123,7 +123,8 @@ def report(
 @app.command()
 def card(
     file: Annotated[
-        Path, typer.Argument(help="green_report.json of a fine-tune, or an evaluation's JSON.")
+        Path,
+        typer.Argument(help="A run's green_report.json, evaluation.json or compression.json."),
     ],
     form: Annotated[
         str,

@@ -14,6 +14,7 @@ from typing import Any
 
 from greenllm.cli.report_export import writing
 from greenllm.config import ConfigError
+from greenllm.core import GreenllmError
 from greenllm.scorecard.card import Card
 from greenllm.scorecard.huggingface import front_matter
 from greenllm.scorecard.reading import card_of
@@ -32,7 +33,11 @@ def run(file: Path, form: str, output: Path | None) -> None:
     """
     if form not in FORMATS:
         raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, not {form!r}")
-    text = shown(load(file), form, datetime.now(UTC))
+    card = load(file)
+    try:
+        text = shown(card, form, datetime.now(UTC))
+    except GreenllmError as error:
+        raise GreenllmError(f"{file}: {error}") from error
     if output is None:
         print(text, end="")
         return

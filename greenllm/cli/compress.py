@@ -12,10 +12,10 @@ import asyncio
 import importlib
 import json
 import os
-import platform
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ from greenllm.cli.metering import meter_of_tree
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.grid import IntensityTable
+from greenllm.scorecard.origin import command_line, machine_name
 
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl")
 console = Console(stderr=True, highlight=False, emoji=False)
@@ -130,6 +131,18 @@ def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> d
         return asyncio.run(compare(urls, tasks, config.rounds, config.concurrency, _say))
 
 
+def identity_of(config: CompressConfig, words: Sequence[str], began: str) -> dict[str, Any]:
+    """What was made, of what, when and where."""
+    return {
+        "base": config.model,
+        "method": config.method,
+        "command": command_line(words),
+        "began": began,
+        "machine": machine_name(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
 def _write(
     config: CompressConfig,
     scores: dict[str, Scored],
@@ -152,15 +165,8 @@ def _write(
         tuple(sorted({name for one in scores.values() for name in one.energy["methods"]})),
     )
     sides = tuple(_side(report, name, scores[name], config) for name in ("before", "after"))
-    identity = {
-        "base": config.model,
-        "method": config.method,
-        "command": shlex.join(["greenllm", *sys.argv[1:]]),
-        "began": made.began,
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-    found = report.build(identity, sides, costs, config.quality_share, made.facts)
+    identity = identity_of(config, sys.argv[1:], made.began)
+    found = report.build(identity, sides, costs, _grams(), config.quality_share, made.facts)
     folder = config.folder
     (folder / "compression.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     page = report.markdown(found)

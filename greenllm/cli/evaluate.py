@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
-import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +31,10 @@ from evals.tasks.registry import Generated, find_tasks
 from finetune.bundled.tasks import held_out_examples, task_names
 from greenllm import __version__
 from greenllm.config import ConfigError
+from greenllm.scorecard.origin import command_line, machine_name
 
 SCHEMA = 1
 _COMPARED = {"json": "json", "sql": "sql"}
-# Keys of servers have no place in a result that people publish.
-_KEYS = re.compile(r"""^(--api-key=).*|(--api-keys?(?:=|\s+))(?:'[^']*'|"[^"]*"|\S+)""")
-_MASK = "***"
 _UNSCORED = ("story", "about", "facts", "definition", "unknown", "list", "memory")
 
 
@@ -56,9 +51,11 @@ def run(config: EvalConfig) -> None:
     if config.output is not None and config.output.exists() and not config.output.is_dir():
         raise ConfigError(f"--output {config.output} is a file, not a folder")
     console = Console(stderr=True, highlight=False)
-    identity = identity_of(config, sys.argv[1:], datetime.now(UTC))
+    began = datetime.now(UTC)
     with _server(config, console) as url:
         model, results = asyncio.run(_evaluate(config, url, tasks, console))
+    # Only now: what starts a server loads torch, which knows the GPUs.
+    identity = identity_of(config, sys.argv[1:], began)
     found = report(identity, model, results)
     print(markdown(found))
     if config.output is not None:
@@ -119,19 +116,11 @@ async def _evaluate(
 def identity_of(config: EvalConfig, words: Sequence[str], began: datetime) -> dict[str, Any]:
     """What was run, when and where; the machine of a server elsewhere is unknown."""
     return {
-        "command": shlex.join(["greenllm", *_masked(words)]),
+        "command": command_line(words),
         "began": began.isoformat(timespec="seconds"),
-        "machine": platform.machine() if config.url is None else None,
+        "machine": machine_name() if config.url is None else None,
         "versions": {"greenllm": __version__},
     }
-
-
-def _masked(words: Sequence[str]) -> list[str]:
-    """The words without keys, also without those in the options of --serve."""
-    return [
-        _MASK if before == "--api-key" else _KEYS.sub(rf"\1\2{_MASK}", word)
-        for before, word in pairwise(["", *words])
-    ]
 
 
 def report(identity: Mapping[str, Any], model: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -36,10 +36,10 @@ class Identity:
     status: str | None = told("How it ended, as 'completed'.")
     command: str | None = told("Command line that runs it again; keys are masked.")
     began: str | None = told("When it began, ISO 8601.")
-    model: str = told("The model that was asked, or the base of what was trained.")
+    model: str = told("The model that was asked, or the base of what was made.")
     model_digest: str | None = told("Digest of that model's files.")
-    method: str | None = told("How it was trained, as 'lora'.")
-    machine: str | None = told("The machine that did the work.")
+    method: str | None = told("How it was made, as 'lora' or 'prune'.")
+    machine: str | None = told("The machine that did the work: processors and GPUs.")
     versions: Mapping[str, str] | None = told("Versions of the software, by package.")
 
 
@@ -96,6 +96,7 @@ class Carbon:
     intensity_g_per_kwh: float | None = told("Grid intensity, grams per kWh.", minimum=0)
     intensity_zone: str | None = told("Zone of that grid.")
     intensity_source: str | None = told("Who published it.")
+    intensity_year: int | None = told("Year that the intensity is of.")
     pue: float | None = told("Power usage effectiveness of the site.", minimum=1)
 
 
@@ -121,7 +122,7 @@ class Quality:
     high: float | None = told("High end of its 95 % interval.")
     examples: int | None = told("Examples it was found on.", minimum=0)
     chance: float | None = told("What guessing would get.")
-    before: Figure | None = told("The same before training.")
+    before: Figure | None = told("The same before training or compressing.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
 """The score card of a compression, from its `compression.json`.
 
 Contract: as `reading`; the energy is that of making the smaller model, the quality is the smaller
-model's, beside what it was before. Not covered: grams, FLOPs, factors that were only measured.
+model's, beside what it was before. Reports of older versions have no grams.
+
+Not covered: embodied grams, FLOPs, factors that were only measured.
 """
 
 from __future__ import annotations
 
 from greenllm.scorecard.card import (
     VERSION,
-    Carbon,
     Card,
     Energy,
     Flops,
@@ -29,11 +30,14 @@ from greenllm.scorecard.document import (
     text,
     versions,
 )
+from greenllm.scorecard.grams import carbon_of
 
 _SCHEMA = 1
 _NOTES = (
     "scoring both models is not in the energy",
     "what the model was trained with before is not in it",
+    "FLOPs are not counted",
+    "grams are those of the electricity; the hardware's manufacture is not in them",
     "answers count as right if a task says so; other tasks may have lost more",
 )
 
@@ -55,7 +59,7 @@ def card_of_compression(report: Document) -> Card:
         flops=Flops(None, None),
         power_w=total_j / seconds if total_j is not None and seconds else None,
         energy=_energy(costs),
-        carbon=Carbon(None, None, None, None, None, None, None),
+        carbon=carbon_of(part(report, "carbon") if "carbon" in report else {}),
         quality=(_quality(part(before, "solved"), part(after, "solved")),),
         notes=_NOTES,
     )

@@ -99,7 +99,8 @@ def require_schema(found: Document, wanted: int) -> None:
     """Refuse a version that nobody here can read."""
     if found.get("schema") != wanted:
         raise ConfigError(
-            f"its schema is {found.get('schema')!r}, and this version of greenllm reads {wanted}"
+            f"its schema is {found.get('schema')!r}, and this version of greenllm reads {wanted}:"
+            " upgrade greenllm, or make the report again"
         )
 
 

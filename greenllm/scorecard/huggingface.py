@@ -1,8 +1,10 @@
 """The card as the metadata of a Hugging Face model card: YAML between two lines of dashes.
 
 Contract: pure. `co2_eq_emissions` are the operational grams, plain decimals, and are left out where
-they are unknown; an evaluation's say in `source` that they are not those of training. Figures of
-quality are the results of a model-index; one without a value is left out.
+they are unknown, and for an evaluation: the Hub means those of making the model. A compression's
+say so in `source`, and are fine-tuning only where what was left was healed; a student is neither of
+the two that the Hub knows. Figures of quality are the results of a model-index, under the name of
+what was made; one without a value is left out.
 
 Source: huggingface.co/docs/hub/model-cards-co2; `model-index` in modelcard.md of
 github.com/huggingface/hub-docs (task, dataset and metrics of a result).
@@ -19,6 +21,8 @@ from greenllm.energy.units import plain_decimal
 from greenllm.scorecard.card import Card, Quality
 
 TRAINING = ("fine-tuning", "pre-training")
+# A phase of training, in the report of a compression that healed what was left.
+_HEALING = "training"
 
 
 def front_matter(card: Card) -> str:
@@ -28,33 +32,44 @@ def front_matter(card: Card) -> str:
 
 
 def _origin(card: Card) -> list[str]:
-    """What was trained names its base; what was asked is the model itself."""
+    """What was made names its base; what was asked is the model itself."""
     identity = card.identity
-    if identity.what not in TRAINING or identity.method is None:
+    if not _is_derived(card):
         return []
-    library = "transformers" if identity.method == "full" else "peft"
+    is_adapter = identity.what in TRAINING and identity.method != "full"
+    library = "peft" if is_adapter else "transformers"
     return [f"base_model: {_quoted(identity.model)}", f"library_name: {library}"]
 
 
 def _emissions(card: Card) -> list[str]:
     carbon, identity = card.carbon, card.identity
-    if carbon.operational_g is None:
+    if carbon.operational_g is None or identity.what == "evaluation":
         return []
-    is_training = identity.what in TRAINING
-    scope = "" if is_training else f", {identity.what} and not training"
+    scope = "" if identity.what in TRAINING else f", {identity.what}"
     method, by = card.energy.method or "unknown", carbon.intensity_source or "unknown intensity"
     lines = [
         "co2_eq_emissions:",
         f"  emissions: {plain_decimal(carbon.operational_g)}",
         f"  source: {_quoted(f'greenllm{scope}: {method} joules x {by}')}",
     ]
-    lines += [f"  training_type: {identity.what}"] if is_training else []
+    kind = _training_type(card)
+    lines += [] if kind is None else [f"  training_type: {kind}"]
     for name, value in (
         ("geographical_location", carbon.intensity_zone),
         ("hardware_used", identity.machine),
     ):
         lines += [] if value is None else [f"  {name}: {_quoted(value)}"]
     return lines
+
+
+def _training_type(card: Card) -> str | None:
+    """One of the two that the Hub knows, or None."""
+    identity = card.identity
+    if identity.what in TRAINING:
+        return identity.what
+    is_healed = any(part.name == _HEALING for part in card.energy.parts)
+    is_cut = identity.what == "compression" and identity.method != "student"
+    return "fine-tuning" if is_cut and is_healed else None
 
 
 def _index(card: Card) -> list[str]:
@@ -67,9 +82,18 @@ def _index(card: Card) -> list[str]:
 def name_of(card: Card) -> str:
     """What the figures are of: the model, or what was made of it."""
     identity = card.identity
-    if identity.what not in TRAINING or identity.method is None:
+    if not _is_derived(card):
         return identity.model
-    return f"{identity.model}, {identity.what} with {identity.method}"
+    method = "" if identity.method is None else f" with {identity.method}"
+    return f"{identity.model}, {identity.what}{method}"
+
+
+def _is_derived(card: Card) -> bool:
+    """Whether the model that the card names is the base of what was made."""
+    identity = card.identity
+    return identity.what == "compression" or (
+        identity.what in TRAINING and identity.method is not None
+    )
 
 
 def _result(one: Quality) -> Sequence[str]:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from greenllm.config import ConfigError
 from greenllm.scorecard.card import (
     VERSION,
-    Carbon,
     Card,
     Energy,
     Figure,
@@ -39,6 +38,7 @@ from greenllm.scorecard.document import (
     total_count,
     versions,
 )
+from greenllm.scorecard.grams import carbon_of
 
 _SCHEMA = 1
 _HELD_OUT = "held-out examples"
@@ -52,7 +52,8 @@ _TRAINING_NOTES = (
     "what was spent before the run, on the base model or on trials by hand, is not in it",
     "phases 'waiting' and 'compare' are not billed: they are parts, but not in the total",
     "joules per token are of training alone, the total is of everything from loading to saving",
-    "attention is left out of the FLOPs",
+    "FLOPs are of the tokens trained on, without attention: those of trials and of evaluation are"
+    " left out, though their joules are in the total",
 )
 _EVALUATION_NOTES = (
     "joules are sums of the requests' own receipts; a server that idles between them is not in it",
@@ -100,7 +101,7 @@ def card_of_finetune(report: Document) -> Card:
         flops=Flops(number(flops, "value"), text(flops, "method")),
         power_w=number(measures, "power_w"),
         energy=_training_energy(measures, part(report, "training")),
-        carbon=_carbon(part(measures, "carbon")),
+        carbon=carbon_of(part(measures, "carbon")),
         quality=_looks(part(report, "quality")),
         notes=_TRAINING_NOTES,
     )
@@ -141,18 +142,6 @@ def _training_energy(measures: Document, training: Document) -> Energy:
 def _phase(name: str, phases: Document) -> Part:
     found = {} if phases[name] is None else part(phases, name)
     return Part(name, number(found, "total_j"), number(found, "duration_s"), None, None)
-
-
-def _carbon(found: Document) -> Carbon:
-    return Carbon(
-        operational_g=number(found, "operational_g"),
-        embodied_g=number(found, "embodied_g"),
-        total_g=number(found, "total_g"),
-        intensity_g_per_kwh=number(found, "intensity_g_per_kwh"),
-        intensity_zone=text(found, "intensity_zone"),
-        intensity_source=text(found, "intensity_source"),
-        pue=number(found, "pue"),
-    )
 
 
 def _looks(found: Document) -> tuple[Quality, ...]:
@@ -197,7 +186,7 @@ def card_of_evaluation(result: Document) -> Card:
         flops=Flops(flops, None if flops is None else "counted by the server, per request"),
         power_w=watts,
         energy=energy,
-        carbon=_carbon(basis),
+        carbon=carbon_of(basis),
         quality=tuple(_task_quality(name, task) for name, task in rows.items()),
         notes=_EVALUATION_NOTES,
     )

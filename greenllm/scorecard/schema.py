@@ -21,7 +21,7 @@ from greenllm.core import GreenllmError
 from greenllm.scorecard.card import VERSION, Card
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-ID = f"urn:greenllm:green_report:{VERSION}"
+ID = f"urn:greenllm:score_card:{VERSION}"
 _PLAIN: Mapping[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
 Schema = dict[str, Any]
 
@@ -150,7 +150,7 @@ def card_object(card: Card) -> dict[str, Any]:
     found: dict[str, Any] = _lists(asdict(card))
     if wrong := faults(found, card_schema()):
         raise GreenllmError(
-            f"no valid score card: {wrong[0]}; the report it was read from is wrong"
+            f"no valid score card: {wrong[0]}; the report it was read from is wrong, make it again"
         )
     return found
 

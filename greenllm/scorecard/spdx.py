@@ -2,7 +2,8 @@
 
 Contract: pure; the same card and time give the same document. Joules become kilowatt-hours, as
 decimal text; unknown joules leave `ai_energyConsumption` out. Training is told apart from
-inference: an evaluation's energy is inference, of all its requests together.
+inference: an evaluation's energy is inference, of all its requests together. A compression has no
+place there, so that its joules are in the comment.
 
 Source: SPDX 3.0.1, classes AI/AIPackage, AI/EnergyConsumption, AI/EnergyConsumptionDescription and
 vocabulary AI/EnergyUnitType (spdx.github.io/spdx-spec/v3.0.1, github.com/spdx/spdx-3-model); the
@@ -105,10 +106,18 @@ def _metrics(card: Card) -> list[dict[str, str]]:
     ]
 
 
+def _amount(card: Card) -> str:
+    """The joules where nothing else has them."""
+    total_j = card.energy.total_j
+    if total_j is None or card.identity.what in _SLOTS:
+        return "Energy"
+    return f"{plain_decimal(total_j)} J"
+
+
 def _comment(card: Card) -> str:
     """How the joules were found, and what they do not cover."""
     how = {True: "measured", False: "modelled, not measured", None: "unknown"}
     known = None if card.energy.total_j is None else card.energy.measured
-    head = f"Energy of one {card.identity.what}: {how[known]}"
     method = f" ({card.energy.method})" if card.energy.method else ""
-    return f"{head}{method}. Not covered: {'; '.join(card.notes)}."
+    head = f"{_amount(card)} of one {card.identity.what}: {how[known]}{method}"
+    return f"{head}. Not covered: {'; '.join(card.notes)}."

@@ -42,6 +42,7 @@ def _run(card: Card) -> dict[str, Any]:
         "flops": card.flops.value,
         "power_w": card.power_w,
         "energy_j": energy.total_j,
+        "tokens_are": energy.tokens_are,
         "joules_per_token": energy.joules_per_token,
         "wh_per_1000_requests": energy.wh_per_1000_requests,
         "energy_method": energy.method,
@@ -52,6 +53,8 @@ def _run(card: Card) -> dict[str, Any]:
         "total_g": carbon.total_g,
         "intensity_g_per_kwh": carbon.intensity_g_per_kwh,
         "intensity_zone": carbon.intensity_zone,
+        "intensity_source": carbon.intensity_source,
+        "intensity_year": carbon.intensity_year,
         "pue": carbon.pue,
     }
 

@@ -52,7 +52,10 @@ def test_a_pruned_model_serves_and_has_its_bill(compress: Compress, tmp_path: Pa
         [sys.executable, "-m", "greenllm", "card", str(out / "compression.json")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(card.stdout)["energy"]["total_j"] == costs["cost_j"]
+    shown = json.loads(card.stdout)
+    assert shown["energy"]["total_j"] == costs["cost_j"]
+    assert shown["carbon"]["operational_g"] == found["carbon"]["operational_g"] > 0
+    assert (shown["carbon"]["intensity_zone"], shown["carbon"]["embodied_g"]) == ("WORLD", None)
     again = compress("--layers", "11", "--output", str(out))
     assert again.returncode == 2
     assert "is there already" in again.stderr

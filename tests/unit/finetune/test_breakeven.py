@@ -1,11 +1,15 @@
 """When a fine-tune has paid for itself."""
 
+from dataclasses import asdict
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.breakeven import Answers, at_best, break_even
+from finetune.text import markdown
 from greenllm.estimate import wilson
+from tests.unit.scorecard.samples import finetuned
 
 
 def answers(joules: float, hits: int, size: int = 100) -> Answers:
@@ -36,6 +40,13 @@ def test_without_a_solved_request_before_only_a_bound_is_known() -> None:
     assert found.reason == "nothing was solved before training"
     high = answers(1.0, 0).solved.high
     assert found.at_most == pytest.approx(1000 / (1 / high - 1 / 0.826), rel=0.01)
+
+
+def test_the_page_says_what_the_bound_rests_on() -> None:
+    found = break_even(1000.0, answers(1.0, 0), answers(1.0, 90))
+    page = markdown({**finetuned(), "break_even": asdict(found)})
+    line = f"at most {found.at_most} solved requests, by the intervals of the shares."
+    assert f"Break-even: nothing was solved before training, {line}" in page
 
 
 def test_nothing_solved_after_training_never_pays() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 from evals.basis import Basis, together
 from evals.evaluation_report import markdown
 from evals.served import Cost, cost_of, total
-from finetune.compressing.report import Costs, Side, build
 from greenllm.config import ConfigError
 from greenllm.energy.carbon import EmbodiedModel
 from greenllm.energy.units import plain_decimal
-from greenllm.estimate import wilson
 from greenllm.scorecard.card import wh_per_1000_requests
 from greenllm.scorecard.reading import card_of, card_of_evaluation, card_of_finetune
 from greenllm.scorecard.schema import card_object
-from tests.unit.scorecard.samples import BASIS, evaluated, finetuned
+from tests.unit.scorecard.samples import BASIS, compressed, evaluated, finetuned
 
 UNKNOWN = Cost(None, None, None, 10, 5)
 
@@ -40,7 +38,15 @@ def test_a_fine_tunes_measures_are_those_of_its_report() -> None:
     assert card.carbon.embodied_g == pytest.approx(10.0)
     assert card.carbon.total_g == pytest.approx(measures["carbon"]["total_g"])
     assert (card.carbon.intensity_zone, card.carbon.pue) == ("FRA", 1.2)
+    assert (card.carbon.intensity_source, card.carbon.intensity_year) == ("a table", 2025)
     assert (card.identity.what, card.identity.method) == ("fine-tuning", "lora")
+
+
+def test_what_the_flops_of_a_fine_tune_leave_out_is_said() -> None:
+    card = card_of_finetune(finetuned())
+    (note,) = [note for note in card.notes if "FLOPs" in note]
+    for text in (note, card.flops.method or ""):
+        assert all(word in text for word in ("trained on", "trials", "evaluation", "attention"))
 
 
 def test_a_fine_tunes_quality_is_that_after_it_with_that_before() -> None:
@@ -70,6 +76,7 @@ def test_an_evaluations_sums_are_those_of_its_tasks() -> None:
     assert card.flops.value == 6e9
     assert (card.carbon.operational_g, card.carbon.embodied_g) == (3.0, 1.5)
     assert (card.carbon.total_g, card.carbon.intensity_zone) == (4.5, "FRA")
+    assert card.carbon.intensity_year is None
     assert card.model.parameters is None
     quiz, book = card.quality
     assert (quiz.value, quiz.chance, quiz.examples) == (0.5, 0.25, 4)
@@ -127,7 +134,12 @@ def test_what_the_server_says_is_carried_and_added_up() -> None:
         "uncertainty": 0.4, "carbon_intensity_g_per_kwh": 360.0, "carbon_intensity_zone": "FRA",
         "carbon_intensity_source": "a table", "pue": 1.1,
     }  # fmt: skip
-    found = total([cost_of({"usage": {"energy": energy}})] * 2).basis
+    one = cost_of({"usage": {"energy": energy}})
+    assert one.grams is None, "what the hardware adds is unknown, and so is the sum"
+    whole = cost_of({"usage": {"energy": {**energy, "embodied_gco2e": 0.25}}})
+    assert (whole.grams, total([whole, one]).grams) == (0.75, None)
+    assert cost_of({"usage": {"energy": {"embodied_gco2e": 0.25}}}).grams is None
+    found = total([one] * 2).basis
     assert found == Basis(1.0, None, 20.0, 0.4, 360.0, "FRA", "a table", 1.1)
     assert found.as_dict()["total_g"] is None
     assert cost_of({}).basis == Basis()
@@ -184,7 +196,10 @@ def spoilt(document: dict[str, Any], value: Any, *names: str) -> dict[str, Any]:
     [
         ({}, "none of the green_report.json"),
         ({"measures": {}, "energy": {}}, "none of the green_report.json"),
-        (spoilt(finetuned(), 2, "schema"), "its schema is 2"),
+        (
+            spoilt(finetuned(), 2, "schema"),
+            "its schema is 2.*upgrade greenllm, or make the report again",
+        ),
         (spoilt(evaluated(), None, "schema"), "its schema is None"),
         (spoilt(finetuned(), [], "measures", "energy"), "'energy' is \\[\\], not an object"),
         (spoilt(finetuned(), None, "measures", "carbon"), "'carbon' is missing"),
@@ -217,26 +232,30 @@ def test_what_has_no_decimals_is_refused() -> None:
         plain_decimal(float("nan"))
 
 
-def compression(cost_j: float | None) -> dict[str, Any]:
-    solved = [wilson(hits, 100) for hits in (90, 88)]
-    before, after = (
-        Side(parameters, 4 * parameters, share, 0.5, 0.1, 0.01, 0.2, {"a": 0.9})
-        for parameters, share in zip((1000, 700), solved, strict=True)
-        if share is not None
-    )
-    costs = Costs(cost_j, 5.0, {"training": cost_j}, "modelled:x", False, 0.4, 20.0)
-    identity = {"base": "big", "method": "prune", "command": "greenllm compress big"}
-    return json.loads(json.dumps(build(identity, (before, after), costs, 0.95, {})))  # type: ignore[no-any-return]
-
-
 def test_a_compression_has_a_card_too() -> None:
-    card = card_of(compression(100.0))
+    card = card_of(compressed(100.0))
     assert card_object(card)["identity"]["what"] == "compression"
     assert (card.energy.total_j, card.power_w, card.model.parameters) == (100.0, 5.0, 700)
     (quality,) = card.quality
     assert quality.before is not None
     assert (quality.before.value, quality.value) == (0.9, 0.88)
-    unknown = card_of(compression(None))
+    unknown = card_of(compressed(None))
     assert card_object(unknown)["energy"]["total_j"] is None
     assert unknown.power_w is None
-    assert [part.energy_j for part in unknown.energy.parts] == [None]
+    assert [part.energy_j for part in unknown.energy.parts] == [None, None]
+
+
+def test_a_compressions_grams_are_those_of_its_electricity() -> None:
+    carbon = card_of(compressed(3.6e5)).carbon
+    assert carbon.operational_g == pytest.approx(0.1 * 360)
+    assert (carbon.embodied_g, carbon.total_g) == (None, None)
+    assert (carbon.intensity_g_per_kwh, carbon.intensity_zone, carbon.pue) == (360.0, "FRA", 1.0)
+    assert (carbon.intensity_source, carbon.intensity_year) == ("a table", 2025)
+
+
+@pytest.mark.parametrize("name", ["joules", "older"])
+def test_a_compression_without_grams_has_none(name: str) -> None:
+    report = compressed(None if name == "joules" else 100.0)
+    if name == "older":
+        del report["carbon"]
+    assert set(asdict(card_of(report).carbon).values()) == {None}

@@ -16,10 +16,10 @@ from greenllm.core import GreenllmError
 from greenllm.scorecard.card import VERSION, told
 from greenllm.scorecard.reading import card_of
 from greenllm.scorecard.schema import card_object, card_schema, faults, schema_of
-from tests.unit.scorecard.samples import evaluated, finetuned
+from tests.unit.scorecard.samples import compressed, evaluated, finetuned
 
 ROOT = Path(__file__).parents[3]
-COMMITTED = ROOT / "docs" / "reference" / "green_report.schema.json"
+COMMITTED = ROOT / "docs" / "reference" / "score_card.schema.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Outer:
 
 def test_the_committed_file_is_the_schema_of_the_values() -> None:
     assert json.loads(COMMITTED.read_text(encoding="utf-8")) == card_schema()
-    assert card_schema()["$id"].endswith(f":{VERSION}")
+    assert card_schema()["$id"] == f"urn:greenllm:score_card:{VERSION}"
 
 
 def test_every_reference_of_the_schema_leads_somewhere_and_nothing_else_is_allowed() -> None:
@@ -85,8 +85,12 @@ def test_types_without_a_schema_are_refused() -> None:
             schema_of(kind)
 
 
-@pytest.mark.parametrize("document", [finetuned(), evaluated()], ids=["finetune", "evaluation"])
-def test_cards_of_both_kinds_conform(document: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "document",
+    [finetuned(), evaluated(), compressed()],
+    ids=["finetune", "evaluation", "compression"],
+)
+def test_cards_of_all_kinds_conform(document: dict[str, Any]) -> None:
     found = card_object(card_of(document))
     assert faults(found, card_schema()) == []
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -153,5 +157,5 @@ def test_what_does_not_conform_is_found(spoil: Callable[[dict[str, Any]], None])
 
 def test_a_card_that_does_not_conform_does_not_leave() -> None:
     card = replace(card_of(finetuned()), power_w=-1.0)
-    with pytest.raises(GreenllmError, match=r"card\.power_w is -1\.0, below 0"):
+    with pytest.raises(GreenllmError, match=r"card\.power_w is -1\.0, below 0.*make it again"):
         card_object(card)
