@@ -15,7 +15,7 @@ test: lint types imports
 	$(BIN)/pytest tests/unit --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --format=total \
 	  --include='greenllm/energy/*,greenllm/scheduler.py,greenllm/blocks.py'
-	$(BIN)/pytest tests --ignore=tests/unit --durations=20 --durations-min=4
+	$(BIN)/pytest tests --ignore=tests/unit -n 2 --dist loadfile --durations=20 --durations-min=4
 
 lint: $(READY)
 	$(BIN)/ruff check .

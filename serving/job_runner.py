@@ -77,10 +77,7 @@ class JobRunner:
             self._forget()
             return
         code = self._process.poll()
-        try:  # after the look at the process: what it wrote last is seen too
-            self._note_progress(job)
-        except Exception:
-            log.exception("the journal of job %s", job.id)
+        self._note_progress(job)  # after the look at the process: what it wrote last is seen too
         if code is not None:
             self._forget()
             self._conclude(job, code)
@@ -147,6 +144,13 @@ class JobRunner:
         self._process = self._current = None
 
     def _note_progress(self, job: Job) -> None:
+        """Events of what the run's journal says; a journal that cannot be read ends nothing."""
+        try:
+            self._read_journal(job)
+        except Exception:
+            log.exception("the journal of job %s", job.id)
+
+    def _read_journal(self, job: Job) -> None:
         """Turn what the run's journal says into events, and keep the joules so far."""
         journal = read_object(self.store.output(job.id) / "journal.json")
         if journal is None:
@@ -204,7 +208,9 @@ class JobRunner:
         return report["status"] in ("completed", "stopped")
 
     def _take(self, job: Job, report: dict[str, Any]) -> None:
-        """A run that is done becomes a model."""
+        """A run that is done becomes a model; what it did unseen is told first."""
+        self._seen_steps = self.store.last_step(job.id)
+        self._note_progress(job)
         energy = energy_of_report(report)
         name = self._install(job)
         tokens = report["training"]["tokens"]

@@ -120,6 +120,21 @@ def test_what_was_done_while_the_server_was_away_is_a_model(
     assert (tmp_path / "adapters" / adapter_folder(ended.fine_tuned_model or "")).is_dir()
 
 
+def test_steps_made_while_the_server_was_away_are_told_once(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    runner.store.note(made.id, "step 1: loss 0.9000", {"step": 1, "train_loss": 0.9})
+    journal = {
+        **{"losses": [[1, 0.9], [2, 0.8], [3, 0.7]], "scores": [[3, 0.6]], "energy": {}},
+        **{"is_known": True, "predicted_j": None},
+    }
+    (runner.store.output(made.id) / "journal.json").write_text(json.dumps(journal))
+    runner.turn()
+    told = [event["data"] for event in runner.store.events(made.id)[::-1] if event.get("data")]
+    assert [data["step"] for data in told] == [1, 2, 3]
+    assert told[-1]["valid_loss"] == 0.6
+    assert stands(tmp_path, made).status == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("wanted", "status"), [(None, "queued"), ("pause", "paused"), ("cancel", "cancelled")]
 )
