@@ -21,15 +21,8 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from evals.entry import finish
-from evals.lab import (
-    Burst,
-    completion_body,
-    paired_ratio,
-    require_model,
-    running_server,
-    save,
-    send_burst,
-)
+from evals.lab import Burst, completion_body, require_model, running_server, save, send_burst
+from evals.ratios import paired_ratio
 from greenllm.model.files import local_folder, read_json
 from greenllm.model.options import resolve
 from greenllm.model.spec import spec_of

@@ -25,7 +25,8 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish, split_names
 from evals.finetuning_report import draw, markdown
-from evals.lab import RESULTS, paired_ratio, save
+from evals.lab import RESULTS, save
+from evals.ratios import paired_ratio
 
 console = Console(stderr=True)
 METHODS = ("full", "lora", "qlora", "dora", "rslora")

@@ -8,16 +8,21 @@ from typing import Any
 
 import matplotlib as mpl
 
+from evals.ratios import spread_of
+
 mpl.use("Agg")
 _HEAD = (
-    "| method | trained | MB | training J | x first (quartiles) | bill J | validation loss"
+    "| method | trained | MB | training J | x first ({}) | bill J | validation loss"
     " | exact | probe loss | predicted / actual |"
 )
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """One row for each method."""
-    rows = [_HEAD, "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"]
+    rows = [
+        _HEAD.format(spread_of(result["seeds"])),
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
     rows += [_row(method, found) for method, found in result["methods"].items()]
     return "\n".join(rows) + "\n"
 

@@ -32,15 +32,8 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish, pick, split_names
 from evals.gpu_report import markdown
-from evals.lab import (
-    RESULTS,
-    Burst,
-    completion_body,
-    paired_ratio,
-    running_server,
-    save,
-    send_burst,
-)
+from evals.lab import RESULTS, Burst, completion_body, running_server, save, send_burst
+from evals.ratios import paired_ratio
 from greenllm.energy.meter import Meter
 from greenllm.energy.nvml import NvmlMeter, load_nvml
 from greenllm.model.options import own_name

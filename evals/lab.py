@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -248,13 +247,6 @@ def interleave(
             results[name].append(arms[name]())
             progress(f"round {number + 1}/{rounds} {name}: {results[name][-1]:.1f}")
     return results
-
-
-def paired_ratio(top: Sequence[float], bottom: Sequence[float]) -> dict[str, float]:
-    """Median of round-by-round ratios, with their quartiles; of up to three, least and largest."""
-    ratios = sorted(a / b for a, b in zip(top, bottom, strict=True))
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 3 else [ratios[0], 0, ratios[-1]]
-    return {"median": statistics.median(ratios), "q1": quartiles[0], "q3": quartiles[2]}
 
 
 def save(name: str, figures: Mapping[str, Any], *, module: str | None = None) -> Path:

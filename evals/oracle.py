@@ -28,7 +28,8 @@ import typer
 from rich.console import Console
 
 from evals.entry import finish
-from evals.lab import Bench, load_bench, paired_ratio, save
+from evals.lab import Bench, load_bench, save
+from evals.ratios import paired_ratio
 from greenllm.core import Chunk, DraftPass, Request, SamplingParams, Speculation
 from greenllm.runner.base import Drafter
 from greenllm.runner.warmup import step_of

@@ -32,11 +32,11 @@ from evals.lab import (
     cpu_seconds,
     interleave,
     load_bench,
-    paired_ratio,
     running_server,
     save,
     story_request,
 )
+from evals.ratios import paired_ratio
 from greenllm.core import Batch, Outcome, Receipt, Request, Sample
 from greenllm.energy.account import Account
 from greenllm.energy.bill import Counts

@@ -21,15 +21,8 @@ import typer
 from rich.console import Console
 
 from evals.entry import finish, pick, split_names
-from evals.lab import (
-    Burst,
-    completion_body,
-    paired_ratio,
-    peak_memory_mb,
-    running_server,
-    save,
-    send_burst,
-)
+from evals.lab import Burst, completion_body, peak_memory_mb, running_server, save, send_burst
+from evals.ratios import paired_ratio
 
 console = Console(stderr=True)
 ARMS: dict[str, tuple[str, ...]] = {

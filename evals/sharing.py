@@ -19,7 +19,8 @@ import typer
 from rich.console import Console
 
 from evals.entry import finish
-from evals.lab import RESULTS, chat_body, paired_ratio, running_server, save
+from evals.lab import RESULTS, chat_body, running_server, save
+from evals.ratios import paired_ratio
 from greenllm.core import Receipt
 from greenllm.energy.ledger import Ledger
 

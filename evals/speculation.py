@@ -21,7 +21,8 @@ import typer
 from rich.console import Console
 
 from evals.entry import finish
-from evals.lab import RESULTS, Burst, paired_ratio, running_server, save, send_burst
+from evals.lab import RESULTS, Burst, running_server, save, send_burst
+from evals.ratios import paired_ratio
 from evals.speculation_prompts import prompts
 from evals.speculation_report import APPROXIMATE, draw, markdown
 

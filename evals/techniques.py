@@ -28,7 +28,8 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish, split_names
 from evals.evaluation import Result, evaluate, methods_of
-from evals.lab import RESULTS, paired_ratio, running_server, save
+from evals.lab import RESULTS, running_server, save
+from evals.ratios import paired_ratio
 from evals.served import connect
 from evals.tasks.base import Answer, Ask, Measure, Query, Score, Task
 from evals.tasks.registry import find_tasks

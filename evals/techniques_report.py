@@ -9,10 +9,12 @@ from typing import Any
 
 import matplotlib as mpl
 
+from evals.ratios import spread_of
+
 mpl.use("Agg")
 _STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _HEAD = (
-    "| weights | guessing | batch | mJ/token | x plain (quartiles) | tok/s | p50 s | p95 s"
+    "| weights | guessing | batch | mJ/token | x plain ({}) | tok/s | p50 s | p95 s"
     " | right answers |"
 )
 
@@ -29,7 +31,10 @@ def rows_of(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[
 
 def markdown(result: Mapping[str, Any]) -> str:
     """One row for each cell; ratios are medians of those of each round."""
-    lines = [_HEAD, "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        _HEAD.format(spread_of(result["rounds"])),
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for precision, way, batch, cell in rows_of(result):
         ratio, quality = cell["joules_over_plain"], cell["quality"]
         values = (

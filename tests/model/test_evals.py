@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from evals.evaluation import Example, Result
-from evals.lab import interleave, load_bench, paired_ratio, story_request
+from evals.lab import interleave, load_bench, story_request
+from evals.ratios import paired_ratio
 from evals.served import Cost
 from evals.sustainability import balance, side_of
 from evals.tasks.base import Score

@@ -44,7 +44,8 @@ def test_methods_are_compared_seed_by_seed() -> None:
     assert found["lora"]["joules_over_first"]["median"] == 0.5
     assert found["lora"]["training_j"] == 90
     assert found["lora"]["exact_match"] is None
-    table = markdown({"methods": found})
+    table = markdown({"methods": found, "seeds": 3})
+    assert "x first (range)" in table.splitlines()[0]
     row = next(line for line in table.splitlines() if line.startswith("| lora"))
     assert "| 0.50 (" in row
     assert "| +0.250 |" in row
