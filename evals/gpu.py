@@ -179,7 +179,7 @@ def main(
     arms: Annotated[str, typer.Option(help="Precisions, comma-separated; else all.")] = "",
     batches: Annotated[str, typer.Option(help="Requests in flight.")] = "1,8,32,128",
     rounds: Annotated[int, typer.Option(help="Rounds of all arms.")] = 3,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
     name: Annotated[str, typer.Option(help="Name of the result.")] = "gpu",
 ) -> None:
     """Measure precisions on a GPU, interleaved."""
