@@ -4,7 +4,8 @@ The process clock is exact; the machine's counts in ticks (10 ms on Linux), so t
 processes is taken as the largest difference seen so far: it never decreases and is off by a tick
 or so in all, not in every window.
 
-Not covered: cgroup limits; children of children that were born and died between two looks.
+Not covered: cgroup limits; children that were born and died between two looks, but in a tree, where
+the time of those that have been waited for is their parents'.
 """
 
 from __future__ import annotations
@@ -43,6 +44,29 @@ class _Tree:
         self.sum_s += max(0.0, used_s - before_s)
 
 
+class _Whole:
+    """CPU seconds of all of a tree together, ended processes included; they never decrease.
+
+    A process that ends while the tree is read is missing in that look only. One that leaves the
+    tree is missing from then on, and what it has used stays.
+    """
+
+    def __init__(self) -> None:
+        self.sum_s = 0.0
+        self._left_s = 0.0
+        self._is_short = False
+
+    def look(self, used_s: float) -> None:
+        """Take what the processes of the tree have used by now."""
+        found_s = used_s + self._left_s
+        if found_s >= self.sum_s:
+            self.sum_s, self._is_short = found_s, False
+        elif self._is_short:
+            self._left_s, self._is_short = self.sum_s - used_s, False
+        else:
+            self._is_short = True
+
+
 class CpuClock:
     """Reads CPU time; `proc` is the root of procfs.
 
@@ -69,6 +93,7 @@ class CpuClock:
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
         self.training: set[int] = set()
         self._children = _Tree()
+        self._tree = _Whole()
         self._trainers = _Tree()
         self._looked_s = clock()
         self._others_s = 0.0
@@ -90,7 +115,7 @@ class CpuClock:
         return CpuTimes(own_s, own_s + train_s + self._others_s, train_s)
 
     def _own(self) -> float:
-        return self._own_s() + self._children.sum_s
+        return self._own_s() + self._children.sum_s + self._tree.sum_s
 
     def _machine(self) -> float:
         try:
@@ -102,20 +127,21 @@ class CpuClock:
         return self._machine_s
 
     def _read_children(self) -> None:
-        """Add what each descendant has used since the last look."""
-        for pid in self._pids():
+        """Add what each descendant has used since the last look.
+
+        In a tree parents are read before their children, so that nothing is counted twice.
+        """
+        if self._tree_of is not None:
+            pids = [self._tree_of, *self._descendants(self._tree_of)]
+            self._tree.look(sum(self._used_s(pid, with_ended=True) for pid in pids))
+            return
+        for pid in self._descendants(os.getpid()):
             self._children.look(pid, self._used_s(pid))
 
     def _read_trainers(self) -> None:
         for trainer in tuple(self.training):
             for pid in (trainer, *self._descendants(trainer)):
                 self._trainers.look(pid, self._used_s(pid))
-
-    def _pids(self) -> list[int]:
-        """Processes whose time is read from procfs."""
-        if self._tree_of is None:
-            return self._descendants(os.getpid())
-        return [self._tree_of, *self._descendants(self._tree_of)]
 
     def _descendants(self, pid: int) -> list[int]:
         """Processes below one, but for those that train."""
@@ -135,9 +161,11 @@ class CpuClock:
                     found += [child, *self._descendants(child)]
         return found
 
-    def _used_s(self, pid: int) -> float:
+    def _used_s(self, pid: int, *, with_ended: bool = False) -> float:
+        """User and system time; with that of its children that have ended and been waited for."""
+        last = 15 if with_ended else 13
         try:
             fields = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) * self._tick_s
+            return sum(int(field) for field in fields[11:last]) * self._tick_s
         except (OSError, IndexError, ValueError):
             return 0.0

@@ -1,6 +1,9 @@
 """CPU time of this process tree and of the machine, from a made-up procfs."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,12 +27,14 @@ class Proc:
         # user nice system idle iowait irq softirq steal guest
         (self.root / "stat").write_text(f"cpu  {ticks} 0 0 99999 888 0 0 77 66\ncpu0 1 2 3\n")
 
-    def process(self, pid: int, used_s: float, children: str = "") -> None:
+    def process(self, pid: int, used_s: float, children: str = "", ended_s: float = 0.0) -> None:
         task = self.root / str(pid) / "task" / str(pid)
         task.mkdir(parents=True, exist_ok=True)
         (task / "children").write_text(children)
         head = f"{pid} (a (strange) name) " + " ".join(["S", *"0" * 10])
-        (self.root / str(pid) / "stat").write_text(f"{head} {round(used_s * TICKS)} 0 0 0\n")
+        (self.root / str(pid) / "stat").write_text(
+            f"{head} {round(used_s * TICKS)} 0 {round(ended_s * TICKS)} 0\n"
+        )
 
     def clock(self) -> CpuClock:
         return CpuClock(self.root, own_s=lambda: self.own_s, clock=lambda: self.now_s)
@@ -190,3 +195,52 @@ def test_the_tree_of_another_process_is_the_own_time(proc: Proc) -> None:
     times = clock.read()
     assert times.own_s == pytest.approx(3)
     assert times.machine_s == pytest.approx(4)
+
+
+def test_children_of_a_tree_that_end_unseen_are_their_parents_time(proc: Proc) -> None:
+    """A command that is run and waited for between two looks is not lost."""
+    proc.process(200001, 1.0, ended_s=5.0)
+    clock = CpuClock(proc.root, tree_of=200001, clock=lambda: proc.now_s)
+    proc.process(200001, 1.5, ended_s=9.0)
+    proc.now_s = 1.0
+    assert clock.read().own_s == pytest.approx(4.5)
+
+
+def test_a_child_of_a_tree_is_counted_once_when_it_ends(proc: Proc) -> None:
+    proc.process(200001, 1.0, "200002")
+    proc.process(200002, 0.0)
+    clock = CpuClock(proc.root, tree_of=200001, clock=lambda: proc.now_s)
+    proc.process(200002, 3.0)
+    proc.now_s = 1.0
+    assert clock.read().own_s == pytest.approx(3)
+    (proc.root / "200002" / "stat").unlink()  # it ends while the tree is read
+    proc.now_s = 2.0
+    assert clock.read().own_s == pytest.approx(3)
+    proc.process(200001, 1.0, "", ended_s=3.5)
+    proc.now_s = 3.0
+    assert clock.read().own_s == pytest.approx(3.5)
+
+
+def test_what_leaves_a_tree_leaves_its_time(proc: Proc) -> None:
+    proc.process(200001, 1.0, "200002")
+    proc.process(200002, 0.0)
+    clock = CpuClock(proc.root, tree_of=200001, clock=lambda: proc.now_s)
+    proc.process(200002, 3.0)
+    seen = []
+    for now_s, used_s in ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.5)):
+        if now_s == 2.0:
+            proc.process(200001, used_s, "")
+        elif now_s > 2:
+            proc.process(200001, used_s)
+        proc.now_s = now_s
+        seen.append(clock.read().own_s)
+    assert seen == pytest.approx([3.0, 3.0, 3.0, 3.5])
+
+
+def test_a_real_child_that_ended_unseen_is_counted() -> None:
+    clock = CpuClock(tree_of=os.getpid())
+    before_s = clock.read().own_s
+    code = "import time\nwhile time.process_time() < 0.4: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    time.sleep(0.06)
+    assert clock.read().own_s - before_s >= 0.35
