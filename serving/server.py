@@ -40,7 +40,11 @@ from greenllm.runner.base import Runner
 from greenllm.runner.select import load_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.shape import ModelShape
+from greenllm.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
+from greenllm.vllm.engine import VllmEngine
+from greenllm.vllm.versions import installed
 from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig
@@ -63,7 +67,7 @@ class StartError(GreenllmError):
 class Parts:
     """A loaded model with its account and ledger, ready to serve."""
 
-    engine: NativeEngine
+    engine: NativeEngine | VllmEngine
     tokenizer: Tokenizer
     ledger: Ledger
     session_id: str
@@ -141,15 +145,21 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
     check_draft_model(config)
     tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
+
+    def account_of(shape: ModelShape) -> Account:
+        return Account(
+            meter,
+            shape,
+            clock=time.monotonic,
+            receipt_wait_s=config.receipt_wait_s,
+            first=first,
+        )
+
+    if is_for_vllm(config):
+        return _build_vllm(config, meter, policy, tokenizer, account_of)
     runner = load_runner(config)
     drafting = make_drafting(config, runner)
-    account = Account(
-        meter,
-        runner.shape,
-        clock=time.monotonic,
-        receipt_wait_s=config.receipt_wait_s,
-        first=first,
-    )
+    account = account_of(runner.shape)
     engine = NativeEngine(
         runner,
         account,
@@ -169,6 +179,41 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
     gc.freeze()
     ledger, session_id = open_ledger(config, meter, runner.info.parameters)
     account.start_serving()
+    return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
+
+
+def is_for_vllm(config: ServeConfig) -> bool:
+    """Whether vLLM serves: where it was asked for, or found on a CUDA device."""
+    if config.engine == "auto":
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        return on_gpu and config.runner == "auto" and installed() is not None
+    return config.engine == "vllm"
+
+
+def _build_vllm(
+    config: ServeConfig,
+    meter: Meter,
+    policy: CarbonPolicy,
+    tokenizer: Tokenizer,
+    account_of: Callable[[ModelShape], Account],
+) -> Parts:
+    """The same with vLLM, which chooses its threads and guesses itself."""
+    from greenllm.vllm.load import load_vllm
+
+    engine = load_vllm(
+        config,
+        account_of,
+        policy,
+        text_stream=tokenizer.stream,
+        reserved=lambda info: model_names(config, info),
+    )
+    engine.account.rest(time.sleep)
+    gc.collect()
+    gc.freeze()
+    ledger, session_id = open_ledger(config, meter, engine.info.parameters)
+    engine.account.start_serving()
+    threads = ThreadPlan.fixed(torch.get_num_threads())
+    drafting = Drafting(Speculator({}, engine.speculation))
     return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
 
 

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from greenllm.model.files import check_folder, eos_ids, licence_of, weight_files
 from greenllm.model.info import LoadError, ModelInfo, Quantization
@@ -82,6 +88,59 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
         log.warning("nf4 keeps %d layers whose widths do not suit its blocks", len(kept))
     info = _describe(name, source, config, model, plain.total, options)
     return LoadedModel(model, replace(info, kept_layers=kept), _shape(config, plain))
+
+
+def facts_of(name: str, options: LoadOptions) -> tuple[ModelInfo, ModelShape]:
+    """What is known of a model by its files alone, for engines that load it themselves.
+
+    `weight_bytes` is what the dtype makes of the parameters, and `kv_bytes_per_token` too.
+
+    Raises:
+        LoadError: with the reason, in one sentence.
+    """
+    source = resolve(name)
+    config = load_config(source, options)
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    try:
+        plain = _count(config, options)
+    except Exception as error:
+        raise LoadError(f"cannot load {name}: {_one_line(error)}") from error
+    text = config.get_text_config()
+    shape = _shape(config, plain)
+    kv_width = 2 * text.num_key_value_heads * (shape.attention_width // text.num_attention_heads)
+    info = ModelInfo(
+        name=own_name(name),
+        source=name if name in BUNDLED_PATHS else source,
+        architecture=(config.architectures or [config.model_type])[0],
+        parameters=plain.total,
+        weight_bytes=plain.total * dtype.itemsize,
+        quantization=_how_quantized(config, options),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        context_length=_context_length(text, options),
+        vocab_size=text.vocab_size,
+        eos_token_ids=eos_ids(_generation_values(source), text.to_dict()),
+        licence=licence_of(Path(source)),
+        created_s=int(time.time()),
+    )
+    kv_bytes = shape.num_layers * kv_width * dtype.itemsize
+    return info, replace(shape, kv_bytes_per_token=kv_bytes)
+
+
+def _generation_values(source: str) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = GenerationConfig.from_pretrained(source).to_dict()
+    except OSError:
+        return {}  # there need not be one
+    return values
+
+
+def _context_length(text: Any, options: LoadOptions) -> int:
+    native = getattr(text, "max_position_embeddings", None) or 2048
+    if options.max_context is not None and options.max_context > native:
+        raise LoadError(f"--max-context {options.max_context} exceeds the model's {native}")
+    return options.max_context or int(native)
 
 
 def load_config(source: str, options: LoadOptions) -> Any:
@@ -225,9 +284,6 @@ def _describe(
     options: LoadOptions,
 ) -> ModelInfo:
     text = config.get_text_config()
-    native = getattr(text, "max_position_embeddings", None) or 2048
-    if options.max_context is not None and options.max_context > native:
-        raise LoadError(f"--max-context {options.max_context} exceeds the model's {native}")
     first = next(model.parameters())
     return ModelInfo(
         name=own_name(name),
@@ -238,7 +294,7 @@ def _describe(
         quantization=_how_quantized(config, options),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(first.device),
-        context_length=options.max_context or native,
+        context_length=_context_length(text, options),
         vocab_size=text.vocab_size,
         eos_token_ids=eos_ids(model.generation_config.to_dict(), text.to_dict()),
         licence=licence_of(Path(source)),

@@ -1,0 +1,341 @@
+"""The engine protocol on vLLM: its step, greenllm's bills.
+
+    vLLM schedules and runs -> charge what it scheduled -> take its tokens
+
+Contract: see `engine.Engine`. vLLM runs in this process, and whoever talks to it holds its lock.
+Work is charged by what its scheduler decided, token for token. Answers end by greenllm's rules;
+what greenllm ends first is aborted in vLLM before its next step. An exception out of vLLM's step
+leaves it unusable: it is passed on and ends this engine.
+
+Not covered: several devices, asynchronous scheduling, sleeping.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from greenllm.admission import check_request
+from greenllm.core import (
+    AdapterRef,
+    Batch,
+    Chunk,
+    DraftPass,
+    Outcome,
+    Receipt,
+    Request,
+    Sample,
+    SamplingParams,
+    Sequence,
+    Speculation,
+    TextSink,
+    Token,
+    TokenLogprob,
+    sequences_of,
+)
+from greenllm.energy.account import Account
+from greenllm.energy.policy import CarbonPolicy
+from greenllm.engine import Stats
+from greenllm.model.adapters import AdapterInfo, AdapterRegistry
+from greenllm.model.info import ModelInfo
+from greenllm.scheduler import append_all
+from greenllm.shape import ModelShape
+from greenllm.vllm.schedule import Journal, Scheduled
+from greenllm.vllm.translate import Abilities, logprobs_of, refuse, sampling_values
+
+
+class Backend(Protocol):
+    """The part of vLLM that is used, so that tests can stand in for it."""
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks of keys and values that nobody uses."""
+
+    def add(
+        self, name: str, prompt: SequenceOf[int], values: Mapping[str, Any], adapter: str | None
+    ) -> None:
+        """Queue a sequence; `adapter` is a digest that `load` has seen."""
+
+    def step(self) -> list[Any]:
+        """Run a step; vLLM's `RequestOutput`s."""
+
+    def abort(self, names: SequenceOf[str]) -> None:
+        """End sequences; no output comes of them any more."""
+
+    def load(self, digest: str, name: str, folder: Path) -> None:
+        """Have an adapter ready, or raise `AdapterError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the engine knows of the model that vLLM has loaded."""
+
+    info: ModelInfo
+    shape: ModelShape
+    draft_shape: ModelShape | None
+    abilities: Abilities
+    num_blocks: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request in flight."""
+
+    request: Request
+    sequences: list[Sequence] = field(default_factory=list)
+
+
+class VllmEngine:
+    """See the module."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        journal: Journal,
+        facts: Facts,
+        account: Account,
+        policy: CarbonPolicy,
+        *,
+        text_stream: Callable[[SamplingParams], TextSink],
+        clock: Callable[[], float],
+        adapters: AdapterRegistry,
+    ) -> None:
+        self.account = account
+        self.policy = policy
+        self._backend = backend
+        self._journal = journal
+        self._facts = facts
+        self._text_stream = text_stream
+        self._clock = clock
+        self._adapters = adapters
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}
+        self._sequences: dict[str, Sequence] = {}
+        self._num_steps = 0
+        self._tokens = dict.fromkeys(("prompt", "cached", "completion", "drafted", "accepted"), 0)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model it serves."""
+        return self._facts.info
+
+    @property
+    def speculation(self) -> Speculation:
+        """How all requests are guessed."""
+        return self._facts.abilities.speculation
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would run something."""
+        return bool(self._sequences)
+
+    def check(self, request: Request) -> None:
+        """Refuse what cannot be served here; see `Engine`."""
+        check_request(request, self.info)
+        refuse(request, self._facts.abilities)
+
+    def prepare(self, request: Request) -> None:
+        """Nothing takes long enough to be done ahead; see `Engine`."""
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Make an adapter known; see `Engine`."""
+        return self._adapters.add(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; vLLM may keep its weights, but nobody can ask for it any more."""
+        self._adapters.remove(name)
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter that requests may name."""
+        return self._adapters.list()
+
+    def find_adapter(self, name: str) -> AdapterInfo:
+        """One of them; see `Engine`."""
+        return self._adapters.find(name)
+
+    def acquire_adapter(self, name: str) -> AdapterRef:
+        """Get an adapter ready for one request, in vLLM too; see `Engine`."""
+        ref = self._adapters.acquire(name)
+        try:
+            with self._lock:
+                self._backend.load(ref.digest, name, self._adapters.find(name).folder)
+        except BaseException:
+            self._adapters.release(ref)
+            raise
+        return ref
+
+    def release_adapter(self, ref: AdapterRef) -> None:
+        """Give back an adapter; see `Engine`."""
+        self._adapters.release(ref)
+
+    def add_request(self, request: Request) -> None:
+        """Open a bill and queue the request's sequences."""
+        self.account.open(request)
+        ends, longest = self.info.eos_token_ids, self.info.context_length
+        entry = _Open(request, sequences_of(request, eos_token_ids=ends, max_len=longest))
+        self._open[request.request_id] = entry
+        digest = None if request.adapter is None else request.adapter.digest
+        with self._lock:
+            for seq in entry.sequences:
+                seq.text = self._text_stream(request.sampling)
+                self._sequences[_name(seq)] = seq
+                prompt = seq.token_ids[: seq.prompt_len]
+                self._backend.add(_name(seq), prompt, sampling_values(seq), digest)
+
+    def step(self) -> list[Token]:
+        """Run one step of vLLM, charge it, take its tokens."""
+        began_s = self._clock()
+        with self._lock:
+            outputs = self._backend.step()
+        self._num_steps += 1
+        chunks = [self._chunk(one) for one in self._journal.take() if one.sequence_id in self]
+        self._charge(chunks, self._clock() - began_s)
+        of_chunk = {_name(chunk.seq): chunk for chunk in chunks}
+        tokens = [
+            token
+            for output in outputs
+            for token in self._take(output, of_chunk.get(output.request_id))
+        ]
+        self._end([name for name, seq in self._sequences.items() if seq.is_finished])
+        return tokens
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sequences
+
+    def _chunk(self, one: Scheduled) -> Chunk:
+        seq = self._sequences[one.sequence_id]
+        drawn = one.start + one.num_tokens - len(one.draft) == len(seq.token_ids)
+        return Chunk(seq, one.start, one.num_tokens, samples=drawn, draft=one.draft)
+
+    def _charge(self, chunks: list[Chunk], duration_s: float) -> None:
+        """The step's work; a draft model's passes take the part of its time that their size does.
+
+        vLLM guesses for the next step within the one that samples.
+        """
+        shape, own = self._facts.draft_shape, self._facts.shape
+        guessing = [chunk for chunk in chunks if chunk.samples]
+        if shape is not None and guessing:
+            count = self._facts.abilities.speculation.num_tokens
+            claim = count * shape.num_parameters / own.num_parameters
+            drafted_s = duration_s * claim / (1 + claim)
+            self.account.charge_draft(
+                guessing, [DraftPass(tuple(guessing), count)], shape, drafted_s
+            )
+            duration_s -= drafted_s
+        self.account.charge(Batch(tuple(chunks)), duration_s)
+
+    def _take(self, output: Any, chunk: Chunk | None) -> list[Token]:
+        """Tokens of one of vLLM's outputs, up to the one that ends the answer."""
+        seq = self._sequences.get(output.request_id)
+        if seq is None or seq.is_finished:
+            return []
+        (choice,) = output.outputs
+        if seq.num_cached is None:
+            seq.num_cached = output.num_cached_tokens or 0
+        if output.prompt_logprobs and not seq.prompt_logprobs:
+            seq.prompt_logprobs = self._prompt_logprobs(seq, output.prompt_logprobs)
+        ids = tuple(choice.token_ids) if seq.max_len > seq.prompt_len else ()
+        if not ids and not output.finished:
+            return []
+        count = seq.sampling.logprobs or 0
+        logprobs = logprobs_of(ids, choice.logprobs[: len(ids)] if choice.logprobs else None, count)
+        tokens = append_all(seq, Sample(ids, logprobs))
+        if chunk is not None and chunk.draft:
+            seq.num_drafted += len(chunk.draft)
+            seq.num_accepted += min(len(tokens), len(ids) - 1)
+        return tokens
+
+    @staticmethod
+    def _prompt_logprobs(seq: Sequence, found: SequenceOf[Any]) -> list[TokenLogprob | None]:
+        """One for each prompt token but the first, for which vLLM, too, has nothing."""
+        count = seq.sampling.prompt_logprobs or 0
+        return list(logprobs_of(seq.token_ids[1 : seq.prompt_len], found[1:], count))
+
+    def _end(self, names: SequenceOf[str]) -> None:
+        """Forget sequences that are finished, and close requests that have no other."""
+        if not names:
+            return
+        with self._lock:
+            self._backend.abort(names)
+        ended = [self._sequences.pop(name).request.request_id for name in names]
+        for request_id in dict.fromkeys(ended):
+            if all(seq.is_finished for seq in self._open[request_id].sequences):
+                self._close(request_id, "completed")
+
+    def abort(self, request_id: str) -> list[Token]:
+        """End a request wherever it is; unknown ids are ignored, they have just finished."""
+        entry = self._open.get(request_id)
+        if entry is None:
+            return []
+        ended = [seq for seq in entry.sequences if not seq.is_finished]
+        with self._lock:
+            self._backend.abort([_name(seq) for seq in ended])
+        for seq in ended:
+            seq.finish_reason = "abort"
+            self._sequences.pop(_name(seq), None)
+        self._close(request_id, "aborted")
+        return [Token(request_id, seq.index, None, finish_reason="abort") for seq in ended]
+
+    def _close(self, request_id: str, outcome: Outcome) -> None:
+        entry = self._open.pop(request_id)
+        counts = {
+            "cached": sum(seq.num_cached or 0 for seq in entry.sequences),
+            "generated": sum(seq.num_generated for seq in entry.sequences),
+            "drafted": sum(seq.num_drafted for seq in entry.sequences),
+            "accepted": sum(seq.num_accepted for seq in entry.sequences),
+        }
+        self._tokens["prompt"] += entry.request.prompt_tokens
+        self._tokens["completion"] += counts["generated"]
+        for name in ("cached", "drafted", "accepted"):
+            self._tokens[name] += counts[name]
+        self.account.finish(
+            request_id, outcome, cached=counts["cached"], generated=counts["generated"],
+            drafted=counts["drafted"], accepted=counts["accepted"], mean_layers=None,
+        )  # fmt: skip
+        if entry.request.adapter is not None:
+            self.release_adapter(entry.request.adapter)
+
+    def settle(self) -> list[Receipt]:
+        """Receipts that are ready, with their grams."""
+        return [self.policy.apply(receipt) for receipt in self.account.settle()]
+
+    def settle_in_s(self) -> float | None:
+        """Seconds until `settle` is worth calling."""
+        return self.account.settle_in_s()
+
+    def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
+        """Close the books and return the last receipts; vLLM is not asked any more."""
+        for request_id in list(self._open):
+            self._close(request_id, outcome)
+        self._sequences.clear()
+        return [self.policy.apply(receipt) for receipt in self.account.drain()]
+
+    def stats(self) -> Stats:
+        """Counters, for metrics."""
+        running = sum(seq.num_generated > 0 for seq in self._sequences.values())
+        return Stats(
+            num_waiting=len(self._sequences) - running,
+            num_running=running,
+            num_blocks=self._facts.num_blocks,
+            num_free_blocks=self._backend.num_free_blocks,
+            num_preemptions=self._journal.num_preemptions,
+            num_steps=self._num_steps,
+            prompt_tokens=self._tokens["prompt"],
+            cached_tokens=self._tokens["cached"],
+            completion_tokens=self._tokens["completion"],
+            drafted_tokens=self._tokens["drafted"],
+            accepted_tokens=self._tokens["accepted"],
+            arms={},
+            totals=self.account.published,
+            num_sensor_errors=self.account.num_sensor_errors,
+            num_violations=self.account.num_violations,
+        )
+
+
+def _name(seq: Sequence) -> str:
+    """What a sequence is called in vLLM."""
+    return f"{seq.request.request_id}/{seq.index}"

@@ -1,0 +1,273 @@
+"""What every engine has to do alike, through a real server: native on both runners, and vLLM.
+
+`GREENLLM_ENGINES` names the engines, comma-separated; vLLM has an environment of its own (`make
+test-vllm`). Greedy tokens are held against transformers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import greenllm
+
+if TYPE_CHECKING:
+    from tests.service.conftest import Server, StartServer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
+DRAFT = BUNDLED.with_name("bundled_draft")
+ENGINES: dict[str, tuple[str, ...]] = {
+    "torch": ("--engine", "native", "--runner", "torch"),
+    "openvino": ("--engine", "native", "--runner", "openvino"),
+    "vllm": ("--engine", "vllm", "--kv-cache-gb", "0.2"),
+}
+ASKED = tuple(os.environ.get("GREENLLM_ENGINES", "torch,openvino").split(","))
+TEXTS = (
+    "Who are you?",
+    "Tell me a short story.",
+    "What is 12 + 30?",
+    "Hello! How are you today?",
+    "Write the word fox three times.",
+)
+MAX_TOKENS = 40
+
+
+@pytest.fixture(scope="module", params=ASKED)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
+    root = tmp_path_factory.mktemp("shelf")
+    for seed, name in enumerate(("fox", "owl")):
+        make_adapter(BUNDLED, root / name, seed=seed, std=0.2, r=8, target_modules="all-linear")
+    return root
+
+
+@pytest.fixture(scope="module")
+def served(engine: str, start_server: StartServer, shelf: Path) -> Iterator[Server]:
+    with start_server(*ENGINES[engine], "--adapter-dirs", str(shelf)) as server:
+        yield server
+    assert server.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, str]:
+    """Greedy answers of transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+    found: dict[str, str] = {}
+    for text in TEXTS:
+        turns = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+        )
+        found[text] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return found
+
+
+def ask(server: Server, text: str, **more: Any) -> dict[str, Any]:
+    body = server.chat(text, **{"temperature": 0, "max_tokens": MAX_TOKENS, **more})
+    answer = server.http.post("/v1/chat/completions", json=body).raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def said(body: dict[str, Any]) -> str:
+    text: str = body["choices"][0]["message"]["content"]
+    return text
+
+
+def together(server: Server, texts: tuple[str, ...], **more: Any) -> list[str]:
+    with ThreadPoolExecutor(len(texts)) as pool:
+        return [said(body) for body in pool.map(lambda text: ask(server, text, **more), texts)]
+
+
+def test_greedy_answers_are_those_of_transformers(
+    served: Server, reference: dict[str, str]
+) -> None:
+    alone = {text: said(ask(served, text)) for text in TEXTS}
+    assert alone == reference
+    assert together(served, TEXTS) == list(reference.values())
+
+
+def test_a_seed_gives_the_same_answer_again(served: Server) -> None:
+    settings = {"temperature": 1.0, "seed": 7}
+    first = said(ask(served, TEXTS[1], **settings))
+    assert said(ask(served, TEXTS[1], **settings)) == first
+    assert together(served, TEXTS[:3], **settings)[1] == first
+    assert said(ask(served, TEXTS[1], temperature=1.0, seed=8)) != first
+
+
+def test_choices_of_one_prompt_are_one_request(served: Server) -> None:
+    body = ask(served, TEXTS[1], n=3, temperature=1.0, seed=1)
+    texts = [choice["message"]["content"] for choice in body["choices"]]
+    assert len(set(texts)) == 3
+    assert body["usage"]["completion_tokens"] > MAX_TOKENS
+
+
+def test_stop_strings_end_and_are_left_out(served: Server, reference: dict[str, str]) -> None:
+    whole = reference[TEXTS[1]]
+    stop = whole[12:15]
+    body = ask(served, TEXTS[1], stop=[stop])
+    assert said(body) == whole[: whole.index(stop)]
+    assert body["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_length_is_kept(served: Server) -> None:
+    body = ask(served, TEXTS[1], max_tokens=5, ignore_eos=True)
+    assert body["usage"]["completion_tokens"] == 5
+    assert body["choices"][0]["finish_reason"] == "length"
+
+
+def test_log_probabilities_are_of_the_tokens(served: Server) -> None:
+    body = ask(served, TEXTS[0], max_tokens=4, logprobs=True, top_logprobs=3)
+    entries = body["choices"][0]["logprobs"]["content"]
+    assert len(entries) == 4
+    for entry in entries:
+        tops = [top["logprob"] for top in entry["top_logprobs"]]
+        assert len(tops) == 3
+        assert tops == sorted(tops, reverse=True)
+        assert entry["logprob"] == pytest.approx(tops[0], abs=1e-4)
+
+
+@torch.inference_mode()
+def test_prompts_are_scored_as_by_transformers(served: Server) -> None:
+    ids = served.tokenize("Once upon a time there was a fox.")
+    body = served.completion(ids, max_tokens=0, echo=True, logprobs=1)
+    found = served.http.post("/v1/completions", json=body).raise_for_status().json()
+    scores = found["choices"][0]["logprobs"]["token_logprobs"]
+    assert scores[0] is None
+    assert found["usage"]["completion_tokens"] == 0
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+    rows = model(torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
+    plain = rows.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    assert scores[1:] == pytest.approx(plain, abs=1e-3)
+
+
+def test_adapters_in_one_batch_leave_each_other_alone(served: Server, shelf: Path) -> None:
+    for name in ("fox", "owl"):
+        body = {"lora_name": name, "lora_path": str(shelf / name)}
+        served.http.post("/v1/load_lora_adapter", json=body).raise_for_status()
+    names = ("bundled", "fox", "owl", "bundled")
+    alone = [said(ask(served, TEXTS[1], model=name)) for name in names]
+    assert len(set(alone)) == 3
+    with ThreadPoolExecutor(len(names)) as pool:
+        mixed = list(pool.map(lambda name: said(ask(served, TEXTS[1], model=name)), names))
+    assert mixed == alone
+    served.http.post("/v1/unload_lora_adapter", json={"lora_name": "fox"}).raise_for_status()
+    body = served.chat(TEXTS[1]) | {"model": "fox"}
+    assert served.http.post("/v1/chat/completions", json=body).status_code == 404
+
+
+def test_a_broken_adapter_is_refused_and_nothing_stops(served: Server, shelf: Path) -> None:
+    broken = shelf / "broken"
+    shutil.copytree(shelf / "owl", broken, dirs_exist_ok=True)
+    (broken / "adapter_model.safetensors").write_bytes(b"no weights")
+    body = {"lora_name": "broken", "lora_path": str(broken)}
+    assert served.http.post("/v1/load_lora_adapter", json=body).status_code == 400
+    assert said(ask(served, TEXTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"max_tokens": 100_000}, "max_tokens"),
+        ({"temperature": 9}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"speculative": {"method": "draft_model"}}, "speculative.method"),
+    ],
+)
+def test_refusals_name_the_parameter(served: Server, change: dict[str, Any], param: str) -> None:
+    body = served.chat() | change
+    answer = served.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_a_stream_says_the_same_and_ends_with_its_joules(
+    served: Server, reference: dict[str, str]
+) -> None:
+    stream = served.openai.chat.completions.create(
+        model="bundled",
+        messages=[{"role": "user", "content": TEXTS[1]}],
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == reference[TEXTS[1]]
+    usage: Any = chunks[-1].usage
+    assert usage is not None
+    assert usage.energy["energy_joules"] > 0
+
+
+def test_leaving_ends_a_request_and_its_joules_are_kept(
+    served: Server, until: Callable[..., Any]
+) -> None:
+    client: openai.OpenAI = served.openai
+    stream = client.chat.completions.create(
+        model="bundled",
+        messages=[{"role": "user", "content": TEXTS[1]}],
+        max_tokens=400,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    first = next(iter(stream))
+    stream.close()
+    served.wait_idle()
+    row = served.row(first.id)
+    assert row.outcome == "aborted"
+    assert 0 < row.completion_tokens < 400
+
+
+def test_cached_prompts_cost_less_to_read(served: Server) -> None:
+    words = " ".join(f"word {i}" for i in range(60))
+    usages = [ask(served, words, max_tokens=2)["usage"] for _ in range(2)]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    assert cached[0] < cached[1] <= usages[1]["prompt_tokens"]
+    assert cached[1] > usages[1]["prompt_tokens"] / 2
+
+
+def test_every_joule_is_on_a_bill(served: Server) -> None:
+    together(served, TEXTS, max_tokens=16)
+    served.wait_idle()
+    session = served.http.get("/v1/energy").json()["session"]
+    assert session["residual"] < 1e-6
+    assert session["request_joules"] > 0
+    assert served.metric("conservation_violations_total") == 0
+
+
+@pytest.mark.parametrize("method", ["prompt_lookup", "draft_model"])
+def test_guesses_change_no_token(
+    engine: str, method: str, start_server: StartServer, reference: dict[str, str]
+) -> None:
+    options = [*ENGINES[engine], "--speculative", method]
+    options += ["--draft-model", str(DRAFT)] if method == "draft_model" else []
+    with start_server(*options) as server:
+        bodies = [ask(server, text) for text in TEXTS]
+        assert [said(body) for body in bodies] == list(reference.values())
+        assert together(server, TEXTS) == list(reference.values())
+        drafted = sum(body["usage"]["energy"]["drafted_tokens"] for body in bodies)
+        accepted = sum(body["usage"]["energy"]["accepted_tokens"] for body in bodies)
+        assert 0 < accepted <= drafted

@@ -1,0 +1,258 @@
+"""The engine over a stand-in for vLLM: every joule on a bill, every answer ended by our rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from greenllm.core import (
+    InvalidRequestError,
+    Receipt,
+    Request,
+    SamplingParams,
+    Speculation,
+    TextSink,
+    Token,
+)
+from greenllm.energy.account import Account
+from greenllm.energy.meter import Reading
+from greenllm.energy.policy import CarbonPolicy
+from greenllm.model.adapters import AdapterRegistry
+from greenllm.model.info import ModelInfo
+from greenllm.shape import ModelShape
+from greenllm.vllm.engine import Facts, VllmEngine
+from greenllm.vllm.schedule import Journal, Scheduled
+from greenllm.vllm.translate import Abilities
+
+SHAPE = ModelShape(1000, 500, 2, 8, 64)
+EOS = 0
+INFO = ModelInfo(
+    name="m", source="m", architecture="Counts", parameters=1500, weight_bytes=6000,
+    quantization="none", dtype="float32", device="cpu", context_length=64, vocab_size=50,
+    eos_token_ids=frozenset({EOS}),
+)  # fmt: skip
+
+
+@dataclass
+class Queued:
+    """A sequence in the stand-in: it answers with the number after its last token."""
+
+    tokens: list[int]
+    prompt_len: int
+    most: int
+    ends: list[int]
+    num_computed: int = 0
+
+
+@dataclass
+class Counting:
+    """Schedules all, five tokens of a prompt at a time; of two guesses the second is wrong."""
+
+    journal: Journal
+    guesses: bool = False
+    queued: dict[str, Queued] = field(default_factory=dict)
+    aborted: list[str] = field(default_factory=list)
+    num_free_blocks: int = 9
+    error: Exception | None = None
+
+    def add(
+        self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
+    ) -> None:
+        self.queued[name] = Queued(
+            list(prompt), len(prompt), values["max_tokens"], values["stop_token_ids"]
+        )
+
+    def step(self) -> list[Any]:
+        if self.error is not None:
+            raise self.error
+        found = [self._one(name, one) for name, one in list(self.queued.items())]
+        return [output for output in found if output is not None]
+
+    def _one(self, name: str, one: Queued) -> Any:
+        left = len(one.tokens) - one.num_computed
+        in_decode = one.num_computed >= one.prompt_len
+        draft = (one.tokens[-1] + 1, 49) if self.guesses and in_decode else ()
+        count = min(5, left)
+        self.journal.entries.append(Scheduled(name, one.num_computed, count + len(draft), draft))
+        one.num_computed += count
+        if one.num_computed < len(one.tokens):
+            return None
+        new = [one.tokens[-1] + 1 + i for i in range(2 if draft else 1)]
+        one.tokens += new
+        one.num_computed += len(new) - 1
+        generated = len(one.tokens) - one.prompt_len
+        ended = generated >= one.most or bool(set(new) & set(one.ends))
+        if ended:
+            del self.queued[name]
+        choice = SimpleNamespace(token_ids=new, logprobs=None)
+        return SimpleNamespace(
+            request_id=name, outputs=[choice], finished=ended, num_cached_tokens=3,
+            prompt_logprobs=None,
+        )  # fmt: skip
+
+    def abort(self, names: Sequence[str]) -> None:
+        self.aborted += names
+        for name in names:
+            self.queued.pop(name, None)
+
+    def load(self, digest: str, name: str, folder: Path) -> None:
+        raise AssertionError
+
+
+class Watts:
+    """Ten watts."""
+
+    method, measured, period_s, uncertainty = "measured:fake", True, 0.0, 0.05
+    idle_w: Mapping[str, float] | None = None
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def read(self) -> Reading:
+        now_s = self._clock()
+        return Reading(now_s, {"cpu": 10.0 * now_s})
+
+
+Make = Callable[..., tuple[VllmEngine, Counting]]
+
+
+@pytest.fixture
+def make(
+    tmp_path: Path,
+    ticking: Callable[[float], Callable[[], float]],
+    letters: Callable[[SamplingParams], TextSink],
+) -> Make:
+    def engine(*, speculation: Speculation | None = None) -> tuple[VllmEngine, Counting]:
+        journal, clock = Journal(), ticking(0.01)
+        own = speculation or Speculation("off")
+        backend = Counting(journal, guesses=own.method != "off")
+        account = Account(Watts(clock), SHAPE, clock=clock)
+        account.start_serving()
+        draft_shape = SHAPE.first(1) if own.method == "draft_model" else None
+        facts = Facts(INFO, SHAPE, draft_shape, Abilities(own, can_sample_guesses=False), 10)
+
+        def nothing(folder: Path) -> Any:
+            raise AssertionError
+
+        registry = AdapterRegistry(nothing, nothing, home=tmp_path)
+        made = VllmEngine(
+            backend, journal, facts, account, CarbonPolicy(None),
+            text_stream=letters, clock=clock, adapters=registry,
+        )  # fmt: skip
+        return made, backend
+
+    return engine
+
+
+def run(engine: VllmEngine) -> tuple[list[Token], dict[str, Receipt]]:
+    tokens: list[Token] = []
+    while engine.has_work:
+        tokens += engine.step()
+    return tokens, {receipt.request_id: receipt for receipt in engine.drain()}
+
+
+def request(name: str, *prompt: int, **sampling: Any) -> Request:
+    values = {"temperature": 0, "max_tokens": 4, **sampling}
+    return Request(name, (prompt,), SamplingParams(**values), model="m")
+
+
+def test_steps_are_charged_by_what_was_scheduled(make: Make) -> None:
+    engine, _ = make()
+    engine.add_request(request("short", 1, 2))
+    engine.add_request(request("long", *range(1, 24)))
+    tokens, receipts = run(engine)
+    said = {name: [t.token_id for t in tokens if t.request_id == name] for name in receipts}
+    assert said == {"short": [3, 4, 5, 6], "long": [24, 25, 26, 27]}
+    short, long = receipts["short"], receipts["long"]
+    assert (long.prompt_tokens, long.completion_tokens, long.cached_tokens) == (23, 4, 3)
+    assert (long.prefill_j or 0) > (short.prefill_j or 0) > 0
+    totals = engine.stats().totals
+    assert totals.residual < 1e-6
+    assert totals.requests_j == pytest.approx((short.total_j or 0) + (long.total_j or 0))
+    assert totals.open_j == pytest.approx(0)
+    assert engine.stats().num_violations == 0
+
+
+def test_an_answer_that_we_end_is_aborted_there(make: Make) -> None:
+    """Token 4's text is `e`."""
+    engine, backend = make()
+    engine.add_request(request("r", 1, 2, max_tokens=9, stop=("e",)))
+    tokens, receipts = run(engine)
+    assert [token.token_id for token in tokens] == [3, 4]
+    assert tokens[-1].finish_reason == "stop"
+    assert "".join(token.text for token in tokens) == "d"
+    assert backend.aborted == ["r/0"]
+    assert not backend.queued
+    assert receipts["r"].completion_tokens == 2
+
+
+def test_no_tokens_are_none(make: Make) -> None:
+    engine, _ = make()
+    engine.add_request(request("r", 1, 2, 3, max_tokens=0))
+    tokens, receipts = run(engine)
+    assert [(token.token_id, token.finish_reason) for token in tokens] == [(None, "length")]
+    assert receipts["r"].completion_tokens == 0
+    assert (receipts["r"].total_j or 0) > 0
+
+
+@pytest.mark.parametrize("method", ["prompt_lookup", "draft_model"])
+def test_guesses_are_counted_and_a_draft_model_is_charged(make: Make, method: Any) -> None:
+    engine, _ = make(speculation=Speculation(method, 2))
+    engine.add_request(request("r", 1, 2, max_tokens=7))
+    tokens, receipts = run(engine)
+    assert [token.token_id for token in tokens] == [3, 4, 5, 6, 7, 8, 9]
+    receipt = receipts["r"]
+    assert (receipt.drafted_tokens, receipt.accepted_tokens) == (6, 3)
+    assert ((receipt.draft_j or 0) > 0) == (method == "draft_model")
+    assert receipt.active_j == pytest.approx(
+        (receipt.prefill_j or 0) + (receipt.decode_j or 0) + (receipt.draft_j or 0)
+    )
+
+
+def test_what_is_aborted_keeps_its_joules(make: Make) -> None:
+    engine, backend = make()
+    engine.add_request(request("r", 1, 2, max_tokens=30))
+    engine.step()
+    (end,) = engine.abort("r")
+    assert (end.finish_reason, engine.has_work, backend.queued) == ("abort", False, {})
+    assert engine.abort("r") == []
+    (receipt,) = engine.drain()
+    assert (receipt.outcome, receipt.completion_tokens) == ("aborted", 1)
+    assert (receipt.total_j or 0) > 0
+
+
+def test_choices_are_sequences_of_their_own(make: Make) -> None:
+    engine, backend = make()
+    engine.add_request(request("r", 1, 2, n=2, temperature=1, max_tokens=2))
+    assert set(backend.queued) == {"r/0", "r/1"}
+    tokens, receipts = run(engine)
+    assert {token.index for token in tokens} == {0, 1}
+    assert receipts["r"].completion_tokens == 4
+
+
+def test_a_failing_step_ends_the_engine_and_bills_are_kept(make: Make) -> None:
+    engine, backend = make()
+    engine.add_request(request("r", 1, 2))
+    engine.step()
+    backend.error = RuntimeError("device lost")
+    with pytest.raises(RuntimeError, match="device lost"):
+        engine.step()
+    (receipt,) = engine.drain("failed")
+    assert receipt.outcome == "failed"
+    assert not engine.has_work
+
+
+def test_refusals_come_before_anything_is_queued(make: Make) -> None:
+    engine, _ = make()
+    with pytest.raises(InvalidRequestError, match="the context is 64"):
+        engine.check(request("r", *range(1, 49), *range(1, 49)))
+    with pytest.raises(InvalidRequestError, match="one way for all"):
+        engine.check(
+            Request("r", ((1,),), SamplingParams(), model="m", speculation=Speculation("auto"))
+        )
+    assert not engine.has_work
