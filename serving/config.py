@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from greenllm.config import EngineConfig, option
 
+# What requests that were cut off get for their last words.
+ABORT_TIMEOUT_S = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(EngineConfig):
@@ -31,3 +34,8 @@ class ServeConfig(EngineConfig):
             self._require(getattr(self, name) > 0, name, "must be greater than 0")
         self._require(self.stream_interval_s >= 0, "stream_interval_s", "must not be negative")
         self._require(self.drain_timeout_s >= 0, "drain_timeout_s", "must not be negative")
+
+    @property
+    def longest_stop_s(self) -> float:
+        """From SIGTERM to the end at most: requests, their last words, then a fine-tuning job."""
+        return 2 * self.drain_timeout_s + ABORT_TIMEOUT_S

@@ -47,7 +47,7 @@ from greenllm.vllm.engine import VllmEngine
 from greenllm.vllm.versions import installed
 from serving.app import create_app
 from serving.bridge import Bridge
-from serving.config import ServeConfig
+from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.file_store import FileStore
 from serving.job_runner import JobRunner
 from serving.jobs import JobStore, TrainingHooks
@@ -55,8 +55,6 @@ from serving.metrics import Metrics
 from serving.state import ServerState, model_names
 
 log = logging.getLogger(__name__)
-
-_ABORT_TIMEOUT_S = 10
 
 
 class StartError(GreenllmError):
@@ -302,7 +300,7 @@ def serve(
                 app,
                 log_level="warning",
                 access_log=False,
-                timeout_graceful_shutdown=round(config.drain_timeout_s) + _ABORT_TIMEOUT_S,
+                timeout_graceful_shutdown=round(config.drain_timeout_s) + ABORT_TIMEOUT_S,
             ),
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
             drain_timeout_s=config.drain_timeout_s,

@@ -22,6 +22,9 @@ from greenllm.energy.meter import Reading, SensorError
 
 _J_PER_UJ = 1e-6
 _HWMON_ENERGY_DRIVERS = frozenset({"amd_energy", "zenergy"})
+# The kernel lists all zones side by side, as links. In a container the folder that they lead to
+# may be mounted in their place: there the zones of a package lie inside it.
+_RAPL_ZONES = ("intel-rapl*:*", "intel-rapl*:*/intel-rapl*:*:*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class CounterFile:
 def find_rapl(sys: Path = Path("/sys")) -> list[CounterFile]:
     """Find package and dram zones, each physical counter once."""
     found: dict[str, CounterFile] = {}
-    for zone in sorted((sys / "class/powercap").glob("intel-rapl*:*")):
+    folder = sys / "class/powercap"
+    for zone in (zone for zones in _RAPL_ZONES for zone in sorted(folder.glob(zones))):
         name = _text(zone / "name")
         kind = name.partition("-")[0]
         if kind not in ("package", "dram"):

@@ -61,6 +61,30 @@ def test_rapl_counts_packages_and_dram_of_two_sockets_once(tmp_path: Path) -> No
     }
 
 
+def test_zones_of_the_folder_that_containers_mount_lie_in_their_package(tmp_path: Path) -> None:
+    for socket in (0, 1):
+        package = f"intel-rapl:{socket}"
+        _zone(tmp_path, package, f"package-{socket}")
+        _zone(tmp_path, f"{package}/{package}:0", "core")
+        _zone(tmp_path, f"{package}/{package}:1", "dram")
+    found = find_rapl(tmp_path)
+    assert [counter.path.parent.name for counter in found] == [
+        *("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:1", "intel-rapl:1:1")
+    ]
+
+
+def test_links_beside_the_zones_that_they_lead_to_are_one_counter(tmp_path: Path) -> None:
+    real = tmp_path / "devices"
+    _zone(real, "intel-rapl:0", "package-0")
+    _zone(real, "intel-rapl:0/intel-rapl:0:0", "dram")
+    folder = tmp_path / "class/powercap"
+    folder.mkdir(parents=True)
+    for zone in ("intel-rapl:0", "intel-rapl:0/intel-rapl:0:0"):
+        (folder / Path(zone).name).symlink_to(real / "class/powercap" / zone)
+    found = find_rapl(tmp_path)
+    assert [counter.path.parent.name for counter in found] == ["intel-rapl:0", "intel-rapl:0:0"]
+
+
 def test_msr_and_mmio_views_of_one_package_are_one_counter(tmp_path: Path) -> None:
     for view in ("intel-rapl", "intel-rapl-mmio"):
         _zone(tmp_path, f"{view}:0", "package-0")
