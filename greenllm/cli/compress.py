@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -31,6 +32,7 @@ from evals.tasks.registry import find_tasks
 from finetune.compressing.config import CompressConfig
 from finetune.phases import PhaseAccount
 from finetune.text import joules
+from greenllm.cli.contention import bound_spinning
 from greenllm.cli.evaluate import generated_tasks
 from greenllm.cli.finetune import progress_bar, shown_on
 from greenllm.cli.metering import meter_of_tree
@@ -51,6 +53,8 @@ def run(config: CompressConfig) -> None:
     """
     if config.folder.exists():
         raise ConfigError(f"--output {config.folder} is there already; name another folder")
+    bound_spinning()
+    logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a kernel nobody asked for
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

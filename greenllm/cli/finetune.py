@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from finetune.phases import PhaseAccount
 from finetune.recipe import Recipe
 from finetune.text import joules
+from greenllm.cli.contention import bound_spinning, warn_of_others
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon import EmbodiedModel
@@ -37,15 +38,20 @@ def run(recipe: Recipe) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     logging.basicConfig(level="WARNING", format="%(message)s")
+    bound_spinning()
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a kernel nobody asked for
     processes = importlib.import_module("finetune.processes").launched()
     console.quiet = not processes.is_main
+    others, looked_s = CpuClock(), time.monotonic()
     meter = _meter(recipe, processes.count) if processes.is_main else unmetered()
     account = PhaseAccount(meter, bills_idle=recipe.bill_idle)
     intensity, embodied = _carbon(recipe), _embodied(recipe)
     with console.status("importing torch and TRL"):
         run_module = importlib.import_module("finetune.run")
         report = importlib.import_module("finetune.report")
+    cpus = os.cpu_count() or 1
+    duration_s = time.monotonic() - looked_s
+    warn_of_others(others.read(), duration_s, recipe.threads or cpus, cpus, _say)
     grams = report.Grams(intensity, recipe.pue, embodied)
     if recipe.plan:
         _say_plan(run_module.plan(recipe, account, _say), grams)
