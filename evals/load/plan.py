@@ -20,6 +20,9 @@ from greenllm.core import GreenllmError
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 FIRST_ID = 8  # the lowest ids are often special tokens
+_REMEDY = (
+    "a line needs a time, prompt tokens above 0 and generated tokens: correct it or take it out"
+)
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 
 
@@ -73,14 +76,18 @@ def read_trace(lines: Iterable[str], *, limit: int | None = None) -> list[Shot]:
     return _from_first([_shot(row, i) for i, row in enumerate(rows)])
 
 
+def _place(index: int) -> str:
+    return f"line {index + 2} of the trace (arrival {index + 1})"
+
+
 def _shot(row: dict[str, str], index: int) -> Shot:
     try:
         at_s = datetime.fromisoformat(row["TIMESTAMP"]).timestamp()
         prompt, generated = int(row["ContextTokens"]), int(row["GeneratedTokens"])
     except (TypeError, ValueError) as error:
-        raise TraceError(f"arrival {index + 1} of the trace: {error}") from error
+        raise TraceError(f"{_place(index)}: {error}; {_REMEDY}") from error
     if prompt < 1 or generated < 0:
-        raise TraceError(f"arrival {index + 1} of the trace: lengths {prompt}, {generated}")
+        raise TraceError(f"{_place(index)}: lengths {prompt}, {generated}; {_REMEDY}")
     return Shot(index, prompt, max(1, generated), at_s)
 
 
@@ -90,7 +97,7 @@ def _from_first(shots: Sequence[Shot]) -> list[Shot]:
     for before, after in itertools.pairwise(timed):
         if after.at_s < before.at_s:
             raise TraceError(
-                f"arrival {after.index + 1} of the trace is earlier than the one before"
+                f"{_place(after.index)} is earlier than the one before; sort the trace by time"
             )
     return timed
 

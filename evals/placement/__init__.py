@@ -1,0 +1,1 @@
+"""Where requests go, on paper: a simulated fleet of machines whose curve was measured."""
