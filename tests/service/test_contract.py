@@ -233,7 +233,7 @@ def test_leaving_ends_a_request_and_its_joules_are_kept(
         stream=True,
         extra_body={"ignore_eos": True},
     )
-    first = next(iter(stream))
+    first = next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
     stream.close()
     served.wait_idle()
     row = served.row(first.id)

@@ -6,6 +6,8 @@ import http.client
 import io
 import json
 import math
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import openai
 import pytest
 
 from finetune.household import household_rows
+from serving.jobs import JobStore
 
 pytestmark = pytest.mark.slow
 ROWS = household_rows()
@@ -193,6 +196,10 @@ def test_a_job_survives_the_death_of_its_server(
     uploaded = own.openai.files.create(file=jsonl(ROWS), purpose="fine-tune")
     job = create(own, uploaded.id, recipe={"steps": 40})
     wait_for_step(own, job.id, 9)
+    running = JobStore(own.data_dir / "fine_tuning").find(job.id)
+    assert running is not None
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGSTOP)  # or it might be done before the server is back
     own.kill()
     again = server_in(tmp_path)
     assert again.openai.files.retrieve(uploaded.id).bytes == uploaded.bytes
