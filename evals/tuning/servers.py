@@ -32,7 +32,7 @@ from evals.tuning.space import Server, Setting, by_server, options_of
 from greenllm.core import GreenllmError
 from greenllm.energy.meter import Meter
 from greenllm.energy.window import IdlePower, take_apart
-from greenllm.estimate import Estimate, bootstrap
+from greenllm.estimate import Estimate, bootstrap, wilson
 
 _WARM_UP = 4
 PARTS = 4
@@ -183,7 +183,12 @@ def trial_of(setting: Setting, results: Sequence[Result]) -> Trial:
         BenchError: joules are unknown: the server has no meter.
     """
     values = [example.score.value for result in results for example in result.examples]
-    quality = bootstrap(values, [1.0] * len(values))
+    is_right_or_wrong = all(value in (0, 1) for value in values)
+    quality = (
+        wilson(round(sum(values)), len(values))
+        if is_right_or_wrong
+        else bootstrap(values, [1.0] * len(values))
+    )
     costs = [cost for result in results for cost in result.costs()]
     joules = [cost.joules for cost in costs if cost.joules is not None]
     tokens = sum(cost.prompt_tokens + cost.completion_tokens for cost in costs)

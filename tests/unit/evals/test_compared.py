@@ -11,6 +11,8 @@ from evals.compared import scored
 from evals.evaluation import Example, Result
 from evals.served import Cost
 from evals.tasks.base import Answer, Ask, Measure, Query, Score
+from evals.tuning.servers import trial_of
+from evals.tuning.space import Setting
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,13 @@ def test_joules_are_unknown_where_one_answer_says_none() -> None:
     found = scored([[result([example(1, 1.0), example(1, None)])]])
     assert found.joules_per_answer is None
     assert found.joules_per_token is None
+
+
+def test_few_right_answers_are_not_certain() -> None:
+    """A search must not drop a setting for one task of eight as if it knew."""
+    one = trial_of(Setting(()), [result([example(1, 1.0) for _ in range(8)])])
+    assert (one.quality.value, one.quality.high) == (1.0, 1.0)
+    assert 0.6 < one.quality.low < 0.8
+    none = trial_of(Setting(()), [result([example(0, 1.0) for _ in range(8)])])
+    assert none.quality.low == 0.0
+    assert 0.2 < none.quality.high < 0.4
