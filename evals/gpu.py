@@ -32,7 +32,7 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish, pick, split_names
 from evals.gpu_report import markdown
-from evals.lab import RESULTS, Burst, completion_body, running_server, save, send_burst
+from evals.lab import RESULTS, Burst, completion_body, joined, running_server, save, send_burst
 from evals.ratios import paired_ratio
 from greenllm.energy.meter import Meter
 from greenllm.energy.nvml import NvmlMeter, load_nvml
@@ -116,15 +116,6 @@ def bodies(model: str, batch: int, tokens: int, seed: int) -> list[dict[str, Any
     source = random.Random(seed)
     prompts = [[source.randrange(10, 400) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
     return [completion_body(model, prompt, tokens) for prompt in prompts]
-
-
-def joined(parts: Sequence[Burst]) -> Burst:
-    """Bursts one after the other as one."""
-    return Burst(
-        sum(part.wall_s for part in parts),
-        sum(part.cpu_s for part in parts),
-        [body for part in parts for body in part.bodies],
-    )
 
 
 @dataclass(frozen=True, slots=True)

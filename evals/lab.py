@@ -195,6 +195,15 @@ class Burst:
         return sum(float(body["usage"]["energy"][name]) for body in self.bodies)
 
 
+def joined(parts: Sequence[Burst]) -> Burst:
+    """Bursts one after the other as one."""
+    return Burst(
+        sum(part.wall_s for part in parts),
+        sum(part.cpu_s for part in parts),
+        [body for part in parts for body in part.bodies],
+    )
+
+
 def send_burst(
     url: str, pid: int, bodies: Sequence[dict[str, Any]], *, path: str = "/v1/completions"
 ) -> Burst:

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from evals.entry import finish
-from evals.lab import RESULTS, Burst, running_server, save, send_burst
+from evals.lab import RESULTS, Burst, joined, running_server, save, send_burst
 from evals.ratios import paired_ratio
 from evals.speculation_prompts import prompts
 from evals.speculation_report import APPROXIMATE, draw, markdown
@@ -104,15 +104,6 @@ def one_round(
                     for i in range(0, len(bodies), batch)
                 ]
                 cells.setdefault((kind, batch, method), Cell()).bursts.append(joined(parts))
-
-
-def joined(parts: Sequence[Burst]) -> Burst:
-    """Bursts one after the other as one."""
-    return Burst(
-        sum(part.wall_s for part in parts),
-        sum(part.cpu_s for part in parts),
-        [body for part in parts for body in part.bodies],
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,15 +31,14 @@ from greenllm.core import (
     Receipt,
     Request,
     SamplingParams,
-    Sequence,
     Speculation,
     TextSink,
     Token,
-    sequences_of,
 )
 from greenllm.decode.controller import Arm
 from greenllm.energy.account import Account, Totals
 from greenllm.energy.policy import CarbonPolicy
+from greenllm.in_flight import InFlight
 from greenllm.model.adapters import AdapterInfo, AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
@@ -132,14 +131,6 @@ class Engine(Protocol):
         """Counters, for metrics."""
 
 
-@dataclass(slots=True)
-class _Open:
-    """A request in flight."""
-
-    request: Request
-    sequences: list[Sequence] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much runs in one step, and whether common prompt beginnings are shared."""
@@ -182,11 +173,9 @@ class NativeEngine:
         self._adapters = adapters
         if adapters is not None:
             runner.use_adapters(adapters)
-        self._text_stream = text_stream
         self._clock = clock
-        self._open: dict[str, _Open] = {}
+        self._in_flight = InFlight(account, policy, text_stream, self.release_adapter)
         self._num_steps = 0
-        self._tokens = dict.fromkeys(("prompt", "cached", "completion", "drafted", "accepted"), 0)
 
     @property
     def info(self) -> ModelInfo:
@@ -257,18 +246,7 @@ class NativeEngine:
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""
-        self.account.open(request)
-        entry = _Open(
-            request,
-            sequences_of(
-                request,
-                eos_token_ids=self.info.eos_token_ids,
-                max_len=self.info.context_length,
-            ),
-        )
-        self._open[request.request_id] = entry
-        for seq in entry.sequences:
-            seq.text = self._text_stream(request.sampling)
+        for seq in self._in_flight.open(request, self.info):
             self.scheduler.add(seq)
 
     def step(self) -> list[Token]:
@@ -312,7 +290,7 @@ class NativeEngine:
 
     def abort(self, request_id: str) -> list[Token]:
         """End a request wherever it is; unknown ids are ignored, they have just finished."""
-        if request_id not in self._open:
+        if request_id not in self._in_flight:
             return []
         tokens = self.scheduler.abort(request_id)
         self._close(request_id, "aborted")
@@ -321,7 +299,7 @@ class NativeEngine:
     def _close_finished(self, ends: dict[str, Token]) -> None:
         """Close requests without a sequence left; `ends` has a last token of each."""
         for request_id, last in ends.items():
-            reasons = {seq.finish_reason for seq in self._open[request_id].sequences}
+            reasons = {seq.finish_reason for seq in self._in_flight.sequences(request_id)}
             if "error" in reasons:
                 log.error("request %s failed: %s", request_id, last.text)
                 self._close(request_id, "failed")
@@ -329,32 +307,11 @@ class NativeEngine:
                 self._close(request_id, "completed")
 
     def _close(self, request_id: str, outcome: Outcome) -> None:
-        entry = self._open.pop(request_id)
-        leaders = [seq for seq in entry.sequences if seq.leader is None]
-        cached = sum(seq.num_cached or 0 for seq in leaders)
-        generated = sum(seq.num_generated for seq in entry.sequences)
-        self._tokens["prompt"] += entry.request.prompt_tokens
-        self._tokens["cached"] += cached
-        self._tokens["completion"] += generated
-        drafted = sum(seq.num_drafted for seq in entry.sequences)
-        accepted = sum(seq.num_accepted for seq in entry.sequences)
-        self._tokens["drafted"] += drafted
-        self._tokens["accepted"] += accepted
-        self.account.finish(
-            request_id,
-            outcome,
-            cached=cached,
-            generated=generated,
-            drafted=drafted,
-            accepted=accepted,
-            mean_layers=_mean_layers(entry, self.runner.shape.num_layers),
-        )
-        if entry.request.adapter is not None:
-            self.release_adapter(entry.request.adapter)
+        self._in_flight.close(request_id, outcome, self.runner.shape.num_layers)
 
     def settle(self) -> list[Receipt]:
         """Receipts that are ready, with their grams."""
-        return [self.policy.apply(receipt) for receipt in self.account.settle()]
+        return self._in_flight.settle()
 
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` is worth calling."""
@@ -362,14 +319,14 @@ class NativeEngine:
 
     def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
         """End what is in flight, close the books and return the last receipts."""
-        for request_id in list(self._open):
+        for request_id in self._in_flight.ids():
             self.scheduler.abort(request_id)
             self._close(request_id, outcome)
-        return [self.policy.apply(receipt) for receipt in self.account.drain()]
+        return self._in_flight.drain()
 
     def stats(self) -> Stats:
         """Counters, for metrics."""
-        scheduler = self.scheduler
+        scheduler, counts = self.scheduler, self._in_flight.counts
         return Stats(
             num_waiting=len(scheduler.waiting),
             num_running=len(scheduler.running),
@@ -377,23 +334,13 @@ class NativeEngine:
             num_free_blocks=scheduler.blocks.num_free,
             num_preemptions=scheduler.num_preemptions,
             num_steps=self._num_steps,
-            prompt_tokens=self._tokens["prompt"],
-            cached_tokens=self._tokens["cached"],
-            completion_tokens=self._tokens["completion"],
-            drafted_tokens=self._tokens["drafted"],
-            accepted_tokens=self._tokens["accepted"],
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            completion_tokens=counts.completion,
+            drafted_tokens=counts.drafted,
+            accepted_tokens=counts.accepted,
             arms=self._speculator.arms(),
             totals=self.account.published,
             num_sensor_errors=self.account.num_sensor_errors,
             num_violations=self.account.num_violations,
         )
-
-
-def _mean_layers(entry: _Open, num_layers: int) -> float | None:
-    """Layers asked for a token of an approximate answer; None for others, and without tokens."""
-    approximation = entry.request.approximation
-    generated = sum(seq.num_generated for seq in entry.sequences)
-    if approximation is None or not generated:
-        return None
-    exited = sum(seq.num_exited for seq in entry.sequences)
-    return num_layers - (num_layers - approximation.exit_layer) * exited / generated

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,11 +35,11 @@ from greenllm.core import (
     TextSink,
     Token,
     TokenLogprob,
-    sequences_of,
 )
 from greenllm.energy.account import Account
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import Stats
+from greenllm.in_flight import InFlight
 from greenllm.model.adapters import AdapterInfo, AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.scheduler import append_all
@@ -81,14 +81,6 @@ class Facts:
     num_blocks: int
 
 
-@dataclass(slots=True)
-class _Open:
-    """A request in flight."""
-
-    request: Request
-    sequences: list[Sequence] = field(default_factory=list)
-
-
 class VllmEngine:
     """See the module."""
 
@@ -109,14 +101,12 @@ class VllmEngine:
         self._backend = backend
         self._journal = journal
         self._facts = facts
-        self._text_stream = text_stream
         self._clock = clock
         self._adapters = adapters
         self._lock = threading.Lock()
-        self._open: dict[str, _Open] = {}
+        self._in_flight = InFlight(account, policy, text_stream, self.release_adapter)
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
-        self._tokens = dict.fromkeys(("prompt", "cached", "completion", "drafted", "accepted"), 0)
 
     @property
     def info(self) -> ModelInfo:
@@ -174,14 +164,10 @@ class VllmEngine:
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""
-        self.account.open(request)
-        ends, longest = self.info.eos_token_ids, self.info.context_length
-        entry = _Open(request, sequences_of(request, eos_token_ids=ends, max_len=longest))
-        self._open[request.request_id] = entry
+        sequences = self._in_flight.open(request, self.info)
         digest = None if request.adapter is None else request.adapter.digest
         with self._lock:
-            for seq in entry.sequences:
-                seq.text = self._text_stream(request.sampling)
+            for seq in sequences:
                 self._sequences[_name(seq)] = seq
                 prompt = seq.token_ids[: seq.prompt_len]
                 self._backend.add(_name(seq), prompt, sampling_values(seq), digest)
@@ -263,15 +249,14 @@ class VllmEngine:
             self._backend.abort(names)
         ended = [self._sequences.pop(name).request.request_id for name in names]
         for request_id in dict.fromkeys(ended):
-            if all(seq.is_finished for seq in self._open[request_id].sequences):
+            if all(seq.is_finished for seq in self._in_flight.sequences(request_id)):
                 self._close(request_id, "completed")
 
     def abort(self, request_id: str) -> list[Token]:
         """End a request wherever it is; unknown ids are ignored, they have just finished."""
-        entry = self._open.get(request_id)
-        if entry is None:
+        if request_id not in self._in_flight:
             return []
-        ended = [seq for seq in entry.sequences if not seq.is_finished]
+        ended = [seq for seq in self._in_flight.sequences(request_id) if not seq.is_finished]
         with self._lock:
             self._backend.abort([_name(seq) for seq in ended])
         for seq in ended:
@@ -281,27 +266,11 @@ class VllmEngine:
         return [Token(request_id, seq.index, None, finish_reason="abort") for seq in ended]
 
     def _close(self, request_id: str, outcome: Outcome) -> None:
-        entry = self._open.pop(request_id)
-        counts = {
-            "cached": sum(seq.num_cached or 0 for seq in entry.sequences),
-            "generated": sum(seq.num_generated for seq in entry.sequences),
-            "drafted": sum(seq.num_drafted for seq in entry.sequences),
-            "accepted": sum(seq.num_accepted for seq in entry.sequences),
-        }
-        self._tokens["prompt"] += entry.request.prompt_tokens
-        self._tokens["completion"] += counts["generated"]
-        for name in ("cached", "drafted", "accepted"):
-            self._tokens[name] += counts[name]
-        self.account.finish(
-            request_id, outcome, cached=counts["cached"], generated=counts["generated"],
-            drafted=counts["drafted"], accepted=counts["accepted"], mean_layers=None,
-        )  # fmt: skip
-        if entry.request.adapter is not None:
-            self.release_adapter(entry.request.adapter)
+        self._in_flight.close(request_id, outcome, self._facts.shape.num_layers)
 
     def settle(self) -> list[Receipt]:
         """Receipts that are ready, with their grams."""
-        return [self.policy.apply(receipt) for receipt in self.account.settle()]
+        return self._in_flight.settle()
 
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` is worth calling."""
@@ -309,13 +278,14 @@ class VllmEngine:
 
     def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
         """Close the books and return the last receipts; vLLM is not asked any more."""
-        for request_id in list(self._open):
+        for request_id in self._in_flight.ids():
             self._close(request_id, outcome)
         self._sequences.clear()
-        return [self.policy.apply(receipt) for receipt in self.account.drain()]
+        return self._in_flight.drain()
 
     def stats(self) -> Stats:
         """Counters, for metrics."""
+        counts = self._in_flight.counts
         running = sum(seq.num_generated > 0 for seq in self._sequences.values())
         return Stats(
             num_waiting=len(self._sequences) - running,
@@ -324,11 +294,11 @@ class VllmEngine:
             num_free_blocks=self._backend.num_free_blocks,
             num_preemptions=self._journal.num_preemptions,
             num_steps=self._num_steps,
-            prompt_tokens=self._tokens["prompt"],
-            cached_tokens=self._tokens["cached"],
-            completion_tokens=self._tokens["completion"],
-            drafted_tokens=self._tokens["drafted"],
-            accepted_tokens=self._tokens["accepted"],
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            completion_tokens=counts.completion,
+            drafted_tokens=counts.drafted,
+            accepted_tokens=counts.accepted,
             arms={},
             totals=self.account.published,
             num_sensor_errors=self.account.num_sensor_errors,

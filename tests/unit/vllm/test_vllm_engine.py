@@ -233,6 +233,7 @@ def test_choices_are_sequences_of_their_own(make: Make) -> None:
     tokens, receipts = run(engine)
     assert {token.index for token in tokens} == {0, 1}
     assert receipts["r"].completion_tokens == 4
+    assert receipts["r"].cached_tokens == 3, "of the prompt, which is counted once"
 
 
 def test_a_failing_step_ends_the_engine_and_bills_are_kept(make: Make) -> None:
