@@ -2,7 +2,8 @@
 
 Other threads talk to it through a queue of commands, carried out between steps; results leave
 through `publish`, called on the engine thread. A receipt is in the ledger before it is published;
-what only the edge knows of it, `stamp` adds before that.
+what only the edge knows of it, `stamp` adds before that. `tell` hears after every record, and twice
+a second while there is work, what somebody else should book if this process died.
 An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
 
 Not covered: several engines in one process sharing a device.
@@ -13,16 +14,35 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from greenllm.core import Receipt, Request, Token
-from greenllm.energy.ledger import Ledger
+from greenllm.energy.account import Totals
 from greenllm.engine import Engine
 
 log = logging.getLogger(__name__)
 
 IDLE_TICK_S = 30.0
+TELL_EVERY_S = 0.5
 Publish = Callable[[Sequence[Token], Sequence[Receipt]], None]
+# Told what to book should this process die.
+Tell = Callable[[Sequence[Receipt], Totals], None]
+
+
+class Recorder(Protocol):
+    """The part of a ledger that the loop writes; see `energy.ledger.Ledger`."""
+
+    def record(
+        self,
+        session_id: str,
+        receipts: Sequence[Receipt],
+        totals: Totals | None = None,
+        *,
+        closed: bool = False,
+    ) -> None:
+        """Write receipts and the session's totals; must not raise for a disk or a peer."""
 
 
 class EngineLoop:
@@ -31,12 +51,13 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        ledger: Ledger,
+        ledger: Recorder,
         session_id: str,
         publish: Publish,
         *,
         on_failure: Callable[[], None],
         stamp: Callable[[Receipt], Receipt] = lambda receipt: receipt,
+        tell: Tell | None = None,
     ) -> None:
         self.error: BaseException | None = None
         self._on_failure = on_failure
@@ -45,6 +66,8 @@ class EngineLoop:
         self._ledger = ledger
         self._session_id = session_id
         self._publish = publish
+        self._tell = tell
+        self._told_s = 0.0
         # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
         # passed while it looked, and receipts that are due would wait with it.
         self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -100,6 +123,8 @@ class EngineLoop:
             self._record(receipts)
         if tokens or receipts:
             self._publish(tokens, receipts)
+        if time.monotonic() - self._told_s >= TELL_EVERY_S:
+            self._tell_what_is_open()
 
     def _obey(self) -> None:
         """Run waiting commands; when there is no other work, wait for one."""
@@ -120,6 +145,12 @@ class EngineLoop:
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
         self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+        self._tell_what_is_open()
+
+    def _tell_what_is_open(self) -> None:
+        if self._tell is not None:
+            self._told_s = time.monotonic()
+            self._tell(*self._engine.if_lost())
 
     def _save_what_can_be_saved(self) -> None:
         """Give every request of a dying engine its row."""

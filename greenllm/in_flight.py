@@ -22,7 +22,7 @@ from greenllm.core import (
     TextSink,
     sequences_of,
 )
-from greenllm.energy.account import Account
+from greenllm.energy.account import Account, Totals
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.model.info import ModelInfo
 
@@ -109,6 +109,11 @@ class InFlight:
     def drain(self) -> list[Receipt]:
         """The last receipts, without waiting."""
         return self._with_grams(self.account.drain())
+
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book should this process die now; see `Account.if_lost`."""
+        receipts, totals = self.account.if_lost()
+        return self._with_grams(receipts), totals
 
     def _with_grams(self, receipts: Iterable[Receipt]) -> list[Receipt]:
         return [self.policy.apply(receipt) for receipt in receipts]

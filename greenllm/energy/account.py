@@ -209,6 +209,17 @@ class Account:
         self._close_window()
         return self._ready(0.0)
 
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book should this process die now: every open bill as lost, and totals with them.
+
+        As of the last reading: what was used since then would be on nobody's bill.
+        """
+        now_s = self._clock()
+        receipts = [bill.if_lost(self.meter, self.fit, now_s) for bill in self._bills.values()]
+        totals = replace(self.totals, open_j=0.0)
+        totals.requests_j += self.totals.open_j
+        return receipts, totals
+
     def _ready(self, wait_s: float) -> list[Receipt]:
         now_s = self._clock()
         unread = self._window.owners
