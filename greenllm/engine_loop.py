@@ -2,8 +2,8 @@
 
 Other threads talk to it through a queue of commands, carried out between steps; results leave
 through `publish`, called on the engine thread. A receipt is in the ledger before it is published;
-what only the edge knows of it, `stamp` adds before that. `tell` hears after every record, and twice
-a second while there is work, what somebody else should book if this process died.
+what only the edge knows of it, `stamp` adds before that. While there is work, totals are recorded
+every `record_every_s`, also without receipts.
 An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
 
 Not covered: several engines in one process sharing a device.
@@ -12,6 +12,7 @@ Not covered: several engines in one process sharing a device.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -25,10 +26,7 @@ from greenllm.engine import Engine
 log = logging.getLogger(__name__)
 
 IDLE_TICK_S = 30.0
-TELL_EVERY_S = 0.5
 Publish = Callable[[Sequence[Token], Sequence[Receipt]], None]
-# Told what to book should this process die.
-Tell = Callable[[Sequence[Receipt], Totals], None]
 
 
 class Recorder(Protocol):
@@ -57,7 +55,7 @@ class EngineLoop:
         *,
         on_failure: Callable[[], None],
         stamp: Callable[[Receipt], Receipt] = lambda receipt: receipt,
-        tell: Tell | None = None,
+        record_every_s: float = math.inf,
     ) -> None:
         self.error: BaseException | None = None
         self._on_failure = on_failure
@@ -66,8 +64,8 @@ class EngineLoop:
         self._ledger = ledger
         self._session_id = session_id
         self._publish = publish
-        self._tell = tell
-        self._told_s = 0.0
+        self._record_every_s = record_every_s
+        self._recorded_s = 0.0
         # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
         # passed while it looked, and receipts that are due would wait with it.
         self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -119,12 +117,10 @@ class EngineLoop:
         self._obey()
         tokens = self._engine.step() if self._engine.has_work else []
         receipts = self._stamped(self._engine.settle())
-        if receipts:
+        if receipts or time.monotonic() - self._recorded_s >= self._record_every_s:
             self._record(receipts)
         if tokens or receipts:
             self._publish(tokens, receipts)
-        if time.monotonic() - self._told_s >= TELL_EVERY_S:
-            self._tell_what_is_open()
 
     def _obey(self) -> None:
         """Run waiting commands; when there is no other work, wait for one."""
@@ -144,13 +140,8 @@ class EngineLoop:
         return [self._stamp(receipt) for receipt in receipts]
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
+        self._recorded_s = time.monotonic()
         self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
-        self._tell_what_is_open()
-
-    def _tell_what_is_open(self) -> None:
-        if self._tell is not None:
-            self._told_s = time.monotonic()
-            self._tell(*self._engine.if_lost())
 
     def _save_what_can_be_saved(self) -> None:
         """Give every request of a dying engine its row."""
