@@ -60,7 +60,7 @@ class Roster:
         return now_s, self._seconds
 
     def leave(self) -> None:
-        """Share no longer."""
+        """Share no longer; the last takes the file along."""
         self._note("-", self._name)
 
     def _events(self) -> list[tuple[float, str, str]]:
@@ -68,15 +68,25 @@ class Roster:
         return [(float(at), sign, name) for at, sign, name in lines]
 
     def _note(self, sign: str, name: str) -> None:
-        with self._path.open("a", encoding="ascii") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            stream.write(f"{self._clock():.6f} {sign} {name}\n")
+        while True:
+            with self._path.open("a", encoding="ascii") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                if os.fstat(stream.fileno()).st_nlink == 0:
+                    continue  # the last member has just taken the file along
+                stream.write(f"{self._clock():.6f} {sign} {name}\n")
+                stream.flush()
+                if not self._present():
+                    self._path.unlink()
+                return
 
-    def _strike_off_the_dead(self) -> None:
+    def _present(self) -> set[str]:
         present: set[str] = set()
         for _, sign, name in self._events():
             (present.add if sign == "+" else present.discard)(name)
-        for name in present:
+        return present
+
+    def _strike_off_the_dead(self) -> None:
+        for name in self._present():
             if not self._is_alive(name):
                 self._note("-", name)
 

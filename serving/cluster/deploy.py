@@ -80,14 +80,11 @@ class Cluster:
             raise StartError(f"--cluster: cannot use {where}: {error}") from error
 
     def close(self) -> None:
-        """Leave; a cluster of its own ends."""
-        if self._is_own:
-            serve.shutdown()
-        else:
-            serve.delete(APPLICATION)
+        """Have the replicas finish and close their books."""
+        serve.delete(APPLICATION)
 
     def end(self) -> None:
-        """Let go of Ray."""
+        """Let go of Ray; a cluster of its own ends with it."""
         ray.shutdown()
 
 
@@ -173,6 +170,7 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
 
 def _started(config: ServeConfig, keeper: Any) -> Any:
     serve.start(proxy_location=ProxyLocation.Disabled)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         return serve.run(application(config, keeper), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:

@@ -195,7 +195,7 @@ class Front:
     async def ready(self) -> Response:
         """Whether some replica takes requests."""
         found = [] if self.draining else await self._pool.describe()
-        body = {"ready": bool(found), "replicas": found}
+        body = {"ready": bool(found), "replicas": sorted(one["replica"] for one in found)}
         return JSONResponse(body, status_code=200 if found else 503)
 
     async def metrics(self) -> Response:

@@ -6,7 +6,8 @@ books and does so: open requests become final receipts with outcome `lost`, so t
 replica that was given up and speaks again is not listened to. Knows nothing of Ray: who is alive is
 asked of `is_alive`.
 
-Not covered: what a lost replica used in the last half second, which is on nobody's bill.
+Not covered: what a lost replica used in its last quarter of a second, which is on nobody's bill,
+and requests that it had for no longer, which leave no receipt.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from serving.server import build, make_state
 from serving.state import ServerState
 
 log = logging.getLogger(__name__)
-RECORD_EVERY_S = 0.5
+RECORD_EVERY_S = 0.25
 _NO_TRAINING = TrainingHooks(lambda pid, is_training: None, lambda values: None, frozenset())
 
 
@@ -118,7 +118,6 @@ class Replica:
         info, meter = self._state.engine.info, self._meter
         return {
             "replica": self._name,
-            "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
             "model": self._state.model_names[0],
             "runner": info.runner,
