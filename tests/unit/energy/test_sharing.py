@@ -130,7 +130,7 @@ def test_a_member_has_all_of_the_floor_alone_and_half_of_it_with_another(
 ) -> None:
     first = hand.join(path, 1)
     hand.now_s += 2.0
-    assert first.seconds() == (102.0, pytest.approx(2.0))
+    assert first.seconds() == pytest.approx((102.0, 2.0))
     second = hand.join(path, 2)
     hand.now_s += 3.0
     assert first.seconds()[1] == pytest.approx(3.5)
