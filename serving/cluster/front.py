@@ -181,9 +181,8 @@ class Front:
 
     async def _undo(self, call: Call, names: list[str]) -> None:
         """Unload what has just been loaded; what has been unloaded comes back by itself."""
-        body = json.loads(call.body)
-        if call.path == ADAPTER_PATHS[0] and isinstance(body, dict):
-            undo = json.dumps({"lora_name": body["lora_name"]}).encode()
+        if names and call.path == ADAPTER_PATHS[0]:
+            undo = json.dumps({"lora_name": json.loads(call.body)["lora_name"]}).encode()
             for name in names:
                 await self._whole(_with_body(call, ADAPTER_PATHS[1], undo), name)
 
