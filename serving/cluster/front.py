@@ -151,19 +151,20 @@ class Front:
     async def _on_every_replica(self, call: Call) -> Response:
         """Load or unload an adapter, replica by replica; all of them, or none."""
         names = sorted(found["replica"] for found in await self._pool.describe())
-        if not names:
-            raise ApiError(503, "no replica is there yet", headers={"Retry-After": "5"})
-        done: list[str] = []
+        done: dict[str, Response] = {}
         for name in names:
             response = await self._whole(call, name)
             if response.status_code == 200:
-                done.append(name)
+                done[name] = response
             elif response.status_code != 503:
-                await self._undo(call, done)
+                await self._undo(call, list(done))
                 return response
+        if not done:
+            raise ApiError(503, "no replica is there now", headers={"Retry-After": "5"})
         await self._remember(call)
-        response.headers["x-replica"] = ", ".join(done)
-        return response
+        answer = done[max(done)]
+        answer.headers["x-replica"] = ", ".join(done)
+        return answer
 
     async def _whole(self, call: Call, replica: str) -> Response:
         """One replica's answer; 503 where it is lost."""
