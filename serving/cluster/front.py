@@ -120,13 +120,17 @@ class Front:
 
     async def _body(self, first: Part, parts: AsyncIterator[Head | Part]) -> AsyncIterator[bytes]:
         """The body, and in its place what became of it where the replica was lost."""
+        is_whole = not first.more
         try:
             yield first.body
             async for part in parts:
                 if isinstance(part, Part):
+                    is_whole = not part.more
                     yield part.body
         except ReplicaLostError as error:
             self._on_loss(error)
+            if is_whole:
+                return
             lost = ApiError(503, "the replica was lost in mid-answer", code="replica_lost")
             yield f"data: {json.dumps(lost.body())}\n\n".encode()
         finally:
