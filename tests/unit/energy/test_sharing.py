@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,6 +173,19 @@ def test_the_last_member_takes_the_file_along_and_a_later_one_can_join(
     third = hand.join(path, 3)
     hand.now_s += 1.5
     assert third.seconds()[1] == pytest.approx(1.5)
+
+
+def test_who_comes_while_the_last_one_goes_joins_a_file_that_stays(hand: Hand, path: Path) -> None:
+    joined: list[Roster] = []
+    coming = threading.Thread(target=lambda: joined.append(hand.join(path, 1)))
+    with path.open("a") as going:
+        fcntl.flock(going, fcntl.LOCK_EX)
+        coming.start()
+        time.sleep(0.1)
+        path.unlink()
+    coming.join(PATIENCE_S)
+    hand.now_s += 1.0
+    assert joined[0].seconds()[1] == pytest.approx(1.0)
 
 
 def test_who_has_left_gets_no_more(hand: Hand, path: Path) -> None:
