@@ -174,7 +174,7 @@ def announce_replicas(config: ServeConfig, found: Sequence[Mapping[str, Any]], p
     least = config.min_replicas or config.replicas
     bounds = f"{config.replicas}" if least == config.replicas else f"{least} to {config.replicas}"
     nodes = len({one["node"] for one in found})
-    name = config.served_model_name or found[0]["model"]
+    name = config.served_model_name or next((one["model"] for one in found), config.model)
     _say(f"[green]{name}[/]: {len(found)} of {bounds} replicas on {nodes} node(s), Ray Serve")
     for one in found:
         metered = "measured" if one["measured"] else "not measured"

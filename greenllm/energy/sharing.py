@@ -27,6 +27,7 @@ from greenllm.energy.meter import Meter, Reading
 
 _LOOK_EVERY_S = 1.0
 _SHORTEST_FLOOR_WINDOW_S = 0.2
+_ENDED = ("Z", "X")
 
 
 class Roster:
@@ -112,8 +113,10 @@ def _identity(pid: int) -> str:
 
 
 def _began(pid: int) -> str:
+    """When a process began; one that has ended and is not waited for yet is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "gone" if fields[0] in _ENDED else fields[19]
     except (OSError, IndexError):
         return "gone"
 

@@ -75,7 +75,8 @@ def scope_of(call: Call) -> dict[str, Any]:
     """The call as ASGI describes it."""
     return {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        # As uvicorn says: from 2.4 on Starlette's streams do not listen for a client that goes.
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": call.method,
         "scheme": "http",

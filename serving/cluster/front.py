@@ -119,13 +119,17 @@ class Front:
 
     async def _body(self, first: Part, parts: AsyncIterator[Head | Part]) -> AsyncIterator[bytes]:
         """The body, and in its place what became of it where the replica was lost."""
+        is_whole = not first.more
         try:
             yield first.body
             async for part in parts:
                 if isinstance(part, Part):
+                    is_whole = not part.more
                     yield part.body
         except ReplicaLostError as error:
             self._on_loss(error)
+            if is_whole:
+                return
             lost = ApiError(503, "the replica was lost in mid-answer", code="replica_lost")
             yield f"data: {json.dumps(lost.body())}\n\n".encode()
         finally:
@@ -150,37 +154,40 @@ class Front:
     async def _on_every_replica(self, call: Call) -> Response:
         """Load or unload an adapter, replica by replica; the first one looks at key and body."""
         names = sorted(found["replica"] for found in await self._pool.describe())
-        if not names:
-            raise ApiError(503, "no replica is there yet", headers={"Retry-After": "5"})
         change = self._load if call.path == LOAD_PATH else self._unload
         return await change(call, names)
 
     async def _load(self, call: Call, names: list[str]) -> Response:
-        """On all, or on none."""
-        done: list[str] = []
-        response = Response(status_code=503)
+        """On all that are there, or on none."""
+        done: dict[str, Response] = {}
         for name in names:
             response = await self._whole(call, name)
             if response.status_code == 200:
-                done.append(name)
+                done[name] = response
             elif response.status_code != 503:
                 for loaded in done:
                     await self._whole(_unloading(call), loaded)
                 return response
-        if done:
-            body = json.loads(call.body)
-            await self._pool.set_adapter(body["lora_name"], body["lora_path"])
-            response.headers["x-replica"] = ", ".join(done)
-        return response
+        if not done:
+            raise _nobody()
+        body = json.loads(call.body)
+        await self._pool.set_adapter(body["lora_name"], body["lora_path"])
+        answer = done[max(done)]
+        answer.headers["x-replica"] = ", ".join(done)
+        return answer
 
     async def _unload(self, call: Call, names: list[str]) -> Response:
         """On all that have it; again once it is forgotten, should one have learnt it meanwhile."""
-        responses = [await self._whole(call, name) for name in names]
-        best = min(responses, key=lambda response: response.status_code)
+        answers = {name: await self._whole(call, name) for name in names}
+        there = {name: one for name, one in answers.items() if one.status_code != 503}
+        if not there:
+            raise _nobody()
+        best = min(there.values(), key=lambda response: response.status_code)
         if best.status_code == 200:
             await self._pool.set_adapter(json.loads(call.body)["lora_name"], None)
-            for name in names:
+            for name in there:
                 await self._whole(call, name)
+            best.headers["x-replica"] = ", ".join(there)
         return best
 
     async def _whole(self, call: Call, replica: str) -> Response:
@@ -206,6 +213,10 @@ class Front:
     async def metrics(self) -> Response:
         """Prometheus, each replica's under its name."""
         return Response(merged(await self._pool.metrics()), media_type=CONTENT_TYPE_LATEST)
+
+
+def _nobody() -> ApiError:
+    return ApiError(503, "no replica is there now", headers={"Retry-After": "5"})
 
 
 def _unloading(call: Call) -> Call:

@@ -226,6 +226,8 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("max_body_mb", [0.5], [0, -1.0]),
         ("keep_alive_s", [0.1], [0, -1.0]),
         ("drain_timeout_s", [0, 1], [-0.5]),
+        ("replicas", [None, 1, 9], [0, -1]),
+        ("replica_cpus", [1, 8], [0, -1]),
     ],
 )
 def test_limits(name: str, allowed: list[Any], refused: list[Any]) -> None:
@@ -243,6 +245,25 @@ def test_an_own_intensity_needs_a_source_and_is_not_negative() -> None:
             EngineConfig(**{one: OWN[one]})
     with pytest.raises(ConfigError, match=r"^--intensity-g-per-kwh must not be negative"):
         EngineConfig(**{**OWN, "intensity_g_per_kwh": -1.0})
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_fewer_replicas_are_within_bounds(least: int) -> None:
+    assert ServeConfig(replicas=3, min_replicas=least).min_replicas == least
+
+
+@pytest.mark.parametrize("least", [0, -1, 4])
+def test_fewer_replicas_are_not_none_and_not_more(least: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^--min-replicas must be .*got {least}"):
+        ServeConfig(replicas=3, min_replicas=least)
+
+
+@pytest.mark.parametrize("alone", [{"min_replicas": 1}, {"cluster": "auto"}])
+def test_options_of_replicas_need_replicas(alone: dict[str, Any]) -> None:
+    (name,) = alone
+    with pytest.raises(ConfigError, match=rf"^{flag(name)} needs --replicas$"):
+        ServeConfig(**alone)
+    assert getattr(ServeConfig(replicas=2, **alone), name) == alone[name]
 
 
 def test_a_draft_model_must_be_named() -> None:

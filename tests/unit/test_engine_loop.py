@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import queue
 import threading
 import time
@@ -335,3 +337,41 @@ def test_a_wait_that_is_over_before_it_begins_ends(make_request: Callable[..., R
     thread.start()
     thread.join(30)
     assert not thread.is_alive(), f"stuck after {engine.turns} turns"
+
+
+def totals_recorded(house: House, record_every_s: float) -> int:
+    """How often a fresh loop writes totals, during twenty steps without a receipt."""
+    calls = 0
+
+    class Counting:
+        def record(self, *given: object, **options: object) -> None:
+            nonlocal calls
+            calls += 1
+
+    loop = EngineLoop(
+        house.engine, Counting(), "s", house.publish, on_failure=house.failed.set,
+        record_every_s=record_every_s,
+    )  # fmt: skip
+    for _ in range(20):
+        loop._turn()
+    return calls
+
+
+@pytest.mark.parametrize(("every_s", "most", "least"), [(0.0, 20, 20), (math.inf, 0, 0)])
+def test_totals_are_recorded_between_receipts_as_often_as_was_asked(
+    house: House, make_request: MakeRequest, every_s: float, most: int, least: int
+) -> None:
+    house.loop.stop(PATIENCE_S)
+    house.engine.add_request(make_request("a", [1], ignore_eos=True, max_tokens=40))
+    assert least <= totals_recorded(house, every_s) <= most
+
+
+def test_totals_wait_for_their_time(
+    house: House, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.loop.stop(PATIENCE_S)
+    house.engine.add_request(make_request("a", [1], ignore_eos=True, max_tokens=40))
+    ticks = itertools.count(100.0, 0.125)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(ticks))
+        assert 4 <= totals_recorded(house, 0.5) <= 5

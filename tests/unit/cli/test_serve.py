@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from greenllm.cli import serve
+from greenllm.config import ConfigError
 from serving.config import ServeConfig
 
 LONG = Path("/a/very/long/folder") / ("name" * 30) / "ledger.sqlite"
@@ -92,6 +95,84 @@ def test_with_keys_the_line_to_try_has_one(
     assert '"Authorization: Bearer $KEY"' in lines[-1]
     assert json.loads(words[-1])["model"] == "it's"
     assert "sk-" not in "".join(lines)
+
+
+def replica(name: str, node: str = "n1", **fields: Any) -> dict[str, Any]:
+    known = {"runner": "torch", "method": "modelled:x", "measured": False, "model": "bundled"}
+    return {"replica": name, "node": node, **known, **fields}
+
+
+def announced_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: list[dict[str, Any]],
+    **options: Any,
+) -> list[str]:
+    monkeypatch.setattr(serve, "console", Console(stderr=True, highlight=False))
+    serve.announce_replicas(ServeConfig(**options), found, 8123)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_replicas_are_announced_one_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = [replica("r1"), replica("r2", "n2", measured=True, method="measured:rapl")]
+    lines = announced_replicas(monkeypatch, capsys, found, replicas=2, data_dir=tmp_path)
+    assert lines[:5] == [
+        "bundled: 2 of 2 replicas on 2 node(s), Ray Serve",
+        "replica r1: torch, energy modelled:x (not measured)",
+        "replica r2: torch, energy measured:rapl (measured)",
+        f"ledger: {tmp_path / 'ledger.sqlite'}",
+        "listening on http://127.0.0.1:8123",
+    ]
+    assert json.loads(shlex.split(lines[-1])[-1])["model"] == "bundled"
+
+
+@pytest.mark.parametrize(
+    ("options", "bounds"),
+    [({"min_replicas": 1}, "1 of 1 to 4"), ({"min_replicas": 4}, "1 of 4"), ({}, "1 of 4")],
+)
+def test_the_number_of_replicas_has_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, int],
+    bounds: str,
+) -> None:
+    found = [replica("r1")]
+    lines = announced_replicas(
+        monkeypatch, capsys, found, replicas=4, served_model_name="mine", **options
+    )
+    assert lines[0] == f"mine: {bounds} replicas on 1 node(s), Ray Serve"
+
+
+def test_replicas_that_do_not_tell_in_time_are_announced_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = announced_replicas(monkeypatch, capsys, [], replicas=2, model="some/model")
+    assert lines[0] == "some/model: 0 of 2 replicas on 0 node(s), Ray Serve"
+    assert json.loads(shlex.split(lines[-1])[-1])["model"] == "some/model"
+
+
+def test_replicas_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"^--replicas: .*greenllm\[ray\]"):
+        serve.run_replicas(ServeConfig(replicas=2))
+
+
+def test_replicas_are_started_and_announced_once_they_are_ready(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "console", Console(stderr=True, highlight=False))
+    config, started = ServeConfig(replicas=2), []
+
+    def run(given: ServeConfig, on_ready: Callable[..., None]) -> None:
+        started.append(given)
+        on_ready(given, [replica("r1")], 8123)
+
+    monkeypatch.setitem(sys.modules, "serving.cluster.deploy", SimpleNamespace(run=run))
+    serve.run_replicas(config)
+    assert started == [config]
+    assert "bundled: 1 of 2 replicas on 1 node(s), Ray Serve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org", ""])

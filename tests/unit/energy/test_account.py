@@ -508,3 +508,74 @@ def test_predicted_joules_are_not_called_measured(make_rig: MakeRig) -> None:
     rig.spend(0.2)
     (receipt,) = rig.settle()
     assert (receipt.status, receipt.measured) == ("provisional", False)
+
+
+def test_what_would_be_lost_is_every_open_bill_and_adds_up_to_the_meter(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 2.0}, serving=False)
+    rig.spend(1.0, cpu=9.0)
+    rig.account.start_serving()
+    rig.meter.own_cpu_s = rig.meter.machine_cpu_s = 0.0
+    rig.account.drain()
+    rig.spend(1.0, cpu=3.0)
+    rig.open("done", "runs", "waits")
+    rig.step(("done", 0, 4), ("runs", 0, 4), seconds=1.0, own_s=1.0, others_s=1.0, cpu=20.0)
+    rig.meter.failing = True
+    rig.finish("done")
+    rig.settle()
+    rig.meter.failing = False
+    rig.step(("runs", 4, 1), seconds=1.0, own_s=1.0, cpu=5.0)
+    rig.finish("runs")
+    receipts, totals = rig.account.if_lost()
+    named = {receipt.request_id: receipt for receipt in receipts}
+    assert set(named) == {"runs", "waits"}, "the other is final"
+    assert {(receipt.status, receipt.outcome) for receipt in receipts} == {("final", "lost")}
+    assert totals.open_j == 0
+    lost_j = sum(receipt.total_j for receipt in receipts)
+    assert lost_j + rig.finals["done"].total_j == pytest.approx(totals.requests_j)
+    booked_j = totals.requests_j + totals.idle_j + totals.load_j + totals.unattributed_j
+    assert booked_j == pytest.approx(totals.meter_j)
+    assert totals.meter_j == pytest.approx(37.0)
+    assert min(totals.idle_j, totals.load_j, totals.unattributed_j, lost_j) > 0
+
+
+def test_an_account_goes_on_after_it_was_asked_what_would_be_lost(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 2.0})
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.5, cpu=8.0)
+    for _ in range(2):
+        receipts, totals = rig.account.if_lost()
+        assert [receipt.total_j for receipt in receipts] == pytest.approx([8.0])
+        assert (totals.requests_j, rig.totals.requests_j) == (pytest.approx(8.0), 0.0)
+    rig.step(("a", 4, 1), seconds=0.5, cpu=6.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.outcome) == ("final", "completed")
+    assert (receipt.idle_j, receipt.active_j) == (pytest.approx(2.0), pytest.approx(12.0))
+    assert rig.account.if_lost() == ([], rig.totals)
+
+
+def test_what_would_be_lost_is_read_now_but_not_again_at_once(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.spend(0.2, cpu=8.0)
+    rig.account.charge(rig.batch(("a", 0, 4)), 0.2)
+    assert rig.account.if_lost()[1].meter_j == pytest.approx(8.0)
+    rig.spend(0.05, cpu=3.0)
+    rig.account.charge(rig.batch(("a", 4, 1)), 0.05)
+    assert rig.account.if_lost()[1].meter_j == pytest.approx(8.0), "read a moment ago"
+    rig.spend(0.06, cpu=1.0)
+    assert rig.account.if_lost()[1].meter_j == pytest.approx(12.0)
+
+
+def test_with_a_failing_sensor_what_would_be_lost_is_as_of_the_last_reading(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, cpu=8.0)
+    rig.account.drain()
+    rig.meter.failing = True
+    rig.spend(1.0, cpu=5.0)
+    ((receipt,), totals) = rig.account.if_lost()
+    assert receipt.total_j == pytest.approx(8.0)
+    assert (totals.meter_j, totals.requests_j) == (pytest.approx(8.0), pytest.approx(8.0))

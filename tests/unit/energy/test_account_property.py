@@ -142,6 +142,28 @@ def test_the_books_hold_while_requests_are_open(make_rig: MakeRig, seed: int) ->
     assert billed_j + others_j == pytest.approx(totals.meter_j, rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None, max_examples=40)
+@given(seeds)
+def test_what_would_be_lost_at_any_moment_adds_up_to_the_meter(
+    make_rig: MakeRig, seed: int
+) -> None:
+    traffic = Traffic(make_rig, seed)
+    for _ in range(8):
+        traffic.run(4)
+        lost, totals = traffic.rig.account.if_lost()
+        named = {receipt.request_id for receipt in lost}
+        assert len(named) == len(lost) == traffic.rig.account.num_open
+        assert set(traffic.running) <= named
+        finals = [*traffic.rig.finals.values(), *lost]
+        assert {receipt.outcome for receipt in lost} <= {"lost"}
+        billed_j = sum(receipt.total_j for receipt in finals)
+        assert totals.requests_j == pytest.approx(billed_j, rel=1e-9, abs=1e-9)
+        assert totals.open_j == 0
+        assert totals.residual <= CONSERVATION_TOLERANCE
+    traffic.close()
+    assert traffic.rig.account.num_open == 0
+
+
 def _serve(
     make_rig: MakeRig, seed: int, *, read_between: bool, order: list[int] | None = None
 ) -> dict[str, float]:

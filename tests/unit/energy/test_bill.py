@@ -184,3 +184,29 @@ def test_in_company_a_request_has_its_share_of_the_window(make_rig: MakeRig) -> 
     receipts: list[Receipt] = rig.settle()
     assert len(receipts) == 4
     assert bill.alone == pytest.approx(0.25)
+
+
+def test_an_open_bill_that_is_lost_has_what_was_metered_so_far() -> None:
+    bill = _bill()
+    bill.add("prefill", WORK, active_j=3.0, idle_j=0.5, predicted_j=3.0)
+    receipt = bill.if_lost(METER, _fit(), now_s=14.0)
+    assert (receipt.status, receipt.outcome) == ("final", "lost")
+    assert (receipt.active_j, receipt.idle_j, receipt.duration_s) == (3.0, 0.5, 4.0)
+    assert (receipt.prompt_tokens, receipt.completion_tokens) == (3, 0)
+    assert (receipt.adapter, receipt.key, receipt.created_s) == ("lora", "k", 77.0)
+    assert bill.closing is None, "it goes on if nothing happens"
+
+
+def test_a_closed_bill_that_is_lost_keeps_its_counts_and_its_duration() -> None:
+    bill = _close(_bill())
+    bill.add("decode", WORK, active_j=2.0, idle_j=0.25, predicted_j=2.0)
+    receipt = bill.if_lost(METER, _fit(), now_s=99.0)
+    assert (receipt.status, receipt.outcome, receipt.duration_s) == ("final", "lost", 2.0)
+    assert (receipt.cached_tokens, receipt.completion_tokens) == (1, 4)
+    assert receipt.total_j == 2.25
+    assert bill.final(METER, _fit()).outcome == "completed"
+
+
+def test_a_bill_that_is_lost_under_an_unknown_meter_knows_no_joules() -> None:
+    receipt = _bill().if_lost(NullMeter(lambda: 0.0), _fit(), now_s=12.0)
+    assert (receipt.status, receipt.outcome, receipt.total_j) == ("unmetered", "lost", None)

@@ -107,3 +107,28 @@ def test_training_is_told_apart_from_others() -> None:
     assert window.foreign_j == pytest.approx((8.0 + 10.0) * 1 / 4)
     early, late = window.split_baseline(0.5)
     assert (early.train_j, late.train_j) == (0.0, window.train_j)
+
+
+def test_a_part_of_the_floor_is_the_baseline_where_several_servers_share_it() -> None:
+    before = Reading(1.0, dict.fromkeys(DOMAINS, 0.0), floor_s=7.0)
+    now = Reading(5.0, dict.fromkeys(DOMAINS, 100.0), floor_s=8.5)
+    window = take_apart(before, now, dict.fromkeys(DOMAINS, 4.0))
+    assert window.duration_s == 4.0
+    assert window.baseline_j == {"cpu": 6.0, "dram": 6.0, "gpu": 16.0}, "a GPU is not shared"
+    assert window.own_j == pytest.approx(300.0)
+
+
+@pytest.mark.parametrize("floors", [(None, 3.0), (3.0, None), (None, None)])
+def test_where_no_floor_is_told_all_of_it_is_this_servers(
+    floors: tuple[float | None, float | None],
+) -> None:
+    before, now = (
+        Reading(at_s, {"cpu": 100.0 * at_s}, floor_s=floor_s)
+        for at_s, floor_s in zip((0.0, 2.0), floors, strict=True)
+    )
+    assert take_apart(before, now, {"cpu": 4.0}).baseline_j == {"cpu": 8.0}
+
+
+def test_a_floor_that_falls_is_nobodys() -> None:
+    before, now = Reading(0.0, {"cpu": 0.0}, floor_s=5.0), Reading(1.0, {"cpu": 9.0}, floor_s=4.0)
+    assert take_apart(before, now, {"cpu": 4.0}).baseline_j == {"cpu": 0.0}
