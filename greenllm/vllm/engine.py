@@ -45,7 +45,7 @@ from greenllm.model.info import ModelInfo
 from greenllm.scheduler import append_all
 from greenllm.shape import ModelShape
 from greenllm.vllm.schedule import Journal, Scheduled
-from greenllm.vllm.translate import Abilities, logprobs_of, refuse, sampling_values
+from greenllm.vllm.translate import logprobs_of, refuse, sampling_values
 
 
 class Backend(Protocol):
@@ -77,7 +77,7 @@ class Facts:
     info: ModelInfo
     shape: ModelShape
     draft_shape: ModelShape | None
-    abilities: Abilities
+    speculation: Speculation
     num_blocks: int
 
 
@@ -116,7 +116,7 @@ class VllmEngine:
     @property
     def speculation(self) -> Speculation:
         """How all requests are guessed."""
-        return self._facts.abilities.speculation
+        return self._facts.speculation
 
     @property
     def has_work(self) -> bool:
@@ -126,7 +126,7 @@ class VllmEngine:
     def check(self, request: Request) -> None:
         """Refuse what cannot be served here; see `Engine`."""
         check_request(request, self.info)
-        refuse(request, self._facts.abilities)
+        refuse(request, self.speculation)
 
     def prepare(self, request: Request) -> None:
         """Nothing takes long enough to be done ahead; see `Engine`."""
@@ -205,7 +205,7 @@ class VllmEngine:
         shape, own = self._facts.draft_shape, self._facts.shape
         guessing = [chunk for chunk in chunks if chunk.samples]
         if shape is not None and guessing:
-            count = self._facts.abilities.speculation.num_tokens
+            count = self._facts.speculation.num_tokens
             claim = count * shape.num_parameters / own.num_parameters
             drafted_s = duration_s * claim / (1 + claim)
             self.account.charge_draft(

@@ -25,7 +25,6 @@ from greenllm.shape import ModelShape
 from greenllm.vllm.backend import Plan, VllmBackend, make_backend
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal
-from greenllm.vllm.translate import Abilities
 from greenllm.vllm.versions import require
 
 
@@ -76,11 +75,10 @@ def load_vllm(
     journal = Journal()
     backend = make_backend(config, _plan(config, info), journal)
     info = replace(info, runner=f"vllm {version}", weight_bytes=_weight_bytes(backend))
-    abilities = Abilities(_speculation(config), can_sample_guesses=info.device != "cpu")
     return VllmEngine(
         backend,
         journal,
-        Facts(info, shape, _draft_shape(config, options), abilities, backend.num_blocks),
+        Facts(info, shape, _draft_shape(config, options), _speculation(config), backend.num_blocks),
         account,
         policy,
         text_stream=text_stream,

@@ -7,7 +7,6 @@ anything is queued. vLLM is told where answers end, and greenllm decides it agai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from greenllm.core import InvalidRequestError, Request, Speculation, TokenLogprob
@@ -17,16 +16,8 @@ from greenllm.core import Sequence as TokenSequence
 MOST_LOGPROBS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What this vLLM can do: the one way it guesses, and whether that works with sampling."""
-
-    speculation: Speculation
-    can_sample_guesses: bool
-
-
-def refuse(request: Request, abilities: Abilities) -> None:
-    """Refuse what this engine cannot do.
+def refuse(request: Request, own: Speculation) -> None:
+    """Refuse what this engine cannot do; `own` is the one way it guesses.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
@@ -36,27 +27,20 @@ def refuse(request: Request, abilities: Abilities) -> None:
             "approximate answers need early exits, which vLLM does not have; use --engine native",
             "approximate",
         )
-    _refuse_speculation(request, abilities)
+    _refuse_speculation(request.speculation, own)
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(request.sampling, name)
         if asked is not None and asked > MOST_LOGPROBS:
             raise InvalidRequestError(f"{name} may be {MOST_LOGPROBS} at most here", name)
 
 
-def _refuse_speculation(request: Request, abilities: Abilities) -> None:
-    own, asked = abilities.speculation, request.speculation
+def _refuse_speculation(asked: Speculation | None, own: Speculation) -> None:
     if asked is not None and asked != own:
         what = own.method if own.method == "off" else f"{own.method}, {own.num_tokens} tokens"
         raise InvalidRequestError(
             f"vLLM guesses in one way for all requests, here {what}; leave speculative out, or"
             " start the server with another --speculative",
             "speculative.method",
-        )
-    if own.method != "off" and not abilities.can_sample_guesses and not request.sampling.is_greedy:
-        raise InvalidRequestError(
-            "this vLLM samples guesses wrongly on CPUs; ask with temperature 0, or start the server"
-            " with --speculative off",
-            "temperature",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,9 @@ TEXTS = (
     "Write the word fox three times.",
 )
 MAX_TOKENS = 40
+# What of it repeats is there for prompt lookup to guess from.
+PROMPT = "Once upon a time there was a fox. The fox was red. Once upon a time there was a"
+DRAWN: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "max_tokens": 3}
 
 
 @pytest.fixture(scope="module", params=ASKED)
@@ -82,6 +86,27 @@ def reference() -> dict[str, str]:
         )
         found[text] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     return found
+
+
+@pytest.fixture(scope="module")
+def likely() -> dict[str, float]:
+    """How likely each answer of `DRAWN` to `PROMPT` is, by transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+    prompt = tokenizer(PROMPT)["input_ids"]
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(DRAWN["max_tokens"]):
+        shorter, found = found, {}
+        for ids, share in shorter.items():
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*prompt, *ids]])).logits[0, -1]
+            best = (logits / DRAWN["temperature"]).topk(DRAWN["top_k"])
+            for token, chance in zip(best.indices, best.values.softmax(-1), strict=True):
+                found[*ids, int(token)] = share * float(chance)
+    texts: defaultdict[str, float] = defaultdict(float)
+    for ids, share in found.items():
+        texts[tokenizer.decode(ids, skip_special_tokens=True)] += share
+    return dict(texts)
 
 
 def ask(server: Server, text: str, **more: Any) -> dict[str, Any]:
@@ -258,16 +283,43 @@ def test_every_joule_is_on_a_bill(served: Server) -> None:
     assert served.metric("conservation_violations_total") == 0
 
 
-@pytest.mark.parametrize("method", ["prompt_lookup", "draft_model"])
-def test_guesses_change_no_token(
-    engine: str, method: str, start_server: StartServer, reference: dict[str, str]
-) -> None:
-    options = [*ENGINES[engine], "--speculative", method]
-    options += ["--draft-model", str(DRAFT)] if method == "draft_model" else []
+@pytest.fixture(scope="module", params=["prompt_lookup", "draft_model"])
+def guessing(
+    engine: str, start_server: StartServer, request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    options = [*ENGINES[engine], "--speculative", request.param]
+    options += ["--draft-model", str(DRAFT)] if request.param == "draft_model" else []
     with start_server(*options) as server:
-        bodies = [ask(server, text) for text in TEXTS]
-        assert [said(body) for body in bodies] == list(reference.values())
-        assert together(server, TEXTS) == list(reference.values())
-        drafted = sum(body["usage"]["energy"]["drafted_tokens"] for body in bodies)
-        accepted = sum(body["usage"]["energy"]["accepted_tokens"] for body in bodies)
-        assert 0 < accepted <= drafted
+        yield server
+
+
+def test_guesses_change_no_token(guessing: Server, reference: dict[str, str]) -> None:
+    bodies = [ask(guessing, text) for text in TEXTS]
+    assert [said(body) for body in bodies] == list(reference.values())
+    assert together(guessing, TEXTS) == list(reference.values())
+    drafted = sum(body["usage"]["energy"]["drafted_tokens"] for body in bodies)
+    accepted = sum(body["usage"]["energy"]["accepted_tokens"] for body in bodies)
+    assert 0 < accepted <= drafted
+
+
+def test_sampling_goes_with_guesses(guessing: Server, reference: dict[str, str]) -> None:
+    settings = {"temperature": 1.0, "seed": 7}
+    first = said(ask(guessing, TEXTS[1], **settings))
+    assert said(ask(guessing, TEXTS[1], **settings)) == first
+    assert together(guessing, TEXTS[:3], **settings)[1] == first
+    assert said(ask(guessing, TEXTS[1], temperature=1.0, seed=8)) != first
+    only = {"temperature": 1.5, "top_k": 1, "seed": 7}
+    assert together(guessing, TEXTS, **only) == list(reference.values())
+
+
+def test_guesses_leave_each_answer_as_likely_as_it_is(
+    guessing: Server, likely: dict[str, float]
+) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(4):
+        body = guessing.completion(PROMPT, n=128, seed=seed, **DRAWN)
+        answer = guessing.http.post("/v1/completions", json=body).raise_for_status()
+        counts.update(choice["text"] for choice in answer.json()["choices"])
+    total = counts.total()
+    apart = sum(abs(counts[text] / total - likely.get(text, 0)) for text in {*counts, *likely}) / 2
+    assert apart < 0.15

@@ -27,7 +27,6 @@ from greenllm.model.info import ModelInfo
 from greenllm.shape import ModelShape
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal, Scheduled
-from greenllm.vllm.translate import Abilities
 
 SHAPE = ModelShape(1000, 500, 2, 8, 64)
 EOS = 0
@@ -134,7 +133,7 @@ def make(
         account = Account(Watts(clock), SHAPE, clock=clock)
         account.start_serving()
         draft_shape = SHAPE.first(1) if own.method == "draft_model" else None
-        facts = Facts(INFO, SHAPE, draft_shape, Abilities(own, can_sample_guesses=False), 10)
+        facts = Facts(INFO, SHAPE, draft_shape, own, 10)
 
         def nothing(folder: Path) -> Any:
             raise AssertionError
