@@ -110,6 +110,11 @@ def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | Non
     Raises:
         LoadError: it does not guess in this way.
     """
+    if config.speculative == "early_exit":
+        raise LoadError(
+            "--speculative early_exit: vLLM cannot leave a model early; write its first layers"
+            " with `greenllm truncate`, and give them as --speculative draft_model --draft-model"
+        )
     if config.speculative not in _METHODS:
         raise LoadError(
             f"--speculative {config.speculative} is not vLLM's; it has {', '.join(_METHODS)}"

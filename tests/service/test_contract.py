@@ -20,6 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import greenllm
+from greenllm.model.options import LoadOptions
+from greenllm.model.truncate import truncate
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
@@ -283,12 +285,23 @@ def test_every_joule_is_on_a_bill(served: Server) -> None:
     assert served.metric("conservation_violations_total") == 0
 
 
-@pytest.fixture(scope="module", params=["prompt_lookup", "draft_model"])
+@pytest.fixture(scope="module")
+def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model up to its exit, as a draft model."""
+    output = tmp_path_factory.mktemp("draft") / "exit"
+    truncate("bundled", 4, output, LoadOptions())
+    return output
+
+
+@pytest.fixture(scope="module", params=["prompt_lookup", "draft_model", "first_layers"])
 def guessing(
-    engine: str, start_server: StartServer, request: pytest.FixtureRequest
+    engine: str, start_server: StartServer, first_layers: Path, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
-    options = [*ENGINES[engine], "--speculative", request.param]
-    options += ["--draft-model", str(DRAFT)] if request.param == "draft_model" else []
+    draft = {"draft_model": DRAFT, "first_layers": first_layers}.get(request.param)
+    options = ["--speculative", "prompt_lookup"]
+    if draft is not None:
+        options = ["--speculative", "draft_model", "--draft-model", str(draft)]
+    options += ENGINES[engine]
     with start_server(*options) as server:
         yield server
 
