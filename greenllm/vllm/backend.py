@@ -18,6 +18,7 @@ from typing import Any
 from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
+from greenllm.vllm.quantization import quantization_values
 from greenllm.vllm.schedule import Journal, make_scheduler
 from greenllm.vllm.translate import MOST_LOGPROBS
 
@@ -99,6 +100,7 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
         "max_cpu_loras": _MOST_CACHED_ADAPTERS,
         "max_lora_rank": _LARGEST_RANK,
         "speculative_config": speculative_values(config, plan),
+        **quantization_values(config.quantize),
     }
     block_size = config.block_size or (None if plan.on_gpu else _CPU_BLOCK)
     return values if block_size is None else values | {"block_size": block_size}

@@ -6,6 +6,9 @@
   kernel that repeats them for every guess fills a copy (issue 55005; so it is in 0.32.0).
 - A step without any guess, when guessing, stopped vLLM where answers are sampled with top-k alone:
   it looked for the largest of no numbers (0.32.0).
+- Checkpoints of 8-bit weights and inputs did not load beside adapters: the kernel takes the weight
+  away, and what wraps the layer for adapters asks it for its device (0.32.0). An empty weight
+  stays, as it does where nothing is quantized.
 
 Contract: what is replaced is replaced by what it is documented to do, so a vLLM without the fault
 answers the same. Where there is no such function, or it takes something else, that is an error:
@@ -17,12 +20,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 _DONE = "_greenllm_put_right"
 
 
 def put_right() -> None:
     """Apply all, once."""
     from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
     from vllm.v1.sample import rejection_sampler
 
     if hasattr(lora_ops.bgmv_shrink, _DONE):
@@ -35,6 +41,22 @@ def put_right() -> None:
     rejection_sampler.apply_sampling_constraints = sparing_nothing(
         rejection_sampler.apply_sampling_constraints
     )
+    CPUInt8ScaledMMLinearKernel.process_weights_for_onednn = leaving_a_weight(
+        CPUInt8ScaledMMLinearKernel.process_weights_for_onednn
+    )
+
+
+def leaving_a_weight(plain: Any) -> Any:
+    """A method of a kernel that leaves its layer an empty weight where it left none."""
+
+    def process(kernel: Any, layer: Any) -> None:
+        name = kernel.layer_param_names[0]
+        empty = torch.nn.Parameter(getattr(layer, name).data.new_empty(0), requires_grad=False)
+        plain(kernel, layer)
+        if getattr(layer, name) is None:
+            setattr(layer, name, empty)
+
+    return process
 
 
 def _leaving_others_alone(plain: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
-from greenllm.vllm.patches import in_place_of, repeated, sparing_nothing
+from greenllm.vllm.patches import in_place_of, leaving_a_weight, repeated, sparing_nothing
 
 
 def test_each_sequences_value_is_repeated_for_its_tokens() -> None:
@@ -35,3 +38,18 @@ def test_another_function_than_the_known_one_is_not_replaced() -> None:
     assert in_place_of(repeated, repeated) is repeated
     with pytest.raises(TypeError, match="other takes"):
         in_place_of(other, repeated)
+
+
+def test_a_weight_that_is_taken_away_leaves_an_empty_one() -> None:
+    def take(kernel: Any, layer: Any) -> None:
+        layer.weight = None
+
+    layer = torch.nn.Linear(2, 3)
+    leaving_a_weight(take)(SimpleNamespace(layer_param_names=("weight", "scale")), layer)
+    assert (layer.weight.numel(), layer.weight.device.type) == (0, "cpu")
+    kept = torch.nn.Linear(2, 3)
+    weight = kept.weight
+    leaving_a_weight(lambda kernel, layer: None)(
+        SimpleNamespace(layer_param_names=("weight", "scale")), kept
+    )
+    assert kept.weight is weight
