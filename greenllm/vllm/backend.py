@@ -9,6 +9,7 @@ Not covered: tensor, pipeline and data parallelism; vLLM in a process of its own
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from greenllm.config import EngineConfig
+from greenllm.core import InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
 from greenllm.vllm.quantization import quantization_values
 from greenllm.vllm.schedule import Journal, make_scheduler
-from greenllm.vllm.translate import MOST_LOGPROBS
+from greenllm.vllm.translate import MOST_LOGPROBS, check_references
 
 _MOST_ADAPTERS, _MOST_CACHED_ADAPTERS, _LARGEST_RANK = 8, 64, 64
 _CPU_BLOCK = 32
@@ -99,6 +101,8 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
         "max_loras": _MOST_ADAPTERS,
         "max_cpu_loras": _MOST_CACHED_ADAPTERS,
         "max_lora_rank": _LARGEST_RANK,
+        # Small models would go on with blanks between two tokens of JSON.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "speculative_config": speculative_values(config, plan),
         **quantization_values(config.quantize),
     }
@@ -160,12 +164,26 @@ class VllmBackend:
         self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
     ) -> None:
         """Queue a sequence."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
+        params = _params(values)
         lora = None if adapter is None else self._adapters[adapter]
         self._llm.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=lora)
+
+    def check_schema(self, text: str) -> None:
+        """Refuse what xgrammar cannot read, or would pass over.
+
+        Raises:
+            InvalidRequestError: with its reason.
+        """
+        from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+
+        try:
+            check_references(json.loads(text))
+            validate_xgrammar_grammar(_params({"json_schema": text}))
+        except InvalidRequestError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InvalidRequestError(f"response_format: {reason}", "response_format") from error
 
     def step(self) -> list[Any]:
         """Run a step."""
@@ -195,3 +213,14 @@ class VllmBackend:
     def close(self) -> None:
         """End vLLM."""
         self._llm.engine_core.shutdown()
+
+
+def _params(values: Mapping[str, Any]) -> Any:
+    """Of `translate.sampling_values`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    given = dict(values)
+    schema = given.pop("json_schema", None)
+    held = None if schema is None else StructuredOutputsParams(json=schema)
+    return SamplingParams(**given, structured_outputs=held, output_kind=RequestOutputKind.DELTA)

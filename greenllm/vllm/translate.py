@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greenllm.core import InvalidRequestError, Request, Speculation, TokenLogprob
+from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation, TokenLogprob
 from greenllm.core import Sequence as TokenSequence
 
 # What vLLM allows for, set when it is made.
@@ -28,6 +28,7 @@ def refuse(request: Request, own: Speculation) -> None:
             "approximate",
         )
     _refuse_speculation(request.speculation, own)
+    _refuse_beside_schema(request.sampling)
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(request.sampling, name)
         if asked is not None and asked > MOST_LOGPROBS:
@@ -42,6 +43,35 @@ def _refuse_speculation(asked: Speculation | None, own: Speculation) -> None:
             " start the server with another --speculative",
             "speculative.method",
         )
+
+
+def _refuse_beside_schema(sampling: SamplingParams) -> None:
+    """An answer held to a schema ends where the schema says."""
+    if sampling.json_schema is None:
+        return
+    for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
+        if getattr(sampling, name):
+            raise InvalidRequestError(
+                f"{name} does not go with response_format, which says where the answer ends", name
+            )
+
+
+def check_references(schema: Any) -> None:
+    """Refuse references to other documents, which would be taken for anything at all.
+
+    Raises:
+        InvalidRequestError: it names one.
+    """
+    if isinstance(schema, list):
+        for item in schema:
+            check_references(item)
+    elif isinstance(schema, dict):
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and not reference.startswith("#"):
+            raise InvalidRequestError(
+                f"response_format: $ref {reference!r} is not within the schema", "response_format"
+            )
+        check_references(list(schema.values()))
 
 
 def sampling_values(seq: TokenSequence) -> dict[str, Any]:
@@ -65,6 +95,7 @@ def sampling_values(seq: TokenSequence) -> dict[str, Any]:
         "logprobs": sampling.logprobs,
         "prompt_logprobs": sampling.prompt_logprobs,
         "detokenize": False,
+        "json_schema": sampling.json_schema,
     }
 
 

@@ -6,6 +6,7 @@ test-vllm`). Greedy tokens are held against transformers.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter, defaultdict
@@ -230,6 +231,74 @@ def test_refusals_name_the_parameter(served: Server, change: dict[str, Any], par
     assert answer.json()["error"]["param"] == param
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["fox", "owl"]},
+    },
+    "required": ["name", "age", "kind"],
+    "additionalProperties": False,
+}
+
+
+def held_to(schema: Any, **more: Any) -> dict[str, Any]:
+    named = {"name": "animal", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": named}, **more}
+
+
+def check_animals(body: dict[str, Any]) -> None:
+    for choice in body["choices"]:
+        assert choice["finish_reason"] == "stop"
+        found = json.loads(choice["message"]["content"])
+        assert list(found) == ["name", "age", "kind"]
+        assert isinstance(found["name"], str)
+        assert len(found["name"]) <= 12
+        assert found["age"] in range(100)
+        assert found["kind"] in ("fox", "owl")
+
+
+def test_answers_are_held_to_a_schema_or_that_is_refused(engine: str, served: Server) -> None:
+    if engine != "vllm":
+        for asked in (held_to(SCHEMA), {"response_format": {"type": "json_object"}}):
+            answer = served.http.post("/v1/chat/completions", json=served.chat() | asked)
+            assert answer.status_code == 400
+            error = answer.json()["error"]
+            assert error["param"] == "response_format"
+            assert "native engine" in error["message"]
+        return
+    with ThreadPoolExecutor(4) as pool:
+        plain = pool.submit(ask, served, TEXTS[0])
+        settings = {"temperature": 1.0, "max_tokens": 60, "n": 3}
+        bodies = [
+            pool.submit(ask, served, TEXTS[1], **held_to(SCHEMA, seed=i, **settings))
+            for i in range(3)
+        ]
+    for body in bodies:
+        check_animals(body.result())
+    assert said(plain.result()) == said(ask(served, TEXTS[0]))
+    anything = ask(served, TEXTS[1], max_tokens=200, response_format={"type": "json_object"})
+    assert said(anything).startswith("{")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nope"},
+        {"type": "string", "pattern": "(("},
+        {"type": "integer", "multipleOf": 3},
+        {"$ref": "http://localhost/other.json"},
+        {"type": "object", "properties": 5},
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_refused(served: Server, schema: Any) -> None:
+    answer = served.http.post("/v1/chat/completions", json=served.chat() | held_to(schema))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "response_format"
+    assert said(ask(served, TEXTS[0]))
+
+
 def test_a_stream_says_the_same_and_ends_with_its_joules(
     served: Server, reference: dict[str, str]
 ) -> None:
@@ -336,3 +405,11 @@ def test_guesses_leave_each_answer_as_likely_as_it_is(
     total = counts.total()
     apart = sum(abs(counts[text] / total - likely.get(text, 0)) for text in {*counts, *likely}) / 2
     assert apart < 0.15
+
+
+def test_a_schema_goes_with_guesses(engine: str, guessing: Server) -> None:
+    if engine != "vllm":
+        pytest.skip("refused, as without guesses")
+    for temperature in (0, 1.0):
+        body = ask(guessing, TEXTS[1], **held_to(SCHEMA, temperature=temperature, n=3, seed=1))
+        check_animals(body)

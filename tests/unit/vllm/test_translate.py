@@ -18,7 +18,7 @@ from greenllm.core import (
 )
 from greenllm.model.info import LoadError
 from greenllm.vllm import versions
-from greenllm.vllm.translate import logprobs_of, refuse, sampling_values
+from greenllm.vllm.translate import check_references, logprobs_of, refuse, sampling_values
 
 PLAIN = Speculation("off")
 GUESSING = Speculation("prompt_lookup", 4)
@@ -44,6 +44,13 @@ def sequence(**sampling: Any) -> Sequence:
         ({"speculation": Speculation("off")}, GUESSING, "speculative.method"),
         ({"speculation": Speculation("prompt_lookup", 8)}, GUESSING, "speculative.method"),
         ({"sampling": SamplingParams(logprobs=33)}, PLAIN, "logprobs"),
+        ({"sampling": SamplingParams(json_schema="{}", ignore_eos=True)}, PLAIN, "ignore_eos"),
+        ({"sampling": SamplingParams(json_schema="{}", min_tokens=1)}, PLAIN, "min_tokens"),
+        (
+            {"sampling": SamplingParams(json_schema="{}", stop_token_ids=(3,))},
+            PLAIN,
+            "stop_token_ids",
+        ),
         ({"sampling": SamplingParams(prompt_logprobs=33)}, PLAIN, "prompt_logprobs"),
     ],
 )
@@ -62,6 +69,7 @@ def test_what_vllm_cannot_do_is_refused_by_name(
         ({"speculation": Speculation("off")}, PLAIN),
         ({"speculation": Speculation("prompt_lookup", 4)}, GUESSING),
         ({"sampling": SamplingParams(temperature=1)}, GUESSING),
+        ({"sampling": SamplingParams(json_schema="{}", stop=("a",))}, GUESSING),
         ({"sampling": SamplingParams(temperature=1, logprobs=32)}, PLAIN),
     ],
 )
@@ -79,6 +87,13 @@ def test_ends_are_the_models_and_the_requests() -> None:
 def test_an_answer_of_no_tokens_is_asked_for_as_one() -> None:
     values = sampling_values(sequence(max_tokens=0, prompt_logprobs=1))
     assert (values["max_tokens"], values["prompt_logprobs"]) == (1, 1)
+
+
+def test_references_stay_within_the_schema() -> None:
+    check_references({"$defs": {"a": {}}, "items": [{"$ref": "#/$defs/a"}, {"$ref": 5}]})
+    with pytest.raises(InvalidRequestError, match=r"\$ref 'http://a/b'") as caught:
+        check_references({"anyOf": [{"properties": {"a": {"$ref": "http://a/b"}}}]})
+    assert caught.value.param == "response_format"
 
 
 def test_seeds_are_the_choices_own_and_fit() -> None:
