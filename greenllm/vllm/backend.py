@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from greenllm.config import EngineConfig
 from greenllm.core import InvalidRequestError
 from greenllm.model.info import LoadError
@@ -66,6 +68,8 @@ def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBack
 
         if not plan.on_gpu:
             put_right()
+        if config.threads.isdecimal():
+            torch.set_num_threads(int(config.threads))  # vLLM lets nobody change it afterwards
         values = engine_values(config, plan)
         arguments = EngineArgs(**values, scheduler_cls=make_scheduler(Scheduler, journal))
         return VllmBackend(LLMEngine.from_engine_args(arguments))

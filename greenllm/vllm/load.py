@@ -43,6 +43,7 @@ def check_options(config: EngineConfig) -> None:
             "vLLM keeps them in the model's dtype",
         ),
         ("--exit-layer", config.exit_layer is not None, "vLLM has no early exits"),
+        ("--threads", config.threads == "eco", "give a number, or auto for all processors"),
         ("--allow-pickle", config.allow_pickle, "it is for the native engine"),
     ):
         if holds:
