@@ -44,7 +44,9 @@ def check_quantization(config: EngineConfig, device: str) -> None:
         raise LoadError(f"{asked}: it does not go with a draft model; --quantize int8 does")
     module, package = _PACKAGES.get(kind, (None, ""))
     if module is not None and find_spec(module) is None:
-        raise LoadError(f"{asked}: pip install --no-deps {package}, into vLLM's environment")
+        raise LoadError(
+            f"{asked}: pip install --no-deps {package}, into vLLM's environment; or --engine native"
+        )
 
 
 def quantization_values(kind: str) -> dict[str, Any]:
