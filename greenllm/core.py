@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-Outcome = Literal["completed", "aborted", "failed", "refused"]
+# Lost: the server that worked on it is gone, and with it what it had not told yet.
+Outcome = Literal["completed", "aborted", "failed", "refused", "lost"]
 Status = Literal["final", "provisional", "unmetered"]
 Phase = Literal["prefill", "decode", "draft"]
 SpeculativeMethod = Literal["off", "auto", "prompt_lookup", "draft_model", "early_exit"]

@@ -131,6 +131,9 @@ class Engine(Protocol):
     def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
         """End what is in flight, close the books and return the last receipts."""
 
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What somebody else should book if this process died now: open requests as lost."""
+
     def stats(self) -> Stats:
         """Counters, for metrics."""
 
@@ -328,6 +331,10 @@ class NativeEngine:
             self.scheduler.abort(request_id)
             self._close(request_id, outcome)
         return self._in_flight.drain()
+
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book if this process died now; see `Engine`."""
+        return self._in_flight.if_lost()
 
     def stats(self) -> Stats:
         """Counters, for metrics."""

@@ -2,7 +2,8 @@
 
 Other threads talk to it through a queue of commands, carried out between steps; results leave
 through `publish`, called on the engine thread. A receipt is in the ledger before it is published;
-what only the edge knows of it, `stamp` adds before that.
+what only the edge knows of it, `stamp` adds before that. While there is work, totals are recorded
+every `record_every_s`, also without receipts.
 An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
 
 Not covered: several engines in one process sharing a device.
@@ -11,12 +12,15 @@ Not covered: several engines in one process sharing a device.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from greenllm.core import Receipt, Request, Token
-from greenllm.energy.ledger import Ledger
+from greenllm.energy.account import Totals
 from greenllm.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -25,18 +29,33 @@ IDLE_TICK_S = 30.0
 Publish = Callable[[Sequence[Token], Sequence[Receipt]], None]
 
 
+class Recorder(Protocol):
+    """The part of a ledger that the loop writes; see `energy.ledger.Ledger`."""
+
+    def record(
+        self,
+        session_id: str,
+        receipts: Sequence[Receipt],
+        totals: Totals | None = None,
+        *,
+        closed: bool = False,
+    ) -> None:
+        """Write receipts and the session's totals; must not raise for a disk or a peer."""
+
+
 class EngineLoop:
     """Owns the engine thread. `submit`, `abort` and `record` may be called from any thread."""
 
     def __init__(
         self,
         engine: Engine,
-        ledger: Ledger,
+        ledger: Recorder,
         session_id: str,
         publish: Publish,
         *,
         on_failure: Callable[[], None],
         stamp: Callable[[Receipt], Receipt] = lambda receipt: receipt,
+        record_every_s: float = math.inf,
     ) -> None:
         self.error: BaseException | None = None
         self._on_failure = on_failure
@@ -45,6 +64,8 @@ class EngineLoop:
         self._ledger = ledger
         self._session_id = session_id
         self._publish = publish
+        self._record_every_s = record_every_s
+        self._recorded_s = 0.0
         # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
         # passed while it looked, and receipts that are due would wait with it.
         self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -96,7 +117,7 @@ class EngineLoop:
         self._obey()
         tokens = self._engine.step() if self._engine.has_work else []
         receipts = self._stamped(self._engine.settle())
-        if receipts:
+        if receipts or time.monotonic() - self._recorded_s >= self._record_every_s:
             self._record(receipts)
         if tokens or receipts:
             self._publish(tokens, receipts)
@@ -119,6 +140,7 @@ class EngineLoop:
         return [self._stamp(receipt) for receipt in receipts]
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
+        self._recorded_s = time.monotonic()
         self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
 
     def _save_what_can_be_saved(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from greenllm.core import (
     AdapterRef,
@@ -22,7 +22,7 @@ from greenllm.core import (
     TextSink,
     sequences_of,
 )
-from greenllm.energy.account import Account
+from greenllm.energy.account import Account, Totals
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.model.info import ModelInfo
 
@@ -81,7 +81,7 @@ class InFlight:
         """End a request's bill; `num_layers` is how many layers the model has."""
         entry = self._open.pop(request_id)
         request, sequences = entry.request, entry.sequences
-        cached = sum(seq.num_cached or 0 for seq in sequences if seq.leader is None)
+        cached = _sum_cached(sequences)
         generated = sum(seq.num_generated for seq in sequences)
         drafted = sum(seq.num_drafted for seq in sequences)
         accepted = sum(seq.num_accepted for seq in sequences)
@@ -110,8 +110,29 @@ class InFlight:
         """The last receipts, without waiting."""
         return self._with_grams(self.account.drain())
 
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book should this process die now; see `Account.if_lost`."""
+        receipts, totals = self.account.if_lost()
+        return self._with_grams(self._counted(receipt) for receipt in receipts), totals
+
+    def _counted(self, receipt: Receipt) -> Receipt:
+        """With the tokens that an open request has so far."""
+        entry = self._open.get(receipt.request_id)
+        if entry is None:
+            return receipt
+        return replace(
+            receipt,
+            cached_tokens=_sum_cached(entry.sequences),
+            completion_tokens=sum(seq.num_generated for seq in entry.sequences),
+        )
+
     def _with_grams(self, receipts: Iterable[Receipt]) -> list[Receipt]:
         return [self.policy.apply(receipt) for receipt in receipts]
+
+
+def _sum_cached(sequences: SequenceOf[Sequence]) -> int:
+    """Prompt tokens found in the cache; a prompt with several answers counts once."""
+    return sum(seq.num_cached or 0 for seq in sequences if seq.leader is None)
 
 
 def _mean_layers(

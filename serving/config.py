@@ -26,6 +26,16 @@ class ServeConfig(EngineConfig):
         0.025, "Shortest time between two writes to a stream; tokens of one interval go together."
     )
     drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
+    replicas: int | None = option(
+        None, "Run that many replicas on Ray Serve behind one address; default is one without Ray."
+    )
+    min_replicas: int | None = option(
+        None, "Stop replicas that are not filled, down to this number; default is --replicas."
+    )
+    replica_cpus: int = option(1, "CPUs that belong to one replica, with --replicas.")
+    cluster: str | None = option(
+        None, "Address of a running Ray cluster for --replicas; default is a cluster of its own."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,6 +44,17 @@ class ServeConfig(EngineConfig):
             self._require(getattr(self, name) > 0, name, "must be greater than 0")
         self._require(self.stream_interval_s >= 0, "stream_interval_s", "must not be negative")
         self._require(self.drain_timeout_s >= 0, "drain_timeout_s", "must not be negative")
+        self._require_replicas()
+
+    def _require_replicas(self) -> None:
+        for name in ("min_replicas", "cluster"):
+            self._require_together(name, "replicas")
+        most = self.replicas
+        self._require(most is None or most > 0, "replicas", "must be greater than 0")
+        least = self.min_replicas
+        within = least is None or most is None or 0 < least <= most
+        self._require(within, "min_replicas", "must be in [1, --replicas]")
+        self._require(self.replica_cpus > 0, "replica_cpus", "must be greater than 0")
 
     @property
     def longest_stop_s(self) -> float:

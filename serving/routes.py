@@ -102,7 +102,7 @@ def energy(http: HttpRequest) -> dict[str, Any]:
         until_s=_moment("until", query.get("until"), 1e12),
         key=key if state.config.api_keys else None,
     )
-    totals = state.engine.stats().totals
+    totals = state.totals()
     return {
         "object": "energy.report",
         "group_by": group_by,

@@ -9,22 +9,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import secrets
-import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from pathlib import Path
 
 import torch
 import uvicorn
 from fastapi import FastAPI
 
-from greenllm.core import GreenllmError, Receipt, Token
+from greenllm.core import Receipt, Token
 from greenllm.drafting import Drafting, check_draft_model, make_drafting
-from greenllm.energy.account import Account
+from greenllm.energy.account import Account, Totals
 from greenllm.energy.carbon import EmbodiedModel
 from greenllm.energy.grid import CustomIntensity, IntensityTable, StaticIntensity, UnknownZoneError
 from greenllm.energy.hardware import read_cpu_info
@@ -49,16 +48,14 @@ from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.file_store import FileStore
+from serving.front_door import FrontDoor, StartError, take_port
 from serving.job_runner import JobRunner
 from serving.jobs import JobStore, TrainingHooks
 from serving.metrics import Metrics
-from serving.state import ServerState, model_names
+from serving.state import Books, ServerState, model_names
 
 log = logging.getLogger(__name__)
-
-
-class StartError(GreenllmError):
-    """The server cannot start; the message says why."""
+OpenBooks = Callable[[ServeConfig, Meter, int], tuple[Books, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +64,32 @@ class Parts:
 
     engine: NativeEngine | VllmEngine
     tokenizer: Tokenizer
-    ledger: Ledger
+    ledger: Books
     session_id: str
     threads: ThreadPlan
     drafting: Drafting
 
 
-def take_port(host: str, port: int) -> socket.socket:
-    """Bind the listening socket.
-
-    Raises:
-        StartError: the address is taken or not ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
-        raise StartError(f"{reason}; choose another --port") from error
-    listener.listen(2048)
-    return listener
-
-
-def carbon_policy(config: ServeConfig) -> CarbonPolicy:
-    """The configured intensity, PUE and embodied share.
+def carbon_policy(config: ServeConfig, num_cpus: int | None = None) -> CarbonPolicy:
+    """The configured intensity, PUE and embodied share: of so many CPUs, or of the machine.
 
     Raises:
         StartError: the zone is unknown.
     """
     if config.intensity_g_per_kwh is not None:
         value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
-        return CarbonPolicy(value, config.pue, _embodied(config))
+        return CarbonPolicy(value, config.pue, _embodied(config, num_cpus))
     try:
         intensity = IntensityTable.load().lookup(config.zone)
     except UnknownZoneError as error:
         raise StartError(str(error)) from error
-    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config))
+    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config, num_cpus))
 
 
-def _embodied(config: ServeConfig) -> EmbodiedModel | None:
+def _embodied(config: ServeConfig, num_cpus: int | None) -> EmbodiedModel | None:
     """Known for CPU servers only; with a GPU the figure would be far too low."""
     on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
-    return None if on_gpu else EmbodiedModel.per_vcpu(read_cpu_info().num_vcpus)
+    return None if on_gpu else EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
 
 
 def open_ledger(config: ServeConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
@@ -133,13 +111,22 @@ def open_ledger(config: ServeConfig, meter: Meter, parameters: int) -> tuple[Led
     return ledger, session_id
 
 
-def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
+def build(
+    config: ServeConfig,
+    meter: Meter,
+    first: Reading,
+    *,
+    open_books: OpenBooks = open_ledger,
+    num_cpus: int | None = None,
+) -> Parts:
     """Load everything a server needs; what the meter counted since `first` is booked as `load`.
+
+    `num_cpus` is how many are this server's; None is all that this process may use.
 
     Raises:
         GreenllmError: with the reason.
     """
-    policy = carbon_policy(config)
+    policy = carbon_policy(config, num_cpus)
     check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
     check_draft_model(config)
     tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
@@ -153,8 +140,29 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
             first=first,
         )
 
+    engine: NativeEngine | VllmEngine
     if is_for_vllm(config):
-        return _build_vllm(config, meter, policy, tokenizer, account_of)
+        engine, threads, drafting = _load_vllm(config, policy, tokenizer, account_of)
+    else:
+        engine, threads, drafting = _load_native(
+            config, policy, tokenizer, account_of, num_cpus or _num_cpus()
+        )
+    # What is loaded stays: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    ledger, session_id = open_books(config, meter, engine.info.parameters)
+    engine.account.start_serving()
+    return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
+
+
+def _load_native(
+    config: ServeConfig,
+    policy: CarbonPolicy,
+    tokenizer: Tokenizer,
+    account_of: Callable[[ModelShape], Account],
+    num_cpus: int,
+) -> tuple[NativeEngine, ThreadPlan, Drafting]:
+    """An engine of greenllm's own, warm."""
     runner = load_runner(config)
     drafting = make_drafting(config, runner)
     account = account_of(runner.shape)
@@ -169,15 +177,10 @@ def build(config: ServeConfig, meter: Meter, first: Reading) -> Parts:
         speculator=drafting.speculator,
     )
     account.rest(time.sleep)
-    threads = _plan_threads(config, runner, drafting)
+    threads = _plan_threads(config, runner, drafting, num_cpus)
     engine.prepare_default()
     warm_up(runner, account)
-    # What is loaded stays: the garbage collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
-    ledger, session_id = open_ledger(config, meter, runner.info.parameters)
-    account.start_serving()
-    return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
+    return engine, threads, drafting
 
 
 def is_for_vllm(config: ServeConfig) -> bool:
@@ -188,13 +191,12 @@ def is_for_vllm(config: ServeConfig) -> bool:
     return config.engine == "vllm"
 
 
-def _build_vllm(
+def _load_vllm(
     config: ServeConfig,
-    meter: Meter,
     policy: CarbonPolicy,
     tokenizer: Tokenizer,
     account_of: Callable[[ModelShape], Account],
-) -> Parts:
+) -> tuple[VllmEngine, ThreadPlan, Drafting]:
     """The same with vLLM, which chooses its threads and guesses itself."""
     from greenllm.vllm.load import load_vllm
 
@@ -206,20 +208,17 @@ def _build_vllm(
         reserved=lambda info: model_names(config, info),
     )
     engine.account.rest(time.sleep)
-    gc.collect()
-    gc.freeze()
-    ledger, session_id = open_ledger(config, meter, engine.info.parameters)
-    engine.account.start_serving()
     threads = ThreadPlan.fixed(torch.get_num_threads())
-    drafting = Drafting(Speculator({}, engine.speculation))
-    return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
+    return engine, threads, Drafting(Speculator({}, engine.speculation))
 
 
-def _plan_threads(config: ServeConfig, runner: Runner, drafting: Drafting) -> ThreadPlan:
+def _plan_threads(
+    config: ServeConfig, runner: Runner, drafting: Drafting, num_cpus: int
+) -> ThreadPlan:
     """Choose threads, also for a draft model."""
-    threads = plan_threads(runner, config.threads, _num_cpus())
+    threads = plan_threads(runner, config.threads, num_cpus)
     if drafting.draft_runner is not None:
-        plan_threads(drafting.draft_runner, config.threads, _num_cpus())
+        plan_threads(drafting.draft_runner, config.threads, num_cpus)
     return threads
 
 
@@ -235,8 +234,17 @@ def make_state(
     parts: Parts,
     loop: asyncio.AbstractEventLoop,
     hooks: TrainingHooks,
+    *,
+    workplace: Path | None = None,
+    record_every_s: float = math.inf,
+    totals: Callable[[], Totals] | None = None,
 ) -> ServerState:
-    """Connect the parts on a running event loop."""
+    """Connect the parts on a running event loop.
+
+    Files and jobs are under `workplace`, by default the data folder; `totals` are by default the
+    engine's own; for `record_every_s` see `EngineLoop`.
+    """
+    workplace = workplace or config.data_path
     engine, account = parts.engine, parts.engine.account
 
     def publish(tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
@@ -255,6 +263,7 @@ def make_state(
         publish,
         on_failure=on_failure,
         stamp=lambda receipt: bridge.stamped(receipt),
+        record_every_s=record_every_s,
     )
     bridge = Bridge(
         loop,
@@ -273,9 +282,10 @@ def make_state(
         metrics,
         parts.drafting,
         parts.threads,
-        FileStore(config.data_path / "files"),
-        JobRunner(JobStore(config.data_path / "fine_tuning"), config.adapters_path, hooks.follow),
+        FileStore(workplace / "files"),
+        JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, hooks.follow),
         hooks,
+        totals or (lambda: engine.stats().totals),
     )
 
 
@@ -295,7 +305,7 @@ def serve(
     try:
         parts = build(config, meter, first)
         app = create_app(lambda loop: make_state(config, parts, loop, hooks))
-        server = _Server(
+        server = FrontDoor(
             uvicorn.Config(
                 app,
                 log_level="warning",
@@ -315,42 +325,3 @@ def serve(
 def _stop_taking(app: FastAPI) -> None:
     """Connections that are still open get 503 from now on, and `/ready` says so."""
     app.state.server.draining = True
-
-
-class _Server(uvicorn.Server):
-    """Tells when it is up, and when running requests have had their time after a signal."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        *,
-        on_ready: Callable[[], None],
-        drain_timeout_s: float,
-        on_signal: Callable[[], None],
-        on_drained: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-        self._drain_timeout_s = drain_timeout_s
-        self._on_signal = on_signal
-        self._on_drained = on_drained
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let running requests finish; end the rest, each with an answer and a receipt."""
-        loop = asyncio.get_running_loop()
-        alarm = loop.call_later(self._drain_timeout_s, self._on_drained)
-        await super().shutdown(sockets)
-        alarm.cancel()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; uvicorn would raise the signal again at the end, and a clean stop exits with 0."""
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
-        self.should_exit = True
-        self._on_signal()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as usual, then tell."""
-        await super().startup(sockets)
-        if self.started:
-            self._on_ready()

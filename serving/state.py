@@ -6,15 +6,17 @@ import asyncio
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
 from greenllm.core import AdapterRef, Receipt, Request
 from greenllm.drafting import Drafting
-from greenllm.energy.ledger import Ledger
+from greenllm.energy.account import Totals
+from greenllm.energy.ledger import Row
 from greenllm.engine import Engine
-from greenllm.engine_loop import EngineLoop
+from greenllm.engine_loop import EngineLoop, Recorder
 from greenllm.model.adapters import UnknownAdapterError
 from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
@@ -32,6 +34,30 @@ from serving.requests import Defaults, fingerprint
 T = TypeVar("T")
 
 
+class Books(Recorder, Protocol):
+    """A ledger, here or elsewhere; see `energy.ledger.Ledger`."""
+
+    @property
+    def path(self) -> Path | str:
+        """Its file, for people."""
+
+    def receipt(self, request_id: str) -> Receipt | None:
+        """One request's receipt."""
+
+    def sums(
+        self,
+        group_by: str | None = None,
+        *,
+        since_s: float = 0.0,
+        until_s: float = 1e12,
+        key: str | None = None,
+    ) -> list[Row]:
+        """Sums per group."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 @dataclass(slots=True)
 class ServerState:
     """A running server."""
@@ -39,7 +65,7 @@ class ServerState:
     config: ServeConfig
     engine: Engine
     tokenizer: Tokenizer
-    ledger: Ledger
+    ledger: Books
     loop: EngineLoop
     bridge: Bridge
     metrics: Metrics
@@ -48,6 +74,7 @@ class ServerState:
     files: FileStore
     jobs: JobRunner
     hooks: TrainingHooks
+    totals: Callable[[], Totals]
     draining: bool = False
 
     @property

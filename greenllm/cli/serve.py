@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import ipaddress
 import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -44,6 +45,9 @@ def run(config: ServeConfig) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for warning in (*find_clashes(), *exposures(config)):
         _say(f"[yellow]warning:[/] {warning}")
+    if config.replicas is not None:
+        run_replicas(config)
+        return
     clock = CpuClock()
     try:
         # A server on the CPU does not pay for what others do on the GPUs.
@@ -64,6 +68,24 @@ def run(config: ServeConfig) -> None:
 
         hooks = TrainingHooks(partial(follow, clock), check_recipe, RECIPE_OPTIONS)
         server.serve(config, meter, first, on_ready, hooks)
+
+
+def run_replicas(config: ServeConfig) -> None:
+    """Serve replicas on Ray until interrupted.
+
+    Raises:
+        GreenllmError: Ray is not installed, or they cannot start.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--replicas: Ray is not installed; pip install 'greenllm[ray]'")
+    with console.status(f"starting {config.replicas} replicas") as status:
+        deploy = importlib.import_module("serving.cluster.deploy")
+
+        def on_ready(config: ServeConfig, found: Sequence[Mapping[str, Any]], port: int) -> None:
+            status.stop()
+            announce_replicas(config, found, port)
+
+        deploy.run(config, on_ready)
 
 
 def follow(clock: CpuClock, pid: int, is_training: bool) -> None:
@@ -136,11 +158,29 @@ def announce(config: ServeConfig, parts: object, port: int) -> None:
         year = f", {value.year}" if value.year else ""
         _say(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
     _say(f"ledger: {parts.ledger.path}", markup=False)  # type: ignore[attr-defined]
+    _say_how_to_try(config, name, port)
+
+
+def _say_how_to_try(config: ServeConfig, name: str, port: int) -> None:
     _say(f"listening on {address(config.host, port)}", markup=False)
     keyed = bool(config.api_keys)
     _say(f"\nTry it{', with KEY set to one of the --api-keys' if keyed else ''}:\n")
     host = "localhost" if config.host in ("0.0.0.0", "127.0.0.1", "::") else config.host
     _say(curl_line(address(host, port), name, keyed=keyed), markup=False)
+
+
+def announce_replicas(config: ServeConfig, found: Sequence[Mapping[str, Any]], port: int) -> None:
+    """Say what is served, by how many, and how to try it."""
+    least = config.min_replicas or config.replicas
+    bounds = f"{config.replicas}" if least == config.replicas else f"{least} to {config.replicas}"
+    nodes = len({one["node"] for one in found})
+    name = config.served_model_name or found[0]["model"]
+    _say(f"[green]{name}[/]: {len(found)} of {bounds} replicas on {nodes} node(s), Ray Serve")
+    for one in found:
+        metered = "measured" if one["measured"] else "not measured"
+        _say(f"replica {one['replica']}: {one['runner']}, energy {one['method']} ({metered})")
+    _say(f"ledger: {config.ledger_path}", markup=False)
+    _say_how_to_try(config, name, port)
 
 
 def curl_line(url: str, model: str, *, keyed: bool) -> str:

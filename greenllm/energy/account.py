@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 CONSERVATION_TOLERANCE = 1e-6
 _LONGEST_WINDOW_S = 1.0
 _GIVE_UP_AFTER_S = 5.0
+_SHORTEST_LOOK_S = 0.1
 _RETRY_S = 0.05
 _FINALISE_EVERY_S = 1.0
 _REHEARSED_PERIODS = 3
@@ -208,6 +209,20 @@ class Account:
         """Close the window now and return every receipt that can be made, without waiting."""
         self._close_window()
         return self._ready(0.0)
+
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book should this process die now: every open bill as lost, and totals with them.
+
+        As of the last reading, which is made now unless one has just been made: what is used from
+        then on would be on nobody's bill.
+        """
+        now_s = self._clock()
+        if now_s - self._tried_s >= max(_SHORTEST_LOOK_S, self.meter.period_s):
+            self._close_window()
+        receipts = [bill.if_lost(self.meter, self.fit, now_s) for bill in self._bills.values()]
+        totals = replace(self.totals, open_j=0.0)
+        totals.requests_j += self.totals.open_j
+        return receipts, totals
 
     def _ready(self, wait_s: float) -> list[Receipt]:
         now_s = self._clock()

@@ -86,9 +86,15 @@ class Bill:
         counts: Counts,
     ) -> None:
         """Fix everything but the joules; what is not counted is 0."""
-        request, approximation = self.request, self.request.approximation
         self.closed_s = closed_s
-        self.closing = Receipt(
+        self.closing = self._unpriced(meter, outcome, counts, closed_s - self.opened_s)
+
+    def _unpriced(
+        self, meter: Meter, outcome: Outcome, counts: Counts, duration_s: float
+    ) -> Receipt:
+        """A receipt without joules."""
+        request, approximation = self.request, self.request.approximation
+        return Receipt(
             request_id=request.request_id,
             model=request.model,
             adapter=request.adapter_name,
@@ -107,12 +113,22 @@ class Bill:
             approximate=approximation is not None,
             mean_layers=counts.get("mean_layers"),
             agreement_target=None if approximation is None else approximation.agreement,
-            duration_s=closed_s - self.opened_s,
+            duration_s=duration_s,
         )
 
     def final(self, meter: Meter, fit: CoefficientFit) -> Receipt:
         """The receipt once every window with its work is closed."""
-        closing = self._closing()
+        return self._priced(self._closing(), meter, fit, self.closed_s - self.opened_s)
+
+    def if_lost(self, meter: Meter, fit: CoefficientFit, now_s: float) -> Receipt:
+        """The receipt should its server be gone from now on: what has been metered is wasted."""
+        duration_s = now_s - self.opened_s
+        closing = self.closing or self._unpriced(meter, "lost", {}, duration_s)
+        return self._priced(replace(closing, outcome="lost"), meter, fit, duration_s)
+
+    def _priced(
+        self, closing: Receipt, meter: Meter, fit: CoefficientFit, duration_s: float
+    ) -> Receipt:
         if not self.domains_j and meter.method == "unknown":
             return replace(closing, status="unmetered")
         return replace(
@@ -126,7 +142,7 @@ class Bill:
             domains_j=dict(self.domains_j),
             flops=self.flops,
             resident_s=self.resident_s,
-            uncertainty=self._uncertainty(meter, fit),
+            uncertainty=self._uncertainty(meter, fit, duration_s),
             attribution=self._quality(fit),
         )
 
@@ -163,8 +179,8 @@ class Bill:
             raise RuntimeError(f"request {self.request.request_id} is still open")
         return self.closing
 
-    def _uncertainty(self, meter: Meter, fit: CoefficientFit) -> float:
-        duration_s = max(self.closed_s - self.opened_s, 1e-9)
+    def _uncertainty(self, meter: Meter, fit: CoefficientFit, duration_s: float) -> float:
+        duration_s = max(duration_s, 1e-9)
         quantisation = _Z90 * meter.period_s / (math.sqrt(6) * duration_s)
         model = _Z90 * fit.relative_error * (1 - self.alone)
         return min(1.0, math.sqrt(meter.uncertainty**2 + quantisation**2 + model**2))

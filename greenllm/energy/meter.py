@@ -26,7 +26,9 @@ class Reading:
 
     `own_cpu_s` is the CPU time of this process tree, `machine_cpu_s` that of everything on the
     machine; None where it cannot be told, and then all dynamic energy counts as the server's.
-    `train_cpu_s` is the CPU time of training beside the server, a part of the machine's.
+    `train_cpu_s` is the CPU time of training beside the server, a part of the machine's. `floor_s`
+    is for how many seconds the machine's idle floor was this server's: less than all where several
+    servers share a machine (see `sharing`); None is all of them.
     """
 
     at_s: float
@@ -34,6 +36,7 @@ class Reading:
     own_cpu_s: float | None = None
     machine_cpu_s: float | None = None
     train_cpu_s: float = 0.0
+    floor_s: float | None = None
 
     @property
     def total_j(self) -> float:
@@ -177,6 +180,4 @@ class CombinedMeter:
             for domain, value in reading.joules.items():
                 joules[domain] = joules.get(domain, 0.0) + value
         timed = next((r for r in readings if r.own_cpu_s is not None), readings[0])
-        return Reading(
-            readings[-1].at_s, joules, timed.own_cpu_s, timed.machine_cpu_s, timed.train_cpu_s
-        )
+        return replace(timed, at_s=readings[-1].at_s, joules=joules)

@@ -1,8 +1,9 @@
 """The energy between two readings, taken apart: idle floor, our dynamic part, other processes'.
 
-Baseline is idle power times duration, never more than what was counted. The rest is dynamic; on
-CPU and memory the part of it that other processes caused is told by CPU time. Not covered: other
-users of a GPU, whose energy cannot be told from the server's.
+Baseline is idle power times duration, or on CPU and memory times the seconds that the floor was
+this server's, never more than what was counted. The rest is dynamic; on CPU and memory the part of
+it that other processes caused is told by CPU time. Not covered: other users of a GPU, whose energy
+cannot be told from the server's.
 """
 
 from __future__ import annotations
@@ -65,15 +66,20 @@ class IdlePower:
 def take_apart(before: Reading, now: Reading, idle_w: Mapping[str, float]) -> Window:
     """Split the difference of two readings."""
     duration_s = max(0.0, now.at_s - before.at_s)
+    floor_s = duration_s
+    if before.floor_s is not None and now.floor_s is not None:
+        floor_s = max(0.0, now.floor_s - before.floor_s)
     foreign_share, train_share = _others_shares(before, now)
     baseline: dict[str, float] = {}
     dynamic: dict[str, float] = {}
     foreign_j = train_j = 0.0
     for domain, value in now.joules.items():
         energy_j = max(0.0, value - before.joules.get(domain, 0.0))
-        baseline[domain] = min(energy_j, idle_w.get(domain, 0.0) * duration_s)
+        is_gpu = domain == "gpu"
+        at_rest_s = duration_s if is_gpu else floor_s
+        baseline[domain] = min(energy_j, idle_w.get(domain, 0.0) * at_rest_s)
         moving_j = energy_j - baseline[domain]
-        told_apart_j = 0.0 if domain == "gpu" else moving_j
+        told_apart_j = 0.0 if is_gpu else moving_j
         dynamic[domain] = moving_j - told_apart_j * (foreign_share + train_share)
         foreign_j += told_apart_j * foreign_share
         train_j += told_apart_j * train_share

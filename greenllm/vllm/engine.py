@@ -37,7 +37,7 @@ from greenllm.core import (
     Token,
     TokenLogprob,
 )
-from greenllm.energy.account import Account
+from greenllm.energy.account import Account, Totals
 from greenllm.energy.policy import CarbonPolicy
 from greenllm.engine import Stats
 from greenllm.in_flight import InFlight
@@ -301,6 +301,10 @@ class VllmEngine:
             self._close(request_id, outcome)
         self._sequences.clear()
         return self._in_flight.drain()
+
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book if this process died now; see `Engine`."""
+        return self._in_flight.if_lost()
 
     def stats(self) -> Stats:
         """Counters, for metrics."""

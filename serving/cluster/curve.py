@@ -1,0 +1,48 @@
+"""What a token costs by how many requests share a replica, learnt from its own account.
+
+Contract: a few numbers per power of two of requests in flight. `full_at` is the smallest size from
+which larger ones seen so far save less than `_WORTH` of a token's joules; what has not been seen is
+assumed to save. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_WORTH = 0.05
+_WEIGHT = 0.3
+_FEWEST_TOKENS = 16
+
+
+class JoulesCurve:
+    """Joules per token at 1, 2, 4, ... requests in flight."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._per_token_j: dict[int, float] = {}
+
+    @property
+    def per_token_j(self) -> Mapping[int, float]:
+        """By size; a slow average."""
+        return self._per_token_j
+
+    def note(self, in_flight: float, tokens: int, joules: float) -> None:
+        """Learn from a stretch of time; a few tokens tell nothing."""
+        if tokens < _FEWEST_TOKENS or in_flight < 1 or joules <= 0:
+            return
+        size = 1 << (round(in_flight).bit_length() - 1)
+        now_j = joules / tokens
+        before_j = self._per_token_j.get(size, now_j)
+        self._per_token_j[size] = before_j + _WEIGHT * (now_j - before_j)
+
+    @property
+    def full_at(self) -> int:
+        """Requests that fill a replica."""
+        sizes = sorted(self._per_token_j)
+        largest = sizes[-1] if sizes else 0
+        for size in sizes:
+            least_j = min(self._per_token_j[other] for other in sizes if other >= size)
+            beyond_is_known = largest >= 2 * size
+            if beyond_is_known and self._per_token_j[size] <= (1 + _WORTH) * least_j:
+                return min(2 * size - 1, self._most)
+        return self._most

@@ -1,0 +1,278 @@
+"""The front: one address for all replicas, as an ASGI app.
+
+Contract: a request goes to one replica and its answer comes back as it is, with `X-Replica`. When
+that replica is lost before the answer has begun, the request goes to another one; when it had begun
+(a stream), the client is told so in the stream. Either way the lost work has its receipt, outcome
+`lost`. A client that goes away takes its request along. Adapters are loaded and unloaded one
+replica after the other, so that the rest serve meanwhile; where one refuses, those that had done it
+undo it. Fine-tuning jobs and files need one server and are refused by name.
+
+Not covered: keys are checked by the replicas; where none is there, nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from greenllm import __version__
+from serving.cluster.merged_metrics import merged
+from serving.cluster.pool import Pool, ReplicaLostError
+from serving.cluster.wire import Call, Head, Part, Ticket, kin_of
+from serving.errors import ApiError
+from serving.requests import new_request_id
+from serving.state import disconnected, read_body
+
+log = logging.getLogger(__name__)
+METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
+ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+SINGLE_SERVER_PATHS = ("/v1/files", "/v1/fine_tuning")
+MOST_TRIES = 3
+# Whoever has died is known to Ray after a moment, a whole node only after some more.
+REAP_AFTER_S = (0.5, 2.0, 10.0, 30.0)
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Front:
+    """Sends calls to a pool, again where a replica is lost."""
+
+    def __init__(self, pool: Pool, max_body_mb: float) -> None:
+        self.draining = False
+        self._pool = pool
+        self._max_body_mb = max_body_mb
+        self._reaping: set[asyncio.Task[None]] = set()
+        self._adapters = asyncio.Lock()
+
+    async def answer(self, http: HttpRequest) -> Response:
+        """Any request but the front's own."""
+        path = http.url.path
+        if path.startswith(SINGLE_SERVER_PATHS):
+            raise ApiError(
+                400,
+                f"{path}: files and fine-tuning jobs are kept by one server; start one without"
+                " --replicas, or run `greenllm finetune`",
+                code="unsupported_with_replicas",
+            )
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
+        call = await self._call(http)
+        if path in ADAPTER_PATHS:
+            async with self._adapters:
+                return await self._on_every_replica(call)
+        return await self._cancelled_with(http, call)
+
+    async def _call(self, http: HttpRequest) -> Call:
+        body = await read_body(http, self._max_body_mb)
+        return Call(
+            http.method,
+            http.url.path,
+            http.url.query.encode(),
+            tuple(http.headers.raw),
+            body,
+            http.client.host if http.client else None,
+        )
+
+    async def _cancelled_with(self, http: HttpRequest, call: Call) -> Response:
+        """Wait for the answer to begin; when the client goes first, the replica hears of it."""
+        answer = asyncio.create_task(self._begin(call))
+        gone = asyncio.create_task(disconnected(http))
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return await answer
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        finally:
+            gone.cancel()
+            answer.cancel()
+
+    async def _begin(self, call: Call) -> Response:
+        """The answer of the first replica that is not lost before it begins."""
+        ticket = Ticket(kin_of(call))
+        for _ in range(MOST_TRIES):
+            parts = self._pool.send(call, ticket)
+            try:
+                head, first = await _beginning(parts)
+            except ReplicaLostError as error:
+                self._on_loss(error)
+                ticket.shunned = (*ticket.shunned, ticket.replica or "")
+                continue
+            except BaseException:
+                await _close(parts)
+                raise
+            headers = [*head.headers, (b"x-replica", (ticket.replica or "").encode())]
+            return _streamed(head.status, headers, self._body(first, parts))
+        raise ApiError(
+            503,
+            f"{MOST_TRIES} replicas were lost while they worked on this request; try again",
+            code="replica_lost",
+            headers={"Retry-After": "5"},
+        )
+
+    async def _body(self, first: Part, parts: AsyncIterator[Head | Part]) -> AsyncIterator[bytes]:
+        """The body, and in its place what became of it where the replica was lost."""
+        try:
+            yield first.body
+            async for part in parts:
+                if isinstance(part, Part):
+                    yield part.body
+        except ReplicaLostError as error:
+            self._on_loss(error)
+            lost = ApiError(503, "the replica was lost in mid-answer", code="replica_lost")
+            yield f"data: {json.dumps(lost.body())}\n\n".encode()
+        finally:
+            await _close(parts)
+
+    def _on_loss(self, error: ReplicaLostError) -> None:
+        log.warning("replica %s was lost", error)
+        task = asyncio.create_task(self._reap())
+        self._reaping.add(task)
+        task.add_done_callback(self._reaping.discard)
+
+    async def _reap(self) -> None:
+        """Have the books of the dead closed, as soon as they are known to be dead."""
+        waited_s = 0.0
+        for after_s in REAP_AFTER_S:
+            await asyncio.sleep(after_s - waited_s)
+            waited_s = after_s
+            if lost := await self._pool.reap():
+                log.warning("work on %d requests was lost: %s", len(lost), ", ".join(lost))
+                return
+
+    async def _on_every_replica(self, call: Call) -> Response:
+        """Load or unload an adapter, replica by replica; all of them, or none."""
+        names = sorted(found["replica"] for found in await self._pool.describe())
+        if not names:
+            raise ApiError(503, "no replica is there yet", headers={"Retry-After": "5"})
+        done: list[str] = []
+        for name in names:
+            response = await self._whole(call, name)
+            if response.status_code == 200:
+                done.append(name)
+            elif response.status_code != 503:
+                await self._undo(call, done)
+                return response
+        await self._remember(call)
+        response.headers["x-replica"] = ", ".join(done)
+        return response
+
+    async def _whole(self, call: Call, replica: str) -> Response:
+        """One replica's answer; 503 where it is lost."""
+        parts = self._pool.send(call, Ticket(target=replica))
+        try:
+            head, first = await _beginning(parts)
+        except ReplicaLostError as error:
+            self._on_loss(error)
+            return Response(status_code=503)
+        finally:
+            await _close(parts)
+        response = Response(first.body, head.status)
+        response.raw_headers = list(head.headers)
+        return response
+
+    async def _undo(self, call: Call, names: list[str]) -> None:
+        """Unload what has just been loaded; what has been unloaded comes back by itself."""
+        body = json.loads(call.body)
+        if call.path == ADAPTER_PATHS[0] and isinstance(body, dict):
+            undo = json.dumps({"lora_name": body["lora_name"]}).encode()
+            for name in names:
+                await self._whole(_with_body(call, ADAPTER_PATHS[1], undo), name)
+
+    async def _remember(self, call: Call) -> None:
+        body = json.loads(call.body)
+        folder = body["lora_path"] if call.path == ADAPTER_PATHS[0] else None
+        await self._pool.set_adapter(body["lora_name"], folder)
+
+    async def ready(self) -> Response:
+        """Whether some replica takes requests."""
+        found = [] if self.draining else await self._pool.describe()
+        body = {"ready": bool(found), "replicas": sorted(one["replica"] for one in found)}
+        return JSONResponse(body, status_code=200 if found else 503)
+
+    async def metrics(self) -> Response:
+        """Prometheus, each replica's under its name."""
+        return Response(merged(await self._pool.metrics()), media_type=CONTENT_TYPE_LATEST)
+
+
+def _with_body(call: Call, path: str, body: bytes) -> Call:
+    """The same caller with another request."""
+    headers = tuple(pair for pair in call.headers if pair[0] != b"content-length")
+    size = (b"content-length", str(len(body)).encode())
+    return Call("POST", path, b"", (*headers, size), body, call.client)
+
+
+async def _beginning(parts: AsyncIterator[Head | Part]) -> tuple[Head, Part]:
+    """Status, headers and the first piece of the body, which shows that work has begun."""
+    head = await anext(parts, None)
+    first = await anext(parts, None)
+    if not isinstance(head, Head) or not isinstance(first, Part):
+        raise ApiError(500, "the replica's answer has no beginning; see its log")
+    return head, first
+
+
+async def _close(parts: AsyncIterator[Head | Part]) -> None:
+    with suppress(RuntimeError):  # it is running, and ends by itself
+        closing = getattr(parts, "aclose", None)
+        if closing is not None:
+            await closing()
+
+
+def _streamed(
+    status: int, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes]
+) -> StreamingResponse:
+    response = StreamingResponse(body, status_code=status)
+    response.raw_headers = headers
+    return response
+
+
+def create_front(make_pool: Callable[[], Pool], max_body_mb: float) -> FastAPI:
+    """Build the app; the pool is made at start, on the running event loop."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.front = Front(make_pool(), max_body_mb)
+        yield
+
+    app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, openapi_url=None)
+
+    async def ready(http: HttpRequest) -> Response:
+        return await _front(http).ready()
+
+    async def metrics(http: HttpRequest) -> Response:
+        return await _front(http).metrics()
+
+    async def answer(http: HttpRequest) -> Response:
+        return await _front(http).answer(http)
+
+    app.add_api_route("/ready", ready, methods=["GET"])
+    app.add_api_route("/health", ready, methods=["GET"])
+    app.add_api_route("/metrics", metrics, methods=["GET"])
+    app.add_api_route("/{path:path}", answer, methods=METHODS)
+    app.add_exception_handler(ApiError, _on_api_error)
+    return app
+
+
+def _front(http: HttpRequest) -> Front:
+    front: Front = http.app.state.front
+    return front
+
+
+async def _on_api_error(_: HttpRequest, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error.response(new_request_id("req"))
+
+
+def drain(app: Any) -> None:
+    """Take no more requests."""
+    with contextlib.suppress(AttributeError):
+        app.state.front.draining = True

@@ -1,0 +1,101 @@
+"""The keeper's ledger, as a replica sees it: written without waiting, read by asking.
+
+Contract: `record` is called by the engine's thread and sends what there is; what did not arrive
+(the keeper was being restarted) goes again with the next. Reads wait for the keeper. With every
+record goes what to book should this process die, as `if_lost` says it at that moment.
+
+Not covered: rows that have not arrived when the replica ends are lost with it, and logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayError
+
+from greenllm.core import Receipt
+from greenllm.energy.account import Totals
+from greenllm.energy.ledger import MAX_UNWRITTEN, Row
+from serving.cluster.keeper import Books
+
+log = logging.getLogger(__name__)
+_PATIENCE_S = 10.0
+
+
+class RemoteLedger:
+    """See the module; the methods are those of `energy.ledger.Ledger`."""
+
+    def __init__(self, keeper: Any, path: str) -> None:
+        self.path = path
+        self.num_errors = 0
+        self.if_lost: Callable[[], Books] = lambda: ((), Totals())
+        self._keeper = keeper
+        self._sent: deque[tuple[Any, Sequence[Receipt]]] = deque()
+        self._unwritten: list[Receipt] = []
+
+    def open_session(
+        self, session_id: str, replica: str, *, method: str, measured: bool, parameters: int
+    ) -> None:
+        """Begin a session."""
+        ray.get(self._keeper.open_session.remote(session_id, replica, method, measured, parameters))
+
+    def record(
+        self,
+        session_id: str,
+        receipts: Sequence[Receipt],
+        totals: Totals | None = None,
+        *,
+        closed: bool = False,
+    ) -> None:
+        """Send receipts and totals, and wait only when it is the last time."""
+        self._look_after(0.0)
+        rows = [*self._unwritten, *receipts]
+        self._unwritten.clear()
+        books = (rows, totals or Totals())
+        ref = self._keeper.record.remote(session_id, books, self.if_lost(), closed)
+        self._sent.append((ref, rows))
+        if closed:
+            self._look_after(_PATIENCE_S)
+
+    def _look_after(self, patience_s: float) -> None:
+        """Forget what has arrived; keep what has not for the next time."""
+        while self._sent:
+            ref, rows = self._sent[0]
+            done, _ = ray.wait([ref], timeout=patience_s)
+            if not done:
+                return
+            self._sent.popleft()
+            try:
+                ray.get(ref)
+            except RayError as error:
+                self.num_errors += 1
+                self._unwritten += rows
+                del self._unwritten[:-MAX_UNWRITTEN]
+                log.error("the keeper of the ledger: %s; %d rows wait", error, len(rows))
+
+    def receipt(self, request_id: str) -> Receipt | None:
+        """One request's receipt, whichever replica made it."""
+        return cast(Receipt | None, ray.get(self._keeper.receipt.remote(request_id)))
+
+    def sums(
+        self,
+        group_by: str | None = None,
+        *,
+        since_s: float = 0.0,
+        until_s: float = 1e12,
+        key: str | None = None,
+    ) -> list[Row]:
+        """Sums over all replicas."""
+        asked = self._keeper.sums.remote(group_by, since_s, until_s, key)
+        return cast(list[Row], ray.get(asked))
+
+    def totals(self) -> Totals:
+        """Of all replicas since the keeper began."""
+        return cast(Totals, ray.get(self._keeper.totals.remote()))
+
+    def close(self) -> None:
+        """Nothing is open here."""

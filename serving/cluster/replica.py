@@ -1,0 +1,195 @@
+"""One replica: the server of one engine, as an actor of Ray Serve.
+
+    Call -> the same app that `greenllm serve` puts behind a socket -> Head, Part, Part, ...
+
+Contract: meters its own machine through the roster that it shares with other replicas there, and
+books with the keeper. It is unhealthy, and replaced, once its engine has stopped. Stopped by Ray
+Serve, it finishes what it has first. Adapters that others were told to load it loads by itself.
+
+Not covered: fine-tuning jobs and files (the front refuses them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from greenllm.core import GreenllmError
+from greenllm.energy.cputime import CpuClock
+from greenllm.energy.ladder import Rung, choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meter import Meter
+from greenllm.energy.sharing import Roster, SharedMeter
+from serving.app import create_app
+from serving.cluster.asgi import answer_of
+from serving.cluster.curve import JoulesCurve
+from serving.cluster.remote_ledger import RemoteLedger
+from serving.cluster.scaling import STAT
+from serving.cluster.wire import Call, Head, Part, Ticket
+from serving.config import ServeConfig
+from serving.jobs import TrainingHooks
+from serving.server import build, make_state
+from serving.state import ServerState
+
+log = logging.getLogger(__name__)
+RECORD_EVERY_S = 0.25
+_NO_TRAINING = TrainingHooks(lambda pid, is_training: None, lambda values: None, frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a replica is given: its options, the keeper, and how many CPUs are its own."""
+
+    config: ServeConfig
+    keeper: Any
+    run: str
+    num_cpus: int
+
+
+class Replica:
+    """See the module; methods are called by Ray Serve."""
+
+    async def __init__(self, post: Post) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._post = post
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._roster = Roster(roster_path(post.run))
+        self._ledger = RemoteLedger(post.keeper, str(post.config.ledger_path))
+        self._work = tempfile.TemporaryDirectory(prefix="greenllm-replica-")
+        self._curve = JoulesCurve(post.config.max_num_seqs)
+        self._mark = (0, 0.0)
+        self._app = create_app(self._make_state)
+        self._lifespan = self._app.router.lifespan_context(self._app)
+        await self._lifespan.__aenter__()
+        await asyncio.to_thread(self._learn_adapters)
+
+    def _make_state(self, loop: asyncio.AbstractEventLoop) -> ServerState:
+        config = self._post.config
+        self._meter = meter = shared_meter(config, self._roster)
+        parts = build(
+            config,
+            meter,
+            meter.read(),
+            open_books=self._open_books,
+            num_cpus=self._post.num_cpus,
+        )
+        self._ledger.if_lost = parts.engine.if_lost
+        return make_state(
+            config,
+            parts,
+            loop,
+            _NO_TRAINING,
+            workplace=Path(self._work.name),
+            record_every_s=RECORD_EVERY_S,
+            totals=self._ledger.totals,
+        )
+
+    def _open_books(
+        self, config: ServeConfig, meter: Meter, parameters: int
+    ) -> tuple[RemoteLedger, str]:
+        session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
+        actor = ray.get_runtime_context().get_actor_name()
+        self._ledger.open_session(
+            session_id, actor, method=meter.method, measured=meter.measured, parameters=parameters
+        )
+        return self._ledger, session_id
+
+    @property
+    def _state(self) -> ServerState:
+        state: ServerState = self._app.state.server
+        return state
+
+    async def http(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
+        """Answer a request."""
+        async for part in answer_of(self._app, call):
+            yield part
+
+    async def describe(self) -> dict[str, Any]:
+        """Who this is and what it serves."""
+        info, meter = self._state.engine.info, self._meter
+        return {
+            "replica": self._name,
+            "node": ray.get_runtime_context().get_node_id(),
+            "model": self._state.model_names[0],
+            "runner": info.runner,
+            "quantization": info.quantization,
+            "method": meter.method,
+            "measured": meter.measured,
+        }
+
+    async def metrics(self) -> tuple[str, bytes]:
+        """Its name and its Prometheus text."""
+        return self._name, self._state.metrics.render()
+
+    async def check_health(self) -> None:
+        """Fail, for Ray Serve to replace it, once the engine has stopped."""
+        if not self._state.loop.is_alive:
+            raise RuntimeError("the engine has stopped")
+        await asyncio.to_thread(self._learn_adapters)
+
+    def _learn_adapters(self) -> None:
+        """Load what replicas have been told to load since, and forget what they have forgotten."""
+        engine = self._state.engine
+        wanted: Mapping[str, str] = ray.get(self._post.keeper.adapters.remote())
+        known = {info.name for info in engine.adapters()}
+        for name in wanted.keys() - known:
+            try:
+                engine.load_adapter(name, Path(wanted[name]))
+            except GreenllmError as error:
+                log.warning("adapter %s: %s", name, error)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """For the router."""
+        return self._stats()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For the autoscaler."""
+        return self._stats()
+
+    def _stats(self) -> dict[str, float]:
+        """How many requests fill it, by what tokens have cost so far."""
+        stats = self._state.engine.stats()
+        booked_j = stats.totals.requests_j + stats.totals.open_j
+        tokens, joules = stats.completion_tokens - self._mark[0], booked_j - self._mark[1]
+        if tokens > 0:
+            self._curve.note(self._state.bridge.num_in_flight, tokens, joules)
+            self._mark = (stats.completion_tokens, booked_j)
+        return {STAT: float(self._curve.full_at)}
+
+    async def __del__(self) -> None:
+        """Finish, and close the books; called once by Ray Serve."""
+        await self._lifespan.__aexit__(None, None, None)
+        self._roster.leave()
+        self._work.cleanup()
+
+
+def roster_path(run: str) -> Path:
+    """Where the replicas of one deployment on this machine find each other."""
+    folder = Path(tempfile.gettempdir()) / f"greenllm-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{run}.roster"
+
+
+def shared_meter(config: ServeConfig, roster: Roster) -> Meter:
+    """The machine's meter, of which this replica sees its own part; a GPU is all its own."""
+    clock = CpuClock()
+
+    def shared(rung: Rung) -> Rung:
+        if rung.meter is None:
+            return rung
+        return Rung(rung.name, SharedMeter(rung.meter, roster), rung.reason)
+
+    return choose_meter(
+        config.meter,
+        gpu=gpu_rungs if config.device != "cpu" else list,
+        cpu=lambda: [shared(rung) for rung in cpu_rungs(clock=clock)],
+    )
