@@ -407,9 +407,11 @@ def test_guesses_leave_each_answer_as_likely_as_it_is(
     assert apart < 0.15
 
 
-def test_a_schema_goes_with_guesses(engine: str, guessing: Server) -> None:
+def test_a_schema_goes_with_guesses_or_is_refused(engine: str, guessing: Server) -> None:
     if engine != "vllm":
-        pytest.skip("refused, as without guesses")
+        body = guessing.chat() | held_to(SCHEMA)
+        assert guessing.http.post("/v1/chat/completions", json=body).status_code == 400
+        return
     for temperature in (0, 1.0):
         body = ask(guessing, TEXTS[1], **held_to(SCHEMA, temperature=temperature, n=3, seed=1))
         check_animals(body)
