@@ -1,4 +1,4 @@
-"""vLLM in this process, as `engine.Backend`; the only module that imports it.
+"""vLLM in this process, as `protocol.Backend`; the only module that imports it.
 
 Contract: `make_backend` starts vLLM with a scheduler that keeps the given journal; what of vLLM is
 known to be wrong on CPUs is put right first (see `patches`). An option that vLLM does not have, or
@@ -139,7 +139,7 @@ def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | Non
 
 
 class VllmBackend:
-    """See `engine.Backend`."""
+    """See `protocol.Backend`."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm

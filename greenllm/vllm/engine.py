@@ -13,11 +13,11 @@ Not covered: several devices, asynchronous scheduling, sleeping.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from greenllm.admission import check_request
 from greenllm.core import (
@@ -45,33 +45,9 @@ from greenllm.model.adapters import AdapterInfo, AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.scheduler import append_all
 from greenllm.shape import ModelShape
+from greenllm.vllm.protocol import Backend
 from greenllm.vllm.schedule import Journal, Scheduled
 from greenllm.vllm.translate import logprobs_of, refuse, sampling_values
-
-
-class Backend(Protocol):
-    """The part of vLLM that is used, so that tests can stand in for it."""
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks of keys and values that nobody uses."""
-
-    def add(
-        self, name: str, prompt: SequenceOf[int], values: Mapping[str, Any], adapter: str | None
-    ) -> None:
-        """Queue a sequence; `adapter` is a digest that `load` has seen."""
-
-    def check_schema(self, text: str) -> None:
-        """Refuse a schema that answers cannot be held to, as an `InvalidRequestError`."""
-
-    def step(self) -> list[Any]:
-        """Run a step; vLLM's `RequestOutput`s."""
-
-    def abort(self, names: SequenceOf[str]) -> None:
-        """End sequences; no output comes of them any more."""
-
-    def load(self, digest: str, name: str, folder: Path) -> None:
-        """Have an adapter ready, or raise `AdapterError`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,7 @@ test-vllm`). Greedy tokens are held against transformers.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,35 +15,27 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-import greenllm
-from greenllm.model.options import LoadOptions
-from greenllm.model.truncate import truncate
+from tests.service.contract import (
+    ASKED,
+    BUNDLED,
+    ENGINES,
+    MAX_TOKENS,
+    SCHEMA,
+    TEXTS,
+    ask,
+    check_animals,
+    greedy_answers,
+    held_to,
+    said,
+    together,
+)
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
-DRAFT = BUNDLED.with_name("bundled_draft")
-ENGINES: dict[str, tuple[str, ...]] = {
-    "torch": ("--engine", "native", "--runner", "torch"),
-    "openvino": ("--engine", "native", "--runner", "openvino"),
-    "vllm": ("--engine", "vllm", "--kv-cache-gb", "0.2"),
-}
-ASKED = tuple(os.environ.get("GREENLLM_ENGINES", "torch,openvino").split(","))
-TEXTS = (
-    "Who are you?",
-    "Tell me a short story.",
-    "What is 12 + 30?",
-    "Hello! How are you today?",
-    "Write the word fox three times.",
-)
-MAX_TOKENS = 40
-# What of it repeats is there for prompt lookup to guess from.
-PROMPT = "Once upon a time there was a fox. The fox was red. Once upon a time there was a"
-DRAWN: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "max_tokens": 3}
 
 
 @pytest.fixture(scope="module", params=ASKED)
@@ -72,61 +61,7 @@ def served(engine: str, start_server: StartServer, shelf: Path) -> Iterator[Serv
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, str]:
-    """Greedy answers of transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
-    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
-    found: dict[str, str] = {}
-    for text in TEXTS:
-        turns = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )["input_ids"]
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=MAX_TOKENS,
-            do_sample=False,
-        )
-        found[text] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    return found
-
-
-@pytest.fixture(scope="module")
-def likely() -> dict[str, float]:
-    """How likely each answer of `DRAWN` to `PROMPT` is, by transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
-    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
-    prompt = tokenizer(PROMPT)["input_ids"]
-    found: dict[tuple[int, ...], float] = {(): 1.0}
-    for _ in range(DRAWN["max_tokens"]):
-        shorter, found = found, {}
-        for ids, share in shorter.items():
-            with torch.inference_mode():
-                logits = model(torch.tensor([[*prompt, *ids]])).logits[0, -1]
-            best = (logits / DRAWN["temperature"]).topk(DRAWN["top_k"])
-            for token, chance in zip(best.indices, best.values.softmax(-1), strict=True):
-                found[*ids, int(token)] = share * float(chance)
-    texts: defaultdict[str, float] = defaultdict(float)
-    for ids, share in found.items():
-        texts[tokenizer.decode(ids, skip_special_tokens=True)] += share
-    return dict(texts)
-
-
-def ask(server: Server, text: str, **more: Any) -> dict[str, Any]:
-    body = server.chat(text, **{"temperature": 0, "max_tokens": MAX_TOKENS, **more})
-    answer = server.http.post("/v1/chat/completions", json=body).raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def said(body: dict[str, Any]) -> str:
-    text: str = body["choices"][0]["message"]["content"]
-    return text
-
-
-def together(server: Server, texts: tuple[str, ...], **more: Any) -> list[str]:
-    with ThreadPoolExecutor(len(texts)) as pool:
-        return [said(body) for body in pool.map(lambda text: ask(server, text, **more), texts)]
+    return greedy_answers()
 
 
 def test_greedy_answers_are_those_of_transformers(
@@ -231,34 +166,6 @@ def test_refusals_name_the_parameter(served: Server, change: dict[str, Any], par
     assert answer.json()["error"]["param"] == param
 
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 99},
-        "kind": {"enum": ["fox", "owl"]},
-    },
-    "required": ["name", "age", "kind"],
-    "additionalProperties": False,
-}
-
-
-def held_to(schema: Any, **more: Any) -> dict[str, Any]:
-    named = {"name": "animal", "schema": schema}
-    return {"response_format": {"type": "json_schema", "json_schema": named}, **more}
-
-
-def check_animals(body: dict[str, Any]) -> None:
-    for choice in body["choices"]:
-        assert choice["finish_reason"] == "stop"
-        found = json.loads(choice["message"]["content"])
-        assert list(found) == ["name", "age", "kind"]
-        assert isinstance(found["name"], str)
-        assert len(found["name"]) <= 12
-        assert found["age"] in range(100)
-        assert found["kind"] in ("fox", "owl")
-
-
 def test_answers_are_held_to_a_schema_or_that_is_refused(engine: str, served: Server) -> None:
     if engine != "vllm":
         for asked in (held_to(SCHEMA), {"response_format": {"type": "json_object"}}):
@@ -352,66 +259,3 @@ def test_every_joule_is_on_a_bill(served: Server) -> None:
     assert session["residual"] < 1e-6
     assert session["request_joules"] > 0
     assert served.metric("conservation_violations_total") == 0
-
-
-@pytest.fixture(scope="module")
-def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model up to its exit, as a draft model."""
-    output = tmp_path_factory.mktemp("draft") / "exit"
-    truncate("bundled", 4, output, LoadOptions())
-    return output
-
-
-@pytest.fixture(scope="module", params=["prompt_lookup", "draft_model", "first_layers"])
-def guessing(
-    engine: str, start_server: StartServer, first_layers: Path, request: pytest.FixtureRequest
-) -> Iterator[Server]:
-    draft = {"draft_model": DRAFT, "first_layers": first_layers}.get(request.param)
-    options = ["--speculative", "prompt_lookup"]
-    if draft is not None:
-        options = ["--speculative", "draft_model", "--draft-model", str(draft)]
-    options += ENGINES[engine]
-    with start_server(*options) as server:
-        yield server
-
-
-def test_guesses_change_no_token(guessing: Server, reference: dict[str, str]) -> None:
-    bodies = [ask(guessing, text) for text in TEXTS]
-    assert [said(body) for body in bodies] == list(reference.values())
-    assert together(guessing, TEXTS) == list(reference.values())
-    drafted = sum(body["usage"]["energy"]["drafted_tokens"] for body in bodies)
-    accepted = sum(body["usage"]["energy"]["accepted_tokens"] for body in bodies)
-    assert 0 < accepted <= drafted
-
-
-def test_sampling_goes_with_guesses(guessing: Server, reference: dict[str, str]) -> None:
-    settings = {"temperature": 1.0, "seed": 7}
-    first = said(ask(guessing, TEXTS[1], **settings))
-    assert said(ask(guessing, TEXTS[1], **settings)) == first
-    assert together(guessing, TEXTS[:3], **settings)[1] == first
-    assert said(ask(guessing, TEXTS[1], temperature=1.0, seed=8)) != first
-    only = {"temperature": 1.5, "top_k": 1, "seed": 7}
-    assert together(guessing, TEXTS, **only) == list(reference.values())
-
-
-def test_guesses_leave_each_answer_as_likely_as_it_is(
-    guessing: Server, likely: dict[str, float]
-) -> None:
-    counts: Counter[str] = Counter()
-    for seed in range(4):
-        body = guessing.completion(PROMPT, n=128, seed=seed, **DRAWN)
-        answer = guessing.http.post("/v1/completions", json=body).raise_for_status()
-        counts.update(choice["text"] for choice in answer.json()["choices"])
-    total = counts.total()
-    apart = sum(abs(counts[text] / total - likely.get(text, 0)) for text in {*counts, *likely}) / 2
-    assert apart < 0.15
-
-
-def test_a_schema_goes_with_guesses_or_is_refused(engine: str, guessing: Server) -> None:
-    if engine != "vllm":
-        body = guessing.chat() | held_to(SCHEMA)
-        assert guessing.http.post("/v1/chat/completions", json=body).status_code == 400
-        return
-    for temperature in (0, 1.0):
-        body = ask(guessing, TEXTS[1], **held_to(SCHEMA, temperature=temperature, n=3, seed=1))
-        check_animals(body)
