@@ -77,7 +77,10 @@ class EngineConfig:
     )
     max_context: int | None = option(None, "Longest prompt plus answer; default is the model's.")
     max_num_seqs: int = option(64, "Sequences in one batch, at most.")
-    max_batch_tokens: int = option(512, "Tokens in one step, at most; longer prompts are chunked.")
+    max_batch_tokens: int | None = option(
+        None,
+        "Tokens in one step, at most; longer prompts are chunked. Default is 512, on CUDA 2048.",
+    )
     block_size: int | None = option(
         None, "Tokens in one KV cache block; 16 with torch, openvino's is fixed."
     )
@@ -128,7 +131,7 @@ class EngineConfig:
             "must be auto, eco or a number greater than 0",
         )
         self._require(
-            self.max_batch_tokens >= self.max_num_seqs,
+            self.max_batch_tokens is None or self.max_batch_tokens >= self.max_num_seqs,
             "max_batch_tokens",
             "must be at least max_num_seqs",
         )
@@ -169,6 +172,10 @@ class EngineConfig:
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
+
+    def step_tokens(self, *, on_gpu: bool) -> int:
+        """Tokens in one step, at most."""
+        return self.max_batch_tokens or max(2048 if on_gpu else 512, self.max_num_seqs)
 
     @property
     def data_path(self) -> Path:

@@ -172,7 +172,11 @@ def _load_native(
         policy,
         text_stream=tokenizer.stream,
         clock=time.monotonic,
-        limits=Limits(config.max_num_seqs, config.max_batch_tokens, config.prefix_cache),
+        limits=Limits(
+            config.max_num_seqs,
+            config.step_tokens(on_gpu=runner.info.device.startswith("cuda")),
+            config.prefix_cache,
+        ),
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
         speculator=drafting.speculator,
     )

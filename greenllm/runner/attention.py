@@ -3,7 +3,7 @@
 All tokens of a step go through the model in one row `[1, num_tokens]`. Each attention layer calls
 `PagedAttention.attend` with its queries, keys and values; the keys and values are written to the
 layer's slots, and every chunk then attends to its own sequence's slots: decode rows together in a
-padded gather, prompt chunks one by one.
+padded gather, prompt chunks one by one, or on CUDA several side by side.
 
 Covered: grouped-query heads, sliding windows, logit soft-capping, layers on several devices.
 Not covered, and refused: attention sinks, additive position biases, cross attention, layers that
@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from greenllm.core import Batch, Chunk, GreenllmError
+from greenllm.runner.prompts import Prefill, Prompts, padded
+from greenllm.runner.prompts import side_by_side as group_prefills
 
 _REFUSED = frozenset({"s_aux", "sinks", "position_bias", "alibi", "head_mask", "cu_seqlens"})
 
@@ -62,7 +64,8 @@ class Plan:
     num_decode: int
     decode_slots: Tensor
     decode_lens: Tensor
-    prefills: list[tuple[int, int, int, Tensor]]
+    prefills: list[Prefill]
+    prompts: Prompts | None = None
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
     is_recorded: bool = False
 
@@ -74,32 +77,28 @@ class Plan:
             self.decode_slots.to(device),
             self.decode_lens.to(device),
             [(begin, end, start, slots.to(device)) for begin, end, start, slots in self.prefills],
+            None if self.prompts is None else self.prompts.to(device),
         )
 
 
-def make_plan(chunks: list[Chunk], block_size: int) -> Plan:
-    """Lay out chunks, which must be ordered single tokens first."""
+def make_plan(chunks: list[Chunk], block_size: int, *, side_by_side: bool = False) -> Plan:
+    """Lay out chunks, which must be ordered single tokens first.
+
+    With `side_by_side` several prompt chunks are computed together; see `prompts`.
+    """
     tables = [_context_slots(chunk, block_size) for chunk in chunks]
     slots = [table[chunk.start :] for chunk, table in zip(chunks, tables, strict=True)]
     num_decode = sum(1 for chunk in chunks if chunk.num_tokens == 1)
     lens = torch.tensor([len(table) for table in tables[:num_decode]], dtype=torch.long)
     decode_slots = (
-        _padded(tables[:num_decode]) if num_decode else torch.zeros(0, 0, dtype=torch.long)
+        padded(tables[:num_decode]) if num_decode else torch.zeros(0, 0, dtype=torch.long)
     )
     prefills, begin = [], num_decode
     for chunk, table in zip(chunks[num_decode:], tables[num_decode:], strict=True):
         prefills.append((begin, begin + chunk.num_tokens, chunk.start, table))
         begin += chunk.num_tokens
-    return Plan(torch.cat(slots), num_decode, decode_slots, lens, prefills)
-
-
-def _padded(tables: list[Tensor]) -> Tensor:
-    """Slots side by side; short rows repeat their own first.
-
-    What is masked is still multiplied by zero, and what another sequence left may not be finite.
-    """
-    padded = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True, padding_value=-1)
-    return torch.where(padded < 0, padded[:, :1], padded)
+    prompts = group_prefills(prefills) if side_by_side and len(prefills) > 1 else None
+    return Plan(torch.cat(slots), num_decode, decode_slots, lens, prefills, prompts)
 
 
 def _context_slots(chunk: Chunk, block_size: int) -> Tensor:
@@ -168,8 +167,15 @@ class PagedAttention:
         keys[plan.slots] = key[0].transpose(0, 1)
         values[plan.slots] = value[0].transpose(0, 1)
         parts = _decode(plan, query, keys, values, scale, sliding_window, softcap)
-        for index in range(len(plan.prefills)):
-            parts.append(_prefill(plan, index, query, keys, values, scale, sliding_window, softcap))
+        if plan.prompts is not None:
+            parts.append(
+                _prompts(plan.prompts, query, keys, values, scale, sliding_window, softcap)
+            )
+        else:
+            for index in range(len(plan.prefills)):
+                parts.append(
+                    _prefill(plan, index, query, keys, values, scale, sliding_window, softcap)
+                )
         return torch.cat(parts, dim=1), None
 
     def _plan_on(self, device: torch.device) -> Plan:
@@ -254,6 +260,29 @@ def _prefill(
     mask = _prefill_mask(plan, index, window)
     out = _scores(query[:, :, begin:end], context_k, context_v, mask, scale, softcap)
     return out.transpose(1, 2)
+
+
+def _prompts(
+    prompts: Prompts,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """All prompt chunks, group by group: `[1, their tokens, heads, dim]`."""
+    found = []
+    for group in prompts.groups:
+        rows, slots = group.rows, group.slots
+        heads = (query.shape[1], *rows.shape, query.shape[-1])
+        queries = query[0].index_select(1, rows.flatten()).view(heads).transpose(0, 1)
+        context_k = keys.index_select(0, slots.flatten()).view(*slots.shape, *keys.shape[1:])
+        context_v = values.index_select(0, slots.flatten()).view(*slots.shape, *values.shape[1:])
+        context_k, context_v = context_k.transpose(1, 2), context_v.transpose(1, 2)
+        out = _scores(queries, context_k, context_v, group.mask(window), scale, softcap)
+        found.append(out.transpose(1, 2).flatten(0, 1).index_select(0, group.kept))
+    return torch.cat(found).index_select(0, prompts.order)[None]
 
 
 def _prefill_mask(plan: Plan, index: int, window: int | None) -> Tensor | None:

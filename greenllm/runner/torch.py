@@ -70,6 +70,7 @@ class TorchRunner:
         self._plan = ThreadPlan.fixed(torch.get_num_threads())
         self._exits: dict[int, PreTrainedModel] = {}
         self._device = loaded.model.get_input_embeddings().weight.device
+        self.prompts_side_by_side = self._device.type == "cuda"
         self._probe(loaded)
         self.lora_targets: Mapping[str, tuple[int, int]] = self._bank.targets
         kv_bytes = sum(layer.bytes_per_token for layer in attention.layers.values())
@@ -208,7 +209,8 @@ class TorchRunner:
             found = self._recorded.logits(model, chunks)
             if found is not None:
                 return found if len(keep) == len(found) else found[keep]
-        self._attention.use(make_plan(chunks, self.block_size))
+        plan = make_plan(chunks, self.block_size, side_by_side=self.prompts_side_by_side)
+        self._attention.use(plan)
         ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [p for chunk in chunks for p in range(chunk.start, chunk.end)]
         output = model(

@@ -85,13 +85,14 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
 
     On CPUs prompts are not cut into chunks: seeds and chunks together stop vLLM there.
     """
-    tokens = config.max_batch_tokens if plan.on_gpu else plan.context_length
+    most = config.step_tokens(on_gpu=plan.on_gpu)
+    tokens = most if plan.on_gpu else plan.context_length
     values: dict[str, Any] = {
         "model": plan.source,
         "dtype": plan.dtype,
         "max_model_len": plan.context_length,
         "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": max(tokens, config.max_batch_tokens),
+        "max_num_batched_tokens": max(tokens, most),
         "enable_chunked_prefill": plan.on_gpu,
         "kv_cache_memory_bytes": int(config.kv_cache_gb * 1e9),
         "enable_prefix_caching": config.prefix_cache,

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ from serving.front_door import FrontDoor, StartError, take_port
 log = logging.getLogger(__name__)
 APPLICATION = "greenllm"
 _STATS_EVERY_S = 2.0
-_START_TIMEOUT_S = 600.0
+_CONNECT_TIMEOUT_S = 5.0
 # What replicas need from the environment that Ray does not hand on by itself.
 _HANDED_ON = (
     "OMP_WAIT_POLICY",
@@ -60,6 +61,7 @@ class Cluster:
 
     def __init__(self, config: ServeConfig) -> None:
         self._is_own = config.cluster is None
+        _require_answer(config.cluster)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own: dict[str, Any] = {
             "num_cpus": (config.replicas or 1) * config.replica_cpus,
@@ -86,6 +88,17 @@ class Cluster:
     def end(self) -> None:
         """Let go of Ray; a cluster of its own ends with it."""
         ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Ray tries an address for minutes; whether somebody is there shows at once."""
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise StartError(f"--cluster: nobody answers at {address}: {error}") from error
 
 
 def make_keeper(config: ServeConfig) -> Any:
@@ -170,7 +183,7 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
 
 def _started(config: ServeConfig, keeper: Any) -> Any:
     serve.start(proxy_location=ProxyLocation.Disabled)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         return serve.run(application(config, keeper), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:

@@ -13,7 +13,6 @@ Not covered: keys are checked by the replicas; where none is there, nothing is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -35,7 +34,7 @@ from serving.state import disconnected, read_body
 
 log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
-ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+LOAD_PATH, UNLOAD_PATH = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SINGLE_SERVER_PATHS = ("/v1/files", "/v1/fine_tuning")
 MOST_TRIES = 3
 # Whoever has died is known to Ray after a moment, a whole node only after some more.
@@ -66,7 +65,7 @@ class Front:
         if self.draining:
             raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
         call = await self._call(http)
-        if path in ADAPTER_PATHS:
+        if path in (LOAD_PATH, UNLOAD_PATH):
             async with self._adapters:
                 return await self._on_every_replica(call)
         return await self._cancelled_with(http, call)
@@ -149,21 +148,40 @@ class Front:
                 return
 
     async def _on_every_replica(self, call: Call) -> Response:
-        """Load or unload an adapter, replica by replica; all of them, or none."""
+        """Load or unload an adapter, replica by replica; the first one looks at key and body."""
         names = sorted(found["replica"] for found in await self._pool.describe())
         if not names:
             raise ApiError(503, "no replica is there yet", headers={"Retry-After": "5"})
+        change = self._load if call.path == LOAD_PATH else self._unload
+        return await change(call, names)
+
+    async def _load(self, call: Call, names: list[str]) -> Response:
+        """On all, or on none."""
         done: list[str] = []
+        response = Response(status_code=503)
         for name in names:
             response = await self._whole(call, name)
             if response.status_code == 200:
                 done.append(name)
             elif response.status_code != 503:
-                await self._undo(call, done)
+                for loaded in done:
+                    await self._whole(_unloading(call), loaded)
                 return response
-        await self._remember(call)
-        response.headers["x-replica"] = ", ".join(done)
+        if done:
+            body = json.loads(call.body)
+            await self._pool.set_adapter(body["lora_name"], body["lora_path"])
+            response.headers["x-replica"] = ", ".join(done)
         return response
+
+    async def _unload(self, call: Call, names: list[str]) -> Response:
+        """On all that have it; again once it is forgotten, should one have learnt it meanwhile."""
+        responses = [await self._whole(call, name) for name in names]
+        best = min(responses, key=lambda response: response.status_code)
+        if best.status_code == 200:
+            await self._pool.set_adapter(json.loads(call.body)["lora_name"], None)
+            for name in names:
+                await self._whole(call, name)
+        return best
 
     async def _whole(self, call: Call, replica: str) -> Response:
         """One replica's answer; 503 where it is lost."""
@@ -179,19 +197,6 @@ class Front:
         response.raw_headers = list(head.headers)
         return response
 
-    async def _undo(self, call: Call, names: list[str]) -> None:
-        """Unload what has just been loaded; what has been unloaded comes back by itself."""
-        body = json.loads(call.body)
-        if call.path == ADAPTER_PATHS[0] and isinstance(body, dict):
-            undo = json.dumps({"lora_name": body["lora_name"]}).encode()
-            for name in names:
-                await self._whole(_with_body(call, ADAPTER_PATHS[1], undo), name)
-
-    async def _remember(self, call: Call) -> None:
-        body = json.loads(call.body)
-        folder = body["lora_path"] if call.path == ADAPTER_PATHS[0] else None
-        await self._pool.set_adapter(body["lora_name"], folder)
-
     async def ready(self) -> Response:
         """Whether some replica takes requests."""
         found = [] if self.draining else await self._pool.describe()
@@ -203,11 +208,12 @@ class Front:
         return Response(merged(await self._pool.metrics()), media_type=CONTENT_TYPE_LATEST)
 
 
-def _with_body(call: Call, path: str, body: bytes) -> Call:
-    """The same caller with another request."""
+def _unloading(call: Call) -> Call:
+    """What undoes the loading of an adapter."""
+    body = json.dumps({"lora_name": json.loads(call.body)["lora_name"]}).encode()
     headers = tuple(pair for pair in call.headers if pair[0] != b"content-length")
     size = (b"content-length", str(len(body)).encode())
-    return Call("POST", path, b"", (*headers, size), body, call.client)
+    return Call("POST", UNLOAD_PATH, b"", (*headers, size), body, call.client)
 
 
 async def _beginning(parts: AsyncIterator[Head | Part]) -> tuple[Head, Part]:
@@ -274,5 +280,5 @@ async def _on_api_error(_: HttpRequest, error: Exception) -> Response:
 
 def drain(app: Any) -> None:
     """Take no more requests."""
-    with contextlib.suppress(AttributeError):
+    with suppress(AttributeError):
         app.state.front.draining = True

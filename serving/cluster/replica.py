@@ -18,6 +18,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Replica:
         self._work = tempfile.TemporaryDirectory(prefix="greenllm-replica-")
         self._curve = JoulesCurve(post.config.max_num_seqs)
         self._mark = (0, 0.0)
+        self._learnt: set[str] = set()
         self._app = create_app(self._make_state)
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
@@ -138,14 +140,23 @@ class Replica:
 
     def _learn_adapters(self) -> None:
         """Load what replicas have been told to load since, and forget what they have forgotten."""
-        engine = self._state.engine
-        wanted: Mapping[str, str] = ray.get(self._post.keeper.adapters.remote())
+        engine, wanted = self._state.engine, self._wanted()
         known = {info.name for info in engine.adapters()}
         for name in wanted.keys() - known:
             try:
                 engine.load_adapter(name, Path(wanted[name]))
             except GreenllmError as error:
                 log.warning("adapter %s: %s", name, error)
+        # What has been forgotten meanwhile must not come back.
+        self._learnt |= wanted.keys()
+        for name in self._learnt - self._wanted().keys():
+            self._learnt.discard(name)
+            with suppress(GreenllmError):
+                engine.unload_adapter(name)
+
+    def _wanted(self) -> Mapping[str, str]:
+        found: Mapping[str, str] = ray.get(self._post.keeper.adapters.remote())
+        return found
 
     def record_routing_stats(self) -> dict[str, Any]:
         """For the router."""

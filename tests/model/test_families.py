@@ -124,6 +124,24 @@ def test_tokens_equal_those_of_generate(
     assert scheduler.num_preemptions > 0
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_side_by_side_give_the_same_tokens(
+    family: str,
+    tmp_path: Path,
+    save: Callable[..., str],
+    load: Callable[..., Any],
+    answers: Callable[..., list[list[int]]],
+    random_prompts: Callable[..., list[list[int]]],
+) -> None:
+    """Several chunks a step, of several sizes, some of them not the first of their prompt."""
+    runner = load(save(_config(*FAMILIES[family]), tmp_path))
+    prompts = random_prompts(VOCABULARY, (*LENGTHS, 30, 14, 9))
+    assert not runner.prompts_side_by_side
+    expected = answers(runner, prompts, MAX_TOKENS, max_batch_tokens=40)
+    runner.prompts_side_by_side = True
+    assert answers(runner, prompts, MAX_TOKENS, max_batch_tokens=40) == expected
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "cohere2"])
 def test_the_window_matters(
     family: str,
