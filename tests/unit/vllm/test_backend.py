@@ -37,6 +37,6 @@ def test_other_ways_are_refused_with_what_to_do(method: Any, what: str) -> None:
 def test_prompts_are_cut_on_gpus_only() -> None:
     on_gpu = Plan("folder", 4096, "bfloat16", on_gpu=True)
     cut = engine_values(config(), on_gpu)
-    assert (cut["enable_chunked_prefill"], cut["max_num_batched_tokens"]) == (True, 512)
+    assert (cut["enable_chunked_prefill"], cut["max_num_batched_tokens"]) == (True, 2048)
     whole = engine_values(config(), Plan("folder", 4096, "float32", on_gpu=False))
     assert (whole["enable_chunked_prefill"], whole["max_num_batched_tokens"]) == (False, 4096)
