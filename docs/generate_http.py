@@ -163,8 +163,8 @@ def _kind(field: Json) -> str:
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in field:
-        return " or ".join(map(_kind, field["anyOf"]))
+    if "anyOf" in field or "oneOf" in field:
+        return " or ".join(map(_kind, field.get("anyOf") or field["oneOf"]))
     if "const" in field or "enum" in field:
         choices = field.get("enum", [field.get("const")])
         return " or ".join(f"`{json.dumps(choice)}`" for choice in choices)

@@ -30,6 +30,20 @@ def check_request(request: Request, info: ModelInfo) -> None:
     _check_ids(request, info)
 
 
+def check_free_form(request: Request) -> None:
+    """Refuse what has to be an instance of a schema, for engines that cannot see to it.
+
+    Raises:
+        InvalidRequestError: there is a schema.
+    """
+    if request.sampling.json_schema is not None:
+        raise InvalidRequestError(
+            'response_format is not supported by the native engine, only {"type": "text"};'
+            " --engine vllm holds answers to JSON",
+            "response_format",
+        )
+
+
 def _check_ids(request: Request, info: ModelInfo) -> None:
     sampling, vocabulary = request.sampling, info.vocab_size
     for name, ids in (

@@ -58,10 +58,10 @@ class EngineConfig:
     runner: Literal["auto", "torch", "openvino"] = option(
         "auto", "auto, torch or openvino; auto is openvino on CPUs where it knows the model."
     )
-    quantize: Literal["none", "int8", "int4", "nf4"] = option(
+    quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = option(
         "none",
-        "none, int8, int4 (openvino) or nf4 (torch): quantize the weights while loading;"
-        " the torch runner does it with bitsandbytes.",
+        "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize the weights"
+        " while loading; the torch runner does it with bitsandbytes.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",

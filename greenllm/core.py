@@ -44,6 +44,7 @@ class SamplingParams:
     `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
     chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
     frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
+    `json_schema`, as JSON, is what the answer has to be an instance of.
     """
 
     temperature: float = 1.0
@@ -63,6 +64,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:

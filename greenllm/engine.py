@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from greenllm.admission import check_request
+from greenllm.admission import check_free_form, check_request
 from greenllm.approximation import check_approximation
 from greenllm.blocks import BlockManager
 from greenllm.core import (
@@ -89,7 +89,11 @@ class Engine(Protocol):
         """
 
     def prepare(self, request: Request) -> None:
-        """Do what its first step would wait for, once it passed `check`; from any thread."""
+        """Do what its first step would wait for, once it passed `check`; from any thread.
+
+        Raises:
+            InvalidRequestError: only now it was found that it cannot be answered.
+        """
 
     def add_request(self, request: Request) -> None:
         """Queue a request that passed `check`; its adapter is the engine's to release now."""
@@ -194,6 +198,7 @@ class NativeEngine:
         """Refuse what the model cannot answer; see `Engine`."""
         check_request(request, self.info)
         check_approximation(request)
+        check_free_form(request)
         self._speculator.check(request)
 
     def prepare(self, request: Request) -> None:

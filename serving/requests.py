@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from greenllm.core import (
     Speculation,
 )
 from greenllm.tokenizer import Tokenizer
-from serving.schemas import ChatBody, CompletionBody, SamplingBody
+from serving.schemas import ChatBody, CompletionBody, ObjectFormat, SamplingBody, SchemaFormat
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -161,6 +162,7 @@ def _sampling(body: SamplingBody, *, max_tokens: int, logprobs: int | None) -> S
         max_tokens=max_tokens,
         logprobs=logprobs,
         prompt_logprobs=_prompt_logprobs(body),
+        json_schema=_json_schema(body),
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
 
@@ -195,6 +197,13 @@ def _prompt_logprobs(body: SamplingBody) -> int | None:
     if isinstance(body, CompletionBody) and body.echo and body.logprobs is not None:
         return body.logprobs
     return body.prompt_logprobs
+
+
+def _json_schema(body: SamplingBody) -> str | None:
+    asked = body.response_format if isinstance(body, ChatBody) else None
+    if isinstance(asked, SchemaFormat):
+        return json.dumps(asked.json_schema.definition)
+    return json.dumps({"type": "object"}) if isinstance(asked, ObjectFormat) else None
 
 
 def _logit_bias(bias: dict[str, float] | None) -> dict[int, float]:

@@ -149,9 +149,34 @@ class Message(Body):
 
 
 class TextFormat(Body):
-    """The only response format there is so far."""
+    """Any text."""
 
     type: Literal["text"]
+
+
+class ObjectFormat(Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Body):
+    """A JSON schema; the answer is always held to it, `strict` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    definition: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(Body):
+    """JSON that is an instance of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
 class ChatBody(SamplingBody):
@@ -161,7 +186,7 @@ class ChatBody(SamplingBody):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Annotated[TextFormat | None, off({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     tools: Annotated[Nothing | None, off([])] = None
     tool_choice: Annotated[Literal["none"] | None, off("none")] = None
     store: Annotated[Literal[False] | None, off(False)] = None

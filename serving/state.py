@@ -120,7 +120,8 @@ class ServerState:
     async def submit(self, request: Request, *, streaming: bool) -> Submission:
         """Check a request, get ready what it needs, and hand it to the engine."""
         self._check(request)
-        if request.speculation is not None or request.approximation is not None:
+        asked = (request.speculation, request.approximation, request.sampling.json_schema)
+        if any(one is not None for one in asked):
             await asyncio.to_thread(self.engine.prepare, request)
             self._check(request)
         model, adapter = self.model_and_adapter(request.model)

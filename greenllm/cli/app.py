@@ -94,6 +94,21 @@ def compress(flags: Mapping[str, Any], config: Path | None) -> None:
 
 
 @app.command()
+def truncate(
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or 'bundled'.")],
+    output: Annotated[Path, typer.Option(help="Folder to make for the checkpoint.")],
+    layers: Annotated[
+        int | None,
+        typer.Option(help="Layers to keep; default is the trained exit nearest a third."),
+    ] = None,
+) -> None:
+    """Write a model's first layers with its head as a checkpoint: a draft model for any engine."""
+    from greenllm.cli.truncate import run
+
+    run(model, layers, output)
+
+
+@app.command()
 @with_options(ProfileConfig, positional="model", environment=False)
 def profile(flags: Mapping[str, Any], config: Path | None) -> None:
     """Say where one step of a model spends FLOPs, bytes, time and joules, part by part."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from greenllm.core import GreenllmError
 
-Quantization = Literal["none", "int8", "int4", "nf4"]
+Quantization = Literal["none", "int8", "int4", "nf4", "fp8"]
 
 
 class LoadError(GreenllmError):

@@ -250,6 +250,8 @@ def _quantization(
 ) -> BitsAndBytesConfig | None:
     if kind == "none":
         return None
+    if kind not in ("int8", "nf4"):
+        raise ValueError(f"bitsandbytes has no {kind}")
     hush_bitsandbytes()
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -7,9 +7,6 @@ are never read. Not covered: bases that are quantized on disk, several adapters 
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from greenllm.model.checkpoint import write_checkpoint
 from greenllm.model.info import LoadError
 from greenllm.model.loader import load_config
 from greenllm.model.lora_config import AdapterError
@@ -46,17 +44,10 @@ def merge(folder: Path, base: str, output: Path, options: LoadOptions) -> Merged
     adapter_bytes = weights_file(folder).stat().st_size
     model = _load_base(base, options)
     merged = _merged(model, folder, base)
-    fresh = output.parent / f".{output.name}-{secrets.token_hex(6)}"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        merged.save_pretrained(fresh)
-        _save_tokenizer(base, fresh, options)
-        os.rename(fresh, output)
+        merged_bytes = write_checkpoint(merged, base, output, options)
     except OSError as error:
         raise AdapterError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    merged_bytes = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     return Merged(adapter_bytes, merged_bytes)
 
 
@@ -102,10 +93,3 @@ def _check_all_used(adapted: Any, folder: Path, base: str) -> None:
             f"{folder} is for another base than {base}, which has no place for {len(unused)} of its"
             f" tensors, such as {unused[0]}"
         )
-
-
-def _save_tokenizer(base: str, folder: Path, options: LoadOptions) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve(base), trust_remote_code=options.trust_remote_code
-    )
-    tokenizer.save_pretrained(folder)

@@ -44,6 +44,8 @@ def load_runner(
     reason = why_torch(config)
     if config.eager and not _is_on_cuda(config):
         raise LoadError("--eager is for CUDA devices: nowhere else are there graphs to do without")
+    if config.quantize == "fp8":
+        raise LoadError("--quantize fp8 is vLLM's, on CUDA devices: --engine vllm")
     if reason is None:
         try:
             return _openvino(config, num_blocks)

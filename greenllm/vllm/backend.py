@@ -1,4 +1,4 @@
-"""vLLM in this process, as `engine.Backend`; the only module that imports it.
+"""vLLM in this process, as `protocol.Backend`; the only module that imports it.
 
 Contract: `make_backend` starts vLLM with a scheduler that keeps the given journal; what of vLLM is
 known to be wrong on CPUs is put right first (see `patches`). An option that vLLM does not have, or
@@ -9,17 +9,22 @@ Not covered: tensor, pipeline and data parallelism; vLLM in a process of its own
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from greenllm.config import EngineConfig
+from greenllm.core import InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
+from greenllm.vllm.quantization import quantization_values
 from greenllm.vllm.schedule import Journal, make_scheduler
-from greenllm.vllm.translate import MOST_LOGPROBS
+from greenllm.vllm.translate import MOST_LOGPROBS, check_references
 
 _MOST_ADAPTERS, _MOST_CACHED_ADAPTERS, _LARGEST_RANK = 8, 64, 64
 _CPU_BLOCK = 32
@@ -63,6 +68,8 @@ def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBack
 
         if not plan.on_gpu:
             put_right()
+        if config.threads.isdecimal():
+            torch.set_num_threads(int(config.threads))  # vLLM lets nobody change it afterwards
         values = engine_values(config, plan)
         arguments = EngineArgs(**values, scheduler_cls=make_scheduler(Scheduler, journal))
         return VllmBackend(LLMEngine.from_engine_args(arguments))
@@ -99,7 +106,10 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
         "max_loras": _MOST_ADAPTERS,
         "max_cpu_loras": _MOST_CACHED_ADAPTERS,
         "max_lora_rank": _LARGEST_RANK,
+        # Small models would go on with blanks between two tokens of JSON.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "speculative_config": speculative_values(config, plan),
+        **quantization_values(config.quantize),
     }
     block_size = config.block_size or (None if plan.on_gpu else _CPU_BLOCK)
     return values if block_size is None else values | {"block_size": block_size}
@@ -111,6 +121,11 @@ def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | Non
     Raises:
         LoadError: it does not guess in this way.
     """
+    if config.speculative == "early_exit":
+        raise LoadError(
+            "--speculative early_exit: vLLM cannot leave a model early; write its first layers"
+            " with `greenllm truncate`, and give them as --speculative draft_model --draft-model"
+        )
     if config.speculative not in _METHODS:
         raise LoadError(
             f"--speculative {config.speculative} is not vLLM's; it has {', '.join(_METHODS)}"
@@ -125,7 +140,7 @@ def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | Non
 
 
 class VllmBackend:
-    """See `engine.Backend`."""
+    """See `protocol.Backend`."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -154,12 +169,26 @@ class VllmBackend:
         self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
     ) -> None:
         """Queue a sequence."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
+        params = _params(values)
         lora = None if adapter is None else self._adapters[adapter]
         self._llm.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=lora)
+
+    def check_schema(self, text: str) -> None:
+        """Refuse what xgrammar cannot read, or would pass over.
+
+        Raises:
+            InvalidRequestError: with its reason.
+        """
+        from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+
+        try:
+            check_references(json.loads(text))
+            validate_xgrammar_grammar(_params({"json_schema": text}))
+        except InvalidRequestError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InvalidRequestError(f"response_format: {reason}", "response_format") from error
 
     def step(self) -> list[Any]:
         """Run a step."""
@@ -189,3 +218,14 @@ class VllmBackend:
     def close(self) -> None:
         """End vLLM."""
         self._llm.engine_core.shutdown()
+
+
+def _params(values: Mapping[str, Any]) -> Any:
+    """Of `translate.sampling_values`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    given = dict(values)
+    schema = given.pop("json_schema", None)
+    held = None if schema is None else StructuredOutputsParams(json=schema)
+    return SamplingParams(**given, structured_outputs=held, output_kind=RequestOutputKind.DELTA)

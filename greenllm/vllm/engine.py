@@ -13,11 +13,11 @@ Not covered: several devices, asynchronous scheduling, sleeping.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from greenllm.admission import check_request
 from greenllm.core import (
@@ -25,6 +25,7 @@ from greenllm.core import (
     Batch,
     Chunk,
     DraftPass,
+    FinishReason,
     Outcome,
     Receipt,
     Request,
@@ -44,30 +45,9 @@ from greenllm.model.adapters import AdapterInfo, AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.scheduler import append_all
 from greenllm.shape import ModelShape
+from greenllm.vllm.protocol import Backend
 from greenllm.vllm.schedule import Journal, Scheduled
-from greenllm.vllm.translate import Abilities, logprobs_of, refuse, sampling_values
-
-
-class Backend(Protocol):
-    """The part of vLLM that is used, so that tests can stand in for it."""
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks of keys and values that nobody uses."""
-
-    def add(
-        self, name: str, prompt: SequenceOf[int], values: Mapping[str, Any], adapter: str | None
-    ) -> None:
-        """Queue a sequence; `adapter` is a digest that `load` has seen."""
-
-    def step(self) -> list[Any]:
-        """Run a step; vLLM's `RequestOutput`s."""
-
-    def abort(self, names: SequenceOf[str]) -> None:
-        """End sequences; no output comes of them any more."""
-
-    def load(self, digest: str, name: str, folder: Path) -> None:
-        """Have an adapter ready, or raise `AdapterError`."""
+from greenllm.vllm.translate import logprobs_of, refuse, sampling_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +57,7 @@ class Facts:
     info: ModelInfo
     shape: ModelShape
     draft_shape: ModelShape | None
-    abilities: Abilities
+    speculation: Speculation
     num_blocks: int
 
 
@@ -116,7 +96,7 @@ class VllmEngine:
     @property
     def speculation(self) -> Speculation:
         """How all requests are guessed."""
-        return self._facts.abilities.speculation
+        return self._facts.speculation
 
     @property
     def has_work(self) -> bool:
@@ -126,10 +106,12 @@ class VllmEngine:
     def check(self, request: Request) -> None:
         """Refuse what cannot be served here; see `Engine`."""
         check_request(request, self.info)
-        refuse(request, self._facts.abilities)
+        refuse(request, self.speculation)
 
     def prepare(self, request: Request) -> None:
-        """Nothing takes long enough to be done ahead; see `Engine`."""
+        """Read its schema: one that cannot be held to must not reach vLLM; see `Engine`."""
+        if request.sampling.json_schema is not None:
+            self._backend.check_schema(request.sampling.json_schema)
 
     def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
         """Make an adapter known; see `Engine`."""
@@ -205,7 +187,7 @@ class VllmEngine:
         shape, own = self._facts.draft_shape, self._facts.shape
         guessing = [chunk for chunk in chunks if chunk.samples]
         if shape is not None and guessing:
-            count = self._facts.abilities.speculation.num_tokens
+            count = self._facts.speculation.num_tokens
             claim = count * shape.num_parameters / own.num_parameters
             drafted_s = duration_s * claim / (1 + claim)
             self.account.charge_draft(
@@ -229,7 +211,12 @@ class VllmEngine:
             return []
         count = seq.sampling.logprobs or 0
         logprobs = logprobs_of(ids, choice.logprobs[: len(ids)] if choice.logprobs else None, count)
-        tokens = append_all(seq, Sample(ids, logprobs))
+        tokens = (
+            append_all(seq, Sample(ids, logprobs)) if ids or not seq.sampling.max_tokens else []
+        )
+        if output.finished and not seq.is_finished:
+            text = f"vLLM ended it ({choice.finish_reason})"
+            return tokens + self._finish(seq.request.request_id, "error", text)
         if chunk is not None and chunk.draft:
             seq.num_drafted += len(chunk.draft)
             seq.num_accepted += min(len(tokens), len(ids) - 1)
@@ -249,21 +236,29 @@ class VllmEngine:
             self._backend.abort(names)
         ended = [self._sequences.pop(name).request.request_id for name in names]
         for request_id in dict.fromkeys(ended):
-            if all(seq.is_finished for seq in self._in_flight.sequences(request_id)):
-                self._close(request_id, "completed")
+            reasons = {seq.finish_reason for seq in self._in_flight.sequences(request_id)}
+            if None not in reasons:
+                self._close(request_id, "failed" if "error" in reasons else "completed")
 
     def abort(self, request_id: str) -> list[Token]:
         """End a request wherever it is; unknown ids are ignored, they have just finished."""
         if request_id not in self._in_flight:
             return []
-        ended = [seq for seq in self._in_flight.sequences(request_id) if not seq.is_finished]
+        ended = self._finish(request_id, "abort")
+        names = [_name(seq) for seq in self._in_flight.sequences(request_id)]
         with self._lock:
-            self._backend.abort([_name(seq) for seq in ended])
-        for seq in ended:
-            seq.finish_reason = "abort"
-            self._sequences.pop(_name(seq), None)
+            self._backend.abort(names)
+        for name in names:
+            self._sequences.pop(name, None)
         self._close(request_id, "aborted")
-        return [Token(request_id, seq.index, None, finish_reason="abort") for seq in ended]
+        return ended
+
+    def _finish(self, request_id: str, reason: FinishReason, text: str = "") -> list[Token]:
+        """End what is left of a request; each sequence with a token that carries `text`."""
+        ended = [seq for seq in self._in_flight.sequences(request_id) if not seq.is_finished]
+        for seq in ended:
+            seq.finish_reason = reason
+        return [Token(request_id, seq.index, None, text, finish_reason=reason) for seq in ended]
 
     def _close(self, request_id: str, outcome: Outcome) -> None:
         self._in_flight.close(request_id, outcome, self._facts.shape.num_layers)

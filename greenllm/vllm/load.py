@@ -3,7 +3,7 @@
 Contract: options that vLLM does not have are refused by name. The account is opened before vLLM is
 loaded, so that loading is on it.
 
-Not covered: quantization other than what a checkpoint brings or vLLM does while it loads.
+Not covered: several devices.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from greenllm.model.loader import facts_of
 from greenllm.model.options import LoadOptions, resolve
 from greenllm.model.targets import targets_of
 from greenllm.shape import ModelShape
-from greenllm.vllm.backend import Plan, VllmBackend, make_backend
+from greenllm.vllm.backend import Plan, make_backend
 from greenllm.vllm.engine import Facts, VllmEngine
+from greenllm.vllm.quantization import Survey, check_quantization, dtype_for, survey
 from greenllm.vllm.schedule import Journal
-from greenllm.vllm.translate import Abilities
 from greenllm.vllm.versions import require
 
 
@@ -37,13 +37,13 @@ def check_options(config: EngineConfig) -> None:
     """
     for name, holds, reason in (
         ("--runner", config.runner != "auto", "vLLM runs models itself"),
-        ("--quantize", config.quantize != "none", "name a checkpoint that is quantized already"),
         (
             "--kv-dtype",
             config.kv_dtype != "auto",
             "vLLM keeps them in the model's dtype",
         ),
         ("--exit-layer", config.exit_layer is not None, "vLLM has no early exits"),
+        ("--threads", config.threads == "eco", "give a number, or auto for all processors"),
         ("--allow-pickle", config.allow_pickle, "it is for the native engine"),
     ):
         if holds:
@@ -66,21 +66,22 @@ def load_vllm(
     check_options(config)
     version = require()
     options = LoadOptions(
-        dtype=config.dtype,
+        quantization=config.quantize,
+        dtype=dtype_for(config),
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         max_context=config.max_context,
     )
     info, shape = facts_of(config.model, options)
+    check_quantization(config, info.device)
     account = account_of(shape)
     journal = Journal()
     backend = make_backend(config, _plan(config, info), journal)
-    info = replace(info, runner=f"vllm {version}", weight_bytes=_weight_bytes(backend))
-    abilities = Abilities(_speculation(config), can_sample_guesses=info.device != "cpu")
+    info = _as_loaded(replace(info, runner=f"vllm {version}"), survey(backend.model()))
     return VllmEngine(
         backend,
         journal,
-        Facts(info, shape, _draft_shape(config, options), abilities, backend.num_blocks),
+        Facts(info, shape, _draft_shape(config, options), _speculation(config), backend.num_blocks),
         account,
         policy,
         text_stream=text_stream,
@@ -108,11 +109,14 @@ def _speculation(config: EngineConfig) -> Speculation:
 def _draft_shape(config: EngineConfig, options: LoadOptions) -> ModelShape | None:
     if config.speculative != "draft_model" or config.draft_model is None:
         return None
-    _, shape = facts_of(config.draft_model, replace(options, max_context=None))
+    plain = replace(options, quantization="none", max_context=None)
+    _, shape = facts_of(config.draft_model, plain)
     return shape
 
 
-def _weight_bytes(backend: VllmBackend) -> int:
-    """As vLLM holds them."""
-    tensors = {id(tensor): tensor for tensor in backend.model().parameters()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def _as_loaded(info: ModelInfo, found: Survey) -> ModelInfo:
+    """With what vLLM holds, if it has done what was asked or what the checkpoint says."""
+    if info.quantization == "none":
+        return replace(info, weight_bytes=found.num_bytes)
+    found.require_quantized(info.name)
+    return replace(info, weight_bytes=found.num_bytes, kept_layers=found.kept)

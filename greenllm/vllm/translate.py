@@ -7,26 +7,17 @@ anything is queued. vLLM is told where answers end, and greenllm decides it agai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from greenllm.core import InvalidRequestError, Request, Speculation, TokenLogprob
+from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation, TokenLogprob
 from greenllm.core import Sequence as TokenSequence
 
 # What vLLM allows for, set when it is made.
 MOST_LOGPROBS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What this vLLM can do: the one way it guesses, and whether that works with sampling."""
-
-    speculation: Speculation
-    can_sample_guesses: bool
-
-
-def refuse(request: Request, abilities: Abilities) -> None:
-    """Refuse what this engine cannot do.
+def refuse(request: Request, own: Speculation) -> None:
+    """Refuse what this engine cannot do; `own` is the one way it guesses.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
@@ -36,15 +27,15 @@ def refuse(request: Request, abilities: Abilities) -> None:
             "approximate answers need early exits, which vLLM does not have; use --engine native",
             "approximate",
         )
-    _refuse_speculation(request, abilities)
+    _refuse_speculation(request.speculation, own)
+    _refuse_beside_schema(request.sampling)
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(request.sampling, name)
         if asked is not None and asked > MOST_LOGPROBS:
             raise InvalidRequestError(f"{name} may be {MOST_LOGPROBS} at most here", name)
 
 
-def _refuse_speculation(request: Request, abilities: Abilities) -> None:
-    own, asked = abilities.speculation, request.speculation
+def _refuse_speculation(asked: Speculation | None, own: Speculation) -> None:
     if asked is not None and asked != own:
         what = own.method if own.method == "off" else f"{own.method}, {own.num_tokens} tokens"
         raise InvalidRequestError(
@@ -52,12 +43,35 @@ def _refuse_speculation(request: Request, abilities: Abilities) -> None:
             " start the server with another --speculative",
             "speculative.method",
         )
-    if own.method != "off" and not abilities.can_sample_guesses and not request.sampling.is_greedy:
-        raise InvalidRequestError(
-            "this vLLM samples guesses wrongly on CPUs; ask with temperature 0, or start the server"
-            " with --speculative off",
-            "temperature",
-        )
+
+
+def _refuse_beside_schema(sampling: SamplingParams) -> None:
+    """An answer held to a schema ends where the schema says."""
+    if sampling.json_schema is None:
+        return
+    for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
+        if getattr(sampling, name):
+            raise InvalidRequestError(
+                f"{name} does not go with response_format, which says where the answer ends", name
+            )
+
+
+def check_references(schema: Any) -> None:
+    """Refuse references to other documents, which would be taken for anything at all.
+
+    Raises:
+        InvalidRequestError: it names one.
+    """
+    if isinstance(schema, list):
+        for item in schema:
+            check_references(item)
+    elif isinstance(schema, dict):
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and not reference.startswith("#"):
+            raise InvalidRequestError(
+                f"response_format: $ref {reference!r} is not within the schema", "response_format"
+            )
+        check_references(list(schema.values()))
 
 
 def sampling_values(seq: TokenSequence) -> dict[str, Any]:
@@ -81,6 +95,7 @@ def sampling_values(seq: TokenSequence) -> dict[str, Any]:
         "logprobs": sampling.logprobs,
         "prompt_logprobs": sampling.prompt_logprobs,
         "detokenize": False,
+        "json_schema": sampling.json_schema,
     }
 
 

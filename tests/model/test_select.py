@@ -104,6 +104,7 @@ def test_an_unknown_architecture_falls_back_with_the_reason(
     [
         ({"runner": "openvino", "quantize": "nf4"}, "--quantize nf4 is for the torch runner"),
         ({"runner": "torch", "quantize": "int4"}, "--runner torch was asked for"),
+        ({"quantize": "fp8"}, "--quantize fp8 is vLLM's"),
         ({"runner": "openvino", "block_size": 16}, "--block-size 16"),
         ({"runner": "torch", "kv_dtype": "u8"}, "--kv-dtype"),
         ({"runner": "openvino", "allow_pickle": True}, "--allow-pickle is for the torch runner"),

@@ -6,7 +6,6 @@ test-vllm`). Greedy tokens are held against transformers.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,30 +15,27 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-import greenllm
+from tests.service.contract import (
+    ASKED,
+    BUNDLED,
+    ENGINES,
+    MAX_TOKENS,
+    SCHEMA,
+    TEXTS,
+    ask,
+    check_animals,
+    greedy_answers,
+    held_to,
+    said,
+    together,
+)
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
-DRAFT = BUNDLED.with_name("bundled_draft")
-ENGINES: dict[str, tuple[str, ...]] = {
-    "torch": ("--engine", "native", "--runner", "torch"),
-    "openvino": ("--engine", "native", "--runner", "openvino"),
-    "vllm": ("--engine", "vllm", "--kv-cache-gb", "0.2"),
-}
-ASKED = tuple(os.environ.get("GREENLLM_ENGINES", "torch,openvino").split(","))
-TEXTS = (
-    "Who are you?",
-    "Tell me a short story.",
-    "What is 12 + 30?",
-    "Hello! How are you today?",
-    "Write the word fox three times.",
-)
-MAX_TOKENS = 40
 
 
 @pytest.fixture(scope="module", params=ASKED)
@@ -65,40 +61,7 @@ def served(engine: str, start_server: StartServer, shelf: Path) -> Iterator[Serv
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, str]:
-    """Greedy answers of transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
-    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
-    found: dict[str, str] = {}
-    for text in TEXTS:
-        turns = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )["input_ids"]
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=MAX_TOKENS,
-            do_sample=False,
-        )
-        found[text] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    return found
-
-
-def ask(server: Server, text: str, **more: Any) -> dict[str, Any]:
-    body = server.chat(text, **{"temperature": 0, "max_tokens": MAX_TOKENS, **more})
-    answer = server.http.post("/v1/chat/completions", json=body).raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def said(body: dict[str, Any]) -> str:
-    text: str = body["choices"][0]["message"]["content"]
-    return text
-
-
-def together(server: Server, texts: tuple[str, ...], **more: Any) -> list[str]:
-    with ThreadPoolExecutor(len(texts)) as pool:
-        return [said(body) for body in pool.map(lambda text: ask(server, text, **more), texts)]
+    return greedy_answers()
 
 
 def test_greedy_answers_are_those_of_transformers(
@@ -203,6 +166,46 @@ def test_refusals_name_the_parameter(served: Server, change: dict[str, Any], par
     assert answer.json()["error"]["param"] == param
 
 
+def test_answers_are_held_to_a_schema_or_that_is_refused(engine: str, served: Server) -> None:
+    if engine != "vllm":
+        for asked in (held_to(SCHEMA), {"response_format": {"type": "json_object"}}):
+            answer = served.http.post("/v1/chat/completions", json=served.chat() | asked)
+            assert answer.status_code == 400
+            error = answer.json()["error"]
+            assert error["param"] == "response_format"
+            assert "native engine" in error["message"]
+        return
+    with ThreadPoolExecutor(4) as pool:
+        plain = pool.submit(ask, served, TEXTS[0])
+        settings = {"temperature": 1.0, "max_tokens": 60, "n": 3}
+        bodies = [
+            pool.submit(ask, served, TEXTS[1], **held_to(SCHEMA, seed=i, **settings))
+            for i in range(3)
+        ]
+    for body in bodies:
+        check_animals(body.result())
+    assert said(plain.result()) == said(ask(served, TEXTS[0]))
+    anything = ask(served, TEXTS[1], max_tokens=200, response_format={"type": "json_object"})
+    assert said(anything).startswith("{")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nope"},
+        {"type": "string", "pattern": "(("},
+        {"type": "integer", "multipleOf": 3},
+        {"$ref": "http://localhost/other.json"},
+        {"type": "object", "properties": 5},
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_refused(served: Server, schema: Any) -> None:
+    answer = served.http.post("/v1/chat/completions", json=served.chat() | held_to(schema))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "response_format"
+    assert said(ask(served, TEXTS[0]))
+
+
 def test_a_stream_says_the_same_and_ends_with_its_joules(
     served: Server, reference: dict[str, str]
 ) -> None:
@@ -256,18 +259,3 @@ def test_every_joule_is_on_a_bill(served: Server) -> None:
     assert session["residual"] < 1e-6
     assert session["request_joules"] > 0
     assert served.metric("conservation_violations_total") == 0
-
-
-@pytest.mark.parametrize("method", ["prompt_lookup", "draft_model"])
-def test_guesses_change_no_token(
-    engine: str, method: str, start_server: StartServer, reference: dict[str, str]
-) -> None:
-    options = [*ENGINES[engine], "--speculative", method]
-    options += ["--draft-model", str(DRAFT)] if method == "draft_model" else []
-    with start_server(*options) as server:
-        bodies = [ask(server, text) for text in TEXTS]
-        assert [said(body) for body in bodies] == list(reference.values())
-        assert together(server, TEXTS) == list(reference.values())
-        drafted = sum(body["usage"]["energy"]["drafted_tokens"] for body in bodies)
-        accepted = sum(body["usage"]["energy"]["accepted_tokens"] for body in bodies)
-        assert 0 < accepted <= drafted

@@ -149,7 +149,7 @@ def test_wrong_texts_in_the_environment_are_refused_by_name(name: str, text: str
 
 def test_wrong_flags_are_refused_by_name() -> None:
     with pytest.raises(
-        ConfigError, match=r"^--quantize must be one of none, int8, int4, nf4, not 'x'"
+        ConfigError, match=r"^--quantize must be one of none, int8, int4, nf4, fp8, not 'x'"
     ):
         load(ServeConfig, flags={"quantize": "x"})
 

@@ -18,10 +18,10 @@ from greenllm.core import (
 )
 from greenllm.model.info import LoadError
 from greenllm.vllm import versions
-from greenllm.vllm.translate import Abilities, logprobs_of, refuse, sampling_values
+from greenllm.vllm.translate import check_references, logprobs_of, refuse, sampling_values
 
-PLAIN = Abilities(Speculation("off"), can_sample_guesses=False)
-GUESSING = Abilities(Speculation("prompt_lookup", 4), can_sample_guesses=False)
+PLAIN = Speculation("off")
+GUESSING = Speculation("prompt_lookup", 4)
 
 
 def request(**more: Any) -> Request:
@@ -37,40 +37,44 @@ def sequence(**sampling: Any) -> Sequence:
 
 
 @pytest.mark.parametrize(
-    ("asked", "abilities", "param"),
+    ("asked", "own", "param"),
     [
         ({"approximation": Approximation(3, 0.9)}, PLAIN, "approximate"),
         ({"speculation": Speculation("prompt_lookup")}, PLAIN, "speculative.method"),
         ({"speculation": Speculation("off")}, GUESSING, "speculative.method"),
         ({"speculation": Speculation("prompt_lookup", 8)}, GUESSING, "speculative.method"),
-        ({"sampling": SamplingParams(temperature=1)}, GUESSING, "temperature"),
         ({"sampling": SamplingParams(logprobs=33)}, PLAIN, "logprobs"),
+        ({"sampling": SamplingParams(json_schema="{}", ignore_eos=True)}, PLAIN, "ignore_eos"),
+        ({"sampling": SamplingParams(json_schema="{}", min_tokens=1)}, PLAIN, "min_tokens"),
+        (
+            {"sampling": SamplingParams(json_schema="{}", stop_token_ids=(3,))},
+            PLAIN,
+            "stop_token_ids",
+        ),
         ({"sampling": SamplingParams(prompt_logprobs=33)}, PLAIN, "prompt_logprobs"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused_by_name(
-    asked: dict[str, Any], abilities: Abilities, param: str
+    asked: dict[str, Any], own: Speculation, param: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        refuse(request(**asked), abilities)
+        refuse(request(**asked), own)
     assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
-    ("asked", "abilities"),
+    ("asked", "own"),
     [
         ({}, GUESSING),
         ({"speculation": Speculation("off")}, PLAIN),
         ({"speculation": Speculation("prompt_lookup", 4)}, GUESSING),
-        (
-            {"sampling": SamplingParams(temperature=1)},
-            Abilities(Speculation("prompt_lookup"), can_sample_guesses=True),
-        ),
+        ({"sampling": SamplingParams(temperature=1)}, GUESSING),
+        ({"sampling": SamplingParams(json_schema="{}", stop=("a",))}, GUESSING),
         ({"sampling": SamplingParams(temperature=1, logprobs=32)}, PLAIN),
     ],
 )
-def test_what_it_can_do_is_taken(asked: dict[str, Any], abilities: Abilities) -> None:
-    refuse(request(**asked), abilities)
+def test_what_it_can_do_is_taken(asked: dict[str, Any], own: Speculation) -> None:
+    refuse(request(**asked), own)
 
 
 def test_ends_are_the_models_and_the_requests() -> None:
@@ -83,6 +87,13 @@ def test_ends_are_the_models_and_the_requests() -> None:
 def test_an_answer_of_no_tokens_is_asked_for_as_one() -> None:
     values = sampling_values(sequence(max_tokens=0, prompt_logprobs=1))
     assert (values["max_tokens"], values["prompt_logprobs"]) == (1, 1)
+
+
+def test_references_stay_within_the_schema() -> None:
+    check_references({"$defs": {"a": {}}, "items": [{"$ref": "#/$defs/a"}, {"$ref": 5}]})
+    with pytest.raises(InvalidRequestError, match=r"\$ref 'http://a/b'") as caught:
+        check_references({"anyOf": [{"properties": {"a": {"$ref": "http://a/b"}}}]})
+    assert caught.value.param == "response_format"
 
 
 def test_seeds_are_the_choices_own_and_fit() -> None:

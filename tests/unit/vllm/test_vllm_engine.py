@@ -27,7 +27,6 @@ from greenllm.model.info import ModelInfo
 from greenllm.shape import ModelShape
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal, Scheduled
-from greenllm.vllm.translate import Abilities
 
 SHAPE = ModelShape(1000, 500, 2, 8, 64)
 EOS = 0
@@ -59,6 +58,7 @@ class Counting:
     aborted: list[str] = field(default_factory=list)
     num_free_blocks: int = 9
     error: Exception | None = None
+    ended: Any = None
 
     def add(
         self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
@@ -70,6 +70,8 @@ class Counting:
     def step(self) -> list[Any]:
         if self.error is not None:
             raise self.error
+        if self.ended is not None:
+            return [self._output(name, self.ended, ended=True) for name in self.queued]
         found = [self._one(name, one) for name, one in list(self.queued.items())]
         return [output for output in found if output is not None]
 
@@ -89,7 +91,10 @@ class Counting:
         ended = generated >= one.most or bool(set(new) & set(one.ends))
         if ended:
             del self.queued[name]
-        choice = SimpleNamespace(token_ids=new, logprobs=None)
+        choice = SimpleNamespace(token_ids=new, logprobs=None, finish_reason=None)
+        return self._output(name, choice, ended=ended)
+
+    def _output(self, name: str, choice: Any, *, ended: bool) -> Any:
         return SimpleNamespace(
             request_id=name, outputs=[choice], finished=ended, num_cached_tokens=3,
             prompt_logprobs=None,
@@ -99,6 +104,10 @@ class Counting:
         self.aborted += names
         for name in names:
             self.queued.pop(name, None)
+
+    def check_schema(self, text: str) -> None:
+        if text == "{":
+            raise InvalidRequestError("no schema", "response_format")
 
     def load(self, digest: str, name: str, folder: Path) -> None:
         raise AssertionError
@@ -134,7 +143,7 @@ def make(
         account = Account(Watts(clock), SHAPE, clock=clock)
         account.start_serving()
         draft_shape = SHAPE.first(1) if own.method == "draft_model" else None
-        facts = Facts(INFO, SHAPE, draft_shape, Abilities(own, can_sample_guesses=False), 10)
+        facts = Facts(INFO, SHAPE, draft_shape, own, 10)
 
         def nothing(folder: Path) -> Any:
             raise AssertionError
@@ -224,6 +233,31 @@ def test_what_is_aborted_keeps_its_joules(make: Make) -> None:
     (receipt,) = engine.drain()
     assert (receipt.outcome, receipt.completion_tokens) == ("aborted", 1)
     assert (receipt.total_j or 0) > 0
+
+
+def test_what_vllm_ends_by_itself_has_failed(make: Make) -> None:
+    """Both choices end, as one request has one outcome; nobody waits for them."""
+    engine, backend = make()
+    engine.add_request(request("r", 1, 2, n=2, temperature=1, max_tokens=9))
+    engine.step()
+    backend.ended = SimpleNamespace(token_ids=[], logprobs=None, finish_reason="error")
+    tokens = engine.step()
+    assert [(t.index, t.token_id, t.finish_reason) for t in tokens] == [
+        (0, None, "error"),
+        (1, None, "error"),
+    ]
+    assert tokens[0].text == "vLLM ended it (error)"
+    (receipt,) = engine.drain()
+    assert (receipt.outcome, receipt.completion_tokens) == ("failed", 2)
+    assert not engine.has_work
+    assert not backend.queued
+
+
+def test_a_schema_is_read_before_a_request_is_queued(make: Make) -> None:
+    engine, _ = make()
+    engine.prepare(request("r", 1, json_schema="{}"))
+    with pytest.raises(InvalidRequestError, match="no schema"):
+        engine.prepare(request("r", 1, json_schema="{"))
 
 
 def test_choices_are_sequences_of_their_own(make: Make) -> None:
