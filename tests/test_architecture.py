@@ -168,7 +168,7 @@ def test_only_the_vllm_engine_imports_vllm() -> None:
 
 
 def test_only_a_few_modules_know_ray() -> None:
-    names = ("deploy", "pool", "remote_ledger", "replica", "router")
+    names = ("deploy", "ray_pool", "remote_ledger", "replica", "router")
     assert users("ray") == {f"serving/cluster/{name}.py" for name in names}
 
 

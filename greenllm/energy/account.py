@@ -273,6 +273,7 @@ class Account:
             if self._window and self._tried_s - self._last.at_s >= _GIVE_UP_AFTER_S:
                 self._give_up()
             return
+        self.idle_power.know(self.meter.idle_w)
         window = take_apart(self._last, reading, self.idle_power.watts)
         idle_s = max(0.0, self._idle_until_s - self._last.at_s)
         self._last = reading

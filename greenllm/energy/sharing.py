@@ -2,16 +2,18 @@
 
 A roster, a file that the servers of a machine share, says who was there from when to when. The idle
 floor of every moment belongs in equal parts to those who were there; what is above it belongs to
-whoever used the processor, by CPU time. So the servers' readings together never exceed what the
-hardware used, and what other programs used is on none of them.
+whoever used the processor, by CPU time. So the servers' readings of the same moments together never
+exceed what the hardware used, and what other programs used is on none of them. Where the meter does
+not know the floor, it is the lowest power that anybody on the roster has seen.
 
 Contract: `Roster` is safe between processes (an exclusive lock per change) and survives members
 that die without leaving: the others strike them off when they notice, within `_LOOK_EVERY_S`.
 Moments are of CLOCK_MONOTONIC, which all processes of a machine share.
 
-Not covered: a dead member's part of the floor until it is struck off (nobody pays it); containers
-that do not see each other's processes; training beside a server; GPUs, of which each server must
-have its own.
+Not covered: windows that overlap without being the same, whose power differs (each server takes
+the mean of its own); a dead member's part of the floor until it is struck off (nobody pays it);
+containers that do not see each other's processes; training beside a server; GPUs, of which each
+server must have its own.
 """
 
 from __future__ import annotations
@@ -23,15 +25,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from greenllm.energy.meter import Meter, Reading
+from greenllm.energy.meter import Meter, Reading, SensorError
 
 _LOOK_EVERY_S = 1.0
 _SHORTEST_FLOOR_WINDOW_S = 0.2
 _ENDED = ("Z", "X")
+_WORTH_TELLING = 0.01
 
 
 class Roster:
-    """Who shares a machine: one line per coming (`+`) and going (`-`), with the moment."""
+    """Who shares a machine: one line per coming (`+`) and going (`-`), with the moment.
+
+    Lines with a domain's name instead of a sign tell a power in watts, the lowest seen by then.
+    When somebody has removed the file, its members begin another one.
+    """
 
     def __init__(
         self,
@@ -47,7 +54,8 @@ class Roster:
         self._is_alive = is_alive or _runs
         self._name = _identity(os.getpid() if pid is None else pid)
         self._looked_s = clock()
-        self._seconds = 0.0
+        self._seconds = self._kept_s = 0.0
+        self._has_left = False
         self._note("+", self._name)
 
     def seconds(self) -> tuple[float, float]:
@@ -55,14 +63,38 @@ class Roster:
         if self._clock() - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = self._clock()
             self._strike_off_the_dead()
-        events = self._events()
+        events = self._events_or_rejoin()
         now_s = self._clock()
-        self._seconds = max(self._seconds, share_of(self._name, events, now_s))
+        found_s = self._kept_s + share_of(self._name, events, now_s)
+        self._seconds = max(self._seconds, found_s)
         return now_s, self._seconds
+
+    def lowest_w(self, domain: str, now_w: float | None = None) -> float:
+        """The lowest power that anybody has seen, `now_w` included; 0 where nobody has."""
+        seen = [float(w) for _, sign, w in self._events_or_rejoin() if sign == domain]
+        lowest_w = min(seen, default=None)
+        if now_w is not None and (lowest_w is None or now_w < (1 - _WORTH_TELLING) * lowest_w):
+            self._note(domain, f"{now_w:.6f}")
+            return now_w
+        return lowest_w or 0.0
 
     def leave(self) -> None:
         """Share no longer; the last takes the file along."""
+        self._has_left = True
         self._note("-", self._name)
+
+    def _events_or_rejoin(self) -> list[tuple[float, str, str]]:
+        """The file's lines; whoever finds itself not in them, or no file, comes again."""
+        try:
+            events = self._events()
+        except FileNotFoundError:
+            events = []
+        if self._has_left or self._name in _present(events):
+            return events
+        self._note("+", self._name)
+        events = self._events()
+        self._kept_s = self._seconds - share_of(self._name, events, self._clock())
+        return events
 
     def _events(self) -> list[tuple[float, str, str]]:
         lines = (line.split() for line in self._path.read_text(encoding="ascii").splitlines())
@@ -76,20 +108,28 @@ class Roster:
                     continue  # the last member has just taken the file along
                 stream.write(f"{self._clock():.6f} {sign} {name}\n")
                 stream.flush()
-                if not self._present():
+                if not _present(self._events()):
                     self._path.unlink()
                 return
 
-    def _present(self) -> set[str]:
-        present: set[str] = set()
-        for _, sign, name in self._events():
-            (present.add if sign == "+" else present.discard)(name)
-        return present
-
     def _strike_off_the_dead(self) -> None:
-        for name in self._present():
+        try:
+            present = _present(self._events())
+        except FileNotFoundError:
+            return  # whoever reads next begins another one
+        for name in present:
             if not self._is_alive(name):
                 self._note("-", name)
+
+
+def _present(events: list[tuple[float, str, str]]) -> set[str]:
+    present: set[str] = set()
+    for _, sign, name in events:
+        if sign == "+":
+            present.add(name)
+        elif sign == "-":
+            present.discard(name)
+    return present
 
 
 def share_of(name: str, events: list[tuple[float, str, str]], now_s: float) -> float:
@@ -102,7 +142,7 @@ def share_of(name: str, events: list[tuple[float, str, str]], now_s: float) -> f
         since_s = at_s
         if sign == "+":
             present.add(who)
-        else:
+        elif sign == "-":
             present.discard(who)
     return total_s
 
@@ -136,7 +176,6 @@ class SharedMeter:
         self.uncertainty = whole.uncertainty
         self._whole = whole
         self._roster = roster
-        self._lowest_w = dict(whole.idle_w or {})
         self._joules: dict[str, float] = {}
         self._last = whole.read()
         self._floor_s = roster.seconds()[1]
@@ -144,13 +183,21 @@ class SharedMeter:
 
     @property
     def idle_w(self) -> Mapping[str, float] | None:
-        """Of the whole machine; where the meter does not know it, the lowest power seen so far."""
-        return self._whole.idle_w
+        """Of the whole machine; where the meter does not know it, the lowest power seen by then."""
+        if self._whole.idle_w is not None:
+            return self._whole.idle_w
+        found = {domain: self._roster.lowest_w(domain) for domain in self._last.joules}
+        return found if all(found.values()) else None
 
     def read(self) -> Reading:
         """What was this server's since the meter was made."""
         now = self._whole.read()
-        _, floor_s = self._roster.seconds()
+        try:
+            return self._cut_down(now, self._roster.seconds()[1])
+        except OSError as error:
+            raise SensorError(f"the roster of this machine's servers: {error}") from error
+
+    def _cut_down(self, now: Reading, floor_s: float) -> Reading:
         duration_s = max(0.0, now.at_s - self._last.at_s)
         portion = min(1.0, (floor_s - self._floor_s) / duration_s) if duration_s > 0 else 0.0
         own_cpu_s, used = self._used(now)
@@ -175,7 +222,7 @@ class SharedMeter:
         return own_s, min(1.0, own_s / machine_s) if machine_s > 0 else 0.0
 
     def _floor_w(self, domain: str, energy_j: float, duration_s: float) -> float:
-        if self._whole.idle_w is None and duration_s >= _SHORTEST_FLOOR_WINDOW_S:
-            now_w = energy_j / duration_s
-            self._lowest_w[domain] = min(now_w, self._lowest_w.get(domain, now_w))
-        return self._lowest_w.get(domain, 0.0)
+        if self._whole.idle_w is not None:
+            return self._whole.idle_w.get(domain, 0.0)
+        is_long = duration_s >= _SHORTEST_FLOOR_WINDOW_S
+        return self._roster.lowest_w(domain, energy_j / duration_s if is_long else None)

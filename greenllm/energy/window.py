@@ -51,8 +51,14 @@ class IdlePower:
     """
 
     def __init__(self, known_w: Mapping[str, float] | None) -> None:
-        self._fixed = known_w is not None
-        self.watts: dict[str, float] = dict(known_w or {})
+        self._fixed = False
+        self.watts: dict[str, float] = {}
+        self.know(known_w)
+
+    def know(self, watts: Mapping[str, float] | None) -> None:
+        """Take what the meter knows by now; None is nothing."""
+        if watts is not None:
+            self._fixed, self.watts = True, dict(watts)
 
     def learn(self, duration_s: float, joules: Mapping[str, float]) -> None:
         """Follow an idle window; short ones are too coarse for the counters."""

@@ -34,7 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from greenllm.core import GreenllmError
 from serving.cluster.front import create_front, drain
 from serving.cluster.keeper import Keeper
-from serving.cluster.pool import RayPool, is_alive
+from serving.cluster.ray_pool import RayPool, is_alive
 from serving.cluster.replica import Post, Replica
 from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
@@ -101,21 +101,21 @@ def _require_answer(address: str | None) -> None:
         raise StartError(f"--cluster: nobody answers at {address}: {error}") from error
 
 
-def make_keeper(config: ServeConfig) -> Any:
+def make_keeper(config: ServeConfig, run: str) -> Any:
     """The ledger's keeper, an actor on this machine."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     made = ray.remote(Keeper).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
-    keeper = made.remote(Path(config.ledger_path).absolute(), is_alive)
+    keeper = made.remote(Path(config.ledger_path).absolute(), run, is_alive)
     ray.get(keeper.totals.remote())  # a ledger that cannot be used is told now
     return keeper
 
 
-def application(config: ServeConfig, keeper: Any) -> Any:
+def application(config: ServeConfig, keeper: Any, run: str) -> Any:
     """What Ray Serve is to run."""
     post = Post(
         replace(config, data_dir=Path(config.data_path).absolute()),
         keeper,
-        f"{int(time.time()):x}-{secrets.token_hex(4)}",
+        run,
         config.replica_cpus,
     )
     environment = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
@@ -170,8 +170,9 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
     try:
         cluster = Cluster(config)
         try:
-            keeper = make_keeper(config)
-            handle = _started(config, keeper)
+            run = f"s-{int(time.time()):x}-{secrets.token_hex(3)}"
+            keeper = make_keeper(config, run)
+            handle = _started(config, keeper, run)
             _serve(config, listener, RayPool(handle, keeper), on_ready)
             cluster.close()
             ray.get(keeper.close.remote())
@@ -181,11 +182,11 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
         listener.close()
 
 
-def _started(config: ServeConfig, keeper: Any) -> Any:
+def _started(config: ServeConfig, keeper: Any, run: str) -> Any:
     serve.start(proxy_location=ProxyLocation.Disabled)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
-        return serve.run(application(config, keeper), name=APPLICATION, route_prefix=None)
+        return serve.run(application(config, keeper, run), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         raise GreenllmError(_reason()) from error
 

@@ -98,6 +98,7 @@ class Front:
         """The answer of the first replica that is not lost before it begins."""
         ticket = Ticket(kin_of(call))
         for _ in range(MOST_TRIES):
+            ticket.replica = None
             parts = self._pool.send(call, ticket)
             try:
                 head, first = await _beginning(parts)

@@ -4,7 +4,8 @@ Contract: replicas send receipts and totals, which are written as in a ledger of
 with them what to book should they die after that. `reap` looks who has died without closing its
 books and does so: open requests become final receipts with outcome `lost`, so that sums hold. A
 replica that was given up and speaks again is not listened to. Knows nothing of Ray: who is alive is
-asked of `is_alive`.
+asked of `is_alive`. A keeper that is started again goes on with the file: sessions that nobody has
+closed, adapters.
 
 Not covered: what a lost replica used in its last quarter of a second, which is on nobody's bill,
 and requests that it had for no longer, which leave no receipt.
@@ -12,6 +13,7 @@ and requests that it had for no longer, which leave no receipt.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -27,23 +29,26 @@ Books = tuple[Sequence[Receipt], Totals]
 
 @dataclass(slots=True)
 class _Open:
-    """A replica's session: who it is, its totals, and what to book if it dies."""
+    """A replica's session: who it is, and what to book if it dies."""
 
     replica: str
-    totals: Totals
     if_lost: Books
 
 
 class Keeper:
     """See the module. Used by one caller at a time."""
 
-    def __init__(self, path: Path, is_alive: Callable[[str], bool]) -> None:
+    def __init__(self, path: Path, run: str, is_alive: Callable[[str], bool]) -> None:
+        """Open the ledger; `run` is the deployment, whose sessions' ids all begin with it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._ledger = Ledger(path)
+        self._run = run
         self._is_alive = is_alive
         self._open: dict[str, _Open] = {}
-        self._closed = Totals()
+        self._adapters_file = path.parent / f"adapters-{run}.json"
         self._adapters: dict[str, str] = {}
+        if self._adapters_file.exists():
+            self._adapters = json.loads(self._adapters_file.read_text(encoding="utf-8"))
 
     def open_session(
         self, session_id: str, replica: str, method: str, measured: bool, parameters: int
@@ -53,19 +58,28 @@ class Keeper:
         self._ledger.open_session(
             session_id, method=method, measured=measured, parameters=parameters
         )
-        self._open[session_id] = _Open(replica, Totals(), ((), Totals()))
+        self._open[session_id] = _Open(replica, ((), Totals()))
 
-    def record(self, session_id: str, books: Books, if_lost: Books, closed: bool) -> None:
+    def record(
+        self, session_id: str, replica: str, books: Books, if_lost: Books, closed: bool
+    ) -> None:
         """Write receipts and totals; see `Ledger.record`."""
-        session = self._open.get(session_id)
+        session = self._open.get(session_id) or self._adopted(session_id, replica)
         if session is None:
             log.warning("session %s has been given up; what it sends is not booked", session_id)
             return
         receipts, totals = books
         self._ledger.record(session_id, receipts, totals, closed=closed)
-        session.totals, session.if_lost = totals, if_lost
+        session.if_lost = if_lost
         if closed:
-            self._close(session_id)
+            del self._open[session_id]
+
+    def _adopted(self, session_id: str, replica: str) -> _Open | None:
+        """A session that an earlier keeper of this ledger has opened and nobody has closed."""
+        found = {one.session_id for one in self._ledger.sessions() if not one.closed}
+        if session_id not in found:
+            return None
+        return self._open.setdefault(session_id, _Open(replica, ((), Totals())))
 
     def reap(self) -> list[str]:
         """Close the books of replicas that are gone; the ids of the requests that were lost."""
@@ -76,20 +90,16 @@ class Keeper:
             receipts, totals = session.if_lost
             log.warning("replica %s is gone, with %d requests", session.replica, len(receipts))
             self._ledger.record(session_id, receipts, totals, closed=True)
-            session.totals = totals
-            self._close(session_id)
+            del self._open[session_id]
             found += [receipt.request_id for receipt in receipts]
         return found
 
-    def _close(self, session_id: str) -> None:
-        session = self._open.pop(session_id)
-        self._closed = added(self._closed, session.totals)
-
     def totals(self) -> Totals:
-        """Of all replicas since the keeper began."""
-        result = self._closed
-        for session in self._open.values():
-            result = added(result, session.totals)
+        """Of all replicas of this deployment, those that are gone too."""
+        result = Totals()
+        for session in self._ledger.sessions():
+            if session.session_id.startswith(self._run):
+                result = added(result, session.totals)
         return result
 
     def receipt(self, request_id: str) -> Receipt | None:
@@ -112,11 +122,13 @@ class Keeper:
             self._adapters.pop(name, None)
         else:
             self._adapters[name] = folder
+        self._adapters_file.write_text(json.dumps(self._adapters), encoding="utf-8")
 
     def close(self) -> None:
         """Close the file."""
         self.reap()
         self._ledger.close()
+        self._adapters_file.unlink(missing_ok=True)
 
 
 def added(one: Totals, other: Totals) -> Totals:

@@ -34,13 +34,15 @@ class RemoteLedger:
         self.num_errors = 0
         self.if_lost: Callable[[], Books] = lambda: ((), Totals())
         self._keeper = keeper
+        self._replica = ""
         self._sent: deque[tuple[Any, Sequence[Receipt]]] = deque()
         self._unwritten: list[Receipt] = []
 
     def open_session(
         self, session_id: str, replica: str, *, method: str, measured: bool, parameters: int
     ) -> None:
-        """Begin a session."""
+        """Begin a session; `replica` is the actor's name."""
+        self._replica = replica
         ray.get(self._keeper.open_session.remote(session_id, replica, method, measured, parameters))
 
     def record(
@@ -56,7 +58,7 @@ class RemoteLedger:
         rows = [*self._unwritten, *receipts]
         self._unwritten.clear()
         books = (rows, totals or Totals())
-        ref = self._keeper.record.remote(session_id, books, self.if_lost(), closed)
+        ref = self._keeper.record.remote(session_id, self._replica, books, self.if_lost(), closed)
         self._sent.append((ref, rows))
         if closed:
             self._look_after(_PATIENCE_S)
@@ -94,7 +96,7 @@ class RemoteLedger:
         return cast(list[Row], ray.get(asked))
 
     def totals(self) -> Totals:
-        """Of all replicas since the keeper began."""
+        """Of all replicas of this deployment."""
         return cast(Totals, ray.get(self._keeper.totals.remote()))
 
     def close(self) -> None:

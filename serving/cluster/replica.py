@@ -16,7 +16,6 @@ import logging
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ class Replica:
     def _open_books(
         self, config: ServeConfig, meter: Meter, parameters: int
     ) -> tuple[RemoteLedger, str]:
-        session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
+        session_id = f"{self._post.run}-{secrets.token_hex(4)}"
         actor = ray.get_runtime_context().get_actor_name()
         self._ledger.open_session(
             session_id, actor, method=meter.method, measured=meter.measured, parameters=parameters

@@ -38,6 +38,8 @@ class PackingRouter(RequestRouter):  # type: ignore[misc]
         """Replicas by preference, each a rank of its own."""
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         ticket = ticket_of(pending_request)
+        if pending_request is not None:
+            self._tentative.pop(pending_request.metadata.internal_request_id, None)
         ranked = self._packer.rank(self._loads(named), ticket)
         if pending_request is not None:
             # Else Ray Serve asks again at once when nobody has room, for ever and without a pause.

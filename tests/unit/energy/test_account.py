@@ -127,7 +127,7 @@ def test_a_rehearsal_is_load_and_teaches_the_fit(make_rig: MakeRig) -> None:
 
 def test_idle_power_is_learnt_between_requests(make_rig: MakeRig) -> None:
     rig = make_rig()
-    rig.account.idle_power._fixed = False
+    rig.meter.idle_w, rig.account.idle_power = None, IdlePower(None)
     rig.spend(10.0, cpu=30.0)
     rig.open("a")
     assert rig.account.idle_power.watts == pytest.approx({"cpu": 3.0})
@@ -467,9 +467,19 @@ def _request(name: str) -> Request:
     return Request(name, ((1, 2),), SamplingParams(), "m")
 
 
+def test_idle_power_that_a_meter_gets_to_know_is_taken(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 1.0})
+    rig.open("a")
+    rig.meter.idle_w = {"cpu": 3.0}
+    rig.step(("a", 0, 4), seconds=1.0, cpu=10.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert (receipt.idle_j, receipt.active_j) == (pytest.approx(3.0), pytest.approx(7.0))
+
+
 def test_rest_learns_the_idle_power_of_sensors_before_serving(make_rig: MakeRig) -> None:
     rig = make_rig(serving=False)
-    rig.account.idle_power = IdlePower(None)
+    rig.meter.idle_w, rig.account.idle_power = None, IdlePower(None)
     rig.account.rest(lambda seconds: rig.spend(seconds, cpu=4.0))
     assert rig.account.idle_power.watts == {"cpu": pytest.approx(8.0)}
     assert rig.totals.load_j == pytest.approx(4.0)

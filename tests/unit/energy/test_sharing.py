@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenllm.energy.meter import Meter, Reading, ReplayMeter
+from greenllm.energy.meter import Meter, Reading, ReplayMeter, SensorError
 from greenllm.energy.sharing import Roster, SharedMeter, share_of
 from greenllm.energy.window import take_apart
 
@@ -363,6 +363,42 @@ def test_a_floor_that_is_not_known_is_the_lowest_power_seen(hand: Hand, path: Pa
     whole.spend(1.0, 25.0, {1: 1.0})
     assert one.read().total_j == pytest.approx(2.5 + 2.5 + 20.0)
     assert two.read().total_j == pytest.approx(5.0)
+
+
+def test_a_newcomer_knows_the_floor_that_others_have_seen(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, None)
+    one, two = two_meters(whole, path)
+    whole.spend(1.0, 5.0, {})
+    one.read()
+    two.read()
+    third = SharedMeter(whole.seen_by(99), hand.join(path, 3))
+    assert third.idle_w == pytest.approx({"cpu": 5.0})
+    whole.spend(1.0, 25.0, {1: 1.0})
+    before = 5.0
+    assert one.read().total_j + two.read().total_j + third.read().total_j == pytest.approx(
+        before + 25.0
+    )
+
+
+def test_a_roster_that_somebody_removes_is_begun_again(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, two = two_meters(whole, path)
+    whole.spend(1.0, 4.0, {})
+    assert one.read().total_j + two.read().total_j == pytest.approx(4.0)
+    path.unlink()
+    one.read()
+    two.read()
+    whole.spend(1.0, 4.0, {})
+    assert [one.read().total_j, two.read().total_j] == pytest.approx([4.0, 4.0])
+
+
+def test_a_roster_that_cannot_be_read_is_a_sensor_that_fails(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, _ = two_meters(whole, path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SensorError, match="roster"):
+        one.read()
 
 
 def test_a_short_window_tells_nothing_of_an_unknown_floor(hand: Hand, path: Path) -> None:

@@ -34,10 +34,15 @@ class House:
 
     path: Path
     dead: set[str] = field(default_factory=set)
+    run: str = ""
     keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeper = Keeper(self.path, lambda name: name not in self.dead)
+        self.keeper = self.another()
+
+    def another(self) -> Keeper:
+        """As Ray starts it again, with nothing but the file."""
+        return Keeper(self.path, self.run, lambda name: name not in self.dead)
 
     def open(self, *sessions: str) -> None:
         for session in sessions:
@@ -72,8 +77,10 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def test_receipts_and_totals_of_several_replicas_are_in_one_ledger(house: House) -> None:
     house.open("s", "t")
-    house.keeper.record("s", ([receipt("a")], totals(3.0)), NOTHING, False)
-    house.keeper.record("t", ([receipt("b", 4.0, key="k")], totals(4.0)), NOTHING, False)
+    house.keeper.record("s", "replica of s", ([receipt("a")], totals(3.0)), NOTHING, False)
+    house.keeper.record(
+        "t", "replica of t", ([receipt("b", 4.0, key="k")], totals(4.0)), NOTHING, False
+    )
     assert house.keeper.receipt("a") == receipt("a")
     assert house.keeper.receipt("b") == receipt("b", 4.0, key="k")
     assert house.keeper.receipt("c") is None
@@ -95,9 +102,9 @@ def test_a_session_says_how_it_was_metered(house: House) -> None:
 
 def test_totals_count_sessions_that_are_closed(house: House) -> None:
     house.open("s", "t")
-    house.keeper.record("s", ([], totals(3.0)), NOTHING, True)
-    house.keeper.record("t", ([], totals(1.0)), NOTHING, False)
-    house.keeper.record("t", ([], totals(4.0)), NOTHING, False)
+    house.keeper.record("s", "replica of s", ([], totals(3.0)), NOTHING, True)
+    house.keeper.record("t", "replica of t", ([], totals(1.0)), NOTHING, False)
+    house.keeper.record("t", "replica of t", ([], totals(4.0)), NOTHING, False)
     assert house.keeper.totals() == totals(7.0, idle_j=4.0)
     assert (house.session("s").closed, house.session("t").closed) == (True, False)
 
@@ -105,7 +112,9 @@ def test_totals_count_sessions_that_are_closed(house: House) -> None:
 def test_what_a_dead_replica_had_open_is_booked_as_lost(house: House) -> None:
     house.open("s", "t")
     lost = [receipt("b", 5.0, outcome="lost"), receipt("c", 2.0, outcome="lost")]
-    house.keeper.record("s", ([receipt("a")], totals(3.0, 7.0)), (lost, totals(10.0)), False)
+    house.keeper.record(
+        "s", "replica of s", ([receipt("a")], totals(3.0, 7.0)), (lost, totals(10.0)), False
+    )
     assert house.kill("s") == ["b", "c"]
     for name in ("b", "c"):
         found = house.keeper.receipt(name)
@@ -121,7 +130,9 @@ def test_what_a_dead_replica_had_open_is_booked_as_lost(house: House) -> None:
 
 def test_who_is_alive_is_left_alone(house: House) -> None:
     house.open("s")
-    house.keeper.record("s", ([], totals(0.0, 5.0)), ([receipt("a", 5.0)], totals(5.0)), False)
+    house.keeper.record(
+        "s", "replica of s", ([], totals(0.0, 5.0)), ([receipt("a", 5.0)], totals(5.0)), False
+    )
     assert house.keeper.reap() == []
     assert house.keeper.receipt("a") is None
     assert house.keeper.totals().open_j == 5.0
@@ -130,8 +141,10 @@ def test_who_is_alive_is_left_alone(house: House) -> None:
 def test_only_what_was_told_last_is_lost(house: House) -> None:
     house.open("s")
     lost = receipt("a", 2.0, outcome="lost")
-    house.keeper.record("s", ([], totals(0.0, 2.0)), ([lost], totals(2.0)), False)
-    house.keeper.record("s", ([receipt("a", 3.0)], totals(3.0)), ([], totals(3.0)), False)
+    house.keeper.record("s", "replica of s", ([], totals(0.0, 2.0)), ([lost], totals(2.0)), False)
+    house.keeper.record(
+        "s", "replica of s", ([receipt("a", 3.0)], totals(3.0)), ([], totals(3.0)), False
+    )
     assert house.kill("s") == []
     assert house.keeper.receipt("a") == receipt("a", 3.0)
     assert house.sum_j("s") == house.session("s").totals.requests_j == 3.0
@@ -141,7 +154,7 @@ def test_a_receipt_that_was_provisional_becomes_lost(house: House) -> None:
     house.open("s")
     early = replace(receipt("a", 9.0), status="provisional", http_status=200)
     lost = ([receipt("a", 4.0, outcome="lost")], totals(4.0))
-    house.keeper.record("s", ([early], totals(0.0, 4.0)), lost, False)
+    house.keeper.record("s", "replica of s", ([early], totals(0.0, 4.0)), lost, False)
     assert house.kill("s") == ["a"]
     found = house.keeper.receipt("a")
     assert found is not None
@@ -152,9 +165,9 @@ def test_a_receipt_that_was_provisional_becomes_lost(house: House) -> None:
 
 def test_a_final_receipt_is_not_booked_twice(house: House) -> None:
     house.open("s")
-    house.keeper.record("s", ([receipt("a")], totals(3.0)), NOTHING, False)
+    house.keeper.record("s", "replica of s", ([receipt("a")], totals(3.0)), NOTHING, False)
     late = ([receipt("a", 3.0, outcome="lost")], totals(3.0))
-    house.keeper.record("s", ([], totals(3.0)), late, False)
+    house.keeper.record("s", "replica of s", ([], totals(3.0)), late, False)
     house.kill("s")
     assert house.keeper.receipt("a") == receipt("a")
     assert house.sum_j("s") == 3.0
@@ -166,9 +179,9 @@ def test_a_replica_that_was_given_up_is_not_listened_to(
 ) -> None:
     house.open("s")
     lost = ([receipt("a", outcome="lost")], totals(3.0))
-    house.keeper.record("s", ([], totals(0.0, 3.0)), lost, False)
+    house.keeper.record("s", "replica of s", ([], totals(0.0, 3.0)), lost, False)
     house.kill("s")
-    house.keeper.record("s", ([receipt("b")], totals(99.0)), NOTHING, False)
+    house.keeper.record("s", "replica of s", ([receipt("b")], totals(99.0)), NOTHING, False)
     assert "session s has been given up" in caplog.text
     assert house.keeper.receipt("b") is None
     assert house.keeper.totals() == house.session("s").totals == totals(3.0)
@@ -176,7 +189,9 @@ def test_a_replica_that_was_given_up_is_not_listened_to(
 
 def test_a_replica_that_has_closed_its_books_cannot_be_lost(house: House) -> None:
     house.open("s")
-    house.keeper.record("s", ([receipt("a")], totals(3.0)), ([receipt("b")], totals(6.0)), True)
+    house.keeper.record(
+        "s", "replica of s", ([receipt("a")], totals(3.0)), ([receipt("b")], totals(6.0)), True
+    )
     assert house.kill("s") == []
     assert house.keeper.receipt("b") is None
     assert house.session("s").totals == totals(3.0)
@@ -192,7 +207,7 @@ def test_a_replica_that_died_before_it_booked_anything_is_closed(house: House) -
 def test_a_newcomer_has_the_dead_closed_first(house: House) -> None:
     house.open("s")
     lost = ([receipt("a", outcome="lost")], totals(3.0))
-    house.keeper.record("s", ([], totals(0.0, 3.0)), lost, False)
+    house.keeper.record("s", "replica of s", ([], totals(0.0, 3.0)), lost, False)
     house.dead.add("replica of s")
     house.open("t")
     assert house.session("s").closed
@@ -203,7 +218,7 @@ def test_closing_has_the_dead_closed_too(tmp_path: Path) -> None:
     house = House(tmp_path / "ledger.sqlite")
     house.open("s")
     lost = ([receipt("a", outcome="lost")], totals(3.0))
-    house.keeper.record("s", ([], totals(0.0, 3.0)), lost, False)
+    house.keeper.record("s", "replica of s", ([], totals(0.0, 3.0)), lost, False)
     house.dead.add("replica of s")
     house.keeper.close()
     assert house.session("s").closed
@@ -225,3 +240,32 @@ def test_adapters_are_remembered_until_they_are_unloaded(house: House) -> None:
 def test_totals_add_up_field_by_field() -> None:
     one, other = Totals(1, 2, 3, 4, 5, 6, 7), Totals(10, 20, 30, 40, 50, 60, 70)
     assert added(one, other) == Totals(11, 22, 33, 44, 55, 66, 77)
+
+
+def test_a_keeper_that_is_started_again_goes_on_with_what_is_open(house: House) -> None:
+    house.open("s", "t")
+    house.keeper.record("t", "replica of t", ([receipt("a")], totals(3.0)), NOTHING, True)
+    house.keeper.set_adapter("fox", "/fox")
+    again = house.another()
+    assert again.adapters() == {"fox": "/fox"}
+    books = ([receipt("b", 4.0)], totals(4.0))
+    again.record("s", "replica of s", books, ([receipt("c", outcome="lost")], totals(7.0)), False)
+    again.record("t", "replica of t", ([receipt("d")], totals(9.0)), NOTHING, False)
+    assert again.receipt("b") == receipt("b", 4.0)
+    assert again.receipt("d") is None, "its books were closed"
+    assert again.totals() == totals(7.0, idle_j=4.0)
+    house.dead.add("replica of s")
+    assert again.reap() == ["c"]
+    assert house.sum_j("s") == 7.0
+    again.close()
+    assert house.another().adapters() == {}
+
+
+def test_totals_are_those_of_one_deployment(tmp_path: Path) -> None:
+    house = House(tmp_path / "ledger.sqlite", run="s-1")
+    house.open("s-1-a", "s-2-b")
+    for name in ("s-1-a", "s-2-b"):
+        books = ([receipt(name)], totals(3.0))
+        house.keeper.record(name, f"replica of {name}", books, NOTHING, False)
+    assert house.keeper.totals() == totals(3.0)
+    house.keeper.close()
