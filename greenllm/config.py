@@ -60,8 +60,8 @@ class EngineConfig:
     )
     quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = option(
         "none",
-        "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize the weights"
-        " while loading; the torch runner does it with bitsandbytes.",
+        "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize weights"
+        " while loading; torch does it with bitsandbytes.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
