@@ -22,6 +22,7 @@ from greenllm.core import MOST_DRAFTED, GreenllmError, SpeculativeMethod
 
 ENVIRONMENT_PREFIX = "GREENLLM_"
 TEST_PREFIX = "GREENLLM_TEST_"
+_LONGEST_FOR_WIDE_STEPS = 8192
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 T = TypeVar("T")
 
@@ -79,7 +80,8 @@ class EngineConfig:
     max_num_seqs: int = option(64, "Sequences in one batch, at most.")
     max_batch_tokens: int | None = option(
         None,
-        "Tokens in one step, at most; longer prompts are chunked. Default is 512, on CUDA 2048.",
+        "Tokens in one step, at most; longer prompts are chunked. Default is 512, on CUDA 2048 for"
+        " contexts up to 8192.",
     )
     block_size: int | None = option(
         None, "Tokens in one KV cache block; 16 with torch, openvino's is fixed."
@@ -173,9 +175,10 @@ class EngineConfig:
         if not holds:
             raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
 
-    def step_tokens(self, *, on_gpu: bool) -> int:
-        """Tokens in one step, at most."""
-        return self.max_batch_tokens or max(2048 if on_gpu else 512, self.max_num_seqs)
+    def step_tokens(self, *, on_gpu: bool, context_length: int) -> int:
+        """Tokens in one step, at most; scores of a step grow with both, and stay in bounds."""
+        is_wide = on_gpu and context_length <= _LONGEST_FOR_WIDE_STEPS
+        return self.max_batch_tokens or max(2048 if is_wide else 512, self.max_num_seqs)
 
     @property
     def data_path(self) -> Path:

@@ -103,6 +103,8 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            if self._record_every_s < math.inf:
+                self._record([])
             while not self._stopping:
                 self._turn()
             self._finish()

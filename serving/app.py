@@ -56,12 +56,17 @@ def create_app(make_state: MakeState) -> FastAPI:
     app.include_router(files.router)
     app.include_router(fine_tuning.router)
     app.include_router(routes.router)
+    answer_errors(app)
+    return app
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Have an app answer whatever goes wrong with OpenAI's error object."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(InvalidRequestError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_crash)
-    return app
 
 
 async def _on_api_error(_: HttpRequest, error: Exception) -> Response:

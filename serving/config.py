@@ -55,6 +55,8 @@ class ServeConfig(EngineConfig):
         within = least is None or most is None or 0 < least <= most
         self._require(within, "min_replicas", "must be in [1, --replicas]")
         self._require(self.replica_cpus > 0, "replica_cpus", "must be greater than 0")
+        alone = most is None or ":" not in self.device
+        self._require(alone, "device", "is cpu, cuda or auto with --replicas: Ray says which GPU")
 
     @property
     def longest_stop_s(self) -> float:

@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -142,7 +142,12 @@ def build(
 
     engine: NativeEngine | VllmEngine
     if is_for_vllm(config):
-        engine, threads, drafting = _load_vllm(config, policy, tokenizer, account_of)
+        engine, threads, drafting = _load_vllm(
+            config if num_cpus is None else _with_threads(config, num_cpus),
+            policy,
+            tokenizer,
+            account_of,
+        )
     else:
         engine, threads, drafting = _load_native(
             config, policy, tokenizer, account_of, num_cpus or _num_cpus()
@@ -174,7 +179,10 @@ def _load_native(
         clock=time.monotonic,
         limits=Limits(
             config.max_num_seqs,
-            config.step_tokens(on_gpu=runner.info.device.startswith("cuda")),
+            config.step_tokens(
+                on_gpu=runner.info.device.startswith("cuda"),
+                context_length=runner.info.context_length,
+            ),
             config.prefix_cache,
         ),
         adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
@@ -193,6 +201,11 @@ def is_for_vllm(config: ServeConfig) -> bool:
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         return on_gpu and config.runner == "auto" and installed() is not None
     return config.engine == "vllm"
+
+
+def _with_threads(config: ServeConfig, num_cpus: int) -> ServeConfig:
+    """`auto` is all processors for vLLM, of which not all are this server's."""
+    return replace(config, threads=str(num_cpus)) if config.threads == "auto" else config
 
 
 def _load_vllm(

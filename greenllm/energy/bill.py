@@ -124,7 +124,9 @@ class Bill:
         """The receipt should its server be gone from now on: what has been metered is wasted."""
         duration_s = now_s - self.opened_s
         closing = self.closing or self._unpriced(meter, "lost", {}, duration_s)
-        return self._priced(replace(closing, outcome="lost"), meter, fit, duration_s)
+        if not self.sent_provisional:  # else its client has had the answer
+            closing = replace(closing, outcome="lost")
+        return self._priced(closing, meter, fit, duration_s)
 
     def _priced(
         self, closing: Receipt, meter: Meter, fit: CoefficientFit, duration_s: float

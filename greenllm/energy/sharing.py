@@ -31,6 +31,7 @@ _LOOK_EVERY_S = 1.0
 _SHORTEST_FLOOR_WINDOW_S = 0.2
 _ENDED = ("Z", "X")
 _WORTH_TELLING = 0.01
+_FIELDS, _END = 4, "."
 
 
 class Roster:
@@ -97,8 +98,10 @@ class Roster:
         return events
 
     def _events(self) -> list[tuple[float, str, str]]:
-        lines = (line.split() for line in self._path.read_text(encoding="ascii").splitlines())
-        return [(float(at), sign, name) for at, sign, name in lines]
+        """Whole lines only: a full disk or a kill may leave half of one."""
+        lines = [line.split() for line in self._path.read_text(encoding="ascii").splitlines()]
+        whole = (line for line in lines if len(line) == _FIELDS and line[-1] == _END)
+        return [(float(at), sign, name) for at, sign, name, _ in whole]
 
     def _note(self, sign: str, name: str) -> None:
         while True:
@@ -106,7 +109,7 @@ class Roster:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 if os.fstat(stream.fileno()).st_nlink == 0:
                     continue  # the last member has just taken the file along
-                stream.write(f"{self._clock():.6f} {sign} {name}\n")
+                stream.write(f"\n{self._clock():.6f} {sign} {name} {_END}")
                 stream.flush()
                 if not _present(self._events()):
                     self._path.unlink()

@@ -85,7 +85,7 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
 
     On CPUs prompts are not cut into chunks: seeds and chunks together stop vLLM there.
     """
-    most = config.step_tokens(on_gpu=plan.on_gpu)
+    most = config.step_tokens(on_gpu=plan.on_gpu, context_length=plan.context_length)
     tokens = most if plan.on_gpu else plan.context_length
     values: dict[str, Any] = {
         "model": plan.source,

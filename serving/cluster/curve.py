@@ -2,7 +2,7 @@
 
 Contract: a few numbers per power of two of requests in flight. `full_at` is the smallest size from
 which larger ones seen so far save less than `_WORTH` of a token's joules; what has not been seen is
-assumed to save. Knows nothing of Ray.
+assumed to save, and what has not been seen for long is forgotten. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 _WORTH = 0.05
 _WEIGHT = 0.3
 _FEWEST_TOKENS = 16
+_REMEMBERED_NOTES = 300
 
 
 class JoulesCurve:
@@ -20,20 +21,34 @@ class JoulesCurve:
     def __init__(self, most: int) -> None:
         self._most = most
         self._per_token_j: dict[int, float] = {}
+        self._noted: dict[int, int] = {}
+        self._num_notes = 0
 
     @property
     def per_token_j(self) -> Mapping[int, float]:
         """By size; a slow average."""
         return self._per_token_j
 
-    def note(self, in_flight: float, tokens: int, joules: float) -> None:
-        """Learn from a stretch of time; a few tokens tell nothing."""
-        if tokens < _FEWEST_TOKENS or in_flight < 1 or joules <= 0:
+    def note(self, in_flight: tuple[int, int], tokens: int, joules: float) -> None:
+        """Learn from a stretch of time, with so many in flight at its beginning and its end.
+
+        A few tokens tell nothing, nor does a stretch in which the load has changed.
+        """
+        before, size = (1 << (count.bit_length() - 1) if count > 0 else 0 for count in in_flight)
+        if tokens < _FEWEST_TOKENS or not before == size > 0 or joules <= 0:
             return
-        size = 1 << (round(in_flight).bit_length() - 1)
+        self._num_notes += 1
+        self._forget()
+        self._noted[size] = self._num_notes
         now_j = joules / tokens
         before_j = self._per_token_j.get(size, now_j)
         self._per_token_j[size] = before_j + _WEIGHT * (now_j - before_j)
+
+    def _forget(self) -> None:
+        """What has not been seen for long is to be tried again: the load may be another."""
+        for size, noted in list(self._noted.items()):
+            if self._num_notes - noted > _REMEMBERED_NOTES:
+                del self._noted[size], self._per_token_j[size]
 
     @property
     def full_at(self) -> int:

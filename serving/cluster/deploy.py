@@ -1,7 +1,8 @@
 """Starts replicas on Ray Serve and serves them from this process until a signal comes.
 
-Contract: without an address Ray runs for this command alone and ends with it; on a cluster only
-the application `greenllm` is added and taken away again. The ledger is written on this machine.
+Contract: without an address Ray runs for this command alone and ends with it; on a cluster one
+application is added, and taken away again however the command ends but by a kill. The ledger is
+written on this machine.
 Stopping is as with one server: running requests get their time, then all books are closed.
 
 Not covered: several fronts; the front's own joules and Ray's, which are on no bill.
@@ -31,8 +32,7 @@ from ray.serve.config import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from greenllm.core import GreenllmError
-from serving.cluster.front import create_front, drain
+from serving.cluster.front import Limits, create_front, drain, end_all
 from serving.cluster.keeper import Keeper
 from serving.cluster.ray_pool import RayPool, is_alive
 from serving.cluster.replica import Post, Replica
@@ -42,7 +42,6 @@ from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.front_door import FrontDoor, StartError, take_port
 
 log = logging.getLogger(__name__)
-APPLICATION = "greenllm"
 _STATS_EVERY_S = 2.0
 _CONNECT_TIMEOUT_S = 5.0
 # What replicas need from the environment that Ray does not hand on by itself.
@@ -57,10 +56,10 @@ OnReady = Callable[[ServeConfig, Sequence[Mapping[str, Any]], int], None]
 
 
 class Cluster:
-    """Ray, for as long as the command runs."""
+    """Ray, for as long as the command runs; `name` is the application's."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._is_own = config.cluster is None
+    def __init__(self, config: ServeConfig, name: str) -> None:
+        self.name = name
         _require_answer(config.cluster)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own: dict[str, Any] = {
@@ -71,19 +70,42 @@ class Cluster:
         try:
             ray.init(
                 address=config.cluster or "local",
-                namespace=APPLICATION,
+                namespace="greenllm",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=False,
-                **(own if self._is_own else {}),
+                **(own if config.cluster is None else {}),
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = config.cluster or "a cluster of its own"
             raise StartError(f"--cluster: cannot use {where}: {error}") from error
 
+    def device(self, config: ServeConfig) -> str:
+        """What replicas run on: a GPU each, where the cluster has some.
+
+        Raises:
+            StartError: fewer CPUs or GPUs are there than the fewest replicas need.
+        """
+        found = ray.cluster_resources()
+        device = config.device
+        if device == "auto":
+            device = "cuda" if found.get("GPU", 0) > 0 else "cpu"
+        least = config.min_replicas or config.replicas or 1
+        needs = {"CPU": least * config.replica_cpus, "GPU": least if device == "cuda" else 0}
+        for name, needed in needs.items():
+            if found.get(name, 0) < needed:
+                raise StartError(
+                    f"--replicas: {least} replicas need {needed} {name}s, and the cluster has"
+                    f" {found.get(name, 0):g}; ask for fewer, for --device cpu, or add nodes"
+                )
+        return device
+
     def close(self) -> None:
-        """Have the replicas finish and close their books."""
-        serve.delete(APPLICATION)
+        """Have the replicas finish and close their books, if they have been started."""
+        try:
+            serve.delete(self.name)
+        except Exception as error:  # Ray's own may be gone; what was started ends with it
+            log.warning("cannot take %s away: %s", self.name, error)
 
     def end(self) -> None:
         """Let go of Ray; a cluster of its own ends with it."""
@@ -93,7 +115,7 @@ class Cluster:
 def _require_answer(address: str | None) -> None:
     """Ray tries an address for minutes; whether somebody is there shows at once."""
     host, _, port = (address or "").rpartition(":")
-    if not (host and port.isdigit()):
+    if not (host and port.isdigit()) or "://" in host:
         return
     try:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
@@ -121,7 +143,7 @@ def application(config: ServeConfig, keeper: Any, run: str) -> Any:
     environment = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     needs = {
         "num_cpus": config.replica_cpus,
-        "num_gpus": int(config.device.startswith("cuda")),
+        "num_gpus": int(config.device == "cuda"),
         "runtime_env": {"env_vars": environment},
     }
     deployed = serve.deployment(Replica).options(
@@ -167,42 +189,46 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
         GreenllmError: they cannot start.
     """
     listener = take_port(config.host, config.port)
+    run_id = f"s-{int(time.time()):x}-{secrets.token_hex(3)}"
     try:
-        cluster = Cluster(config)
+        cluster = Cluster(config, f"greenllm-{run_id}")
         try:
-            run = f"s-{int(time.time()):x}-{secrets.token_hex(3)}"
-            keeper = make_keeper(config, run)
-            handle = _started(config, keeper, run)
-            _serve(config, listener, RayPool(handle, keeper), on_ready)
-            cluster.close()
-            ray.get(keeper.close.remote())
+            config = replace(config, device=cluster.device(config))
+            keeper = make_keeper(config, run_id)
+            try:
+                handle = _started(config, keeper, run_id, cluster.name)
+                _serve(config, listener, RayPool(handle, keeper), on_ready)
+            finally:
+                cluster.close()
+                ray.get(keeper.close.remote())
         finally:
             cluster.end()
     finally:
         listener.close()
 
 
-def _started(config: ServeConfig, keeper: Any, run: str) -> Any:
+def _started(config: ServeConfig, keeper: Any, run_id: str, name: str) -> Any:
     serve.start(proxy_location=ProxyLocation.Disabled)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
-        return serve.run(application(config, keeper, run), name=APPLICATION, route_prefix=None)
+        return serve.run(application(config, keeper, run_id), name=name, route_prefix=None)
     except RuntimeError as error:
-        raise GreenllmError(_reason()) from error
+        raise StartError(_reason(name)) from error
 
 
-def _reason() -> str:
-    """Why the application did not start, as Ray Serve knows it."""
-    status = serve.status().applications.get(APPLICATION)
+def _reason(name: str) -> str:
+    """Why an application did not start, as Ray Serve knows it."""
+    status = serve.status().applications.get(name)
     told = [] if status is None else [d.message for d in status.deployments.values()]
     last = " ".join(told).strip().splitlines()
     return f"the replicas did not start: {last[-1] if last else 'see the logs of Ray Serve'}"
 
 
 def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady) -> None:
-    app = create_front(lambda: pool, config.max_body_mb)
-
     found = asyncio.run(pool.describe())
+    base = frozenset(name for one in found for name in one["names"])
+    limits = Limits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
+    app = create_front(lambda: pool, limits)
     door = FrontDoor(
         uvicorn.Config(
             app,
@@ -213,6 +239,6 @@ def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady)
         on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
         drain_timeout_s=config.drain_timeout_s,
         on_signal=lambda: drain(app),
-        on_drained=lambda: None,
+        on_drained=lambda: end_all(app),
     )
     door.run(sockets=[listener])

@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -25,37 +25,50 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
+from serving.app import answer_errors
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
 from serving.cluster.wire import Call, Head, Part, Ticket, kin_of
 from serving.errors import ApiError
-from serving.requests import new_request_id
+from serving.generation import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES
 from serving.state import disconnected, read_body
 
 log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
 LOAD_PATH, UNLOAD_PATH = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SINGLE_SERVER_PATHS = ("/v1/files", "/v1/fine_tuning")
-MOST_TRIES = 3
+# Once more, not often: a request may be what kills them.
+MOST_TRIES = 2
+ADAPTER_TIMEOUT_S = 120.0
 # Whoever has died is known to Ray after a moment, a whole node only after some more.
 REAP_AFTER_S = (0.5, 2.0, 10.0, 30.0)
-CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the front takes, and under which names replicas serve the base model."""
+
+    max_body_mb: float = 8.0
+    max_in_flight: int = 256
+    base: frozenset[str] = frozenset()
 
 
 class Front:
     """Sends calls to a pool, again where a replica is lost."""
 
-    def __init__(self, pool: Pool, max_body_mb: float) -> None:
+    def __init__(self, pool: Pool, limits: Limits) -> None:
         self.draining = False
         self._pool = pool
-        self._max_body_mb = max_body_mb
+        self._limits = limits
+        self._ending = asyncio.Event()
+        self._in_flight = 0
         self._reaping: set[asyncio.Task[None]] = set()
         self._adapters = asyncio.Lock()
 
     async def answer(self, http: HttpRequest) -> Response:
         """Any request but the front's own."""
         path = http.url.path
-        if path.startswith(SINGLE_SERVER_PATHS):
+        if any(path == one or path.startswith(f"{one}/") for one in SINGLE_SERVER_PATHS):
             raise ApiError(
                 400,
                 f"{path}: files and fine-tuning jobs are kept by one server; start one without"
@@ -64,6 +77,20 @@ class Front:
             )
         if self.draining:
             raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
+        if self._in_flight >= self._limits.max_in_flight:
+            raise ApiError(
+                429,
+                f"{self._in_flight} requests are in flight; try again later",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        self._in_flight += 1
+        try:
+            return await self._answer(http, path)
+        finally:
+            self._in_flight -= 1
+
+    async def _answer(self, http: HttpRequest, path: str) -> Response:
         call = await self._call(http)
         if path in (LOAD_PATH, UNLOAD_PATH):
             async with self._adapters:
@@ -71,7 +98,7 @@ class Front:
         return await self._cancelled_with(http, call)
 
     async def _call(self, http: HttpRequest) -> Call:
-        body = await read_body(http, self._max_body_mb)
+        body = await read_body(http, self._limits.max_body_mb)
         return Call(
             http.method,
             http.url.path,
@@ -85,18 +112,26 @@ class Front:
         """Wait for the answer to begin; when the client goes first, the replica hears of it."""
         answer = asyncio.create_task(self._begin(call))
         gone = asyncio.create_task(disconnected(http))
+        ending = asyncio.create_task(self._ending.wait())
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer, gone, ending), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return await answer
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+            if gone.done():
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            raise _cut_off()
         finally:
             gone.cancel()
+            ending.cancel()
             answer.cancel()
+
+    def end_all(self) -> None:
+        """The time to finish is over: every request is answered with what that means."""
+        self._ending.set()
 
     async def _begin(self, call: Call) -> Response:
         """The answer of the first replica that is not lost before it begins."""
-        ticket = Ticket(kin_of(call))
+        ticket = Ticket(await self._kin(call))
         for _ in range(MOST_TRIES):
             ticket.replica = None
             parts = self._pool.send(call, ticket)
@@ -118,6 +153,11 @@ class Front:
             headers={"Retry-After": "5"},
         )
 
+    async def _kin(self, call: Call) -> tuple[str, ...]:
+        if len(call.body) > LONG_BODY_BYTES:
+            return await asyncio.to_thread(kin_of, call, self._limits.base)
+        return kin_of(call, self._limits.base)
+
     async def _body(self, first: Part, parts: AsyncIterator[Head | Part]) -> AsyncIterator[bytes]:
         """The body, and in its place what became of it where the replica was lost."""
         is_whole = not first.more
@@ -127,12 +167,15 @@ class Front:
                 if isinstance(part, Part):
                     is_whole = not part.more
                     yield part.body
+                if self._ending.is_set() and not is_whole:
+                    yield _event(_cut_off())
+                    return
         except ReplicaLostError as error:
             self._on_loss(error)
             if is_whole:
                 return
             lost = ApiError(503, "the replica was lost in mid-answer", code="replica_lost")
-            yield f"data: {json.dumps(lost.body())}\n\n".encode()
+            yield _event(lost)
         finally:
             await _close(parts)
 
@@ -148,7 +191,12 @@ class Front:
         for after_s in REAP_AFTER_S:
             await asyncio.sleep(after_s - waited_s)
             waited_s = after_s
-            if lost := await self._pool.reap():
+            try:
+                lost = await self._pool.reap()
+            except Exception:  # whoever keeps the ledger is being started again
+                log.warning("the books of the lost cannot be closed yet", exc_info=True)
+                continue
+            if lost:
                 log.warning("work on %d requests was lost: %s", len(lost), ", ".join(lost))
                 return
 
@@ -192,12 +240,14 @@ class Front:
         return best
 
     async def _whole(self, call: Call, replica: str) -> Response:
-        """One replica's answer; 503 where it is lost."""
+        """One replica's answer; 503 where it is lost, or takes too long."""
         parts = self._pool.send(call, Ticket(target=replica))
         try:
-            head, first = await _beginning(parts)
+            head, first = await asyncio.wait_for(_beginning(parts), ADAPTER_TIMEOUT_S)
         except ReplicaLostError as error:
             self._on_loss(error)
+            return Response(status_code=503)
+        except TimeoutError:
             return Response(status_code=503)
         finally:
             await _close(parts)
@@ -211,9 +261,21 @@ class Front:
         body = {"ready": bool(found), "replicas": sorted(one["replica"] for one in found)}
         return JSONResponse(body, status_code=200 if found else 503)
 
+    def health(self) -> Response:
+        """Whether the front turns; it does also while it drains, and while replicas come back."""
+        return JSONResponse({"status": "ok"})
+
     async def metrics(self) -> Response:
         """Prometheus, each replica's under its name."""
         return Response(merged(await self._pool.metrics()), media_type=CONTENT_TYPE_LATEST)
+
+
+def _event(error: ApiError) -> bytes:
+    return f"data: {json.dumps(error.body())}\n\n".encode()
+
+
+def _cut_off() -> ApiError:
+    return ApiError(503, "the server shut down before the answer was complete")
 
 
 def _nobody() -> ApiError:
@@ -252,18 +314,21 @@ def _streamed(
     return response
 
 
-def create_front(make_pool: Callable[[], Pool], max_body_mb: float) -> FastAPI:
+def create_front(make_pool: Callable[[], Pool], limits: Limits) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.front = Front(make_pool(), max_body_mb)
+        app.state.front = Front(make_pool(), limits)
         yield
 
     app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, openapi_url=None)
 
     async def ready(http: HttpRequest) -> Response:
         return await _front(http).ready()
+
+    async def health(http: HttpRequest) -> Response:
+        return _front(http).health()
 
     async def metrics(http: HttpRequest) -> Response:
         return await _front(http).metrics()
@@ -272,10 +337,10 @@ def create_front(make_pool: Callable[[], Pool], max_body_mb: float) -> FastAPI:
         return await _front(http).answer(http)
 
     app.add_api_route("/ready", ready, methods=["GET"])
-    app.add_api_route("/health", ready, methods=["GET"])
+    app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
     app.add_api_route("/{path:path}", answer, methods=METHODS)
-    app.add_exception_handler(ApiError, _on_api_error)
+    answer_errors(app)
     return app
 
 
@@ -284,13 +349,12 @@ def _front(http: HttpRequest) -> Front:
     return front
 
 
-async def _on_api_error(_: HttpRequest, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
-    return error.response(new_request_id("req"))
-
-
-def drain(app: Any) -> None:
+def drain(app: FastAPI) -> None:
     """Take no more requests."""
-    with suppress(AttributeError):
+    with suppress(AttributeError):  # it has not started yet
         app.state.front.draining = True
+
+
+def end_all(app: FastAPI) -> None:
+    """Answer what is still running."""
+    app.state.front.end_all()

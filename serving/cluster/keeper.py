@@ -125,8 +125,11 @@ class Keeper:
         self._adapters_file.write_text(json.dumps(self._adapters), encoding="utf-8")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the books that are open yet, and the file."""
         self.reap()
+        for session in self._ledger.sessions():
+            if session.session_id.startswith(self._run) and not session.closed:
+                self._ledger.record(session.session_id, [], session.totals, closed=True)
         self._ledger.close()
         self._adapters_file.unlink(missing_ok=True)
 

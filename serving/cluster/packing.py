@@ -39,9 +39,12 @@ class Packer:
         self._homes: OrderedDict[str, str] = OrderedDict()
 
     def rank(self, loads: Mapping[str, Load], ticket: Ticket) -> list[str]:
-        """Replicas by preference, the best first; none where a target is not there."""
-        if ticket.target is not None:
-            return [ticket.target] if ticket.target in loads else []
+        """Replicas by preference, the best first; all of them where a target is not there.
+
+        Whoever gets a call that is meant for another passes it on.
+        """
+        if ticket.target is not None and ticket.target in loads:
+            return [ticket.target]
         ranked = [*self._warm(loads, ticket), *_packed(loads)]
         ranked = list(dict.fromkeys(ranked))
         kept = [name for name in ranked if name not in ticket.shunned]

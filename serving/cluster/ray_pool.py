@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -10,9 +11,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from serving.cluster.pool import ReplicaLostError
-from serving.cluster.wire import Call, Head, Part, Ticket
+from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 5.0
 
 
 class RayPool:
@@ -28,6 +29,8 @@ class RayPool:
         answer = self._http.remote(call, ticket)
         try:
             async for part in answer:
+                if isinstance(part, Head) and PASSED_ON in part.headers:
+                    raise ReplicaLostError(f"{ticket.replica} cannot answer")
                 yield part
         except RayTaskError:
             raise  # a bug in the replica, which is still there
@@ -46,12 +49,14 @@ class RayPool:
 
     async def _all(self, method: str) -> list[Any]:
         """What every replica says that answers; those that are just going do not."""
-        answers = self._handle.broadcast(method)
+        # `results_async` gives up on all where one does not answer, so each is asked by itself.
         try:
-            found = await answers.results_async(timeout_s=_PATIENCE_S, return_exceptions=True)
+            asked = self._handle.broadcast(method)._fetch_replica_results_async()
+            results = await asyncio.wait_for(asked, _PATIENCE_S)
         except (RayError, RayServeException, TimeoutError):
             return []
-        return list(found)
+        answers = (asyncio.wait_for(one.get_async(), _PATIENCE_S) for one in results)
+        return await asyncio.gather(*answers, return_exceptions=True)
 
     async def set_adapter(self, name: str, folder: str | None) -> None:
         """See `Pool`."""

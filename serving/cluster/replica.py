@@ -24,6 +24,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from greenllm.core import GreenllmError
 from greenllm.energy.cputime import CpuClock
@@ -35,7 +36,7 @@ from serving.cluster.asgi import answer_of
 from serving.cluster.curve import JoulesCurve
 from serving.cluster.remote_ledger import RemoteLedger
 from serving.cluster.scaling import STAT
-from serving.cluster.wire import Call, Head, Part, Ticket
+from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
 from serving.config import ServeConfig
 from serving.jobs import TrainingHooks
 from serving.server import build, make_state
@@ -43,6 +44,7 @@ from serving.state import ServerState
 
 log = logging.getLogger(__name__)
 RECORD_EVERY_S = 0.25
+_KEEPER_PATIENCE_S = 5.0
 _NO_TRAINING = TrainingHooks(lambda pid, is_training: None, lambda values: None, frozenset())
 
 
@@ -66,7 +68,7 @@ class Replica:
         self._ledger = RemoteLedger(post.keeper, str(post.config.ledger_path))
         self._work = tempfile.TemporaryDirectory(prefix="greenllm-replica-")
         self._curve = JoulesCurve(post.config.max_num_seqs)
-        self._mark = (0, 0.0)
+        self._mark = (0, 0.0, 0)
         self._learnt: set[str] = set()
         self._app = create_app(self._make_state)
         self._lifespan = self._app.router.lifespan_context(self._app)
@@ -110,7 +112,11 @@ class Replica:
         return state
 
     async def http(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
-        """Answer a request."""
+        """Answer a request, unless it is meant for another or the engine has stopped."""
+        if ticket.target not in (None, self._name) or not self._state.loop.is_alive:
+            yield Head(503, (PASSED_ON,))
+            yield Part(b"", False)
+            return
         async for part in answer_of(self._app, call):
             yield part
 
@@ -121,6 +127,7 @@ class Replica:
             "replica": self._name,
             "node": ray.get_runtime_context().get_node_id(),
             "model": self._state.model_names[0],
+            "names": self._state.model_names,
             "runner": info.runner,
             "quantization": info.quantization,
             "method": meter.method,
@@ -138,8 +145,15 @@ class Replica:
         await asyncio.to_thread(self._learn_adapters)
 
     def _learn_adapters(self) -> None:
-        """Load what replicas have been told to load since, and forget what they have forgotten."""
-        engine, wanted = self._state.engine, self._wanted()
+        """Load what replicas have been told to load since, and forget what they have forgotten.
+
+        A keeper that does not answer is being started again; what it knows is learnt next time.
+        """
+        with suppress(RayError):
+            self._learn(self._wanted())
+
+    def _learn(self, wanted: Mapping[str, str]) -> None:
+        engine = self._state.engine
         known = {info.name for info in engine.adapters()}
         for name in wanted.keys() - known:
             try:
@@ -154,7 +168,8 @@ class Replica:
                 engine.unload_adapter(name)
 
     def _wanted(self) -> Mapping[str, str]:
-        found: Mapping[str, str] = ray.get(self._post.keeper.adapters.remote())
+        asked = self._post.keeper.adapters.remote()
+        found: Mapping[str, str] = ray.get(asked, timeout=_KEEPER_PATIENCE_S)
         return found
 
     def record_routing_stats(self) -> dict[str, Any]:
@@ -167,12 +182,12 @@ class Replica:
 
     def _stats(self) -> dict[str, float]:
         """How many requests fill it, by what tokens have cost so far."""
-        stats = self._state.engine.stats()
+        stats, in_flight = self._state.engine.stats(), self._state.bridge.num_in_flight
         booked_j = stats.totals.requests_j + stats.totals.open_j
         tokens, joules = stats.completion_tokens - self._mark[0], booked_j - self._mark[1]
         if tokens > 0:
-            self._curve.note(self._state.bridge.num_in_flight, tokens, joules)
-            self._mark = (stats.completion_tokens, booked_j)
+            self._curve.note((self._mark[2], in_flight), tokens, joules)
+            self._mark = (stats.completion_tokens, booked_j, in_flight)
         return {STAT: float(self._curve.full_at)}
 
     async def __del__(self) -> None:
@@ -186,6 +201,8 @@ def roster_path(run: str) -> Path:
     """Where the replicas of one deployment on this machine find each other."""
     folder = Path(tempfile.gettempdir()) / f"greenllm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise GreenllmError(f"{folder} belongs to somebody else; remove it, or set TMPDIR")
     return folder / f"{run}.roster"
 
 

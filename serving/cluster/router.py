@@ -7,7 +7,7 @@ A call counts for a replica once it is ranked: many may come before the first is
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -18,6 +18,7 @@ from serving.cluster.wire import Ticket
 
 # A call that has not been accepted by then waits for room, or has been given up.
 _TENTATIVE_S = 1.0
+_MOST_REMEMBERED = 1_000
 
 
 class PackingRouter(RequestRouter):  # type: ignore[misc]
@@ -28,6 +29,7 @@ class PackingRouter(RequestRouter):  # type: ignore[misc]
         self._full_at = full_at
         self._packer = Packer()
         self._routed: dict[str, str] = {}
+        self._completed: OrderedDict[str, None] = OrderedDict()
         self._tentative: dict[str, tuple[str, float]] = {}
 
     async def choose_replicas(
@@ -69,11 +71,15 @@ class PackingRouter(RequestRouter):  # type: ignore[misc]
         ticket.replica = replica_id.unique_id
         self._packer.note(replica_id.unique_id, ticket)
         self._tentative.pop(call, None)
-        self._routed[call] = replica_id.unique_id
+        if call not in self._completed:  # a short one may be, before it is told to be accepted
+            self._routed[call] = replica_id.unique_id
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A replica has answered, or refused, or is gone."""
         self._routed.pop(internal_request_id, None)
+        self._completed[internal_request_id] = None
+        while len(self._completed) > _MOST_REMEMBERED:
+            self._completed.popitem(last=False)
 
 
 def ticket_of(request: PendingRequest | None) -> Ticket:

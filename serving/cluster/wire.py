@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 SESSION_HEADER = "x-session-id"
 _PREFIX_CHARACTERS = 256
+# Of an answer that is none: whoever got the call cannot work on it, somebody else should.
+PASSED_ON = (b"x-passed-on", b"true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,12 @@ class Ticket:
     replica: str | None = None
 
 
-def kin_of(call: Call) -> tuple[str, ...]:
-    """What makes one replica better than another for a call: session, adapter, first words.
+def kin_of(call: Call, base: Collection[str]) -> tuple[str, ...]:
+    """What makes one replica better than another for a call: session, first words, adapter.
 
-    A session is the `X-Session-Id` header, or the body's `prompt_cache_key` or `user`. Bodies that
-    cannot be read have no kin: the replica says what is wrong with them.
+    A session is the `X-Session-Id` header, or the body's `prompt_cache_key` or `user`. The base
+    model, by any of its names, is no tie: every replica has it. Bodies that cannot be read have no
+    kin: the replica says what is wrong with them.
     """
     body = _object(call.body)
     session = call.fields.get(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
@@ -71,7 +74,7 @@ def kin_of(call: Call) -> tuple[str, ...]:
     found = {
         "session": session if isinstance(session, str) else None,
         "prefix": None if words is None else f"{model}:{_digest(words)}",
-        "model": model if isinstance(model, str) else None,
+        "adapter": model if isinstance(model, str) and model not in base else None,
     }
     return tuple(f"{kind}:{value}" for kind, value in found.items() if value)
 

@@ -15,6 +15,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 import greenllm
+from evals.replicas import busiest
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
@@ -82,20 +83,6 @@ def all_at_once(server: Server, number: int, *, stream: bool) -> list[tuple[int,
 def replicas(server: Server) -> list[str]:
     names: list[str] = server.http.get("/ready").json()["replicas"]
     return names
-
-
-def processes() -> list[int]:
-    """Of the replicas, the one that has worked most last."""
-    found: list[tuple[int, int]] = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if not (folder / "cmdline").read_text().startswith("ray::ServeReplica:greenllm"):
-                continue
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        found.append((int(fields[11]) + int(fields[12]), int(folder.name)))
-    return [pid for _, pid in sorted(found)]
 
 
 def at_work(server: Server) -> bool:
@@ -194,7 +181,7 @@ def test_a_killed_replica_loses_no_request_without_an_answer(
         streams = pool.submit(all_at_once, served, 4, stream=True)
         answers = pool.submit(all_at_once, served, 4, stream=False)
         until(lambda: at_work(served), "both replicas at work")
-        os.kill(processes()[-1], signal.SIGKILL)
+        os.kill(busiest(os.getpid()), signal.SIGKILL)
     assert [status for status, _ in answers.result()] == [200] * 4
     for status, text in streams.result():
         assert status == 200

@@ -48,6 +48,11 @@ class Hand:
         self.dead.add(str(2**30 + number))
 
 
+def lines(path: Path) -> list[list[str]]:
+    """The words of each line of a roster."""
+    return [line.split() for line in path.read_text().splitlines() if line]
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "machine.roster"
@@ -147,7 +152,7 @@ def test_a_dead_member_is_struck_off_once_somebody_looks(hand: Hand, path: Path)
     assert first.seconds()[1] == pytest.approx(2.0), "shared until it was noticed"
     hand.now_s += 3.0
     assert first.seconds()[1] == pytest.approx(5.0)
-    assert path.read_text().splitlines()[-1].split()[1:] == ["-", f"{2**30 + 2}:gone"]
+    assert lines(path)[-1][1:3] == ["-", f"{2**30 + 2}:gone"]
 
 
 def test_members_look_for_the_dead_about_once_a_second(hand: Hand, path: Path) -> None:
@@ -156,10 +161,10 @@ def test_members_look_for_the_dead_about_once_a_second(hand: Hand, path: Path) -
     for _ in range(9):
         hand.now_s += 0.1
         first.seconds()
-    assert len(path.read_text().splitlines()) == 2
+    assert len(lines(path)) == 2
     hand.now_s += 0.2
     first.seconds()
-    assert len(path.read_text().splitlines()) == 3
+    assert len(lines(path)) == 3
 
 
 def test_the_last_member_takes_the_file_along_and_a_later_one_can_join(
@@ -246,7 +251,7 @@ def test_a_killed_process_is_struck_off_even_before_it_is_waited_for(path: Path)
         os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
         now_s = 10.0
         own.seconds()
-    (came, *_, went) = (line.split()[1:] for line in path.read_text().splitlines())
+    (came, *_, went) = (line[1:3] for line in lines(path))
     assert (came[0], went) == ("+", ["-", came[1]])
 
 
@@ -390,6 +395,16 @@ def test_a_roster_that_somebody_removes_is_begun_again(hand: Hand, path: Path) -
     two.read()
     whole.spend(1.0, 4.0, {})
     assert [one.read().total_j, two.read().total_j] == pytest.approx([4.0, 4.0])
+
+
+def test_half_a_line_is_passed_over(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, _ = two_meters(whole, path)
+    with path.open("a") as stream:
+        stream.write(f"\n{hand.now_s:.6f} + 12")
+    hand.join(path, 3)
+    whole.spend(3.0, 12.0, {})
+    assert one.read().total_j == pytest.approx(4.0)
 
 
 def test_a_roster_that_cannot_be_read_is_a_sensor_that_fails(hand: Hand, path: Path) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.cluster import front
 from serving.cluster.asgi import answer_of
-from serving.cluster.front import create_front, drain
+from serving.cluster.front import Limits, create_front, drain, end_all
 from serving.cluster.pool import ReplicaLostError
 from serving.cluster.wire import Call, Head, Part, Ticket
 
@@ -106,7 +106,7 @@ class FakePool:
 
 @asynccontextmanager
 async def opened(pool: FakePool) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    app = create_front(lambda: pool, max_body_mb=1.0)
+    app = create_front(lambda: pool, Limits(max_body_mb=1.0))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
         transport=transport, base_url="http://front"
@@ -162,9 +162,12 @@ def test_a_request_passes_through_as_it_is() -> None:
 
 def test_the_router_is_told_the_kin() -> None:
     pool = FakePool({"r1": OK})
-    complete(pool, user="u", model="m")
+    complete(pool, user="u", model="fox")
     (ticket,) = pool.tickets
-    assert [kin.partition(":")[0] for kin in ticket.kin] == ["session", "prefix", "model"]
+    assert [kin.partition(":")[0] for kin in ticket.kin] == ["session", "prefix", "adapter"]
+    words = "word " * 30_000
+    complete(pool, user="u", model="fox", messages=[{"role": "user", "content": words}])
+    assert len(pool.tickets[-1].kin) == 3, "long bodies are read too"
 
 
 def test_a_stream_passes_through_in_its_parts() -> None:
@@ -188,13 +191,13 @@ def test_work_that_is_lost_before_its_answer_goes_to_another_replica(pieces: lis
     assert pool.tickets[0].shunned == ("r1",)
 
 
-def test_after_three_losses_the_client_is_told() -> None:
+def test_after_two_losses_the_client_is_told() -> None:
     pool = FakePool({name: says(LOST) for name in ("r1", "r2", "r3", "r4")})
     found = complete(pool)
     assert (found.status_code, found.headers["retry-after"]) == (503, "5")
     assert found.json()["error"]["code"] == "replica_lost"
     assert found.headers["x-request-id"].startswith("req")
-    assert [name for name, _ in pool.calls] == ["r1", "r2", "r3"]
+    assert [name for name, _ in pool.calls] == ["r1", "r2"]
 
 
 def test_a_stream_whose_replica_is_lost_says_so_and_does_not_end_as_if_done() -> None:
@@ -312,24 +315,103 @@ def test_a_draining_front_takes_nothing_more() -> None:
         return [await client.get(path) for path in ("/v1/models", "/ready", "/health")]
 
     found = during(pool, act)
-    assert [one.status_code for one in found] == [503, 503, 503]
+    assert [one.status_code for one in found] == [503, 503, 200], "it drains, and is healthy"
     assert found[0].headers["retry-after"] == "5"
     assert found[1].json() == {"ready": False, "replicas": []}
     assert pool.calls == []
 
 
+def test_when_the_time_is_over_everybody_gets_an_answer() -> None:
+    begun, forever = asyncio.Event(), asyncio.Event()
+
+    async def never(call: Call) -> AsyncIterator[Head | Part]:
+        begun.set()
+        await forever.wait()
+        yield Head(200, ())
+
+    pool = FakePool({"r1": never})
+
+    async def act(app: FastAPI, client: httpx.AsyncClient) -> httpx.Response:
+        asking = asyncio.create_task(client.post("/v1/completions", json={}))
+        await begun.wait()
+        drain(app)
+        end_all(app)
+        return await asyncio.wait_for(asking, 5.0)
+
+    found = during(pool, act)
+    assert found.status_code == 503
+    assert "shut down" in found.json()["error"]["message"]
+    assert pool.closed == ["r1"]
+
+
+def test_a_stream_ends_with_an_error_when_the_time_is_over() -> None:
+    apps: list[FastAPI] = []
+
+    async def endless(call: Call) -> AsyncIterator[Head | Part]:
+        yield Head(200, ())
+        for number in range(1000):
+            if number == 3:
+                end_all(apps[0])
+            yield Part(f"data: {number}\n\n".encode(), True)
+
+    pool = FakePool({"r1": endless})
+
+    async def act(app: FastAPI, client: httpx.AsyncClient) -> httpx.Response:
+        apps.append(app)
+        return await client.post("/v1/completions", json={})
+
+    events = during(pool, act).text.strip().split("\n\n")
+    assert events[:4] == ["data: 0", "data: 1", "data: 2", "data: 3"]
+    assert len(events) == 5
+    assert "shut down" in events[4]
+
+
+def test_more_than_the_front_takes_at_once_is_told_to_come_back() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(call: Call) -> AsyncIterator[Head | Part]:
+        begun.set()
+        await go.wait()
+        yield Head(200, ())
+        yield Part(b"ok", False)
+
+    async def act() -> list[httpx.Response]:
+        app = create_front(lambda: FakePool({"r1": slow}), Limits(max_in_flight=1))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://front") as client,
+        ):
+            first = asyncio.create_task(client.get("/v1/models"))
+            await begun.wait()
+            second = await client.get("/v1/models")
+            go.set()
+            return [second, await first, await client.get("/v1/models")]
+
+    refused, *answered = asyncio.run(act())
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert [one.status_code for one in answered] == [200, 200]
+
+
+def test_only_whole_parts_of_a_path_are_refused() -> None:
+    pool = FakePool({"r1": OK})
+    assert ask(pool, "GET", "/v1/filesystem").status_code == 200
+
+
 def test_an_app_that_has_not_started_can_be_told_to_drain() -> None:
-    app = create_front(lambda: FakePool({}), max_body_mb=1.0)
+    app = create_front(lambda: FakePool({}), Limits(max_body_mb=1.0))
     drain(app)
     assert not hasattr(app.state, "front")
 
 
-@pytest.mark.parametrize("path", ["/ready", "/health"])
-def test_the_front_is_ready_with_its_first_replica(path: str) -> None:
-    found = ask(FakePool({"r2": OK, "r1": OK}), "GET", path)
+def test_the_front_is_ready_with_its_first_replica() -> None:
+    found = ask(FakePool({"r2": OK, "r1": OK}), "GET", "/ready")
     assert (found.status_code, found.json()) == (200, {"ready": True, "replicas": ["r1", "r2"]})
-    none = ask(FakePool({}), "GET", path)
-    assert (none.status_code, none.json()["ready"]) == (503, False)
+
+
+def test_a_front_without_replicas_is_not_ready_and_yet_healthy() -> None:
+    assert ask(FakePool({}), "GET", "/ready").status_code == 503
+    assert ask(FakePool({}), "GET", "/health").status_code == 200
 
 
 def test_metrics_are_those_of_all_replicas() -> None:

@@ -78,7 +78,7 @@ def test_a_home_that_is_gone_is_no_home() -> None:
 
 def test_a_target_is_the_only_place_full_or_not() -> None:
     assert rank(loads(a=9, b=0), Ticket(target="a")) == "a"
-    assert rank(loads(a=9, b=0), Ticket(target="c")) == ""
+    assert rank(loads(a=9, b=0), Ticket(target="c")) == "ba", "whoever gets it passes it on"
 
 
 def test_those_it_was_lost_on_are_shunned_while_there_are_others() -> None:

@@ -118,10 +118,20 @@ def test_a_ticket_is_told_where_its_call_went_and_its_kin_follow(router: Packing
     assert rank(router, pending("g")) == ["a", "b"]
 
 
-def test_a_target_that_is_not_there_leaves_no_rank_and_no_count(router: PackingRouter) -> None:
+def test_a_target_that_is_not_there_does_not_wait_for_ever(router: PackingRouter) -> None:
     request = pending("c", Ticket(target="gone"))
-    assert rank(router, request) == []
+    assert rank(router, request) == ["a", "b"]
     assert request.routing_context.should_backoff
+
+
+def test_a_call_that_is_over_before_it_is_told_to_be_accepted_counts_no_more(
+    router: PackingRouter,
+) -> None:
+    for number in range(5):
+        request = pending(f"c{number}")
+        rank(router, request)
+        router.on_request_completed(Replica("a").replica_id, f"c{number}")
+        router.on_request_routed(request, Replica("a").replica_id, None)
     assert in_flight(router) == {"a": 0, "b": 0}
 
 

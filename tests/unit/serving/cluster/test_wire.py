@@ -10,6 +10,8 @@ import pytest
 
 from serving.cluster.wire import Call, kin_of
 
+BASE = ("m", "base")
+
 
 def call(body: bytes | Mapping[str, Any], **headers: str) -> Call:
     raw = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
@@ -18,7 +20,7 @@ def call(body: bytes | Mapping[str, Any], **headers: str) -> Call:
 
 
 def kinds(body: bytes | Mapping[str, Any]) -> list[str]:
-    return [kin.partition(":")[0] for kin in kin_of(call(body))]
+    return [kin.partition(":")[0] for kin in kin_of(call(body), BASE)]
 
 
 def test_headers_are_read_as_text() -> None:
@@ -26,8 +28,13 @@ def test_headers_are_read_as_text() -> None:
 
 
 def test_the_strongest_tie_comes_first() -> None:
-    body = {"model": "m", "user": "u", "messages": [{"role": "user", "content": "Hi"}]}
-    assert kinds(body) == ["session", "prefix", "model"]
+    body = {"model": "fox", "user": "u", "messages": [{"role": "user", "content": "Hi"}]}
+    assert kinds(body) == ["session", "prefix", "adapter"]
+
+
+def test_the_base_model_is_no_tie() -> None:
+    for name in BASE:
+        assert kinds({"model": name, "prompt": "Hi"}) == ["prefix"]
 
 
 @pytest.mark.parametrize(
@@ -41,24 +48,24 @@ def test_the_strongest_tie_comes_first() -> None:
 def test_a_session_is_named_in_several_ways(
     body: dict[str, Any], headers: dict[str, str], session: str
 ) -> None:
-    assert kin_of(call(body, **headers)) == (session,)
+    assert kin_of(call(body, **headers), BASE) == (session,)
 
 
 def test_the_first_words_make_kin_and_the_later_ones_do_not() -> None:
     begin = "word " * 100
-    one, two = (kin_of(call({"model": "m", "prompt": begin + end})) for end in ("x", "y"))
+    one, two = (kin_of(call({"model": "m", "prompt": begin + end}), BASE) for end in ("x", "y"))
     assert one == two
-    assert one != kin_of(call({"model": "m", "prompt": "other " + begin}))
+    assert one != kin_of(call({"model": "m", "prompt": "other " + begin}), BASE)
 
 
 def test_the_same_words_to_another_model_are_another_prefix() -> None:
-    one, two = (set(kin_of(call({"model": name, "prompt": "Hi"}))) for name in "ab")
+    one, two = (set(kin_of(call({"model": name, "prompt": "Hi"}), BASE)) for name in "ab")
     assert not one & two
 
 
 def test_ids_and_messages_have_prefixes_too() -> None:
     assert kinds({"prompt": [1, 2, 3]}) == ["prefix"]
-    assert kin_of(call({"prompt": [1, 2]})) != kin_of(call({"prompt": [2, 1]}))
+    assert kin_of(call({"prompt": [1, 2]}), BASE) != kin_of(call({"prompt": [2, 1]}), BASE)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +83,12 @@ def test_ids_and_messages_have_prefixes_too() -> None:
     ],
 )
 def test_bodies_that_say_nothing_have_no_kin(body: bytes) -> None:
-    assert kin_of(call(body)) == ()
+    assert kin_of(call(body), BASE) == ()
 
 
 def test_no_depth_of_a_body_is_too_much() -> None:
     for depth in range(1, 1200):
-        kin_of(call(b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"))
+        kin_of(call(b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"), BASE)
     assert kinds(b'{"prompt":' + b"[" * 9 + b"]" * 9 + b"}") == ["prefix"]
 
 
