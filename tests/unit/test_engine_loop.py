@@ -366,6 +366,23 @@ def test_totals_are_recorded_between_receipts_as_often_as_was_asked(
     assert least <= totals_recorded(house, every_s) <= most
 
 
+def test_who_records_between_receipts_records_at_the_start_too(house: House) -> None:
+    house.loop.stop(PATIENCE_S)
+    recorded = threading.Event()
+
+    class Telling:
+        def record(self, *given: object, **options: object) -> None:
+            recorded.set()
+
+    loop = EngineLoop(
+        house.engine, Telling(), "s", house.publish, on_failure=house.failed.set,
+        record_every_s=60.0,
+    )  # fmt: skip
+    loop.start()
+    assert recorded.wait(PATIENCE_S), "an idle loop would wait for half a minute"
+    loop.stop(PATIENCE_S)
+
+
 def test_totals_wait_for_their_time(
     house: House, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

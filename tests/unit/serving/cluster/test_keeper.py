@@ -225,6 +225,18 @@ def test_closing_has_the_dead_closed_too(tmp_path: Path) -> None:
     assert house.sum_j("s") == 3.0
 
 
+def test_closing_closes_what_nobody_can_close_any_more(tmp_path: Path) -> None:
+    """A keeper that has been started again does not know whom to ask whether he lives."""
+    house = House(tmp_path / "ledger.sqlite", run="s-1")
+    house.open("s-1-a", "s-2-b")
+    for name in ("s-1-a", "s-2-b"):
+        house.keeper.record(name, f"replica of {name}", ([], totals(0.0)), NOTHING, False)
+    house.another().close()
+    assert house.session("s-1-a").closed
+    assert house.session("s-1-a").totals == totals(0.0)
+    assert not house.session("s-2-b").closed, "another deployment's"
+
+
 def test_adapters_are_remembered_until_they_are_unloaded(house: House) -> None:
     house.keeper.set_adapter("a", "/a")
     house.keeper.set_adapter("b", "/b")
