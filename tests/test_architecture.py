@@ -53,6 +53,7 @@ LIGHT = (
     "greenllm.engine_loop",
     "greenllm.scorecard.reading",
     "greenllm.cli.app",
+    "greenllm.vllm.schema",
 )
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "fastapi", "pydantic", "matplotlib")
 

@@ -22,9 +22,10 @@ from greenllm.config import EngineConfig
 from greenllm.core import InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
+from greenllm.vllm import schema
 from greenllm.vllm.quantization import quantization_values
 from greenllm.vllm.schedule import Journal, make_scheduler
-from greenllm.vllm.translate import MOST_LOGPROBS, check_references
+from greenllm.vllm.translate import MOST_LOGPROBS
 
 _MOST_ADAPTERS, _MOST_CACHED_ADAPTERS, _LARGEST_RANK = 8, 64, 64
 _CPU_BLOCK = 32
@@ -174,7 +175,7 @@ class VllmBackend:
         self._llm.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=lora)
 
     def check_schema(self, text: str) -> None:
-        """Refuse what xgrammar cannot read, or would pass over.
+        """Refuse what xgrammar would pass over (see `schema`), or cannot read.
 
         Raises:
             InvalidRequestError: with its reason.
@@ -182,7 +183,7 @@ class VllmBackend:
         from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
         try:
-            check_references(json.loads(text))
+            schema.check(json.loads(text))
             validate_xgrammar_grammar(_params({"json_schema": text}))
         except InvalidRequestError:
             raise
@@ -226,6 +227,6 @@ def _params(values: Mapping[str, Any]) -> Any:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     given = dict(values)
-    schema = given.pop("json_schema", None)
-    held = None if schema is None else StructuredOutputsParams(json=schema)
+    text = given.pop("json_schema", None)
+    held = None if text is None else StructuredOutputsParams(json=text)
     return SamplingParams(**given, structured_outputs=held, output_kind=RequestOutputKind.DELTA)

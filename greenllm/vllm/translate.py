@@ -56,24 +56,6 @@ def _refuse_beside_schema(sampling: SamplingParams) -> None:
             )
 
 
-def check_references(schema: Any) -> None:
-    """Refuse references to other documents, which would be taken for anything at all.
-
-    Raises:
-        InvalidRequestError: it names one.
-    """
-    if isinstance(schema, list):
-        for item in schema:
-            check_references(item)
-    elif isinstance(schema, dict):
-        reference = schema.get("$ref")
-        if isinstance(reference, str) and not reference.startswith("#"):
-            raise InvalidRequestError(
-                f"response_format: $ref {reference!r} is not within the schema", "response_format"
-            )
-        check_references(list(schema.values()))
-
-
 def sampling_values(seq: TokenSequence) -> dict[str, Any]:
     """Arguments of vLLM's `SamplingParams`; an answer of no tokens is one that is thrown away."""
     sampling = seq.sampling

@@ -18,7 +18,7 @@ from greenllm.core import (
 )
 from greenllm.model.info import LoadError
 from greenllm.vllm import versions
-from greenllm.vllm.translate import check_references, logprobs_of, refuse, sampling_values
+from greenllm.vllm.translate import logprobs_of, refuse, sampling_values
 
 PLAIN = Speculation("off")
 GUESSING = Speculation("prompt_lookup", 4)
@@ -87,13 +87,6 @@ def test_ends_are_the_models_and_the_requests() -> None:
 def test_an_answer_of_no_tokens_is_asked_for_as_one() -> None:
     values = sampling_values(sequence(max_tokens=0, prompt_logprobs=1))
     assert (values["max_tokens"], values["prompt_logprobs"]) == (1, 1)
-
-
-def test_references_stay_within_the_schema() -> None:
-    check_references({"$defs": {"a": {}}, "items": [{"$ref": "#/$defs/a"}, {"$ref": 5}]})
-    with pytest.raises(InvalidRequestError, match=r"\$ref 'http://a/b'") as caught:
-        check_references({"anyOf": [{"properties": {"a": {"$ref": "http://a/b"}}}]})
-    assert caught.value.param == "response_format"
 
 
 def test_seeds_are_the_choices_own_and_fit() -> None:
