@@ -78,7 +78,7 @@ def http_page() -> str:
     schemas = [body for route in found if (body := _body(route)) is not None]
     for name, schema in _named(schemas).items():
         parts += [f"### {name}", _first(schema.get("description", "")), _field_table(schema)]
-    parts += ["## Headers of an answer", _HEADERS, _header_table()]
+    parts += ["## Headers of an answer", _HEADERS, _header_table(), _REPLICAS]
     parts += ["## The energy object", _OBJECT, inspect.getdoc(Receipt) or "", _value_list()]
     parts += [_object_table(energy_object(KNOWN), energy_object(UNKNOWN))]
     extra = {key: receipt_object(KNOWN)[key] for key in _receipt_keys()}
@@ -91,6 +91,12 @@ _BODIES = (
     " `SamplingParams` in [the library](library.md)."
 )
 _WHEN_ABSENT = {"X-Approximate": "absent unless the answer is approximate"}
+_REPLICAS = (
+    "With `--replicas` an answer also has `X-Replica`, who made it; a request may have"
+    " `X-Session-Id`, and goes where earlier ones of its session went. Errors are then also"
+    " `replica_lost` (503, or an event in a stream) and `unsupported_with_replicas` (400); samples"
+    " of `/metrics` have a label `replica`. See [replicas](../replicas.md)."
+)
 _HEADERS = (
     "A stream's headers leave before its energy is known: it has those with a star, and the energy"
     " object in a comment `: energy {...}` before `data: [DONE]`."

@@ -32,7 +32,9 @@ class ServeConfig(EngineConfig):
     min_replicas: int | None = option(
         None, "Stop replicas that are not filled, down to this number; default is --replicas."
     )
-    replica_cpus: int = option(1, "CPUs that belong to one replica, with --replicas.")
+    replica_cpus: int | None = option(
+        None, "CPUs that belong to one replica, with --replicas; default is 1."
+    )
     cluster: str | None = option(
         None, "Address of a running Ray cluster for --replicas; default is a cluster of its own."
     )
@@ -47,14 +49,20 @@ class ServeConfig(EngineConfig):
         self._require_replicas()
 
     def _require_replicas(self) -> None:
-        for name in ("min_replicas", "cluster"):
+        for name in ("min_replicas", "replica_cpus", "cluster"):
             self._require_together(name, "replicas")
         most = self.replicas
         self._require(most is None or most > 0, "replicas", "must be greater than 0")
         least = self.min_replicas
         within = least is None or most is None or 0 < least <= most
         self._require(within, "min_replicas", "must be in [1, --replicas]")
-        self._require(self.replica_cpus > 0, "replica_cpus", "must be greater than 0")
+        cpus = self.replica_cpus
+        self._require(cpus is None or cpus > 0, "replica_cpus", "must be greater than 0")
+        self._require(
+            "://" not in (self.cluster or ""),
+            "cluster",
+            "is HOST:PORT or auto: the command runs on a machine of the cluster",
+        )
         alone = most is None or ":" not in self.device
         self._require(alone, "device", "is cpu, cuda or auto with --replicas: Ray says which GPU")
 

@@ -77,7 +77,9 @@ def run_replicas(config: ServeConfig) -> None:
         GreenllmError: Ray is not installed, or they cannot start.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("--replicas: Ray is not installed; pip install 'greenllm[ray]'")
+        raise ConfigError(
+            "--replicas: Ray is not installed; pip install --editable '.[ray]' in greenllm's folder"
+        )
     with console.status(f"starting {config.replicas} replicas") as status:
         deploy = importlib.import_module("serving.cluster.deploy")
 

@@ -139,7 +139,8 @@ class Session:
 class Row:
     """Sums of a group of requests; joules are those of final receipts, None when there is none.
 
-    `unmetered` counts the others: refused, provisional, without a meter.
+    `unmetered` counts the others: refused, provisional, without a meter. Tokens that were lost with
+    their server are not counted as generated: nobody got them.
     """
 
     group: str | None
@@ -263,7 +264,8 @@ class Ledger:
         group = GROUPS[group_by] if group_by else "NULL"
         rows = self._query(
             f"SELECT {group} AS grp, count(*), coalesce(sum(prompt_tokens), 0),"
-            " coalesce(sum(completion_tokens), 0), sum(iif(status = 'final', active_j, NULL)),"
+            " coalesce(sum(iif(outcome = 'lost', 0, completion_tokens)), 0),"
+            " sum(iif(status = 'final', active_j, NULL)),"
             " sum(iif(status = 'final', total_j, NULL)), sum(iif(status = 'final', gco2e, NULL)),"
             " coalesce(sum(status != 'final'), 0)"
             " FROM requests WHERE created_s >= ? AND created_s < ? AND (? IS NULL OR key = ?)"

@@ -31,8 +31,8 @@ def require() -> str:
     found = installed()
     if found is None:
         raise LoadError(
-            f"--engine vllm: vLLM is not installed; pip install 'greenllm[vllm]' (vllm{SUPPORTED})"
-            " on CUDA machines, and see docs/vllm.md for CPUs"
+            "--engine vllm: vLLM is not installed; pip install --editable '.[vllm]'"
+            f" (vllm{SUPPORTED}) on CUDA machines, and see docs/vllm.md for CPUs"
         )
     name, text = found
     if not FIRST <= number_of(text) < BEFORE:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,14 +33,18 @@ from ray.serve.config import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from greenllm.drafting import check_draft_model
+from greenllm.model.files import check_folder
+from greenllm.model.options import resolve
 from serving.cluster.front import Limits, create_front, drain, end_all
 from serving.cluster.keeper import Keeper
 from serving.cluster.ray_pool import RayPool, is_alive
-from serving.cluster.replica import Post, Replica
+from serving.cluster.replica import Post, Replica, forget
 from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.front_door import FrontDoor, StartError, take_port
+from serving.server import carbon_policy
 
 log = logging.getLogger(__name__)
 _STATS_EVERY_S = 2.0
@@ -58,12 +63,12 @@ OnReady = Callable[[ServeConfig, Sequence[Mapping[str, Any]], int], None]
 class Cluster:
     """Ray, for as long as the command runs; `name` is the application's."""
 
-    def __init__(self, config: ServeConfig, name: str) -> None:
-        self.name = name
+    def __init__(self, config: ServeConfig, run: str) -> None:
+        self.run, self.name = run, f"greenllm-{run}"
         _require_answer(config.cluster)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own: dict[str, Any] = {
-            "num_cpus": (config.replicas or 1) * config.replica_cpus,
+            "num_cpus": (config.replicas or 1) * (config.replica_cpus or 1),
             "include_dashboard": False,
             "object_store_memory": 100_000_000,
         }
@@ -91,14 +96,31 @@ class Cluster:
         if device == "auto":
             device = "cuda" if found.get("GPU", 0) > 0 else "cpu"
         least = config.min_replicas or config.replicas or 1
-        needs = {"CPU": least * config.replica_cpus, "GPU": least if device == "cuda" else 0}
+        needs: dict[str, int] = {
+            "CPU": least * (config.replica_cpus or 1),
+            "GPU": least if device == "cuda" else 0,
+        }
         for name, needed in needs.items():
             if found.get(name, 0) < needed:
+                other = ", for --device cpu" if name == "GPU" else ""
                 raise StartError(
                     f"--replicas: {least} replicas need {needed} {name}s, and the cluster has"
-                    f" {found.get(name, 0):g}; ask for fewer, for --device cpu, or add nodes"
+                    f" {found.get(name, 0):g}; ask for fewer{other}, or add nodes"
                 )
+        self._tell_of_waiting(needs)
         return device
+
+    def _tell_of_waiting(self, needs: Mapping[str, int]) -> None:
+        free = ray.available_resources()
+        for name, needed in needs.items():
+            if free.get(name, 0) < needed:
+                log.warning(
+                    "waiting for %d %ss, of which %g are free: others use the cluster"
+                    " (`ray status`)",
+                    needed,
+                    name,
+                    free.get(name, 0),
+                )
 
     def close(self) -> None:
         """Have the replicas finish and close their books, if they have been started."""
@@ -110,6 +132,7 @@ class Cluster:
     def end(self) -> None:
         """Let go of Ray; a cluster of its own ends with it."""
         ray.shutdown()
+        forget(self.run)
 
 
 def _require_answer(address: str | None) -> None:
@@ -135,14 +158,14 @@ def make_keeper(config: ServeConfig, run: str) -> Any:
 def application(config: ServeConfig, keeper: Any, run: str) -> Any:
     """What Ray Serve is to run."""
     post = Post(
-        replace(config, data_dir=Path(config.data_path).absolute()),
+        _absolute(config),
         keeper,
         run,
-        config.replica_cpus,
+        (config.replica_cpus or 1),
     )
     environment = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     needs = {
-        "num_cpus": config.replica_cpus,
+        "num_cpus": (config.replica_cpus or 1),
         "num_gpus": int(config.device == "cuda"),
         "runtime_env": {"env_vars": environment},
     }
@@ -191,7 +214,10 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
     listener = take_port(config.host, config.port)
     run_id = f"s-{int(time.time()):x}-{secrets.token_hex(3)}"
     try:
-        cluster = Cluster(config, f"greenllm-{run_id}")
+        _look_before(config)
+        cluster = Cluster(config, run_id)
+        # Ray ends the process at once on SIGTERM, also while replicas are being started.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             config = replace(config, device=cluster.device(config))
             keeper = make_keeper(config, run_id)
@@ -205,6 +231,34 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
             cluster.end()
     finally:
         listener.close()
+
+
+def _look_before(config: ServeConfig) -> None:
+    """What one server would refuse at once need not wait for Ray."""
+    carbon_policy(config)
+    check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
+    check_draft_model(config)
+
+
+def _absolute(config: ServeConfig) -> ServeConfig:
+    """Paths as they are here: replicas run in other folders."""
+
+    def found(source: str | None) -> str | None:
+        is_here = source is not None and Path(source).is_dir()
+        return str(Path(source).absolute()) if source is not None and is_here else source
+
+    meter = config.meter
+    if meter.startswith("replay:"):
+        meter = f"replay:{Path(meter.removeprefix('replay:')).absolute()}"
+    return replace(
+        config,
+        model=found(config.model) or config.model,
+        draft_model=found(config.draft_model),
+        adapter_dirs=tuple(folder.absolute() for folder in config.adapter_dirs),
+        cache_dir=config.cache_path.absolute(),
+        data_dir=config.data_path.absolute(),
+        meter=meter,
+    )
 
 
 def _started(config: ServeConfig, keeper: Any, run_id: str, name: str) -> Any:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from serving.state import ServerState
 log = logging.getLogger(__name__)
 RECORD_EVERY_S = 0.25
 _KEEPER_PATIENCE_S = 5.0
+_ORPHANED_AFTER_S = 60.0
 _NO_TRAINING = TrainingHooks(lambda pid, is_training: None, lambda values: None, frozenset())
 
 
@@ -64,12 +66,13 @@ class Replica:
     async def __init__(self, post: Post) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         self._post = post
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._roster = Roster(roster_path(post.run))
+        self._roster = Roster(run_folder(post.run) / "roster")
         self._ledger = RemoteLedger(post.keeper, str(post.config.ledger_path))
-        self._work = tempfile.TemporaryDirectory(prefix="greenllm-replica-")
+        self._work = run_folder(post.run) / self._name
         self._curve = JoulesCurve(post.config.max_num_seqs)
         self._mark = (0, 0.0, 0)
         self._learnt: set[str] = set()
+        self._heard_s = time.monotonic()
         self._app = create_app(self._make_state)
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
@@ -91,7 +94,7 @@ class Replica:
             parts,
             loop,
             _NO_TRAINING,
-            workplace=Path(self._work.name),
+            workplace=self._work,
             record_every_s=RECORD_EVERY_S,
             totals=self._ledger.totals,
         )
@@ -99,7 +102,7 @@ class Replica:
     def _open_books(
         self, config: ServeConfig, meter: Meter, parameters: int
     ) -> tuple[RemoteLedger, str]:
-        session_id = f"{self._post.run}-{secrets.token_hex(4)}"
+        session_id = f"{self._post.run}-{self._name}"
         actor = ray.get_runtime_context().get_actor_name()
         self._ledger.open_session(
             session_id, actor, method=meter.method, measured=meter.measured, parameters=parameters
@@ -147,10 +150,17 @@ class Replica:
     def _learn_adapters(self) -> None:
         """Load what replicas have been told to load since, and forget what they have forgotten.
 
-        A keeper that does not answer is being started again; what it knows is learnt next time.
+        A keeper that does not answer is being started again; what it knows is learnt next time. One
+        that stays away has died with the command: then this deployment is nobody's any more.
         """
-        with suppress(RayError):
+        try:
             self._learn(self._wanted())
+        except RayError:
+            if time.monotonic() - self._heard_s > _ORPHANED_AFTER_S:
+                log.warning("the command that started this replica is gone: it ends")
+                serve.delete(serve.get_replica_context().app_name, _blocking=False)
+        else:
+            self._heard_s = time.monotonic()
 
     def _learn(self, wanted: Mapping[str, str]) -> None:
         engine = self._state.engine
@@ -194,16 +204,23 @@ class Replica:
         """Finish, and close the books; called once by Ray Serve."""
         await self._lifespan.__aexit__(None, None, None)
         self._roster.leave()
-        self._work.cleanup()
+        shutil.rmtree(self._work, ignore_errors=True)
 
 
-def roster_path(run: str) -> Path:
-    """Where the replicas of one deployment on this machine find each other."""
-    folder = Path(tempfile.gettempdir()) / f"greenllm-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise GreenllmError(f"{folder} belongs to somebody else; remove it, or set TMPDIR")
-    return folder / f"{run}.roster"
+def run_folder(run: str) -> Path:
+    """Where the replicas of one deployment on this machine have what they share."""
+    home = Path(tempfile.gettempdir()) / f"greenllm-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        raise GreenllmError(f"{home} belongs to somebody else; remove it, or set TMPDIR")
+    folder = home / run
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def forget(run: str) -> None:
+    """Remove what replicas that were killed here have left."""
+    shutil.rmtree(run_folder(run), ignore_errors=True)
 
 
 def shared_meter(config: ServeConfig, roster: Roster) -> Meter:

@@ -64,12 +64,12 @@ class Ticket:
 def kin_of(call: Call, base: Collection[str]) -> tuple[str, ...]:
     """What makes one replica better than another for a call: session, first words, adapter.
 
-    A session is the `X-Session-Id` header, or the body's `prompt_cache_key` or `user`. The base
+    A session is the `X-Session-Id` header, or the body's `user`. The base
     model, by any of its names, is no tie: every replica has it. Bodies that cannot be read have no
     kin: the replica says what is wrong with them.
     """
     body = _object(call.body)
-    session = call.fields.get(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
+    session = call.fields.get(SESSION_HEADER) or body.get("user")
     model, words = body.get("model"), _first_words(body)
     found = {
         "session": session if isinstance(session, str) else None,

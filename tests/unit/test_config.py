@@ -227,7 +227,6 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("keep_alive_s", [0.1], [0, -1.0]),
         ("drain_timeout_s", [0, 1], [-0.5]),
         ("replicas", [None, 1, 9], [0, -1]),
-        ("replica_cpus", [1, 8], [0, -1]),
     ],
 )
 def test_limits(name: str, allowed: list[Any], refused: list[Any]) -> None:
@@ -258,7 +257,20 @@ def test_fewer_replicas_are_not_none_and_not_more(least: int) -> None:
         ServeConfig(replicas=3, min_replicas=least)
 
 
-@pytest.mark.parametrize("alone", [{"min_replicas": 1}, {"cluster": "auto"}])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"replica_cpus": 0}, "--replica-cpus must be greater than 0"),
+        ({"cluster": "ray://host:10001"}, "--cluster is HOST:PORT or auto"),
+        ({"device": "cuda:1"}, "--device is cpu, cuda or auto with --replicas"),
+    ],
+)
+def test_what_replicas_cannot_be_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        ServeConfig(replicas=2, **options)
+
+
+@pytest.mark.parametrize("alone", [{"min_replicas": 1}, {"replica_cpus": 2}, {"cluster": "auto"}])
 def test_options_of_replicas_need_replicas(alone: dict[str, Any]) -> None:
     (name,) = alone
     with pytest.raises(ConfigError, match=rf"^{flag(name)} needs --replicas$"):

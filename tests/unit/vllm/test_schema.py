@@ -47,7 +47,7 @@ ACCEPTED: list[Any] = [
     {"type": "array", "prefixItems": [TEXT, WHOLE], "items": False},
     {"type": "array", "items": True},
     {"type": "string", "minLength": 1, "maxLength": 12},
-    *({"type": "string", "format": name} for name in FORMATS),
+    *({"type": "string", "format": name} for name in sorted(FORMATS)),
     {"type": "integer", "minimum": -(2**60), "exclusiveMaximum": 2**60},
     {"type": "number", "minimum": 0, "exclusiveMaximum": 0.5},
     {"type": "number", "exclusiveMinimum": -123.456789},

@@ -40,8 +40,7 @@ def test_the_base_model_is_no_tie() -> None:
 @pytest.mark.parametrize(
     ("body", "headers", "session"),
     [
-        ({"user": "u", "prompt_cache_key": "k"}, {"x_session_id": "s"}, "session:s"),
-        ({"user": "u", "prompt_cache_key": "k"}, {}, "session:k"),
+        ({"user": "u"}, {"x_session_id": "s"}, "session:s"),
         ({"user": "u"}, {}, "session:u"),
     ],
 )
