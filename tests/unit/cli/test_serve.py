@@ -155,7 +155,7 @@ def test_replicas_that_do_not_tell_in_time_are_announced_too(
 
 def test_replicas_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"^--replicas: .*greenllm\[ray\]"):
+    with pytest.raises(ConfigError, match=r"^--replicas: .*pip install --editable '\.\[ray\]'"):
         serve.run_replicas(ServeConfig(replicas=2))
 
 

@@ -124,5 +124,5 @@ def test_known_versions_are_taken(text: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_vllm_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "installed", lambda: None)
-    with pytest.raises(LoadError, match=r"pip install 'greenllm\[vllm\]'"):
+    with pytest.raises(LoadError, match=r"pip install --editable '\.\[vllm\]'"):
         versions.require()
