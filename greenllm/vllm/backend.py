@@ -23,6 +23,7 @@ from greenllm.core import InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
 from greenllm.vllm import schema
+from greenllm.vllm.heads import DraftMethod
 from greenllm.vllm.quantization import quantization_values
 from greenllm.vllm.schedule import Journal, make_scheduler
 from greenllm.vllm.translate import MOST_LOGPROBS
@@ -41,6 +42,7 @@ class Plan:
     dtype: str
     on_gpu: bool
     draft_source: str | None = None
+    draft_method: DraftMethod = "draft_model"
 
 
 def prepare_environment(*, on_gpu: bool) -> None:
@@ -137,7 +139,7 @@ def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | Non
     values: dict[str, Any] = {"method": method, "num_speculative_tokens": config.speculative_tokens}
     if method == "ngram":
         return values | {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
-    return values | {"model": plan.draft_source}
+    return values | {"method": plan.draft_method, "model": plan.draft_source}
 
 
 class VllmBackend:

@@ -24,6 +24,7 @@ from greenllm.model.targets import targets_of
 from greenllm.shape import ModelShape
 from greenllm.vllm.backend import Plan, make_backend
 from greenllm.vllm.engine import Facts, VllmEngine
+from greenllm.vllm.heads import draft_method_of
 from greenllm.vllm.quantization import Survey, check_quantization, dtype_for, survey
 from greenllm.vllm.schedule import Journal
 from greenllm.vllm.versions import require
@@ -91,12 +92,14 @@ def load_vllm(
 
 
 def _plan(config: EngineConfig, info: ModelInfo) -> Plan:
+    draft = None if config.draft_model is None else resolve(config.draft_model)
     return Plan(
         resolve(config.model),
         info.context_length,
         info.dtype,
         on_gpu=info.device != "cpu",
-        draft_source=None if config.draft_model is None else resolve(config.draft_model),
+        draft_source=draft,
+        draft_method="draft_model" if draft is None else draft_method_of(draft),
     )
 
 

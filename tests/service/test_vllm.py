@@ -130,3 +130,44 @@ def test_a_quantized_checkpoint_is_served_and_named(
         assert 4_700_000 + 786_432 < card["weight_bytes"] < 6_000_000
         assert "language model" in said(answer(server, "w8a8"))
         check_adapters(server, "w8a8", adapter)
+
+
+def write_head(folder: Path) -> Path:
+    """An EAGLE head that nobody has trained: the model's last layer, on its last state alone."""
+    shutil.copytree(BUNDLED, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((BUNDLED / "config.json").read_text())
+    weights, last = load_file(BUNDLED / "model.safetensors"), config["num_hidden_layers"] - 1
+    size, prefix = config["hidden_size"], f"model.layers.{last}."
+    tensors = {
+        name.replace(prefix, "layers.0."): weight.clone()
+        for name, weight in weights.items()
+        if name.startswith(prefix) and not name.endswith("input_layernorm.weight")
+    }
+    tensors["fc.weight"] = torch.cat([torch.zeros(size, size), torch.eye(size)], dim=1)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    return folder
+
+
+def test_an_eagle_head_guesses_and_changes_no_answer(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    head = write_head(tmp_path / "head")
+    guessing = ("--speculative", "draft_model", "--draft-model", str(head))
+    texts = ("Who are you?", "Tell me a short story.", "What is 12 + 30?")
+    with start_server(*OPTIONS) as plain:
+        expected = [said(ask(plain, text)) for text in texts]
+    with start_server(*OPTIONS, *guessing) as server:
+        with ThreadPoolExecutor(len(texts)) as pool:
+            bodies = list(pool.map(lambda text: ask(server, text), texts))
+        assert [said(body) for body in bodies] == expected
+        energy = [body["usage"]["energy"] for body in bodies]
+        assert all(one["drafted_tokens"] > 0 for one in energy)
+        assert all(one["draft_joules"] > 0 for one in energy)
+        server.session()
+
+
+def ask(server: Server, text: str) -> dict[str, Any]:
+    body = server.chat(text, temperature=0, max_tokens=40)
+    found: dict[str, Any] = server.http.post("/v1/chat/completions", json=body).json()
+    return found
