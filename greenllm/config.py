@@ -70,6 +70,9 @@ class EngineConfig:
         " for weights that the openvino runner quantizes, else float32.",
     )
     device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
+    tensor_parallel: int = option(
+        1, "Devices that every layer of the model is spread over, with --engine vllm."
+    )
     eager: bool = option(False, "On CUDA: launch every kernel of a step, replay no graphs.")
     threads: str = option(
         "auto",
@@ -123,7 +126,7 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "block_size", "kv_cache_gb"):
+        for name in ("max_num_seqs", "block_size", "kv_cache_gb", "tensor_parallel"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "must be greater than 0")
         self._require(self.adapter_cache_mb >= 0, "adapter_cache_mb", "must not be negative")

@@ -141,6 +141,8 @@ def build(
         )
 
     engine: NativeEngine | VllmEngine
+    if config.tensor_parallel > 1 and not is_for_vllm(config):
+        raise StartError("--tensor-parallel needs --engine vllm: the native engine has one device")
     if is_for_vllm(config):
         engine, threads, drafting = _load_vllm(
             config if num_cpus is None else _with_threads(config, num_cpus),

@@ -4,7 +4,7 @@ Contract: `make_backend` starts vLLM with a scheduler that keeps the given journ
 known to be wrong on CPUs is put right first (see `patches`). An option that vLLM does not have, or
 a model it cannot load, is a `LoadError` that says so.
 
-Not covered: tensor, pipeline and data parallelism; vLLM in a process of its own.
+Not covered: pipeline parallelism; vLLM's scheduler in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
 from greenllm.vllm import schema
 from greenllm.vllm.heads import DraftMethod
-from greenllm.vllm.quantization import quantization_values
-from greenllm.vllm.schedule import Journal, make_scheduler
+from greenllm.vllm.quantization import Survey, quantization_values, survey, together
+from greenllm.vllm.schedule import Journal, follow
 from greenllm.vllm.translate import MOST_LOGPROBS
 
 _MOST_ADAPTERS, _MOST_CACHED_ADAPTERS, _LARGEST_RANK = 8, 64, 64
 _CPU_BLOCK = 32
+_EXTENSION = "greenllm.vllm.worker.Extension"
 _METHODS = {"off": None, "prompt_lookup": "ngram", "draft_model": "draft_model"}
 
 
@@ -55,6 +56,13 @@ def prepare_environment(*, on_gpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+def prepare_workers(threads: str) -> None:
+    """The same for processes that share a model on CPUs; they take their threads from here."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if threads.isdecimal():
+        os.environ["OMP_NUM_THREADS"] = threads
+
+
 def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBackend:
     """Start vLLM.
 
@@ -62,9 +70,10 @@ def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBack
         LoadError: with vLLM's reason.
     """
     prepare_environment(on_gpu=plan.on_gpu)
+    if config.tensor_parallel > 1 and not plan.on_gpu:
+        prepare_workers(config.threads)
     try:
         from vllm import EngineArgs
-        from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from greenllm.vllm.patches import put_right
@@ -74,8 +83,9 @@ def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBack
         if config.threads.isdecimal():
             torch.set_num_threads(int(config.threads))  # vLLM lets nobody change it afterwards
         values = engine_values(config, plan)
-        arguments = EngineArgs(**values, scheduler_cls=make_scheduler(Scheduler, journal))
-        return VllmBackend(LLMEngine.from_engine_args(arguments))
+        backend = VllmBackend(LLMEngine.from_engine_args(EngineArgs(**values)))
+        backend.follow(journal)
+        return backend
     except LoadError:
         raise
     except Exception as error:
@@ -114,6 +124,9 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
         "speculative_config": speculative_values(config, plan),
         **quantization_values(config.quantize),
     }
+    if config.tensor_parallel > 1:
+        values["tensor_parallel_size"] = config.tensor_parallel
+        values |= {} if plan.on_gpu else {"worker_extension_cls": _EXTENSION}
     block_size = config.block_size or (None if plan.on_gpu else _CPU_BLOCK)
     return values if block_size is None else values | {"block_size": block_size}
 
@@ -142,6 +155,11 @@ def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | Non
     return values | {"method": plan.draft_method, "model": plan.draft_source}
 
 
+def _surveyed(worker: Any) -> Survey:
+    """Runs where a part of the model is."""
+    return survey(getattr(worker, "worker", worker).model_runner.get_model())
+
+
 class VllmBackend:
     """See `protocol.Backend`."""
 
@@ -163,10 +181,13 @@ class VllmBackend:
         """Those that nobody uses."""
         return int(self._core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
-    def model(self) -> Any:
-        """The torch module that vLLM runs."""
-        worker = self._core.model_executor.driver_worker
-        return getattr(worker, "worker", worker).model_runner.get_model()
+    def follow(self, journal: Journal) -> None:
+        """Have every decision of the scheduler written down."""
+        follow(self._core.scheduler, journal)
+
+    def survey(self) -> Survey:
+        """What vLLM holds, on all devices together."""
+        return together(self._llm.collective_rpc(_surveyed))
 
     def add(
         self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None

@@ -7,7 +7,7 @@ Work is charged by what its scheduler decided, token for token. Answers end by g
 what greenllm ends first is aborted in vLLM before its next step. An exception out of vLLM's step
 leaves it unusable: it is passed on and ends this engine.
 
-Not covered: several devices, asynchronous scheduling, sleeping.
+Not covered: pipelines of devices, asynchronous scheduling, sleeping.
 """
 
 from __future__ import annotations

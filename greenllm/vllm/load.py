@@ -3,7 +3,7 @@
 Contract: options that vLLM does not have are refused by name. The account is opened before vLLM is
 loaded, so that loading is on it.
 
-Not covered: several devices.
+Not covered: pipelines of devices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from greenllm.shape import ModelShape
 from greenllm.vllm.backend import Plan, make_backend
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.heads import draft_method_of
-from greenllm.vllm.quantization import Survey, check_quantization, dtype_for, survey
+from greenllm.vllm.quantization import Survey, check_quantization, dtype_for
 from greenllm.vllm.schedule import Journal
 from greenllm.vllm.versions import require
 
@@ -78,7 +78,7 @@ def load_vllm(
     account = account_of(shape)
     journal = Journal()
     backend = make_backend(config, _plan(config, info), journal)
-    info = _as_loaded(replace(info, runner=f"vllm {version}"), survey(backend.model()))
+    info = _as_loaded(replace(info, runner=f"vllm {version}"), backend.survey())
     return VllmEngine(
         backend,
         journal,

@@ -9,7 +9,7 @@ Not covered: calibrated quantization (checkpoints bring that), mixtures of exper
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -93,6 +93,12 @@ def survey(model: Any) -> Survey:
         num_quantized += quantized
         kept += [] if quantized else [name]
     return Survey(num_bytes, num_quantized, tuple(kept))
+
+
+def together(parts: Sequence[Survey]) -> Survey:
+    """Of a model that is spread over devices: each has a part of every layer."""
+    first = parts[0]
+    return Survey(sum(part.num_bytes for part in parts), first.num_quantized, first.kept)
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:

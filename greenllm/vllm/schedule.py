@@ -1,8 +1,8 @@
 """What vLLM's scheduler has decided, step by step: whose tokens run, from where, and which guesses.
 
-Contract: `make_scheduler` returns a class for vLLM's `scheduler_cls` that writes every decision to
-the given journal before the step runs. Counts are the scheduler's own: chunks of prompts, tokens
-computed again after a preemption, and tokens spared by the prefix cache all appear as they are run.
+Contract: a scheduler that is followed writes every decision to a journal before the step runs.
+Counts are the scheduler's own: chunks of prompts, tokens computed again after a preemption, and
+tokens spared by the prefix cache all appear as they are run.
 
 Not covered: vLLM's asynchronous scheduling, whose answers lag its decisions.
 """
@@ -41,22 +41,23 @@ def own_id(internal: str) -> str:
     return internal.rpartition("-")[0]
 
 
-def make_scheduler(base: type[Any], journal: Journal) -> type[Any]:
-    """A scheduler that is `base` and keeps a journal."""
+def follow(scheduler: Any, journal: Journal) -> None:
+    """Have one of vLLM's schedulers write every decision to a journal, before the step runs.
 
-    class JournalingScheduler(base):  # type: ignore[misc]
-        """See the module."""
+    The scheduler itself is changed, not its class: a class would be sent to other processes.
+    """
+    decide = scheduler.schedule
 
-        def schedule(self, *args: Any, **options: Any) -> Any:
-            """Decide as usual, and write down what."""
-            decided = super().schedule(*args, **options)
-            drafts = decided.scheduled_spec_decode_tokens
-            for internal, count in decided.num_scheduled_tokens.items():
-                # The scheduler has counted these tokens as computed already.
-                start = self.requests[internal].num_computed_tokens - count
-                draft = tuple(drafts.get(internal, ()))
-                journal.entries.append(Scheduled(own_id(internal), start, count, draft))
-            journal.num_preemptions += len(getattr(decided, "preempted_req_ids", None) or ())
-            return decided
+    def schedule(*args: Any, **options: Any) -> Any:
+        """Decide as usual, and write down what."""
+        decided = decide(*args, **options)
+        drafts = decided.scheduled_spec_decode_tokens
+        for internal, count in decided.num_scheduled_tokens.items():
+            # The scheduler has counted these tokens as computed already.
+            start = scheduler.requests[internal].num_computed_tokens - count
+            draft = tuple(drafts.get(internal, ()))
+            journal.entries.append(Scheduled(own_id(internal), start, count, draft))
+        journal.num_preemptions += len(getattr(decided, "preempted_req_ids", None) or ())
+        return decided
 
-    return JournalingScheduler
+    scheduler.schedule = schedule

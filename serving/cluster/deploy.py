@@ -98,7 +98,7 @@ class Cluster:
         least = config.min_replicas or config.replicas or 1
         needs: dict[str, int] = {
             "CPU": least * (config.replica_cpus or 1),
-            "GPU": least if device == "cuda" else 0,
+            "GPU": least * config.tensor_parallel if device == "cuda" else 0,
         }
         for name, needed in needs.items():
             if found.get(name, 0) < needed:
@@ -166,7 +166,7 @@ def application(config: ServeConfig, keeper: Any, run: str) -> Any:
     environment = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     needs = {
         "num_cpus": (config.replica_cpus or 1),
-        "num_gpus": int(config.device == "cuda"),
+        "num_gpus": config.tensor_parallel if config.device == "cuda" else 0,
         "runtime_env": {"env_vars": environment},
     }
     deployed = serve.deployment(Replica).options(

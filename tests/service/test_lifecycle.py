@@ -266,6 +266,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, server: Server) -> dict[str
         "too many guesses": ["--speculative-tokens", "17"],
         "exit beyond": ["--exit-layer", "12"],
         "no draft model": ["--speculative", "draft_model"],
+        "several devices": ["--tensor-parallel", "2"],
         "missing draft": ["--draft-model", str(folder / "nothing")],
     }
 
@@ -286,6 +287,7 @@ CULPRITS = {
     "too many guesses": "--speculative-tokens",
     "exit beyond": "--exit-layer must be in [1, 11]",
     "no draft model": "--draft-model",
+    "several devices": "--tensor-parallel needs --engine vllm",
     "missing draft": "--draft-model",
 }
 

@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import greenllm
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
 
-pytestmark = pytest.mark.skipif(
-    "vllm" not in os.environ.get("GREENLLM_ENGINES", ""), reason="vllm is not asked for"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        "vllm" not in os.environ.get("GREENLLM_ENGINES", ""), reason="vllm is not asked for"
+    ),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
 DRAFT = BUNDLED.with_name("bundled_draft")
 OPTIONS = ("--engine", "vllm", "--kv-cache-gb", "0.2")
@@ -167,7 +171,49 @@ def test_an_eagle_head_guesses_and_changes_no_answer(
         server.session()
 
 
-def ask(server: Server, text: str) -> dict[str, Any]:
-    body = server.chat(text, temperature=0, max_tokens=40)
+def ask(server: Server, text: str, model: str = "bundled", **more: Any) -> dict[str, Any]:
+    body = server.chat(text, **{"temperature": 0, "max_tokens": 40, **more}) | {"model": model}
     found: dict[str, Any] = server.http.post("/v1/chat/completions", json=body).json()
     return found
+
+
+@pytest.fixture(scope="module")
+def four_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that can be divided in two, which the bundled one cannot."""
+    folder = tmp_path_factory.mktemp("models") / "four"
+    shutil.copytree(BUNDLED, folder, ignore=shutil.ignore_patterns("*.safetensors", "exits*"))
+    config = json.loads((BUNDLED / "config.json").read_text())
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes, **heads}))
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(4.0)
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_is_spread_over_two_processes(
+    four_heads: Path, start_server: StartServer, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(four_heads, tmp_path / "fox", std=0.5, target_modules="all-linear")
+    options = (str(four_heads), *OPTIONS, "--adapter-dirs", str(adapter.parent))
+    texts = ("Who are you?", "Tell me a short story.", "What is 12 + 30?")
+    with start_server(*options) as alone:
+        expected = [ask(alone, text, "four") for text in texts]
+        one = card_of(alone)
+    guessing = ("--speculative", "prompt_lookup", "--tensor-parallel", "2")
+    with start_server(*options, *guessing) as server:
+        with ThreadPoolExecutor(len(texts)) as pool:
+            found = list(pool.map(lambda text: ask(server, text, "four"), texts))
+        assert [said(body) for body in found] == [said(body) for body in expected]
+        assert len({said(body) for body in found}) == len(texts)
+        assert 0 < card_of(server)["weight_bytes"] - one["weight_bytes"] < one["weight_bytes"]
+        check_adapters(server, "four", adapter)
+        hot = {"temperature": 1.0, "seed": 5, "ignore_eos": True}
+        assert said(ask(server, texts[0], "four", **hot)) == said(
+            ask(server, texts[0], "four", **hot)
+        )
+        server.session()

@@ -213,6 +213,7 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("max_num_seqs", [1, 512], [0, -1]),
         ("block_size", [1], [0, -16]),
         ("kv_cache_gb", [0.001], [0, -1.0]),
+        ("tensor_parallel", [1, 8], [0, -2]),
         ("threads", ["1", "16", "auto", "eco"], ["0", "-1", "many", ""]),
         ("max_batch_tokens", [64, 65], [63, 0]),
         ("device", ["auto", "cpu", "cuda", "cuda:1"], ["tpu", "cuda:", "cuda:x", "gpu", ""]),

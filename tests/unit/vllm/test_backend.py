@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
 from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
-from greenllm.vllm.backend import Plan, engine_values, speculative_values
+from greenllm.vllm.backend import Plan, engine_values, prepare_workers, speculative_values
 
 PLAN = Plan("folder", 128, "float32", on_gpu=False, draft_source="draft")
 
@@ -40,3 +41,31 @@ def test_prompts_are_cut_on_gpus_only() -> None:
     assert (cut["enable_chunked_prefill"], cut["max_num_batched_tokens"]) == (True, 2048)
     whole = engine_values(config(), Plan("folder", 4096, "float32", on_gpu=False))
     assert (whole["enable_chunked_prefill"], whole["max_num_batched_tokens"]) == (False, 4096)
+
+
+def test_a_model_is_spread_over_devices_where_that_is_asked_for() -> None:
+    assert "tensor_parallel_size" not in engine_values(config(), PLAN)
+    on_cpus = engine_values(config(tensor_parallel=2), PLAN)
+    assert on_cpus["tensor_parallel_size"] == 2
+    assert on_cpus["worker_extension_cls"] == "greenllm.vllm.worker.Extension"
+    on_gpus = engine_values(config(tensor_parallel=4), Plan("folder", 128, "float16", on_gpu=True))
+    assert on_gpus["tensor_parallel_size"] == 4
+    assert "worker_extension_cls" not in on_gpus, "nothing is to be put right there"
+
+
+def test_processes_that_share_a_model_take_their_threads_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    prepare_workers("auto")
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    prepare_workers("2")
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_head_is_used_as_one() -> None:
+    plan = Plan("folder", 128, "float32", on_gpu=False, draft_source="h", draft_method="eagle")
+    found = speculative_values(config(speculative="draft_model", draft_model="h"), plan)
+    assert found == {"method": "eagle", "num_speculative_tokens": 4, "model": "h"}

@@ -12,7 +12,14 @@ from torch import nn
 from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.vllm import quantization
-from greenllm.vllm.quantization import check_quantization, dtype_for, quantization_values, survey
+from greenllm.vllm.quantization import (
+    Survey,
+    check_quantization,
+    dtype_for,
+    quantization_values,
+    survey,
+    together,
+)
 
 
 class UnquantizedLinearMethod:
@@ -74,6 +81,11 @@ def test_constants_beside_a_weight_are_counted() -> None:
     layer.weight = weight
     weight.bnb_quant_state = {0: state}  # type: ignore[attr-defined]
     assert survey(layer).num_bytes == 12 + 8 + 16 * 4 + 4 + 256 * 4
+
+
+def test_parts_of_a_model_add_up_in_bytes_and_are_the_same_layers() -> None:
+    parts = [Survey(100, 3, ("lm_head",)), Survey(120, 3, ("lm_head",))]
+    assert together(parts) == Survey(220, 3, ("lm_head",))
 
 
 def test_a_model_that_was_silently_left_alone_is_refused() -> None:

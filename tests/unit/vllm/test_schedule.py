@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from greenllm.vllm.schedule import Journal, Scheduled, make_scheduler, own_id
+from greenllm.vllm.schedule import Journal, Scheduled, follow, own_id
 
 
 class Decides:
@@ -30,7 +30,8 @@ class Decides:
 
 def test_decisions_are_written_down_and_passed_on() -> None:
     journal = Journal()
-    scheduler = make_scheduler(Decides, journal)()
+    scheduler = Decides()
+    follow(scheduler, journal)
     decided = scheduler.schedule(more=2)
     assert decided.num_scheduled_tokens["r-1/0-0a0a0a0a"] == 12
     assert journal.take() == [Scheduled("r-1/0", 0, 12), Scheduled("r-2/1", 40, 3, (5, 6))]
