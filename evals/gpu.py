@@ -32,7 +32,7 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish, pick, split_names
 from evals.gpu_report import markdown
-from evals.lab import RESULTS, Burst, completion_body, joined, running_server, save, send_burst
+from evals.lab import RESULTS, Burst, joined, random_bodies, running_server, save, send_burst
 from evals.ratios import paired_ratio
 from greenllm.energy.meter import Meter
 from greenllm.energy.nvml import NvmlMeter, load_nvml
@@ -49,7 +49,6 @@ ARMS: dict[str, tuple[str, ...]] = {
 _BOARD_FACTS = (
     "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,power.draw,temperature.gpu"
 )
-PROMPT_TOKENS = 64
 # The counter moves every 0.1 s, so that a burst of a second is known to within a fifth.
 LEAST_S = 2.0
 
@@ -111,13 +110,6 @@ def idle_w(meter: Meter, seconds: float) -> float:
     return (last.joules["gpu"] - first.joules["gpu"]) / (last.at_s - first.at_s)
 
 
-def bodies(model: str, batch: int, tokens: int, seed: int) -> list[dict[str, Any]]:
-    """So many different prompts."""
-    source = random.Random(seed)
-    prompts = [[source.randrange(10, 400) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
-    return [completion_body(model, prompt, tokens) for prompt in prompts]
-
-
 @dataclass(frozen=True, slots=True)
 class Asking:
     """What every burst asks, and the counter that is read around it."""
@@ -132,7 +124,8 @@ class Asking:
         parts: list[Burst] = []
         before_j = self.meter.read().joules["gpu"]
         while sum(part.wall_s for part in parts) < LEAST_S:
-            asked = bodies(self.model, batch, self.tokens, next(self.seeds))
+            source = random.Random(next(self.seeds))
+            asked = random_bodies(self.model, batch, self.tokens, source)
             parts.append(send_burst(*server, asked))
         return joined(parts), self.meter.read().joules["gpu"] - before_j
 

@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import platform
+import random
 import socket
 import subprocess
 import sys
@@ -231,6 +232,14 @@ def completion_body(model: str, prompt: Sequence[int], max_tokens: int) -> dict[
         "max_tokens": max_tokens,
         "ignore_eos": True,
     }
+
+
+def random_bodies(
+    model: str, batch: int, max_tokens: int, source: random.Random, *, prompt_tokens: int = 64
+) -> list[dict[str, Any]]:
+    """So many completions of different prompts."""
+    prompts = [[source.randrange(10, 400) for _ in range(prompt_tokens)] for _ in range(batch)]
+    return [completion_body(model, prompt, max_tokens) for prompt in prompts]
 
 
 def peak_memory_mb(pid: int) -> float:

@@ -32,7 +32,7 @@ import typer
 from rich.console import Console
 
 from evals.entry import finish
-from evals.lab import Burst, completion_body, joined, running_server, save, send_burst
+from evals.lab import Burst, cpu_seconds, joined, random_bodies, running_server, save, send_burst
 from evals.ratios import paired_ratio
 from greenllm.energy.cputime import CpuClock
 from greenllm.energy.hardware import read_cpu_info, vcpu_power
@@ -46,7 +46,6 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "2 replicas": ("--replicas", "2"),
 }
 FIRST, KILLED = "one server", "2 replicas"
-PROMPT_TOKENS = 64
 LEAST_S = 1.5
 _TITLE = "ray::ServeReplica:greenllm"
 
@@ -84,14 +83,10 @@ class Target:
         parts: list[Burst] = []
         before_s = self.clock.read().own_s
         while sum(part.wall_s for part in parts) < LEAST_S:
-            parts.append(send_burst(self.url, self.pid, bodies(model, batch, tokens, source)))
+            parts.append(
+                send_burst(self.url, self.pid, random_bodies(model, batch, tokens, source))
+            )
         return Cell([joined(parts)], [self.clock.read().own_s - before_s])
-
-
-def bodies(model: str, batch: int, tokens: int, source: random.Random) -> list[dict[str, Any]]:
-    """So many different prompts."""
-    prompts = [[source.randrange(10, 400) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
-    return [completion_body(model, prompt, tokens) for prompt in prompts]
 
 
 def figures(cells: Mapping[tuple[str, int], Cell], busy_w: float) -> dict[str, Any]:
@@ -112,7 +107,7 @@ def figures(cells: Mapping[tuple[str, int], Cell], busy_w: float) -> dict[str, A
 
 def kill_one(target: Target, model: str, batch: int, tokens: int) -> dict[str, Any]:
     """Kill the busiest replica while a burst runs; answers, and the books afterwards."""
-    asked = bodies(model, batch, tokens, random.Random(7))
+    asked = random_bodies(model, batch, tokens, random.Random(7))
     statuses = asyncio.run(_with_a_kill(target, asked))
     time.sleep(5.0)  # until the books of the dead are closed
     with closing(Ledger(target.folder / "ledger.sqlite", read_only=True)) as ledger:
@@ -146,16 +141,16 @@ async def _with_a_kill(target: Target, asked: list[dict[str, Any]]) -> list[int]
 
 def busiest(root: int) -> int:
     """The replica below a process that has used the most CPU time."""
-    found: list[tuple[int, int]] = []
+    found: list[tuple[float, int]] = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if not (folder / "cmdline").read_text().startswith(_TITLE):
                 continue
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            pid = int(folder.name)
+            if root in _ancestors(pid):
+                found.append((cpu_seconds(pid), pid))
         except OSError:  # it has just ended
             continue
-        if root in _ancestors(int(folder.name)):
-            found.append((int(fields[11]) + int(fields[12]), int(folder.name)))
     return max(found)[1]
 
 

@@ -67,6 +67,11 @@ class ServeConfig(EngineConfig):
         self._require(alone, "device", "is cpu, cuda or auto with --replicas: Ray says which GPU")
 
     @property
+    def cpus_per_replica(self) -> int:
+        """CPUs that belong to one replica."""
+        return self.replica_cpus or 1
+
+    @property
     def longest_stop_s(self) -> float:
         """From SIGTERM to the end at most: requests, their last words, then a fine-tuning job."""
         return 2 * self.drain_timeout_s + ABORT_TIMEOUT_S

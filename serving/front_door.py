@@ -9,8 +9,10 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from greenllm.core import GreenllmError
+from serving.config import ABORT_TIMEOUT_S
 
 
 class StartError(GreenllmError):
@@ -41,13 +43,17 @@ class FrontDoor(uvicorn.Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        app: ASGIApp,
         *,
         on_ready: Callable[[], None],
         drain_timeout_s: float,
         on_signal: Callable[[], None],
         on_drained: Callable[[], None],
     ) -> None:
+        cut_off_s = round(drain_timeout_s) + ABORT_TIMEOUT_S
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=cut_off_s
+        )
         super().__init__(config)
         self._on_ready = on_ready
         self._drain_timeout_s = drain_timeout_s

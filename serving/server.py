@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from greenllm.core import Receipt, Token
@@ -46,7 +45,7 @@ from greenllm.vllm.engine import VllmEngine
 from greenllm.vllm.versions import installed
 from serving.app import create_app
 from serving.bridge import Bridge
-from serving.config import ABORT_TIMEOUT_S, ServeConfig
+from serving.config import ServeConfig
 from serving.file_store import FileStore
 from serving.front_door import FrontDoor, StartError, take_port
 from serving.job_runner import JobRunner
@@ -325,12 +324,7 @@ def serve(
         parts = build(config, meter, first)
         app = create_app(lambda loop: make_state(config, parts, loop, hooks))
         server = FrontDoor(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=round(config.drain_timeout_s) + ABORT_TIMEOUT_S,
-            ),
+            app,
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
             drain_timeout_s=config.drain_timeout_s,
             on_signal=lambda: _stop_taking(app),

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import uvicorn
 from ray import serve
 from ray.serve.config import (
     AutoscalingConfig,
@@ -68,7 +67,7 @@ class Cluster:
         _require_answer(config.cluster)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own: dict[str, Any] = {
-            "num_cpus": (config.replicas or 1) * (config.replica_cpus or 1),
+            "num_cpus": (config.replicas or 1) * config.cpus_per_replica,
             "include_dashboard": False,
             "object_store_memory": 100_000_000,
         }
@@ -97,7 +96,7 @@ class Cluster:
             device = "cuda" if found.get("GPU", 0) > 0 else "cpu"
         least = config.min_replicas or config.replicas or 1
         needs: dict[str, int] = {
-            "CPU": least * (config.replica_cpus or 1),
+            "CPU": least * config.cpus_per_replica,
             "GPU": least * config.tensor_parallel if device == "cuda" else 0,
         }
         for name, needed in needs.items():
@@ -138,7 +137,7 @@ class Cluster:
 def _require_answer(address: str | None) -> None:
     """Ray tries an address for minutes; whether somebody is there shows at once."""
     host, _, port = (address or "").rpartition(":")
-    if not (host and port.isdigit()) or "://" in host:
+    if not (host and port.isdigit()):
         return
     try:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
@@ -150,22 +149,17 @@ def make_keeper(config: ServeConfig, run: str) -> Any:
     """The ledger's keeper, an actor on this machine."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     made = ray.remote(Keeper).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
-    keeper = made.remote(Path(config.ledger_path).absolute(), run, is_alive)
+    keeper = made.remote(config.ledger_path, run, is_alive)
     ray.get(keeper.totals.remote())  # a ledger that cannot be used is told now
     return keeper
 
 
 def application(config: ServeConfig, keeper: Any, run: str) -> Any:
     """What Ray Serve is to run."""
-    post = Post(
-        _absolute(config),
-        keeper,
-        run,
-        (config.replica_cpus or 1),
-    )
+    post = Post(config, keeper, run, config.cpus_per_replica)
     environment = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     needs = {
-        "num_cpus": (config.replica_cpus or 1),
+        "num_cpus": config.cpus_per_replica,
         "num_gpus": config.tensor_parallel if config.device == "cuda" else 0,
         "runtime_env": {"env_vars": environment},
     }
@@ -219,7 +213,7 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
         # Ray ends the process at once on SIGTERM, also while replicas are being started.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            config = replace(config, device=cluster.device(config))
+            config = _absolute(replace(config, device=cluster.device(config)))
             keeper = make_keeper(config, run_id)
             try:
                 handle = _started(config, keeper, run_id, cluster.name)
@@ -284,12 +278,7 @@ def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady)
     limits = Limits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
     app = create_front(lambda: pool, limits)
     door = FrontDoor(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=round(config.drain_timeout_s) + ABORT_TIMEOUT_S,
-        ),
+        app,
         on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
         drain_timeout_s=config.drain_timeout_s,
         on_signal=lambda: drain(app),

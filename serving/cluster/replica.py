@@ -132,7 +132,6 @@ class Replica:
             "model": self._state.model_names[0],
             "names": self._state.model_names,
             "runner": info.runner,
-            "quantization": info.quantization,
             "method": meter.method,
             "measured": meter.measured,
         }

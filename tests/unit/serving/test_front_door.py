@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from serving.front_door import FrontDoor, StartError, take_port
 
@@ -62,7 +61,7 @@ class House:
         self.release = asyncio.Event()
         self.listener = listener
         self.door = FrontDoor(
-            uvicorn.Config(self.app, interface="asgi3", log_level="error", lifespan="off"),
+            self,
             on_ready=self.on_ready,
             drain_timeout_s=drain_timeout_s,
             on_signal=lambda: self.told.append("signal"),
@@ -77,7 +76,7 @@ class House:
         self.told.append("drained")
         self.release.set()
 
-    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/slow":
             self.reached.set()
             await self.release.wait()
