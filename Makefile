@@ -14,7 +14,7 @@ serve: $(READY)
 test: lint types imports
 	$(BIN)/pytest tests/unit --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --format=total \
-	  --include='greenllm/energy/*,greenllm/scheduler.py,greenllm/blocks.py'
+	  --include='greenllm/energy/*,greenllm/engine/scheduler.py,greenllm/engine/blocks.py'
 	$(BIN)/pytest tests --ignore=tests/unit -n 2 --dist loadfile --durations=20 --durations-min=4
 
 # vLLM's CPU build has an environment of its own, without the wheels that do not fit torch's.

@@ -17,19 +17,21 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from prometheus_client.parser import text_string_to_metric_families
 
-from greenllm import core
-from greenllm.core import Receipt, Speculation
-from greenllm.decode.controller import Arm
-from greenllm.energy.account import Label, Totals
-from greenllm.engine import Stats
-from serving import adapters, files, fine_tuning, generation, routes
+from greenllm.core import Speculation
+from greenllm.energy import receipt
+from greenllm.energy.account.account import Label, Totals
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.native import Stats
+from greenllm.speculation.controller import Arm
+from serving import routes
 from serving.app import create_app
-from serving.energy import energy_headers, energy_object, link_headers, receipt_object
 from serving.metrics import Metrics
+from serving.openai import files, fine_tuning, generation, models
+from serving.receipts import energy_headers, energy_object, link_headers, receipt_object
 
 ROUTERS: tuple[APIRouter, ...] = (
     generation.router,
-    adapters.router,
+    models.router,
     files.router,
     fine_tuning.router,
     routes.router,
@@ -210,7 +212,7 @@ def _header_table() -> str:
 
 def _value_list() -> str:
     kinds = ("Status", "Attribution", "Outcome")
-    lines = [f"- `{kind.lower()}`: {_choices(get_args(getattr(core, kind)))}" for kind in kinds]
+    lines = [f"- `{kind.lower()}`: {_choices(get_args(getattr(receipt, kind)))}" for kind in kinds]
     return "\n".join(lines)
 
 

@@ -43,16 +43,17 @@ from evals.calibration import (
 )
 from evals.entry import BenchError, finish
 from evals.lab import Bench, load_bench, save
-from greenllm.core import Approximation, Receipt, Request, SamplingParams, Token
-from greenllm.drafting import default_exit, trained_exits
-from greenllm.engine import NativeEngine
+from greenllm.core import Approximation, Request, SamplingParams, Token
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.drafting import default_exit, trained_exits
+from greenllm.engine.native import NativeEngine
 from greenllm.model.loader import load_model
 from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
 from greenllm.runner.early_exit import first_layers
 from greenllm.tokenizer import Tokenizer
 
 console = Console(stderr=True)
-TASKS = "finetune.bundled.tasks"
+TASKS = "evals.tasks.generated.tasks"
 SEED = 1
 BATCH = 16
 THREADS = 1

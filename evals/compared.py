@@ -20,7 +20,7 @@ from evals.evaluation import Result, evaluate, methods_of
 from evals.served import ServedModel, connect
 from evals.tasks.base import Task
 from greenllm.config import ConfigError
-from greenllm.estimate import Estimate, wilson
+from greenllm.intervals import Estimate, wilson
 
 _TIMEOUT_S = 600.0
 

@@ -21,7 +21,7 @@ from evals.basis import sum_of, together
 from evals.entry import BenchError
 from evals.served import Cost, RefusedError
 from evals.tasks.base import Answer, Query, Rate, Score, Task
-from greenllm.estimate import Estimate, bootstrap, wilson
+from greenllm.intervals import Estimate, bootstrap, wilson
 from greenllm.scorecard.card import wh_per_1000_requests
 
 

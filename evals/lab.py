@@ -1,7 +1,7 @@
 """What the benchmarks share: an engine in this process, a server in another, rounds, medians.
 
 Rounds of the things compared are interleaved, because machines are noisy; results are medians and
-ratios of medians, written with their command and the machine to `evals/results/`.
+ratios of medians, written with their command and the machine to `evals/studies/results/`.
 
 Not covered: peers (other servers), traces of real arrivals.
 """
@@ -35,23 +35,23 @@ from evals.entry import BenchError
 from evals.load.processes import parse_stat
 from greenllm.config import EngineConfig, load
 from greenllm.core import Request, SamplingParams
-from greenllm.energy.account import Account
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.ladder import choose_meter
-from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import Limits, NativeEngine
+from greenllm.energy.meters.choose import choose_meter
+from greenllm.engine.native import Limits, NativeEngine
 from greenllm.model.files import check_folder
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
 from greenllm.runner.base import Runner
-from greenllm.runner.select import load_runner
+from greenllm.runner.registry import load_runner
 from greenllm.runner.warmup import plan_threads, warm_up
-from greenllm.speculator import Speculator
+from greenllm.speculation.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "studies" / "results"
 PROMPT = "Tell me a story about a brave fox."
-MODEL_HINT = "`python -m evals.peers model` makes .peers/models/m135"
+MODEL_HINT = "`python -m evals.studies.peers model` makes .peers/models/m135"
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,7 @@ def save(name: str, figures: Mapping[str, Any], *, module: str | None = None) ->
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     about = {
-        "command": " ".join(["python", "-m", f"evals.{module or name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"evals.studies.{module or name}", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {read_cpu_info().model_name}",
         "python": platform.python_version(),

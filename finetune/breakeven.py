@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from greenllm.estimate import Estimate
+from greenllm.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True)

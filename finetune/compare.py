@@ -15,7 +15,7 @@ from finetune.report import phase_dict
 from finetune.subject import Subject
 from finetune.training import make_trainer
 from finetune.watch import Seen, Watch
-from greenllm.energy.meter import Meter
+from greenllm.energy.meters.protocol import Meter
 
 SAMPLE_STEPS = 20
 

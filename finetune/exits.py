@@ -21,7 +21,7 @@ from finetune.quality import batches_of
 from finetune.recipe import Recipe
 from finetune.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
-from greenllm.estimate import Estimate, wilson
+from greenllm.intervals import Estimate, wilson
 
 _NORMS = ("norm", "final_layernorm", "ln_f")
 

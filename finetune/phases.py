@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from greenllm.energy.meter import Meter, Reading, SensorError
-from greenllm.energy.window import IdlePower, take_apart
+from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 
 Phase = Literal[
     "data", "loading", "compressing", "trials", "waiting", "training", "teacher", "evaluation",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.bundled.stories import story
+from evals.tasks.generated.stories import story
 from finetune.encoding import Encoded, Encoder
 from finetune.examples import DataError, Example, Turn
 from finetune.recipe import Recipe

@@ -18,7 +18,7 @@ import torch
 from finetune.encoding import Encoded
 from finetune.model import Place
 from finetune.phases import Energy
-from greenllm.estimate import Estimate, bootstrap, wilson
+from greenllm.intervals import Estimate, bootstrap, wilson
 
 _ROWS = 16
 

@@ -25,10 +25,10 @@ from finetune.phases import LEARNING, Energy, PhaseAccount
 from finetune.quality import Quality
 from finetune.recipe import Recipe
 from finetune.watch import Watch
-from greenllm.energy.carbon import EmbodiedModel, operational_g, sci_g_per_1k_tokens
-from greenllm.energy.grid import Intensity
+from greenllm.energy.carbon.footprint import EmbodiedModel, operational_g, sci_g_per_1k_tokens
+from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.units import joules_to_kwh
-from greenllm.estimate import Estimate
+from greenllm.intervals import Estimate
 from greenllm.scorecard.origin import command_line, machine_name
 
 SCHEMA = 1

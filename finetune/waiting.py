@@ -22,7 +22,7 @@ from finetune.phases import PhaseAccount
 from finetune.recipe import Recipe
 from finetune.report import Grams
 from greenllm.config import ConfigError
-from greenllm.energy.grid import Intensity
+from greenllm.energy.carbon.grid import Intensity
 
 Say = Callable[[str], None]
 _LOOK_EVERY_S = 60.0

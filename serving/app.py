@@ -18,10 +18,11 @@ from starlette.requests import ClientDisconnect
 
 from greenllm import __version__
 from greenllm.core import InvalidRequestError
-from serving import adapters, files, fine_tuning, generation, routes
+from serving import routes
 from serving.errors import ApiError, from_invalid_request
-from serving.generation import CLIENT_CLOSED_REQUEST
-from serving.requests import new_request_id
+from serving.openai import files, fine_tuning, generation, models
+from serving.openai.generation import CLIENT_CLOSED_REQUEST
+from serving.openai.requests import new_request_id
 from serving.state import ServerState
 
 MakeState = Callable[[asyncio.AbstractEventLoop], ServerState]
@@ -52,7 +53,7 @@ def create_app(make_state: MakeState) -> FastAPI:
         lifespan=lifespan,
     )
     app.include_router(generation.router)
-    app.include_router(adapters.router)
+    app.include_router(models.router)
     app.include_router(files.router)
     app.include_router(fine_tuning.router)
     app.include_router(routes.router)

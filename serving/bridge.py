@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from greenllm.core import Outcome, Receipt, Request, Token
+from greenllm.core import Request, Token
+from greenllm.energy.receipt import Outcome, Receipt
 
 
 class QueueFullError(Exception):

@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from greenllm.core import InvalidRequestError
-from serving.schemas import UNSUPPORTED
 
+UNSUPPORTED = "unsupported"  # the type of pydantic's error for what is refused by name
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from greenllm.core import Receipt
-from greenllm.energy.account import Label
-from greenllm.engine import Stats
+from greenllm.energy.account.account import Label
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.native import Stats
 
 _JOULE_BUCKETS = (0.001, 0.01, 0.1, 1, 10, 100, 1e3, 1e4, 1e5)
 _SECOND_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)

@@ -14,10 +14,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from greenllm.energy.ledger import GROUPS
 from greenllm.energy.period import parse_moment
 from greenllm.tokenizer import Tokenizer
-from serving.bodies import body_schema, parsed_body
-from serving.energy import receipt_object, rounded
 from serving.errors import ApiError
-from serving.schemas import DetokenizeBody, TokenizeBody
+from serving.http import body_schema, parsed_body
+from serving.openai.schemas import DetokenizeBody, TokenizeBody
+from serving.receipts import receipt_object, rounded
 from serving.state import state_of
 
 router = APIRouter()

@@ -20,36 +20,42 @@ from pathlib import Path
 import torch
 from fastapi import FastAPI
 
-from greenllm.core import Receipt, Token
-from greenllm.drafting import Drafting, check_draft_model, make_drafting
-from greenllm.energy.account import Account, Totals
-from greenllm.energy.carbon import EmbodiedModel
-from greenllm.energy.grid import CustomIntensity, IntensityTable, StaticIntensity, UnknownZoneError
+from greenllm.core import Token
+from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.carbon.footprint import EmbodiedModel
+from greenllm.energy.carbon.grid import (
+    CustomIntensity,
+    IntensityTable,
+    StaticIntensity,
+    UnknownZoneError,
+)
+from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ledger import Ledger
-from greenllm.energy.meter import Meter, Reading
-from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import Limits, NativeEngine
-from greenllm.engine_loop import EngineLoop
+from greenllm.energy.meters.protocol import Meter, Reading
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
+from greenllm.engine.loop import EngineLoop
+from greenllm.engine.native import Limits, NativeEngine
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
 from greenllm.runner.base import Runner
-from greenllm.runner.select import load_runner
+from greenllm.runner.registry import load_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
 from greenllm.shape import ModelShape
-from greenllm.speculator import Speculator
+from greenllm.speculation.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from greenllm.vllm.engine import VllmEngine
 from greenllm.vllm.versions import installed
 from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig
-from serving.file_store import FileStore
 from serving.front_door import FrontDoor, StartError, take_port
-from serving.job_runner import JobRunner
-from serving.jobs import JobStore, TrainingHooks
+from serving.jobs.files import FileStore
+from serving.jobs.runner import JobRunner
+from serving.jobs.store import JobStore, TrainingHooks
 from serving.metrics import Metrics
 from serving.state import Books, ServerState, model_names
 

@@ -11,27 +11,37 @@ from typing import Protocol, TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
-from greenllm.core import AdapterRef, Receipt, Request
-from greenllm.drafting import Drafting
-from greenllm.energy.account import Totals
+from greenllm.core import AdapterRef, Request
+from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import Row
-from greenllm.engine import Engine
-from greenllm.engine_loop import EngineLoop, Recorder
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.drafting import Drafting
+from greenllm.engine.loop import EngineLoop, Recorder
+from greenllm.engine.native import Engine
 from greenllm.model.adapters import UnknownAdapterError
 from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
 from greenllm.runner.threads import ThreadPlan
+from greenllm.speculation.exits import Exit
 from greenllm.tokenizer import Tokenizer
+from serving.auth import fingerprint
 from serving.bridge import Bridge, QueueFullError, Submission
 from serving.config import ServeConfig
 from serving.errors import ApiError
-from serving.file_store import FileStore
-from serving.job_runner import JobRunner
-from serving.jobs import FINE_TUNED, TrainingHooks, adapter_folder
+from serving.jobs.files import FileStore
+from serving.jobs.runner import JobRunner
+from serving.jobs.store import FINE_TUNED, TrainingHooks, adapter_folder
 from serving.metrics import Metrics
-from serving.requests import Defaults, fingerprint
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a body may leave to the server: tokens guessed at a time, and where answers leave."""
+
+    num_drafts: int
+    exit: Exit | None = None
 
 
 class Books(Recorder, Protocol):

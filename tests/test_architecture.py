@@ -45,12 +45,12 @@ LIGHT = (
     "greenllm.core",
     "greenllm.text",
     "greenllm.config",
-    "greenllm.blocks",
-    "greenllm.scheduler",
-    "greenllm.energy.account",
+    "greenllm.engine.blocks",
+    "greenllm.engine.scheduler",
+    "greenllm.energy.account.account",
     "greenllm.energy.ledger",
-    "greenllm.energy.ladder",
-    "greenllm.engine_loop",
+    "greenllm.energy.meters.choose",
+    "greenllm.engine.loop",
     "greenllm.scorecard.reading",
     "greenllm.cli.app",
     "greenllm.vllm.schema",
@@ -142,7 +142,7 @@ def test_only_the_ledger_imports_sqlite3() -> None:
 def test_only_the_nvml_meter_names_pynvml() -> None:
     by_import = users("pynvml")
     by_string = {path for path, tree in sources().items() if "pynvml" in named(tree)}
-    assert by_import | by_string == {"greenllm/energy/nvml.py"}
+    assert by_import | by_string == {"greenllm/energy/meters/nvml.py"}
 
 
 @pytest.mark.parametrize("library", ["fastapi", "starlette", "pydantic", "uvicorn"])

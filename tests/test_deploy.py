@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from greenllm.config import ENVIRONMENT_PREFIX, load
-from greenllm.energy.grid import IntensityTable
+from greenllm.energy.carbon.grid import IntensityTable
 from serving.config import ServeConfig
 from tests.dockerfile import Ignored, Stage, Step, read
 

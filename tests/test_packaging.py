@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("greenllm", "serving", "finetune", "evals")
+STUDIES = ROOT / "evals" / "studies"
 BUNDLED = ("greenllm/model/bundled", "greenllm/model/bundled_draft")
 
 
@@ -60,6 +61,7 @@ def test_every_source_file_is_in(wheel: zipfile.ZipFile) -> None:
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
+        if STUDIES not in path.parents
     }
     packed = {name for name in wheel.namelist() if name.endswith(".py")}
     assert packed == sources
@@ -89,6 +91,7 @@ def test_tests_and_leftovers_are_not_in(wheel: zipfile.ZipFile) -> None:
     for name in wheel.namelist():
         parts = name.split("/")
         assert "tests" not in parts, name
+        assert "studies" not in parts, name
         assert "__pycache__" not in parts, name
         assert not parts[-1].startswith(("test_", "conftest", ".")), name
         assert not name.endswith((".pyc", ".sqlite", ".whl")), name

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from greenllm.energy.meter import Meter, SensorError
-from greenllm.energy.window import IdlePower, take_apart
+from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.meters.protocol import Meter, SensorError
 
 _REST_S = 1.0
 _LEAST_S = 1.0

@@ -22,7 +22,7 @@ from evals.profiling.profile import Profile, Subject, rows_of
 from evals.profiling.step import Step
 from evals.profiling.timing import time_step
 from greenllm.config import ConfigError
-from greenllm.energy.meter import Meter
+from greenllm.energy.meters.protocol import Meter
 from greenllm.model.loader import LoadedModel, load_config, load_model, without_weights
 from greenllm.model.options import LoadOptions, resolve
 

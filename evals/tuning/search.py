@@ -22,7 +22,7 @@ from typing import Protocol
 
 from evals.tuning.space import Setting, Space, all_of, single_changes
 from greenllm.core import GreenllmError
-from greenllm.estimate import Estimate
+from greenllm.intervals import Estimate
 
 KEPT = 4
 _SLACK = 1.25

@@ -30,9 +30,9 @@ from evals.tuning.search import Trial
 from evals.tuning.slices import slices, whole
 from evals.tuning.space import Server, Setting, by_server, options_of
 from greenllm.core import GreenllmError
-from greenllm.energy.meter import Meter
-from greenllm.energy.window import IdlePower, take_apart
-from greenllm.estimate import Estimate, bootstrap, wilson
+from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.meters.protocol import Meter
+from greenllm.intervals import Estimate, bootstrap, wilson
 
 _WARM_UP = 4
 PARTS = 4

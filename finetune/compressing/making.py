@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from evals.tasks.generated.tasks import training_examples
 from finetune import run as finetune_run
-from finetune.bundled.tasks import training_examples
 from finetune.checkpoints import SavingError
 from finetune.compressing.config import GENERATED, CompressConfig
 from finetune.compressing.importance import importance_of

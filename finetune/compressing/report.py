@@ -19,8 +19,8 @@ from typing import Any
 from finetune.breakeven import Answers, break_even
 from finetune.report import Grams
 from finetune.text import joules, table
-from greenllm.energy.carbon import operational_g
-from greenllm.estimate import Estimate
+from greenllm.energy.carbon.footprint import operational_g
+from greenllm.intervals import Estimate
 
 SCHEMA = 1
 

@@ -5,7 +5,7 @@ with its reason and counts for nothing. Exit code 1 if no request of a load succ
 option is wrong or the server cannot be used at all. The environment is not read: `GREENLLM_MODEL`
 and its like are the server's.
 
-Not covered: quality of answers; starting servers (`python -m evals.peers` does).
+Not covered: quality of answers; starting servers (`python -m evals.studies.peers` does).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from greenllm.cli.finetune import progress_bar, shown_on
 from greenllm.cli.metering import meter_of_tree
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.grid import IntensityTable
+from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.scorecard.origin import command_line, machine_name
 
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl")

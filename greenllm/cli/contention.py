@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from greenllm.energy.cputime import CpuTimes
+from greenllm.energy.meters.cputime import CpuTimes
 
 _SPINS = "3000"
 _MATTERS = 0.3

@@ -2,7 +2,7 @@
 
 Contract: looks, changes nothing, and succeeds also where only the model works. Versions come from
 package metadata; of what computes only OpenVINO is loaded, and asked for what it can do. Not
-covered: repairs; sensors `greenllm.energy.ladder` does not know; whether the GPU computes
+covered: repairs; sensors `greenllm.energy.meters.choose` does not know; whether the GPU computes
 correctly.
 """
 
@@ -19,10 +19,10 @@ from rich.table import Table
 from greenllm.cli.clashes import find_clashes
 from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.cli.places import cache_path, ledger_path
-from greenllm.energy.estimate import Interval
+from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
-from greenllm.energy.ladder import Rung, cpu_rungs, gpu_rungs
 from greenllm.energy.ledger import Ledger, LedgerError
+from greenllm.energy.meters.choose import Rung, cpu_rungs, gpu_rungs
 from greenllm.model.spec import FAMILIES
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
 from greenllm.runner.passes import remembered

@@ -3,7 +3,7 @@
 Contract: prints a middle figure and an interval with the method behind them; grams are those of the
 world unless a zone is given, as for `greenllm serve`, and the source and year are named. An option
 that would be ignored is refused. Every mistake is one line. Not covered: what
-`greenllm.energy.estimate` does not cover; several machines.
+`greenllm.energy.forecast` does not cover; several machines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from rich.table import Table
 
 from greenllm.cli.figures import make_console, make_table, number, print_table
 from greenllm.config import ConfigError
-from greenllm.energy.estimate import (
+from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
     FITTED_SIZES_B,
     Estimate,
@@ -29,7 +30,6 @@ from greenllm.energy.estimate import (
     estimate_hours,
     vcpu_device,
 )
-from greenllm.energy.grid import IntensityTable
 from greenllm.energy.hardware import (
     Accelerator,
     CpuInfo,

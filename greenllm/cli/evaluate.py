@@ -27,8 +27,8 @@ from evals.evaluation_report import draw, markdown
 from evals.served import connect
 from evals.tasks.asked import Question
 from evals.tasks.base import Task
+from evals.tasks.generated.tasks import held_out_examples, task_names
 from evals.tasks.registry import Generated, find_tasks
-from finetune.bundled.tasks import held_out_examples, task_names
 from greenllm import __version__
 from greenllm.config import ConfigError
 from greenllm.scorecard.origin import command_line, machine_name

@@ -17,12 +17,12 @@ from finetune.text import joules
 from greenllm.cli.contention import bound_spinning, warn_of_others
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.carbon import EmbodiedModel
-from greenllm.energy.cputime import CpuClock
-from greenllm.energy.grid import CustomIntensity, IntensityTable, UnknownZoneError
+from greenllm.energy.carbon.footprint import EmbodiedModel
+from greenllm.energy.carbon.grid import CustomIntensity, IntensityTable, UnknownZoneError
 from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meter import Meter, NullMeter, SensorError
+from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.protocol import Meter, NullMeter, SensorError
 
 console = Console(stderr=True, highlight=False, emoji=False)
 

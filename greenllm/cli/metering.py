@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from greenllm.config import ConfigError
-from greenllm.energy.cputime import CpuClock
-from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meter import Meter, Reading, SensorError
+from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 
 
 def meter_of_tree(name: str, pid: int) -> tuple[Meter, Reading]:

@@ -14,9 +14,9 @@ from rich.console import Console
 from evals.profiling.config import ProfileConfig
 from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
-from greenllm.energy.cputime import CpuClock
-from greenllm.energy.ladder import choose_meter, cpu_rungs
-from greenllm.energy.meter import Meter, SensorError
+from greenllm.energy.meters.choose import choose_meter, cpu_rungs
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.protocol import Meter, SensorError
 from greenllm.model.quiet import hush_libraries
 
 

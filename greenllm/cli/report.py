@@ -28,9 +28,10 @@ from greenllm.cli.report_data import (
 from greenllm.cli.report_export import check_plot, csv_writer, write_json, write_plot
 from greenllm.cli.report_tables import print_report
 from greenllm.config import ConfigError
-from greenllm.core import GreenllmError, Receipt
+from greenllm.core import GreenllmError
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.period import parse_moment
+from greenllm.energy.receipt import Receipt
 
 PROGRESS_AFTER_S = 2.0
 

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from greenllm.config import ConfigError
-from greenllm.core import Receipt
-from greenllm.energy.account import CONSERVATION_TOLERANCE
+from greenllm.energy.account.account import CONSERVATION_TOLERANCE
 from greenllm.energy.ledger import GROUPS, Ledger, Session
+from greenllm.energy.receipt import Receipt
 
 FOREVER_S = 1e12
 _TRIES = 5

@@ -20,11 +20,11 @@ from rich.logging import RichHandler
 from finetune.recipe import Recipe
 from greenllm.cli.clashes import find_clashes
 from greenllm.config import ConfigError, load
-from greenllm.energy.cputime import CpuClock
-from greenllm.energy.ladder import choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meter import SensorError
+from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.protocol import SensorError
 from serving.config import ServeConfig
-from serving.jobs import TrainingHooks
+from serving.jobs.store import TrainingHooks
 
 RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
 console = Console(stderr=True, highlight=False, emoji=False)

@@ -16,7 +16,7 @@ def run(model: str, layers: int | None, output: Path) -> None:
         LoadError: the model or the number of layers will not do.
     """
     hush_libraries()
-    from greenllm.drafting import default_exit, trained_exits
+    from greenllm.engine.drafting import default_exit, trained_exits
     from greenllm.model.truncate import num_layers_of, truncate
 
     options = LoadOptions()

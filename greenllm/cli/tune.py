@@ -26,7 +26,7 @@ from greenllm.cli.evaluate import generated_tasks
 from greenllm.cli.metering import meter_of_tree
 from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
-from greenllm.energy.meter import Meter
+from greenllm.energy.meters.protocol import Meter
 
 console = Console(stderr=True, highlight=False, emoji=False)
 

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from greenllm.core import GreenllmError, Receipt
-from greenllm.energy.account import Totals
+from greenllm.core import GreenllmError
+from greenllm.energy.account.account import Totals
+from greenllm.energy.receipt import Receipt
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from greenllm.core import Batch, Chunk, DraftPass, Sample
+from greenllm.core import Batch, Sample
 from greenllm.model.info import ModelInfo
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
+from greenllm.speculation.drafter import Drafter
 
 if TYPE_CHECKING:
     from greenllm.model.lora import LoraWeights
@@ -19,30 +20,6 @@ class AdapterSource(Protocol):
 
     def weights(self, digest: str) -> LoraWeights:
         """The weights of an adapter that a request in flight uses."""
-
-
-class Drafter(Protocol):
-    """Guesses what follows the newest token of decoding sequences.
-
-    It may write keys and values of its guesses into the chunks' room, and nowhere else.
-    """
-
-    @property
-    def shape(self) -> ModelShape | None:
-        """What a guess costs; None when no model is asked."""
-
-    @property
-    def passes(self) -> Sequence[DraftPass]:
-        """What the last draft computed, whose costs are shared pass by pass."""
-
-    def prepare(self, num_tokens: int) -> None:
-        """Do what the first draft of so many tokens would wait for; callable from any thread."""
-
-    def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """Up to `room` guesses for each chunk, which ends with its sequence's newest token.
-
-        `whole` says that the step will run nothing but these chunks.
-        """
 
 
 class Runner(Protocol):

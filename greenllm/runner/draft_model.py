@@ -18,9 +18,10 @@ from greenllm.core import Batch, Chunk, DraftPass
 from greenllm.core import Sequence as TokenSequence
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
-from greenllm.runner.base import Drafter, Runner
+from greenllm.runner.base import Runner
 from greenllm.runner.stepwise import plain
 from greenllm.shape import ModelShape
+from greenllm.speculation.drafter import Drafter
 from greenllm.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 _CATCH_UP = 512

@@ -8,7 +8,7 @@ from itertools import islice
 from torch import Tensor
 
 from greenllm.core import Chunk, Sample, TokenLogprob
-from greenllm.decode.sampling import Choice, Place, complaint, sample, token_logprobs
+from greenllm.runner.sampling import Choice, Place, complaint, sample, token_logprobs
 
 
 def wanted_rows(chunk: Chunk) -> range:

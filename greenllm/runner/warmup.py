@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
-from greenllm.energy.account import Account
+from greenllm.energy.account.account import Account
 from greenllm.runner.base import Runner
 from greenllm.runner.threads import SIZES, ThreadPlan, ThreadPolicy, measure_plan
 

@@ -19,15 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from greenllm.admission import check_request
 from greenllm.core import (
     AdapterRef,
     Batch,
     Chunk,
     DraftPass,
     FinishReason,
-    Outcome,
-    Receipt,
     Request,
     Sample,
     SamplingParams,
@@ -37,13 +34,15 @@ from greenllm.core import (
     Token,
     TokenLogprob,
 )
-from greenllm.energy.account import Account, Totals
-from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import Stats
-from greenllm.in_flight import InFlight
+from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.receipt import Outcome, Receipt
+from greenllm.engine.admission import check_request
+from greenllm.engine.in_flight import InFlight
+from greenllm.engine.native import Stats
+from greenllm.engine.scheduler import append_all
 from greenllm.model.adapters import AdapterInfo, AdapterRegistry
 from greenllm.model.info import ModelInfo
-from greenllm.scheduler import append_all
 from greenllm.shape import ModelShape
 from greenllm.vllm.protocol import Backend
 from greenllm.vllm.schedule import Journal, Scheduled

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from greenllm.config import ConfigError, EngineConfig
 from greenllm.core import SamplingParams, Speculation, TextSink
-from greenllm.energy.account import Account
-from greenllm.energy.policy import CarbonPolicy
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.info import ModelInfo
 from greenllm.model.loader import facts_of

@@ -32,7 +32,7 @@ from ray.serve.config import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from greenllm.drafting import check_draft_model
+from greenllm.engine.drafting import check_draft_model
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
 from serving.cluster.front import Limits, create_front, drain, end_all

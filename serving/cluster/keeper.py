@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from greenllm.core import Receipt
-from greenllm.energy.account import Totals
+from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import Ledger, Row
+from greenllm.energy.receipt import Receipt
 
 log = logging.getLogger(__name__)
 Books = tuple[Sequence[Receipt], Totals]

@@ -17,9 +17,9 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
-from greenllm.core import Receipt
-from greenllm.energy.account import Totals
+from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import MAX_UNWRITTEN, Row
+from greenllm.energy.receipt import Receipt
 from serving.cluster.keeper import Books
 
 log = logging.getLogger(__name__)

@@ -28,10 +28,10 @@ from ray import serve
 from ray.exceptions import RayError
 
 from greenllm.core import GreenllmError
-from greenllm.energy.cputime import CpuClock
-from greenllm.energy.ladder import Rung, choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meter import Meter
-from greenllm.energy.sharing import Roster, SharedMeter
+from greenllm.energy.meters.choose import Rung, choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.protocol import Meter
+from greenllm.energy.meters.sharing import Roster, SharedMeter
 from serving.app import create_app
 from serving.cluster.asgi import answer_of
 from serving.cluster.curve import JoulesCurve
@@ -39,7 +39,7 @@ from serving.cluster.remote_ledger import RemoteLedger
 from serving.cluster.scaling import STAT
 from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
 from serving.config import ServeConfig
-from serving.jobs import TrainingHooks
+from serving.jobs.store import TrainingHooks
 from serving.server import build, make_state
 from serving.state import ServerState
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from greenllm.blocks import BlockManager
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence, sequences_of
-from greenllm.decode.sampling import Place, sample
-from greenllm.energy.nvml import NvmlMeter, load_nvml
+from greenllm.energy.meters.nvml import NvmlMeter, load_nvml
+from greenllm.engine.blocks import BlockManager
+from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import Quantization
 from greenllm.model.options import BUNDLED, BUNDLED_PATH, LoadOptions
+from greenllm.runner.sampling import Place, sample
 from greenllm.runner.torch import TorchRunner, load_torch_runner
-from greenllm.scheduler import Scheduler
 from greenllm.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

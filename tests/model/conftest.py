@@ -19,11 +19,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from greenllm.blocks import BlockManager
 from greenllm.core import Request, SamplingParams, Sequence, sequences_of
+from greenllm.engine.blocks import BlockManager
+from greenllm.engine.scheduler import Scheduler
 from greenllm.model.options import LoadOptions
 from greenllm.runner.torch import TorchRunner, load_torch_runner
-from greenllm.scheduler import Scheduler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 torch.set_num_threads(1)

@@ -17,9 +17,9 @@ from finetune.phases import PhaseAccount
 from finetune.recipe import Recipe
 from finetune.report import Grams
 from finetune.watch import Progress
-from greenllm.energy.grid import IntensityTable
-from greenllm.energy.ladder import modelled_meter
-from greenllm.energy.meter import Meter
+from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.protocol import Meter
 from greenllm.model.options import BUNDLED_PATH
 
 STEPS = 24

@@ -19,13 +19,11 @@ import transformers
 
 from evals import calibrate
 from evals.lab import load_bench
-from greenllm.blocks import BlockManager
 from greenllm.config import EngineConfig, load
 from greenllm.core import (
     EXIT_RUN,
     MOST_SHALLOW,
     Approximation,
-    Receipt,
     Request,
     SamplingParams,
     Sequence,
@@ -33,17 +31,19 @@ from greenllm.core import (
     SpeculativeMethod,
     sequences_of,
 )
-from greenllm.drafting import make_drafting
-from greenllm.engine import NativeEngine
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.blocks import BlockManager
+from greenllm.engine.drafting import make_drafting
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.runner.early_exit import first_layers
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
-from greenllm.scheduler import Scheduler
 from greenllm.shape import ModelShape
-from greenllm.speculator import PromptLookup, Speculator
+from greenllm.speculation.speculator import PromptLookup, Speculator
 
 VOCABULARY = 96
 LAYERS, EXIT = 6, 3

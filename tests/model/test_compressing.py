@@ -22,8 +22,8 @@ from finetune.compressing.weights import factorize, matrices_of, zero_smallest
 from finetune.phases import PhaseAccount
 from finetune.report import Grams
 from greenllm.config import ConfigError
-from greenllm.energy.grid import IntensityTable
-from greenllm.energy.ladder import modelled_meter
+from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.energy.meters.choose import modelled_meter
 from tests.model.finetuning import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -20,7 +20,6 @@ import pytest
 import torch
 import transformers
 
-from greenllm.blocks import BlockManager
 from greenllm.config import EngineConfig
 from greenllm.core import (
     AdapterRef,
@@ -34,20 +33,21 @@ from greenllm.core import (
     SpeculativeMethod,
     sequences_of,
 )
+from greenllm.engine.blocks import BlockManager
+from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import LoadError
 from greenllm.model.lora import LoraWeights, read_lora
 from greenllm.model.options import BUNDLED, LoadOptions
-from greenllm.runner.base import Drafter
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.early_exit import first_layers
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
-from greenllm.runner.select import load_draft_model, load_runner
+from greenllm.runner.registry import load_draft_model, load_runner
 from greenllm.runner.stepwise import StepByStep
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import TorchRunner, load_torch_runner
-from greenllm.scheduler import Scheduler
-from greenllm.speculator import Drafted, Speculator
+from greenllm.speculation.drafter import Drafter
+from greenllm.speculation.speculator import Drafted, Speculator
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 VOCABULARY = 96

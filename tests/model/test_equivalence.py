@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from greenllm.blocks import BlockManager
 from greenllm.core import Chunk, SamplingParams, TokenLogprob
+from greenllm.engine.blocks import BlockManager
+from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import Quantization
 from greenllm.model.options import LoadOptions
 from greenllm.runner.attention import make_plan
 from greenllm.runner.torch import TorchRunner
-from greenllm.scheduler import Scheduler
 
 Answers = Callable[..., list[list[int]]]
 CONTEXT = 48

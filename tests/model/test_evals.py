@@ -6,15 +6,15 @@ import pytest
 
 from evals.evaluation import Example, Result
 from evals.lab import interleave, load_bench, story_request
-from evals.ratios import paired_ratio
 from evals.served import Cost
-from evals.sustainability import balance, side_of
+from evals.studies.ratios import paired_ratio
+from evals.studies.sustainability import balance, side_of
+from evals.studies.techniques import Continuing, Rounds, figures
+from evals.studies.tuned import side_by_side
 from evals.tasks.base import Score
-from evals.techniques import Continuing, Rounds, figures
-from evals.tuned import side_by_side
 from evals.tuning.search import Trial
 from evals.tuning.space import Setting
-from greenllm.estimate import Estimate
+from greenllm.intervals import Estimate
 
 
 def test_arms_take_turns_and_change_places() -> None:
@@ -119,6 +119,6 @@ def test_winners_answer_side_by_side_once_more_than_is_counted(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("evals.tuned.ServerBench", MadeUp)
+    monkeypatch.setattr("evals.studies.tuned.ServerBench", MadeUp)
     settings = [Setting((("threads", "1"),)), Setting((("threads", "2"),))]
     assert side_by_side("bundled", settings, 4, rounds=2) == [0.5, 1.5]

@@ -1,7 +1,8 @@
 """Guesses change neither answers nor their distribution, and the comparison would tell if they did.
 
-A small version of `python -m evals.exactness` on random models, and a chi-square test of what many
-seeds draw against the exact probabilities. Both are repeated with engines that are made wrong.
+A small version of `python -m evals.studies.exactness` on random models, and a chi-square test of
+what many seeds draw against the exact probabilities. Both are repeated with engines
+that are made wrong.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from evals.exactness import answer_all, check_way, holds, make_requests, random_prompts
+from evals.studies.exactness import answer_all, check_way, holds, make_requests, random_prompts
 from greenllm.core import Chunk, Request, Sample, SamplingParams, Speculation, SpeculativeMethod
-from greenllm.decode.sampling import Choice, Place
-from greenllm.energy.account import Account
-from greenllm.energy.ladder import modelled_meter
-from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import Limits, NativeEngine
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.meters.choose import modelled_meter
+from greenllm.engine.native import Limits, NativeEngine
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import LoadOptions
 from greenllm.runner import readout
-from greenllm.runner.base import Drafter
 from greenllm.runner.draft_model import DraftModel
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.sampling import Choice, Place
 from greenllm.runner.torch import load_torch_runner
-from greenllm.speculator import OFF, PromptLookup, Speculator
+from greenllm.speculation.drafter import Drafter
+from greenllm.speculation.speculator import OFF, PromptLookup, Speculator
 from greenllm.text import TextStream
 
 VOCABULARY = 96

@@ -23,7 +23,7 @@ from evals.profiling.step import Step
 from evals.profiling.timing import time_step
 from greenllm.cli.profile import run
 from greenllm.config import ConfigError
-from greenllm.energy.meter import NullMeter, Reading, ReplayMeter
+from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter
 from greenllm.model.loader import load_model
 from greenllm.model.options import LoadOptions
 

@@ -12,8 +12,8 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from greenllm.core import AdapterRef, Chunk, Request, SamplingParams, Sequence
-from greenllm.decode.sampling import Place, sample, token_logprobs, uniform
 from greenllm.runner.readout import read_out
+from greenllm.runner.sampling import Place, sample, token_logprobs, uniform
 from greenllm.runner.torch import TorchRunner
 
 LOGITS = (2.0, 1.5, 1.1, 0.4, 0.0, -0.7, -1.3, -3.0)
@@ -310,7 +310,7 @@ def test_looking_at_the_best_first_changes_no_draw(
     logits = torch.randn(len(rows), size, generator=generator) * spread
     found = []
     for first_look in (few, size):
-        monkeypatch.setattr("greenllm.decode.sampling.FEW", first_look)
+        monkeypatch.setattr("greenllm.runner.sampling.FEW", first_look)
         found.append([s.token_id for s in sample(logits, rows)])
     assert found[0] == found[1]
 

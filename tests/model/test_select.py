@@ -24,7 +24,7 @@ from greenllm.runner.openvino.load import Blueprint, CacheOptions, read_blueprin
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.passes import remembered
-from greenllm.runner.select import load_runner
+from greenllm.runner.registry import load_runner
 from greenllm.runner.selfcheck import (
     SelfCheckError,
     check_openvino,
@@ -201,7 +201,9 @@ def test_a_pass_is_remembered_for_what_was_checked(
 
 def test_a_start_checks_what_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Blueprint] = []
-    monkeypatch.setattr("greenllm.runner.select.check_openvino", lambda _, plan: seen.append(plan))
+    monkeypatch.setattr(
+        "greenllm.runner.registry.check_openvino", lambda _, plan: seen.append(plan)
+    )
     load_runner(_config(tmp_path, quantize="int8", kv_dtype="u8"))
     (plan,) = seen
     assert (plan.spec.family, plan.precision.bits, plan.precision.kv_name) == ("llama", 8, "u8")

@@ -18,8 +18,8 @@ import httpx
 import openai
 import pytest
 
-from greenllm.core import Receipt
 from greenllm.energy.ledger import Ledger, Session
+from greenllm.energy.receipt import Receipt
 
 MODEL = "bundled"
 START_TIMEOUT_S = 120.0

@@ -13,8 +13,8 @@ import openai
 import pytest
 
 import greenllm
-from greenllm.approximation import EXIT_THRESHOLDS
 from greenllm.core import MOST_SHALLOW
+from greenllm.speculation.exits import EXIT_THRESHOLDS
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from greenllm.core import Receipt
+from greenllm.energy.receipt import Receipt
 from greenllm.energy.units import J_PER_KWH, significant
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from finetune.household import household_rows
-from serving.jobs import JobStore
+from serving.jobs.store import JobStore
 
 pytestmark = pytest.mark.slow
 ROWS = household_rows()

@@ -15,7 +15,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 import greenllm
-from evals.replicas import busiest
+from evals.studies.replicas import busiest
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer

@@ -25,17 +25,18 @@ from greenllm.core import (
     TokenLogprob,
     sequences_of,
 )
-from greenllm.energy.account import Account
-from greenllm.energy.grid import Intensity, StaticIntensity
-from greenllm.energy.meter import Meter, Reading
-from greenllm.energy.policy import CarbonPolicy
-from greenllm.engine import Limits, NativeEngine
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.grid import Intensity, StaticIntensity
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.meters.protocol import Meter, Reading
+from greenllm.engine.native import Limits, NativeEngine
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import LoadError, ModelInfo
-from greenllm.runner.base import AdapterSource, Drafter, Runner
+from greenllm.runner.base import AdapterSource, Runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
-from greenllm.speculator import Speculator
+from greenllm.speculation.drafter import Drafter
+from greenllm.speculation.speculator import Speculator
 from greenllm.text import TextStream
 
 VOCABULARY = 8

@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenllm.core import (
-    Batch,
-    Chunk,
-    InvalidRequestError,
-    Receipt,
-    Request,
-    SamplingParams,
-    sequences_of,
-)
+from greenllm.core import Batch, Chunk, InvalidRequestError, Request, SamplingParams, sequences_of
+from greenllm.energy.receipt import Receipt
 
 NO_EOS: frozenset[int] = frozenset()
 

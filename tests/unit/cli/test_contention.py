@@ -7,7 +7,7 @@ import os
 import pytest
 
 from greenllm.cli.contention import bound_spinning, warn_of_others
-from greenllm.energy.cputime import CpuTimes
+from greenllm.energy.meters.cputime import CpuTimes
 
 
 @pytest.mark.parametrize(

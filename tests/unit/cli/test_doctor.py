@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from greenllm.cli import doctor
 from greenllm.cli.app import app
 from greenllm.energy.hardware import CpuInfo, vcpu_power
-from greenllm.energy.ladder import Rung, choose_meter
 from greenllm.energy.ledger import Ledger
-from greenllm.energy.meter import Reading, ReplayMeter
+from greenllm.energy.meters.choose import Rung, choose_meter
+from greenllm.energy.meters.protocol import Reading, ReplayMeter
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.passes import Passed, remember
 

@@ -11,7 +11,7 @@ from greenllm.cli.app import app
 from greenllm.cli.estimate import Question, answer_to, find_accelerator
 from greenllm.config import ConfigError, EngineConfig
 from greenllm.core import GreenllmError
-from greenllm.energy.grid import IntensityTable
+from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.hardware import CpuInfo, vcpu_power
 from greenllm.energy.units import hours_to_seconds, joules_to_kwh
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from greenllm.__main__ import main
 from greenllm.cli.app import app
-from greenllm.core import Receipt
-from greenllm.energy.account import Totals
+from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import Ledger
+from greenllm.energy.receipt import Receipt
 
 HOUR_S = 3600.0
 NOON_S = 1_767_268_800.0

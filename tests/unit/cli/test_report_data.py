@@ -12,8 +12,8 @@ from rich.console import Console
 from greenllm.cli import report
 from greenllm.cli.report_data import Period, collect, slices
 from greenllm.config import ConfigError
-from greenllm.core import Receipt
 from greenllm.energy.ledger import GROUPS, Ledger
+from greenllm.energy.receipt import Receipt
 
 HOUR_S = 3600.0
 NOON_S = 1_767_268_800.0

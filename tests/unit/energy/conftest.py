@@ -10,18 +10,11 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import (
-    Batch,
-    Chunk,
-    Outcome,
-    Receipt,
-    Request,
-    SamplingParams,
-    Sequence,
-)
-from greenllm.energy.account import Account, Totals
-from greenllm.energy.attribution import Coefficients
-from greenllm.energy.meter import Reading, SensorError
+from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
+from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.account.attribution import Coefficients
+from greenllm.energy.meters.protocol import Reading, SensorError
+from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.shape import ModelShape
 
 SHAPE = ModelShape(1000, 300, 2, 16, 64)

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenllm.core import Receipt
 from greenllm.energy import ledger as module
-from greenllm.energy.account import Totals
+from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import Ledger, LedgerError, Row
+from greenllm.energy.receipt import Receipt
 
 MakeReceipt = Callable[..., Receipt]
 
@@ -398,8 +398,8 @@ def test_a_reader_in_another_thread_always_sees_books_that_balance(
 
 WRITER = """
     import sys
-    from greenllm.core import Receipt
-    from greenllm.energy.account import Totals
+    from greenllm.energy.receipt import Receipt
+    from greenllm.energy.account.account import Totals
     from greenllm.energy.ledger import Ledger
 
     ledger, totals, number = Ledger(sys.argv[1]), Totals(), 0

@@ -34,9 +34,9 @@ from evals.calibration import (
     with_thresholds,
 )
 from evals.entry import BenchError
-from greenllm.approximation import EXIT_THRESHOLDS
-from greenllm.approximation import read_exit as thresholds_of
 from greenllm.core import Approximation
+from greenllm.speculation.exits import EXIT_THRESHOLDS
+from greenllm.speculation.exits import read_exit as thresholds_of
 from greenllm.tokenizer import Tokenizer
 
 

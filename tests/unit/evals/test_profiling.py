@@ -22,7 +22,7 @@ from evals.profiling.timing import Round, middle
 from greenllm.cli.app import app
 from greenllm.cli.profile import run
 from greenllm.config import ConfigError, load
-from greenllm.energy.meter import Meter, NullMeter, Reading, ReplayMeter
+from greenllm.energy.meters.protocol import Meter, NullMeter, Reading, ReplayMeter
 
 PARTS: list[tuple[Kind, int | None]] = [
     ("embedding", None),

@@ -26,7 +26,7 @@ from evals.tuning.space import (
     single_changes,
 )
 from greenllm.config import ConfigError
-from greenllm.estimate import wilson
+from greenllm.intervals import wilson
 
 SPACE = parse_space("quantize=none,int8,int4;threads=auto,1,eco;speculative=off,auto,early_exit")
 Costs = Callable[[Setting], float]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune.breakeven import Answers, at_best, break_even
 from finetune.text import markdown
-from greenllm.estimate import wilson
+from greenllm.intervals import wilson
 from tests.unit.scorecard.samples import finetuned
 
 

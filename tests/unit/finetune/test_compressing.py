@@ -15,8 +15,8 @@ from finetune.compressing.factors_report import markdown as factors_page
 from finetune.compressing.report import Costs, Side, build, markdown, verdict
 from finetune.report import Grams
 from greenllm.config import ConfigError
-from greenllm.energy.grid import Intensity
-from greenllm.estimate import Estimate, wilson
+from greenllm.energy.carbon.grid import Intensity
+from greenllm.intervals import Estimate, wilson
 
 OUTPUT = Path("out")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.phases import PHASES, PhaseAccount
-from greenllm.energy.meter import NullMeter, Reading, ReplayMeter
+from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter
 
 STEP = st.tuples(
     st.sampled_from(PHASES),

@@ -23,10 +23,10 @@ from finetune.recipe import Recipe
 from finetune.report import Grams, Outcome, Sizes, build
 from finetune.watch import Seen, Watch
 from greenllm.cli.evaluate import identity_of, report
-from greenllm.energy.carbon import EmbodiedModel
-from greenllm.energy.grid import Intensity
-from greenllm.energy.meter import Reading, ReplayMeter
-from greenllm.estimate import wilson
+from greenllm.energy.carbon.footprint import EmbodiedModel
+from greenllm.energy.carbon.grid import Intensity
+from greenllm.energy.meters.protocol import Reading, ReplayMeter
+from greenllm.intervals import wilson
 
 MOMENT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 FOLDER = Path(__file__).parent / "golden"

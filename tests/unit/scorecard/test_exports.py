@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from evals.served import Cost
 from finetune.card import card as readme
 from greenllm.cli.card import FORMATS, shown
-from greenllm.energy.carbon import EmbodiedModel
+from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.scorecard.card import Card
 from greenllm.scorecard.huggingface import front_matter
 from greenllm.scorecard.reading import card_of

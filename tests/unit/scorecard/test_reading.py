@@ -13,7 +13,7 @@ from evals.basis import Basis, together
 from evals.evaluation_report import markdown
 from evals.served import Cost, cost_of, total
 from greenllm.config import ConfigError
-from greenllm.energy.carbon import EmbodiedModel
+from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.units import plain_decimal
 from greenllm.scorecard.card import wh_per_1000_requests
 from greenllm.scorecard.reading import card_of, card_of_evaluation, card_of_finetune

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from greenllm.core import Outcome, Receipt, Request, SamplingParams
+from greenllm.core import Request, SamplingParams
+from greenllm.energy.receipt import Outcome, Receipt
 from serving.bridge import Bridge
 
 REQUEST = Request("r1", ((1, 2),), SamplingParams(), model="m")

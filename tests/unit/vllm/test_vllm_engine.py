@@ -10,18 +10,11 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import (
-    InvalidRequestError,
-    Receipt,
-    Request,
-    SamplingParams,
-    Speculation,
-    TextSink,
-    Token,
-)
-from greenllm.energy.account import Account
-from greenllm.energy.meter import Reading
-from greenllm.energy.policy import CarbonPolicy
+from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation, TextSink, Token
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.meters.protocol import Reading
+from greenllm.energy.receipt import Receipt
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.shape import ModelShape

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import Outcome, Receipt
-from greenllm.energy.account import Totals
+from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import Ledger, Session
+from greenllm.energy.receipt import Outcome, Receipt
 from serving.cluster.keeper import Keeper, added
 
 NOTHING: tuple[tuple[Receipt, ...], Totals] = ((), Totals())

@@ -1,1 +1,0 @@
-"""The same weights through greenllm and through other servers: `python -m evals.peers`."""

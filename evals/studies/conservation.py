@@ -1,0 +1,124 @@
+"""Whether every joule is on a bill, engine by engine: `python -m evals.studies.conservation`.
+
+The same mixed load to a real server of each engine: bursts of several sizes, prompts and answers of
+many lengths, greedy and sampled, on the base and on an adapter. Then the server is stopped, and its
+ledger is read: the rows of requests are added up here, one by one, and with load, idle and what
+other processes took they are held against what the meter counted. So are the joules that the
+answers themselves named.
+
+vLLM's CPU build has an environment of its own: run it there with `--engines vllm`; engines that are
+not asked for keep their figures in the result file.
+
+Not covered: aborted requests (`tests/service/test_load.py`), whether the meter is right.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evals.entry import finish, pick, split_names
+from evals.lab import RESULTS, completion_body, running_server, save, send_burst
+from evals.studies.adapters import write_adapter
+from greenllm.energy.account.account import Totals
+from greenllm.energy.ledger import Ledger
+from greenllm.model.options import LoadOptions, own_name
+from greenllm.model.targets import targets_of
+
+console = Console(stderr=True)
+NAME, ADAPTER = "conservation", "a0"
+ENGINES: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("--engine", "native", "--runner", "openvino"),
+    "torch": ("--engine", "native", "--runner", "torch"),
+    "vllm": ("--engine", "vllm", "--kv-cache-gb", "0.5"),
+}
+BATCHES = (1, 2, 5, 16, 48)
+
+
+def bodies(model: str, batch: int, source: random.Random) -> list[dict[str, Any]]:
+    """So many requests, no two alike; every third is for the adapter."""
+    found = []
+    for number in range(batch):
+        prompt = [source.randrange(10, 400) for _ in range(source.randint(4, 200))]
+        body = completion_body(model, prompt, source.randint(1, 96))
+        if number % 2:
+            body |= {"temperature": 1.0, "seed": number}
+        found.append(body | ({"model": ADAPTER} if number % 3 == 2 else {}))
+    return found
+
+
+def measure(engine: str, model: str, rounds: int, threads: int) -> dict[str, Any]:
+    """One engine's server under the load, and its books after it."""
+    source, told_j, asked = random.Random(7), 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        targets = dict(targets_of(model, LoadOptions()))
+        write_adapter(Path(folder) / "adapters" / ADAPTER, targets, seed=1)
+        options = (*ENGINES[engine], "--threads", str(threads), "--device", "cpu")
+        with running_server(model, Path(folder), *options) as (url, pid):
+            for _ in range(rounds):
+                for batch in BATCHES:
+                    burst = send_burst(url, pid, bodies(own_name(model), batch, source))
+                    told_j += burst.total("energy_joules")
+                    asked += batch
+        with closing(Ledger(Path(folder) / "ledger.sqlite", read_only=True)) as ledger:
+            rows = [row.total_j or 0.0 for row in ledger.receipts(since_s=0.0)]
+            session = ledger.sessions()[-1]
+    command = " ".join(["python", "-m", "evals.studies.conservation", *sys.argv[1:]])
+    return {
+        "command": command,
+        "meter": session.method,
+        "requests": asked,
+        "rows": len(rows),
+        **books(session.totals, sum(rows), told_j),
+    }
+
+
+def books(totals: Totals, rows_j: float, told_j: float) -> dict[str, float]:
+    """Where the joules are, and what is missing or too much relative to the meter's count."""
+    others_j = totals.load_j + totals.idle_j + totals.unattributed_j + totals.train_j
+    others_j += totals.open_j
+    return {
+        "meter_joules": totals.meter_j,
+        "request_joules": rows_j,
+        "load_joules": totals.load_j,
+        "idle_joules": totals.idle_j,
+        "unattributed_joules": totals.unattributed_j,
+        "open_joules": totals.open_j,
+        "error": abs(totals.meter_j - others_j - rows_j) / totals.meter_j,
+        "answers_error": abs(told_j - rows_j) / rows_j,
+    }
+
+
+def kept() -> dict[str, Any]:
+    """Figures of engines that were measured before."""
+    path = RESULTS / f"{NAME}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    engines: dict[str, Any] = found.get("engines", {})
+    return engines
+
+
+def main(
+    engines: Annotated[str, typer.Option(help="Comma-separated: openvino, torch, vllm.")] = "",
+    rounds: Annotated[int, typer.Option(help="Times that all bursts are sent.")] = 3,
+    threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
+    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+) -> None:
+    """Hold the sum of receipts against the meter, engine by engine."""
+    names = pick(split_names(engines), ENGINES, "--engines: no engine called")
+    found = {name: measure(name, model, rounds, threads) for name in names}
+    figures = {"engines": dict(sorted({**kept(), **found}.items()))}
+    console.print_json(data=figures)
+    console.print(f"written to {save(NAME, figures)}")
+
+
+if __name__ == "__main__":
+    finish("evals.studies.conservation", lambda: typer.run(main))

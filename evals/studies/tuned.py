@@ -1,0 +1,107 @@
+"""Whether a search finds what measuring everything finds, and what it costs.
+
+    python -m evals.studies.tuned
+
+Runs `greenllm tune` once as a search and once exhaustively, and then lets the two settings they
+chose answer in turns: only what was measured side by side is compared.
+
+Contract: joules of both are what `tune` counted, servers and all. Not covered: limits of latency.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evals.entry import BenchError, finish
+from evals.lab import save
+from evals.tasks.registry import find_tasks
+from evals.tuning.config import TuneConfig
+from evals.tuning.servers import Laps, ServerBench
+from evals.tuning.space import DEFAULT, Setting
+from greenllm.energy.meters.choose import modelled_meter
+
+console = Console(stderr=True)
+
+
+def tune(model: str, folder: Path, *options: str) -> dict[str, Any]:
+    """What one run of the command found.
+
+    Raises:
+        BenchError: it failed.
+    """
+    command = [sys.executable, "-m", "greenllm", "tune", model, "--output", str(folder), *options]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise BenchError(f"greenllm tune ended with code {done.returncode}")
+    found: dict[str, Any] = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
+    return found
+
+
+def side_by_side(model: str, settings: list[Setting], examples: int, rounds: int) -> list[float]:
+    """Joules per token of the first over the second, round by round."""
+    generated = import_module("greenllm.cli.evaluate").generated_tasks()
+    names = TuneConfig().tasks.split(",")
+
+    def make(count: int) -> Any:
+        return find_tasks(names, generated, limit=-(-count // len(names)), shots=0, seed=7)
+
+    options = ["--no-prefix-cache"]
+    bench = ServerBench(model, make, 4, Laps(modelled_meter()), options, most=2)
+    ratios: list[float] = []
+    try:
+        for number in range(-1, rounds):
+            one, other = bench.measure(settings, examples)
+            if error := one.error or other.error:
+                raise BenchError(f"a winner cannot be measured again: {error}")
+            if number >= 0:  # the first round finds cold servers
+                ratios.append(one.joules_per_token / other.joules_per_token)
+                console.print(f"round {number + 1}/{rounds}: {ratios[-1]:.3f}")
+    finally:
+        bench.close()
+    return ratios
+
+
+def setting_of(found: Mapping[str, Any]) -> Setting:
+    """What was chosen."""
+    return Setting(tuple(found["chosen"]["setting"].items()))
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    space: Annotated[str, typer.Option(help="As for greenllm tune.")] = DEFAULT,
+    many: Annotated[int, typer.Option(help="Examples of the last look at a setting.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Rounds of the two winners.")] = 7,
+) -> None:
+    """Search, exhaust, and compare."""
+    options = ("--space", space, "--many", str(many))
+    with tempfile.TemporaryDirectory() as folder:
+        searched = tune(model, Path(folder) / "searched", *options)
+        all_of_them = tune(model, Path(folder) / "all", *options, "--exhaustive")
+    settings = [setting_of(searched), setting_of(all_of_them)]
+    is_same = settings[0] == settings[1]
+    ratios = [1.0] if is_same else side_by_side(model, settings, many, rounds)
+    result = {
+        "model": model,
+        "searched": {"setting": str(settings[0]), "spent_j": searched["spent_j"]},
+        "exhaustive": {"setting": str(settings[1]), "spent_j": all_of_them["spent_j"]},
+        "spent_share": searched["spent_j"] / all_of_them["spent_j"],
+        "joules_over_best": {"median": statistics.median(ratios), "rounds": ratios},
+    }
+    path = save("tuned", result)
+    console.print_json(json.dumps(result))
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    finish("evals.studies.tuned", lambda: typer.run(main))

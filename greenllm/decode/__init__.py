@@ -1,1 +1,0 @@
-"""Decoding: from logits to the next token."""

@@ -1,0 +1,1 @@
+"""Meters: joules as sensors count them, or as a model estimates them."""

@@ -1,0 +1,76 @@
+"""What a model can be asked: checked before a request reaches the engine, on any thread.
+
+Contract: a request that passes fits the context and holds only ids the model has. Not covered:
+whether there is room now (see `greenllm.engine.scheduler`); sampling ranges (see
+`core.SamplingParams`).
+"""
+
+from __future__ import annotations
+
+from greenllm.core import InvalidRequestError, Request
+from greenllm.model.info import ModelInfo
+
+MAX_SEQUENCES = 1024
+
+
+def check_request(request: Request, info: ModelInfo) -> None:
+    """Refuse empty prompts, unknown ids and what exceeds the context.
+
+    Raises:
+        InvalidRequestError: with the parameter to blame.
+    """
+    if request.num_sequences > MAX_SEQUENCES:
+        raise InvalidRequestError(
+            f"{request.num_sequences} choices asked for, at most {MAX_SEQUENCES}",
+            "prompt" if len(request.prompts) > 1 else "n",
+        )
+    if not request.prompts:
+        raise InvalidRequestError("there is no prompt", "prompt")
+    for prompt in request.prompts:
+        _check_prompt(prompt, request.sampling.max_tokens, info)
+    _check_ids(request, info)
+
+
+def check_free_form(request: Request) -> None:
+    """Refuse what has to be an instance of a schema, for engines that cannot see to it.
+
+    Raises:
+        InvalidRequestError: there is a schema.
+    """
+    if request.sampling.json_schema is not None:
+        raise InvalidRequestError(
+            'response_format is not supported by the native engine, only {"type": "text"};'
+            " --engine vllm holds answers to JSON",
+            "response_format",
+        )
+
+
+def _check_ids(request: Request, info: ModelInfo) -> None:
+    sampling, vocabulary = request.sampling, info.vocab_size
+    for name, ids in (
+        ("logit_bias", sampling.logit_bias),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        if not all(0 <= token_id < vocabulary for token_id in ids):
+            raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", name)
+    ends = info.eos_token_ids | frozenset(sampling.stop_token_ids)
+    if sampling.min_tokens and len(ends) >= vocabulary:
+        raise InvalidRequestError("every token would end the answer", "stop_token_ids")
+
+
+def _check_prompt(prompt: tuple[int, ...], max_tokens: int, info: ModelInfo) -> None:
+    limit, vocabulary = info.context_length, info.vocab_size
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty", "prompt")
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", "prompt")
+    if len(prompt) + min(1, max_tokens) > limit:
+        raise InvalidRequestError(
+            f"the prompt has {len(prompt)} tokens, the context is {limit}", "prompt"
+        )
+    if len(prompt) + max_tokens > limit:
+        raise InvalidRequestError(
+            f"prompt ({len(prompt)}) and max_tokens ({max_tokens}) exceed the context of"
+            f" {limit} tokens",
+            "max_tokens",
+        )

@@ -1,0 +1,162 @@
+"""The engine thread: turns the crank while there is work, blocks while there is none.
+
+Other threads talk to it through a queue of commands, carried out between steps; results leave
+through `publish`, called on the engine thread. A receipt is in the ledger before it is published;
+what only the edge knows of it, `stamp` adds before that. While there is work, totals are recorded
+every `record_every_s`, also without receipts.
+An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
+
+Not covered: several engines in one process sharing a device.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from greenllm.core import Request, Token
+from greenllm.energy.account.account import Totals
+from greenllm.energy.receipt import Receipt
+from greenllm.engine.native import Engine
+
+log = logging.getLogger(__name__)
+
+IDLE_TICK_S = 30.0
+Publish = Callable[[Sequence[Token], Sequence[Receipt]], None]
+
+
+class Recorder(Protocol):
+    """The part of a ledger that the loop writes; see `energy.ledger.Ledger`."""
+
+    def record(
+        self,
+        session_id: str,
+        receipts: Sequence[Receipt],
+        totals: Totals | None = None,
+        *,
+        closed: bool = False,
+    ) -> None:
+        """Write receipts and the session's totals; must not raise for a disk or a peer."""
+
+
+class EngineLoop:
+    """Owns the engine thread. `submit`, `abort` and `record` may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ledger: Recorder,
+        session_id: str,
+        publish: Publish,
+        *,
+        on_failure: Callable[[], None],
+        stamp: Callable[[Receipt], Receipt] = lambda receipt: receipt,
+        record_every_s: float = math.inf,
+    ) -> None:
+        self.error: BaseException | None = None
+        self._on_failure = on_failure
+        self._stamp = stamp
+        self._engine = engine
+        self._ledger = ledger
+        self._session_id = session_id
+        self._publish = publish
+        self._record_every_s = record_every_s
+        self._recorded_s = 0.0
+        # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
+        # passed while it looked, and receipts that are due would wait with it.
+        self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine still turns."""
+        return self._thread.is_alive() and self.error is None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request that passed the engine's `check`."""
+        self._commands.put(lambda: self._engine.add_request(request))
+
+    def abort(self, request_id: str) -> None:
+        """End a request between two steps."""
+        self._commands.put(lambda: self._publish(self._engine.abort(request_id), ()))
+
+    def record(self, receipt: Receipt) -> None:
+        """Write a receipt for a request that never reached the engine."""
+        self._commands.put(lambda: self._record([receipt]))
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Finish the step, close the books and end the thread."""
+        self._commands.put(self._stop)
+        self._thread.join(timeout_s)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        try:
+            if self._record_every_s < math.inf:
+                self._record([])
+            while not self._stopping:
+                self._turn()
+            self._finish()
+        except BaseException as error:
+            self.error = error
+            log.critical("the engine stopped", exc_info=True)
+            self._save_what_can_be_saved()
+            self._on_failure()
+
+    def _turn(self) -> None:
+        """Carry out commands, run a step, settle receipts; block when there is nothing to do."""
+        self._obey()
+        tokens = self._engine.step() if self._engine.has_work else []
+        receipts = self._stamped(self._engine.settle())
+        if receipts or time.monotonic() - self._recorded_s >= self._record_every_s:
+            self._record(receipts)
+        if tokens or receipts:
+            self._publish(tokens, receipts)
+
+    def _obey(self) -> None:
+        """Run waiting commands; when there is no other work, wait for one."""
+        if not self._engine.has_work:
+            due_s = self._engine.settle_in_s()
+            try:
+                command = self._commands.get(timeout=IDLE_TICK_S if due_s is None else due_s)
+            except queue.Empty:
+                if due_s is None:
+                    self._record([])
+                return
+            command()
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _stamped(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        return [self._stamp(receipt) for receipt in receipts]
+
+    def _record(self, receipts: Sequence[Receipt]) -> None:
+        self._recorded_s = time.monotonic()
+        self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+
+    def _save_what_can_be_saved(self) -> None:
+        """Give every request of a dying engine its row."""
+        try:
+            receipts = self._stamped(self._engine.drain("failed"))
+            self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+        except Exception:
+            # The engine is already broken; what it cannot tell any more is lost, and logged.
+            log.critical("requests in flight leave no receipts", exc_info=True)
+
+    def _finish(self) -> None:
+        receipts = self._stamped(self._engine.drain())
+        totals = self._engine.stats().totals
+        self._ledger.record(self._session_id, receipts, totals, closed=True)
+        self._publish((), receipts)

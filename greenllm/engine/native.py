@@ -1,0 +1,349 @@
+"""The engine protocol, and the native engine that turns the crank.
+
+    schedule -> draft -> run -> charge -> commit
+
+Contract: one thread owns an engine. `step` returns the tokens of one batch, `settle` the receipts
+that are ready. A runner that fails ends the requests of its batch with reason `error`, an error in
+place of a sample ends its request. Their energy stays on their bill and the engine goes on.
+
+A request with an adapter is added with a reference from `acquire_adapter`; the engine gives it back
+when it closes the request. Adapter methods may be called from any thread.
+
+Not covered: threads and waiting (see `engine_loop`), HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from greenllm.core import AdapterRef, Batch, Request, SamplingParams, Speculation, TextSink, Token
+from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.receipt import Outcome, Receipt
+from greenllm.engine.admission import check_free_form, check_request
+from greenllm.engine.blocks import BlockManager
+from greenllm.engine.in_flight import InFlight
+from greenllm.engine.scheduler import Scheduler
+from greenllm.model.adapters import AdapterInfo, AdapterRegistry
+from greenllm.model.info import ModelInfo
+from greenllm.model.lora_config import AdapterError
+from greenllm.runner.base import Runner
+from greenllm.speculation.controller import Arm
+from greenllm.speculation.exits import check_approximation
+from greenllm.speculation.speculator import Speculator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The engine at one moment; `arms` is what `auto` has seen, see `Controller.state`."""
+
+    num_waiting: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    arms: Mapping[int, SequenceOf[Arm]]
+    totals: Totals
+    num_sensor_errors: int
+    num_violations: int
+
+
+class Engine(Protocol):
+    """What serving needs from an engine, native or not."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model it serves."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would run something."""
+
+    def check(self, request: Request) -> None:
+        """Refuse what cannot be served; callable from any thread.
+
+        Raises:
+            InvalidRequestError: with the parameter to blame.
+        """
+
+    def prepare(self, request: Request) -> None:
+        """Do what its first step would wait for, once it passed `check`; from any thread.
+
+        Raises:
+            InvalidRequestError: only now it was found that it cannot be answered.
+        """
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request that passed `check`; its adapter is the engine's to release now."""
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Make an adapter known; after an `AdapterError` nothing has changed."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, or raise `UnknownAdapterError`; requests that use it finish."""
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter that requests may name."""
+
+    def find_adapter(self, name: str) -> AdapterInfo:
+        """One of them, or raise `AdapterError`; reads no weights."""
+
+    def acquire_adapter(self, name: str) -> AdapterRef:
+        """Get an adapter ready for one request, from disk if need be, or raise `AdapterError`."""
+
+    def release_adapter(self, ref: AdapterRef) -> None:
+        """Give back the adapter of a request that was not added after all."""
+
+    def abort(self, request_id: str) -> list[Token]:
+        """End a request wherever it is."""
+
+    def step(self) -> list[Token]:
+        """Run one batch."""
+
+    def settle(self) -> list[Receipt]:
+        """Return receipts that are ready, closing a metering window when it is time."""
+
+    def settle_in_s(self) -> float | None:
+        """Seconds until `settle` is worth calling; None when nothing is due."""
+
+    def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
+        """End what is in flight, close the books and return the last receipts."""
+
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What somebody else should book if this process died now: open requests as lost."""
+
+    def stats(self) -> Stats:
+        """Counters, for metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much runs in one step, and whether common prompt beginnings are shared."""
+
+    max_num_seqs: int = 64
+    max_batch_tokens: int = 512
+    prefix_cache: bool = True
+
+
+class NativeEngine:
+    """Scheduler, runner and account, composed; none of them knows another."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        account: Account,
+        policy: CarbonPolicy,
+        *,
+        text_stream: Callable[[SamplingParams], TextSink],
+        clock: Callable[[], float],
+        limits: Limits | None = None,
+        adapters: AdapterRegistry | None = None,
+        speculator: Speculator | None = None,
+    ) -> None:
+        self.runner = runner
+        self.account = account
+        self.policy = policy
+        limits = limits or Limits()
+        blocks = BlockManager(
+            runner.num_blocks, runner.block_size, prefix_cache=limits.prefix_cache
+        )
+        self._speculator = speculator or Speculator({})
+        self.scheduler = Scheduler(
+            blocks,
+            max_num_seqs=limits.max_num_seqs,
+            max_batch_tokens=limits.max_batch_tokens,
+            clock=clock,
+            num_drafts=self._speculator.num_drafts,
+        )
+        self._adapters = adapters
+        if adapters is not None:
+            runner.use_adapters(adapters)
+        self._clock = clock
+        self._in_flight = InFlight(account, policy, text_stream, self.release_adapter)
+        self._num_steps = 0
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model it serves."""
+        return self.runner.info
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would run something."""
+        return self.scheduler.has_work
+
+    def check(self, request: Request) -> None:
+        """Refuse what the model cannot answer; see `Engine`."""
+        check_request(request, self.info)
+        check_approximation(request)
+        check_free_form(request)
+        self._speculator.check(request)
+
+    def prepare(self, request: Request) -> None:
+        """Do what its first step would wait for; see `Engine`."""
+        if request.approximation is not None:
+            self.runner.prepare_exit(request.approximation.exit_layer)
+        else:
+            self._prepare(request.speculation or self._speculator.default)
+
+    def _prepare(self, speculation: Speculation) -> None:
+        for num_tokens in self._speculator.prepare(speculation):
+            self.runner.prepare_check(num_tokens)
+
+    def prepare_default(self) -> None:
+        """Do what requests that do not say how they are guessed would wait for."""
+        self._prepare(self._speculator.default)
+
+    @property
+    def _registry(self) -> AdapterRegistry:
+        if self._adapters is None:
+            raise AdapterError("this engine was made without a registry of adapters")
+        return self._adapters
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Make an adapter known; see `Engine`."""
+        return self._registry.add(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; see `Engine`."""
+        self._registry.remove(name)
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter that requests may name."""
+        return () if self._adapters is None else self._adapters.list()
+
+    def find_adapter(self, name: str) -> AdapterInfo:
+        """One of them; see `Engine`."""
+        return self._registry.find(name)
+
+    def acquire_adapter(self, name: str) -> AdapterRef:
+        """Get an adapter ready for one request; see `Engine`."""
+        ref = self._registry.acquire(name)
+        try:
+            self.runner.prepare_adapter(ref.digest)
+        except BaseException:
+            self._registry.release(ref)
+            raise
+        return ref
+
+    def release_adapter(self, ref: AdapterRef) -> None:
+        """Give back an adapter; see `Engine`."""
+        self._registry.release(ref)
+
+    def add_request(self, request: Request) -> None:
+        """Open a bill and queue the request's sequences."""
+        for seq in self._in_flight.open(request, self.info):
+            self.scheduler.add(seq)
+
+    def step(self) -> list[Token]:
+        """Run one batch: schedule, guess, compute, account, commit."""
+        began_s = started_s = self._clock()
+        self._speculator.begin(len(self.scheduler.running))
+        batch = self.scheduler.schedule()
+        try:
+            self.runner.copy_blocks(batch.copies)
+            batch, started_s = self._with_drafts(batch, started_s)
+            samples = self.runner.run(batch)
+        except Exception as error:
+            # A failing kernel or a full device must not take the other requests down.
+            log.exception("step failed")
+            return self._fail(batch, error, self._clock() - started_s)
+        self._num_steps += 1
+        self.account.charge(batch, self._clock() - started_s, samples)
+        tokens = self.scheduler.commit(batch, samples)
+        self._speculator.learn(batch, samples, self._clock() - began_s)
+        self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
+        return tokens
+
+    def _with_drafts(self, batch: Batch, started_s: float) -> tuple[Batch, float]:
+        """The batch with guesses, and when the step proper begins."""
+        batch, done = self._speculator.draft(batch)
+        for drafted in done:
+            if drafted.shape is not None:
+                self.account.charge_draft(
+                    drafted.chunks, drafted.passes, drafted.shape, drafted.duration_s
+                )
+                started_s += drafted.duration_s
+        return batch, started_s
+
+    def _fail(self, batch: Batch, error: Exception, duration_s: float) -> list[Token]:
+        self.account.charge(batch, duration_s)
+        tokens: list[Token] = []
+        for request_id in {chunk.seq.request.request_id for chunk in batch.chunks}:
+            tokens += self.scheduler.abort(request_id, "error", f"{type(error).__name__}: {error}")
+            self._close(request_id, "failed")
+        return tokens
+
+    def abort(self, request_id: str) -> list[Token]:
+        """End a request wherever it is; unknown ids are ignored, they have just finished."""
+        if request_id not in self._in_flight:
+            return []
+        tokens = self.scheduler.abort(request_id)
+        self._close(request_id, "aborted")
+        return tokens
+
+    def _close_finished(self, ends: dict[str, Token]) -> None:
+        """Close requests without a sequence left; `ends` has a last token of each."""
+        for request_id, last in ends.items():
+            reasons = {seq.finish_reason for seq in self._in_flight.sequences(request_id)}
+            if "error" in reasons:
+                log.error("request %s failed: %s", request_id, last.text)
+                self._close(request_id, "failed")
+            elif None not in reasons:
+                self._close(request_id, "completed")
+
+    def _close(self, request_id: str, outcome: Outcome) -> None:
+        self._in_flight.close(request_id, outcome, self.runner.shape.num_layers)
+
+    def settle(self) -> list[Receipt]:
+        """Receipts that are ready, with their grams."""
+        return self._in_flight.settle()
+
+    def settle_in_s(self) -> float | None:
+        """Seconds until `settle` is worth calling."""
+        return self.account.settle_in_s()
+
+    def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
+        """End what is in flight, close the books and return the last receipts."""
+        for request_id in self._in_flight.ids():
+            self.scheduler.abort(request_id)
+            self._close(request_id, outcome)
+        return self._in_flight.drain()
+
+    def if_lost(self) -> tuple[list[Receipt], Totals]:
+        """What to book if this process died now; see `Engine`."""
+        return self._in_flight.if_lost()
+
+    def stats(self) -> Stats:
+        """Counters, for metrics."""
+        scheduler, counts = self.scheduler, self._in_flight.counts
+        return Stats(
+            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running),
+            num_blocks=scheduler.blocks.num_blocks,
+            num_free_blocks=scheduler.blocks.num_free,
+            num_preemptions=scheduler.num_preemptions,
+            num_steps=self._num_steps,
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            completion_tokens=counts.completion,
+            drafted_tokens=counts.drafted,
+            accepted_tokens=counts.accepted,
+            arms=self._speculator.arms(),
+            totals=self.account.published,
+            num_sensor_errors=self.account.num_sensor_errors,
+            num_violations=self.account.num_violations,
+        )

@@ -1,0 +1,1 @@
+"""Draft tokens and early exits: who drafts, how much, and whether it pays."""

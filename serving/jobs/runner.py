@@ -1,0 +1,317 @@
+"""Runs fine-tuning jobs one after the other, each in a process of its own at low priority.
+
+Contract: a job survives a restart of the server, also after kill -9: it goes on from its last
+complete checkpoint, and one that was done by then is taken. A change that a full disk refuses is
+tried again. A finished adapter is put where the server finds it before the job says that it
+succeeded. What training draws is told to the server's meter, so that it is not booked to requests.
+
+Not covered: several jobs at once; training on the GPU that serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serving.jobs.store import Job, JobStore, adapter_folder, model_name, read_object
+
+log = logging.getLogger(__name__)
+_POLL_S, _RETRY_S = 0.25, 5.0
+_LOWEST_PRIORITY = 19
+_WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+Follow = Callable[[int, bool], None]
+
+
+class JobRunner:
+    """Owns the queue; `follow(pid, is_training)` is told when a job's process comes and goes."""
+
+    def __init__(self, store: JobStore, adapters: Path, follow: Follow) -> None:
+        self.store = store
+        self._adapters = adapters
+        self._follow = follow
+        self._process: subprocess.Popen[bytes] | None = None
+        self._current: str | None = None
+        self._seen_steps = 0
+        self._started_s = self._interrupted_s = 0.0
+        self._was_interrupted = False
+        self._stopping = False
+
+    def recover(self, job: Job) -> None:
+        """What runs without this runner is taken if it is done, and else goes on where it was."""
+        if job.pid is not None:
+            _kill_stale(job.pid, self.store.folder(job.id))
+        self._put_back(job)
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        while not self._stopping:
+            wait_s = _POLL_S
+            try:
+                self.turn()
+            except Exception:
+                log.exception("fine-tuning jobs; tried again in %g s", _RETRY_S)
+                wait_s = _RETRY_S
+            await asyncio.sleep(wait_s)
+
+    def turn(self) -> None:
+        """Look after the job that runs, or start the next."""
+        if self._current is None:
+            jobs = self.store.all()
+            if left := [job for job in jobs if job.status == "running"]:
+                self.recover(left[0])
+            elif waiting := [job for job in jobs if job.status == "queued"]:
+                self._start(waiting[-1])
+            return
+        job = self.store.find(self._current)
+        if job is None or self._process is None:
+            self._forget()
+            return
+        code = self._process.poll()
+        self._note_progress(job)  # after the look at the process: what it wrote last is seen too
+        if code is not None:
+            self._forget()
+            self._conclude(job, code)
+        elif job.wanted == "cancel":
+            self._process.kill()
+        elif job.wanted == "pause":
+            self._interrupt()
+
+    def _start(self, job: Job) -> None:
+        if self._is_done(job):
+            self._conclude(job, 0)
+            return
+        folder, output = self.store.folder(job.id), self.store.output(job.id)
+        command = [sys.executable, "-m", "greenllm", "finetune"]
+        command += ["--config", str(folder / "recipe.toml")]
+        (output / "green_report.json").unlink(missing_ok=True)  # of an interrupted run
+        if (output / "journal.json").exists():  # what it has spent stays on its bill
+            command.append("--resume")
+        else:
+            shutil.rmtree(output, ignore_errors=True)
+        # Threads that sleep at barriers suit small steps of serving, and halve training's speed.
+        environment = {n: text for n, text in os.environ.items() if n != "OMP_WAIT_POLICY"}
+        self._started_s = time.time()
+        with (folder / "log.txt").open("ab") as said:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                start_new_session=True,
+            )  # fmt: skip
+        pid = self._process.pid
+        self._follow(pid, True)
+        os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
+        self._current, self._interrupted_s, self._was_interrupted = job.id, 0.0, False
+        self._seen_steps = self.store.last_step(job.id)
+        self.store.change(
+            job.id, status="running", pid=pid, started_at=job.started_at or int(time.time())
+        )
+        self.store.note(job.id, "training started" if len(command) == 6 else "training goes on")
+
+    def _interrupt(self) -> None:
+        """Ask the process to end; again only while it starts, when an interrupt may get lost.
+
+        Once it trains, the first interrupt saves a checkpoint and a second would end it at once.
+        """
+        if self._process is None or self._current is None:
+            return
+        if self._has_begun and self._was_interrupted:
+            return
+        if time.monotonic() - self._interrupted_s > 1:
+            self._was_interrupted, self._interrupted_s = True, time.monotonic()
+            self._process.send_signal(signal.SIGINT)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the process trains: its journal is newer than itself."""
+        try:
+            journal = self.store.output(self._current or "") / "journal.json"
+            return journal.stat().st_mtime >= self._started_s
+        except OSError:
+            return False
+
+    def _forget(self) -> None:
+        if self._process is not None:
+            self._follow(self._process.pid, False)
+        self._process = self._current = None
+
+    def _note_progress(self, job: Job) -> None:
+        """Events of what the run's journal says; a journal that cannot be read ends nothing."""
+        try:
+            self._read_journal(job)
+        except Exception:
+            log.exception("the journal of job %s", job.id)
+
+    def _read_journal(self, job: Job) -> None:
+        """Turn what the run's journal says into events, and keep the joules so far."""
+        journal = read_object(self.store.output(job.id) / "journal.json")
+        if journal is None:
+            return
+        scores = dict(map(tuple, journal["scores"]))
+        for step, loss in journal["losses"]:
+            if step > self._seen_steps:
+                self._seen_steps = step
+                data = {"step": step, "train_loss": loss, "valid_loss": scores.get(step)}
+                self.store.note(job.id, f"step {step}: loss {loss:.4f}", data)
+        self.store.change(job.id, energy=energy_of_journal(journal))
+
+    def _conclude(self, job: Job, code: int) -> None:
+        """A job whose end cannot be kept has failed; on a full disk it is tried again."""
+        try:
+            self._end(job, code)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            log.exception("the end of job %s", job.id)
+            self._finish(job, status="failed", error=f"what it trained cannot be kept: {error}")
+
+    def _end(self, job: Job, code: int) -> None:
+        report = self._report(job)
+        energy = {} if report is None else {"energy": energy_of_report(report)}
+        was_interrupted = report is not None and report["reason"] == "interrupt"
+        if job.wanted == "cancel":
+            self._finish(job, status="cancelled", **energy)
+        elif self._is_done(job) and report is not None:
+            self._take(job, report)
+        elif job.wanted == "pause":
+            self._pause(job, **energy)
+        elif was_interrupted:
+            self._queue(job, **energy)
+        else:
+            self._finish(job, status="failed", error=self._last_words(job, code), **energy)
+
+    def _put_back(self, job: Job) -> None:
+        """A job whose process is gone, not by its own fault: taken if done, else waiting again."""
+        if job.wanted == "cancel" or self._is_done(job):
+            self._conclude(job, 0)
+        elif job.wanted == "pause":
+            self._pause(job)
+        else:
+            self._queue(job)
+
+    def _report(self, job: Job) -> dict[str, Any] | None:
+        return read_object(self.store.output(job.id) / "green_report.json")
+
+    def _is_done(self, job: Job) -> bool:
+        """Whether its run has come to an end of its own and left weights."""
+        report = self._report(job)
+        if report is None or report["reason"] == "interrupt":
+            return False
+        return report["status"] in ("completed", "stopped")
+
+    def _take(self, job: Job, report: dict[str, Any]) -> None:
+        """A run that is done becomes a model; what it did unseen is told first."""
+        self._seen_steps = self.store.last_step(job.id)
+        self._note_progress(job)
+        energy = energy_of_report(report)
+        name = self._install(job)
+        tokens = report["training"]["tokens"]
+        if report["reason"] is not None:
+            self.store.note(job.id, f"stopped by {report['reason']}; the best weights are kept")
+        self._finish(
+            job, status="succeeded", fine_tuned_model=name, trained_tokens=tokens, energy=energy
+        )
+
+    def _pause(self, job: Job, **energy: Any) -> None:
+        self.store.change(job.id, status="paused", wanted=None, pid=None, **energy)
+        self.store.note(job.id, "paused")
+
+    def _queue(self, job: Job, **energy: Any) -> None:
+        self.store.change(job.id, status="queued", wanted=None, pid=None, **energy)
+        self.store.note(job.id, "queued again: its process ended before its training did")
+
+    def _finish(self, job: Job, **fields: Any) -> None:
+        status, error = fields["status"], fields.get("error")
+        self.store.change(job.id, finished_at=int(time.time()), wanted=None, pid=None, **fields)
+        self.store.note(job.id, status if error is None else f"{status}: {error}")
+
+    def _install(self, job: Job) -> str:
+        """Put the adapter where the server looks; returns the model's name."""
+        name = model_name(job)
+        target = self._adapters / adapter_folder(name)
+        draft = self._adapters / f".{job.id}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for file in _WEIGHTS:
+            shutil.copy(self.store.output(job.id) / file, draft / file)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.replace(target)
+        return name
+
+    def _last_words(self, job: Job, code: int) -> str:
+        """The run's own error, or how it ended."""
+        try:
+            lines = (self.store.folder(job.id) / "log.txt").read_text("utf-8").splitlines()
+        except (OSError, ValueError):
+            lines = []
+        said = [line.removeprefix("greenllm: ") for line in lines if line.startswith("greenllm: ")]
+        return said[-1] if said else f"the training process ended with code {code}; see log.txt"
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let the job save a checkpoint; it goes on when the server is back."""
+        self._stopping = True
+        if self._process is None or self._current is None:
+            return
+        self._interrupt()
+        deadline_s = time.monotonic() + timeout_s
+        while self._process.poll() is None and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.05)
+        self._process.kill()
+        self._process.wait()
+        job = self.store.find(self._current)
+        self._forget()
+        try:
+            if job is not None:
+                self._put_back(job)
+        except Exception:  # the server that comes back finds it as it is
+            log.exception("job %s at the stop of the server", job and job.id)
+
+
+def energy_of_report(report: dict[str, Any]) -> dict[str, Any]:
+    """A finished run's joules."""
+    energy, carbon = report["measures"]["energy"], report["measures"]["carbon"]
+    return {
+        "energy_joules": energy["total_j"],
+        "joules_per_training_token": energy["joules_per_training_token"],
+        "by_phase_joules": {
+            phase: None if found is None else found["total_j"]
+            for phase, found in energy["by_phase"].items()
+            if phase != "compare"
+        },
+        "method": energy["method"],
+        "measured": energy["measured"],
+        "uncertainty": energy["uncertainty"],
+        "operational_gco2e": carbon["operational_g"],
+        "predicted_joules": report["prediction"] and report["prediction"]["predicted_j"],
+    }
+
+
+def energy_of_journal(journal: dict[str, Any]) -> dict[str, Any]:
+    """The joules of a run so far."""
+    phases = {
+        phase: found["active_j"] + found["idle_j"] for phase, found in journal["energy"].items()
+    }
+    known = journal["is_known"]
+    return {
+        "energy_joules": sum(phases.values()) if known else None,
+        "by_phase_joules": phases if known else dict.fromkeys(phases),
+        "predicted_joules": journal["predicted_j"],
+    }
+
+
+def _kill_stale(pid: int, folder: Path) -> None:
+    """End a run that outlived its server; a process with its number may be another by now."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        if str(folder) in command:
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return

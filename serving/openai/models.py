@@ -1,0 +1,172 @@
+"""Models and adapters: what is served, and `POST /v1/load_lora_adapter` as vLLM names it.
+
+Contract: adapters come and go while requests run; a request keeps the adapter it began with. Files
+are read in a thread of their own. Not covered: uploads; adapters come from folders of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from greenllm.model.adapter_folders import AdapterNameError
+from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
+from greenllm.model.lora_config import AdapterError
+from greenllm.runner.threads import ThreadPlan
+from greenllm.speculation.exits import Exit
+from serving.errors import ApiError
+from serving.http import body_schema, parsed_body
+from serving.jobs.store import FINE_TUNED
+from serving.openai.schemas import LoadAdapterBody, UnloadAdapterBody
+from serving.state import ServerState, state_of
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(http: HttpRequest) -> dict[str, Any]:
+    """List the base model and its adapters."""
+    state = state_of(http)
+    state.key_of(http)
+    adapters = await asyncio.to_thread(state.engine.adapters)
+    trained = await asyncio.to_thread(state.jobs.store.models)
+    data = [_model(state)]
+    data += [_adapter(state, info, trained.get(info.name, info.name)) for info in adapters]
+    return {"object": "list", "data": data}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
+    """Describe the base model or an adapter."""
+    state = state_of(http)
+    state.key_of(http)
+    info = await find_adapter(state, model_id)
+    return _model(state) if info is None else _adapter(state, info, _shown(model_id, info))
+
+
+async def find_adapter(state: ServerState, asked: str) -> AdapterInfo | None:
+    """The adapter that a model's name means; None when it means the base.
+
+    Raises:
+        ApiError: there is no such model (404), or it cannot be used (400).
+    """
+    _, name = state.model_and_adapter(asked)
+    if name is None:
+        return None
+    try:
+        return await asyncio.to_thread(state.engine.find_adapter, name)
+    except UnknownAdapterError as error:
+        raise state.no_such_model(asked) from error
+    except AdapterError as error:
+        raise ApiError(400, str(error), param="model", code="adapter_unusable") from error
+
+
+def _model(state: ServerState) -> dict[str, Any]:
+    info = state.engine.info
+    return {
+        "id": state.model_names[0],
+        "object": "model",
+        "created": info.created_s,
+        "owned_by": "greenllm",
+        "root": info.source,
+        "parent": None,
+        "aliases": list(state.model_names[1:]),
+        "architecture": info.architecture,
+        "parameters": info.parameters,
+        "weight_bytes": info.weight_bytes,
+        "quantization": info.quantization,
+        "unquantized_layers": list(info.kept_layers),
+        "dtype": info.dtype,
+        "device": info.device,
+        "runner": info.runner,
+        "threads": _threads(state.threads),
+        "max_model_len": info.context_length,
+        "vocab_size": info.vocab_size,
+        "license": info.licence,
+        "speculation": _speculation(state),
+        "approximate": _approximate(state.drafting.exit),
+    }
+
+
+def _threads(plan: ThreadPlan) -> list[dict[str, int]]:
+    """CPU threads of a step, by how many tokens it has at least."""
+    pairs = zip(plan.sizes, plan.threads, strict=True)
+    return [{"from_tokens": size, "threads": threads} for size, threads in pairs]
+
+
+def _speculation(state: ServerState) -> dict[str, Any]:
+    """What requests get that do not say, and what they may ask for."""
+    drafting = state.drafting
+    default = drafting.speculator.default
+    return {
+        "method": default.method,
+        "num_tokens": default.num_tokens,
+        "methods": list(drafting.speculator.methods),
+        "auto_leaves_out": drafting.speculator.hopeless,
+        "exit_layer": None if drafting.exit is None else drafting.exit.layer,
+        "draft_model": drafting.draft_model,
+    }
+
+
+def _approximate(exit_: Exit | None) -> dict[str, Any] | None:
+    """Where approximate answers leave the model, and the agreements they may ask for."""
+    if exit_ is None:
+        return None
+    return {"exit_layer": exit_.layer, "agreements": sorted(exit_.thresholds)}
+
+
+def _shown(asked: str, info: AdapterInfo) -> str:
+    """What jobs have made keeps its job's name."""
+    return asked if asked.startswith(FINE_TUNED) else info.name
+
+
+def _adapter(state: ServerState, info: AdapterInfo, name: str) -> dict[str, Any]:
+    base = state.model_names[0]
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(info.registered_s),
+        "owned_by": "greenllm",
+        "root": str(info.folder),
+        "parent": base,
+        "aliases": [f"{name}:{info.name}" for name in state.model_names],
+        "parameters": info.facts.num_parameters,
+        "rank": info.facts.rank,
+        "targets": list(info.facts.targets),
+        "adapter_bytes": info.facts.num_bytes,
+        "resident": info.resident,
+        "requests_in_flight": info.in_flight,
+        "max_model_len": state.engine.info.context_length,
+    }
+
+
+@router.post("/v1/load_lora_adapter", openapi_extra=body_schema(LoadAdapterBody))
+async def load_lora_adapter(http: HttpRequest) -> dict[str, Any]:
+    """Make an adapter known under a name; answers with its entry in `/v1/models`."""
+    state = state_of(http)
+    body = await parsed_body(http, state, LoadAdapterBody)
+    folder = Path(body.lora_path)
+    try:
+        info = await asyncio.to_thread(state.engine.load_adapter, body.lora_name, folder)
+    except AdapterError as error:
+        name = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
+        raise ApiError(400, str(error), param=name) from error
+    return _adapter(state, info, info.name)
+
+
+@router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterBody))
+async def unload_lora_adapter(http: HttpRequest) -> dict[str, Any]:
+    """Forget an adapter; requests that use it finish, new ones get 404."""
+    state = state_of(http)
+    body = await parsed_body(http, state, UnloadAdapterBody)
+    try:
+        await asyncio.to_thread(state.engine.unload_adapter, body.lora_name)
+    except UnknownAdapterError as error:
+        raise ApiError(404, str(error), param="lora_name", code="model_not_found") from error
+    except AdapterError as error:
+        raise ApiError(400, str(error), param="lora_name") from error
+    return {"id": body.lora_name, "object": "model", "deleted": True}

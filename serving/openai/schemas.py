@@ -1,0 +1,290 @@
+"""HTTP request bodies. What is not listed here is refused by name.
+
+Parameters of the OpenAI API that greenllm does not support are listed too, with the values that
+mean "off" (see `off`): any other value is a 400 that says so by name. Nothing is accepted and
+ignored, except `user` and `metadata`, which change nothing by their definition.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from greenllm.core import MOST_DRAFTED, SpeculativeMethod
+from serving.errors import UNSUPPORTED
+
+Positive = Annotated[int, Field(ge=0)]
+TokenIds = list[int]
+Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+def off(*allowed: Any) -> BeforeValidator:
+    """Marks a parameter that is not supported, beyond null and the values that mean "off"."""
+    words = " or ".join(json.dumps(value) for value in allowed if value != [])
+    only = f", only {words}" if words else ""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in allowed:
+            raise PydanticCustomError(UNSUPPORTED, "is not supported{only}", {"only": only})
+        return value
+
+    return BeforeValidator(check)
+
+
+def _only_text(content: Any) -> Any:
+    """Refuse images, sound and files by their kind."""
+    parts = content if isinstance(content, list) else []
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)]
+    other = next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None)
+    if other is not None:
+        message = "parts of type {kind} are not supported, only text"
+        raise PydanticCustomError(UNSUPPORTED, message, {"kind": other})
+    return content
+
+
+def _no_tools(role: Any) -> Any:
+    if role in ("tool", "function"):
+        raise PydanticCustomError(UNSUPPORTED, "the role {role} is not supported", {"role": role})
+    return role
+
+
+class Body(BaseModel):
+    """Strict: no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Body):
+    """What a stream carries beside its tokens."""
+
+    include_usage: bool = False
+    include_obfuscation: Annotated[Literal[False], off(False)] = False
+
+
+class Speculative(Body):
+    """How next tokens are guessed, and by a method that is named how many; or the server's way.
+
+    It changes what an answer costs, never the answer.
+    """
+
+    method: SpeculativeMethod
+    num_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] | None = None
+
+
+class Approximate(Body):
+    """Tokens that the model's exit is sure of may be taken from there: other answers, for less.
+
+    Either the share of tokens that are to be the whole model's, or how likely the exit's likeliest
+    token has to be.
+    """
+
+    agreement: float | None = None
+    threshold: float | None = None
+
+
+class SamplingBody(Body):
+    """Parameters that chat and text completions share; see `core.SamplingParams`."""
+
+    model: str
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: Positive | None = None
+    max_tokens: Positive | None = None
+    ignore_eos: bool | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    speculative: Speculative | None = None
+    approximate: Approximate | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(stop, list) and len(stop) > 16:
+            raise ValueError("at most 16 stop strings")
+        return stop
+
+
+class TextPart(Body):
+    """A text part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_no_tools)]
+    content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)]
+    name: str | None = None
+    # What an answer's message carries beside its content, when a client sends it back.
+    refusal: Annotated[None, off()] = None
+    audio: Annotated[None, off()] = None
+    annotations: Annotated[Nothing | None, off([])] = None
+    function_call: Annotated[None, off()] = None
+    tool_calls: Annotated[Nothing | None, off([])] = None
+
+    def plain(self) -> dict[str, str]:
+        """The message as templates want it: one string."""
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text, **({"name": self.name} if self.name else {})}
+
+
+class TextFormat(Body):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Body):
+    """A JSON schema; the answer is always held to it, `strict` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    definition: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(Body):
+    """JSON that is an instance of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class ChatBody(SamplingBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[Nothing | None, off([])] = None
+    tool_choice: Annotated[Literal["none"] | None, off("none")] = None
+    store: Annotated[Literal[False] | None, off(False)] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, off("auto", "default")] = None
+    modalities: Annotated[list[Literal["text"]] | None, off(["text"], [])] = None
+    functions: Annotated[None, off()] = None
+    function_call: Annotated[None, off()] = None
+    parallel_tool_calls: Annotated[None, off()] = None
+    audio: Annotated[None, off()] = None
+    prediction: Annotated[None, off()] = None
+    reasoning_effort: Annotated[None, off()] = None
+
+
+class CompletionBody(SamplingBody):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | TokenIds | list[TokenIds]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[Literal[1] | None, off(1)] = None
+    suffix: Annotated[None, off()] = None
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`: a prompt, or messages to render first."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+class LoadAdapterBody(Body):
+    """`POST /v1/load_lora_adapter`."""
+
+    lora_name: str
+    lora_path: Annotated[str, Field(min_length=1)]
+
+
+class UnloadAdapterBody(Body):
+    """`POST /v1/unload_lora_adapter`."""
+
+    lora_name: str
+
+
+class Hyperparameters(Body):
+    """OpenAI's hyperparameters; `auto` is the recipe's default."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+
+class Supervised(Body):
+    """Settings of supervised fine-tuning."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class PreferenceHyperparameters(Hyperparameters):
+    """Those of direct preference optimization."""
+
+    beta: Annotated[float, Field(gt=0, le=2)] | Literal["auto"] = "auto"
+
+
+class Preference(Body):
+    """Settings of direct preference optimization."""
+
+    hyperparameters: PreferenceHyperparameters | None = None
+
+
+class Method(Body):
+    """How to train: from answers or, with dpo, from preferences."""
+
+    type: Literal["supervised", "dpo"] = "supervised"
+    supervised: Supervised | None = None
+    dpo: Preference | None = None
+    reinforcement: Annotated[Any, off()] = None
+
+
+class JobBody(Body):
+    """`POST /v1/fine_tuning/jobs`; `recipe` holds options of `greenllm finetune` by their names."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: Method | None = None
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    metadata: dict[str, str] | None = None
+    integrations: Nothing | None = None
+    recipe: dict[str, str | int | float | bool | list[str]] | None = None

@@ -1,0 +1,134 @@
+"""A receipt on the wire: headers, the `energy` object, the comment at the end of a stream.
+
+Figures are rounded to three significant digits: finer ones would tell clients about each other
+(PLATYPUS). The ledger keeps the full precision. What is unknown is absent from the headers and null
+in the object.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from greenllm.energy.receipt import Receipt
+from greenllm.energy.units import joules_to_kwh, significant
+
+
+def energy_object(receipt: Receipt) -> dict[str, Any]:
+    """`usage.energy`: the receipt with rounded figures."""
+    total_j = receipt.total_j
+    return {
+        "request_id": receipt.request_id,
+        "adapter": receipt.adapter,
+        "energy_joules": rounded(total_j),
+        "active_joules": rounded(receipt.active_j),
+        "idle_joules": rounded(receipt.idle_j),
+        "prefill_joules": rounded(receipt.prefill_j),
+        "decode_joules": rounded(receipt.decode_j),
+        "draft_joules": rounded(receipt.draft_j),
+        "domains_joules": {name: rounded(value) for name, value in receipt.domains_j.items()},
+        "joules_per_token": rounded(receipt.joules_per_token),
+        "drafted_tokens": receipt.drafted_tokens,
+        "accepted_tokens": receipt.accepted_tokens,
+        "approximate": receipt.approximate,
+        "mean_layers": rounded(receipt.mean_layers),
+        "agreement_target": receipt.agreement_target,
+        "energy_kwh": rounded(None if total_j is None else joules_to_kwh(total_j)),
+        "avg_power_watts": rounded(receipt.avg_power_w),
+        "duration_seconds": rounded(receipt.duration_s),
+        "flops": rounded(receipt.flops),
+        "method": receipt.method,
+        "measured": receipt.measured,
+        "uncertainty": rounded(receipt.uncertainty),
+        "status": receipt.status,
+        "attribution": receipt.attribution,
+        "gco2e": rounded(receipt.gco2e),
+        "operational_gco2e": rounded(receipt.operational_g),
+        "embodied_gco2e": rounded(receipt.embodied_g),
+        "carbon_intensity_g_per_kwh": rounded(receipt.intensity_g_per_kwh),
+        "carbon_intensity_zone": receipt.intensity_zone,
+        "carbon_intensity_source": receipt.intensity_source,
+        "carbon_intensity_year": receipt.intensity_year,
+        "pue": receipt.pue,
+    }
+
+
+def receipt_object(receipt: Receipt) -> dict[str, Any]:
+    """`GET /v1/energy/{id}`: the energy object with what was asked and done."""
+    return {
+        "object": "energy.receipt",
+        "model": receipt.model,
+        "endpoint": receipt.endpoint,
+        "outcome": receipt.outcome,
+        "http_status": receipt.http_status,
+        "created": int(receipt.created_s),
+        "prompt_tokens": receipt.prompt_tokens,
+        "cached_tokens": receipt.cached_tokens,
+        "completion_tokens": receipt.completion_tokens,
+        **energy_object(receipt),
+    }
+
+
+def link_headers(request_id: str) -> dict[str, str]:
+    """Headers that can leave before the energy is known."""
+    return {
+        "X-Request-Id": request_id,
+        "Link": f'</v1/energy/{request_id}>; rel="describedby"',
+    }
+
+
+def energy_headers(receipt: Receipt) -> dict[str, str]:
+    """All headers of a finished answer."""
+    total_j = receipt.total_j
+    figures = {
+        "X-Energy-Joules": total_j,
+        "X-Energy-Active-Joules": receipt.active_j,
+        "X-Energy-Joules-Per-Token": receipt.joules_per_token,
+        "X-Energy-Kwh": None if total_j is None else joules_to_kwh(total_j),
+        "X-Energy-Avg-Power-Watts": receipt.avg_power_w,
+        "X-Energy-Duration-Seconds": receipt.duration_s,
+        "X-Energy-Uncertainty": receipt.uncertainty,
+        "X-Carbon-Gco2e": receipt.gco2e,
+        "X-Carbon-Operational-Gco2e": receipt.operational_g,
+    }
+    headers = link_headers(receipt.request_id)
+    headers |= {name: _text(value) for name, value in figures.items() if value is not None}
+    if receipt.approximate:
+        headers["X-Approximate"] = "true"
+    headers["X-Energy-Method"] = receipt.method
+    headers["X-Energy-Measured"] = "true" if receipt.measured else "false"
+    headers["X-Energy-Status"] = receipt.status
+    if receipt.intensity_g_per_kwh is not None:
+        headers["X-Carbon-Intensity"] = _intensity(receipt)
+    return headers
+
+
+def comment(receipt: Receipt) -> str:
+    """The SSE comment before `[DONE]`."""
+    return f": energy {json.dumps(energy_object(receipt), separators=(',', ':'))}\n\n"
+
+
+def _intensity(receipt: Receipt) -> str:
+    """`458; zone="WORLD"; source="..."; year=2025`, in ASCII as headers must be."""
+    source = (receipt.intensity_source or "").encode("ascii", "replace").decode()
+    zone = (receipt.intensity_zone or "").encode("ascii", "replace").decode()
+    parts = [
+        _text(receipt.intensity_g_per_kwh or 0.0),
+        f'zone="{zone}"',
+        'source="{}"'.format(source.replace('"', "'").replace("\n", " ")),
+    ]
+    if receipt.intensity_year is not None:
+        parts.append(f"year={receipt.intensity_year}")
+    return "; ".join(parts)
+
+
+def rounded(value: float | None) -> float | None:
+    """Three significant digits."""
+    return None if value is None else significant(value)
+
+
+def _text(value: float) -> str:
+    """Plain decimals, no exponent: clients parse headers by hand."""
+    text = f"{Decimal(repr(significant(value))):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,591 @@
+"""Who pays in which situation: sharing, idle, load, sensors that fail, receipts in time."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from greenllm.core import AdapterRef, Request, SamplingParams
+from greenllm.energy.account.account import Account, Label
+from greenllm.energy.account.window import IdlePower
+from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter, SensorError
+from greenllm.shape import ModelShape
+
+MakeRig = Callable[..., Any]
+SHAPE = ModelShape(1000, 300, 2, 16, 64)
+
+
+def test_a_lone_request_pays_for_its_window(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 4.0})
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.5, cpu=10.0)
+    rig.step(("a", 4, 1), seconds=0.5, cpu=6.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.outcome) == ("final", "completed")
+    assert receipt.idle_j == pytest.approx(4.0)
+    assert receipt.active_j == pytest.approx(12.0)
+    assert receipt.prefill_j + receipt.decode_j == pytest.approx(receipt.active_j)
+    assert receipt.domains_j == pytest.approx({"cpu": 16.0})
+    assert receipt.resident_s == pytest.approx(1.0)
+    assert receipt.duration_s == pytest.approx(1.0)
+    assert (receipt.cached_tokens, receipt.completion_tokens) == (1, 2)
+    assert receipt.flops == SHAPE.flops(0, 4, 1) + SHAPE.flops(4, 1, 1)
+    assert rig.totals.requests_j == pytest.approx(16.0)
+    assert rig.account.num_open == 0
+
+
+def test_sixteen_equal_requests_pay_a_sixteenth_each(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 8.0})
+    names = [f"r{i}" for i in range(16)]
+    rig.open(*names)
+    rig.step(*((name, 0, 4) for name in names), cpu=16.0)
+    rig.finish(*names)
+    receipts = rig.settle()
+    assert [receipt.total_j for receipt in receipts] == pytest.approx([1.0] * 16)
+    assert [receipt.resident_s for receipt in receipts] == pytest.approx([0.1 / 16] * 16)
+
+
+def test_who_joins_late_pays_less(make_rig: MakeRig) -> None:
+    rig = make_rig(period_s=0.05)
+    rig.open("early", "late")
+    rig.step(("early", 0, 4), cpu=5.0)
+    for at in range(4, 8):
+        rig.step(("early", at, 1), ("late", at, 1), cpu=5.0)
+    rig.finish("early", "late")
+    rig.drain()
+    early, late = rig.finals["early"], rig.finals["late"]
+    assert late.total_j < early.total_j
+    assert early.total_j + late.total_j == pytest.approx(25.0)
+
+
+def test_who_opens_into_a_running_window_pays_only_for_its_own_steps(make_rig: MakeRig) -> None:
+    rig = make_rig(period_s=10.0)
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.4, cpu=4.0)
+    rig.open("b")
+    rig.step(("a", 4, 1), ("b", 0, 1), seconds=0.2, cpu=2.0)
+    rig.finish("a", "b")
+    rig.drain()
+    assert rig.finals["b"].resident_s == pytest.approx(0.1)
+    assert rig.finals["a"].resident_s == pytest.approx(0.5)
+    assert rig.finals["b"].total_j < rig.finals["a"].total_j
+
+
+def test_one_request_with_two_sequences_claims_a_step_once(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("two", "one")
+    rig.step(("two", 4, 1), ("two", 5, 1), ("one", 4, 1), cpu=3.0)
+    rig.finish("two", "one")
+    rig.settle()
+    assert rig.finals["two"].resident_s == pytest.approx(rig.finals["one"].resident_s)
+    assert rig.finals["one"].total_j < rig.finals["two"].total_j < 2 * rig.finals["one"].total_j
+
+
+def test_a_request_that_never_ran_costs_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("waiting")
+    rig.spend(0.2, cpu=3.0)
+    rig.finish("waiting", outcome="aborted")
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.outcome) == ("final", "aborted")
+    assert (receipt.total_j, receipt.attribution) == (0.0, "none")
+    assert rig.totals.idle_j == pytest.approx(3.0)
+
+
+def test_aborted_work_stays_on_the_request(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), cpu=7.0)
+    rig.finish("a", outcome="failed")
+    (receipt,) = rig.settle()
+    assert (receipt.outcome, receipt.total_j) == ("failed", pytest.approx(7.0))
+
+
+def test_energy_before_serving_is_load_and_after_it_idle(make_rig: MakeRig) -> None:
+    rig = make_rig(serving=False)
+    rig.spend(3.0, cpu=30.0)
+    rig.account.start_serving()
+    assert rig.totals.load_j == pytest.approx(30.0)
+    rig.spend(2.0, cpu=5.0)
+    rig.open("a")
+    assert rig.totals.idle_j == pytest.approx(5.0)
+    assert rig.totals.open_j == 0
+
+
+def test_a_rehearsal_is_load_and_teaches_the_fit(make_rig: MakeRig) -> None:
+    rig = make_rig(serving=False)
+    rig.open("made-up")
+    batch = rig.batch(("made-up", 0, 4))
+    rig.account.rehearse(batch, lambda _: rig.spend(0.5, cpu=9.0))
+    assert rig.totals.load_j == pytest.approx(9.0)
+    assert rig.account.fit.num_windows == 1
+    (work,) = [work for _, work in rig.account._works(batch, 0.5)]
+    assert rig.account.fit.coefficients.predict_j(work) == pytest.approx(9.0)
+
+
+def test_idle_power_is_learnt_between_requests(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.meter.idle_w, rig.account.idle_power = None, IdlePower(None)
+    rig.spend(10.0, cpu=30.0)
+    rig.open("a")
+    assert rig.account.idle_power.watts == pytest.approx({"cpu": 3.0})
+    rig.step(("a", 0, 4), seconds=1.0, cpu=10.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert (receipt.idle_j, receipt.active_j) == (pytest.approx(3.0), pytest.approx(7.0))
+
+
+def test_foreign_cpu_time_is_nobodys(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 2.0})
+    rig.meter.own_cpu_s, rig.meter.machine_cpu_s = 0.0, 0.0
+    rig.account.drain()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, own_s=1.0, others_s=3.0, cpu=10.0, gpu=5.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert receipt.idle_j == pytest.approx(2.0)
+    assert receipt.active_j == pytest.approx(8.0 / 4 + 5.0)
+    assert receipt.domains_j == pytest.approx({"cpu": 4.0, "gpu": 5.0})
+    assert rig.totals.unattributed_j == pytest.approx(6.0)
+
+
+def test_phases_domains_and_labels_add_up(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 2.0, "gpu": 5.0})
+    rig.open("a", model="m", adapter=AdapterRef("lora", "d"))
+    rig.open("b", model="m")
+    for at in range(4):
+        rig.step(("a", at, 1), ("b", at + 3, 2), cpu=3.0, gpu=8.0, dram=0.5)
+    rig.finish("a", "b")
+    receipts = rig.settle()
+    assert len(receipts) == 2
+    for receipt in receipts:
+        assert receipt.prefill_j + receipt.decode_j == pytest.approx(receipt.active_j)
+        assert sum(receipt.domains_j.values()) == pytest.approx(receipt.total_j)
+    spent = rig.account.spent_j
+    assert sum(spent.values()) == pytest.approx(rig.totals.requests_j)
+    adapted = sum(value for label, value in spent.items() if label.adapter == "lora")
+    assert adapted == pytest.approx(rig.finals["a"].total_j)
+    idle = sum(value for label, value in spent.items() if label.phase == "idle")
+    assert idle == pytest.approx(sum(receipt.idle_j for receipt in receipts))
+    assert spent[Label("gpu", "decode", "m", "")] > 0
+    assert rig.finals["a"].decode_j == 0
+
+
+def test_scored_prompts_and_unsampled_chunks_have_their_own_flops(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("plain")
+    rig.open("scored", sampling=SamplingParams(prompt_logprobs=0))
+    flops = {}
+    for name, samples in (("plain", True), ("plain", False), ("scored", False)):
+        ((_, work),) = rig.account._works(rig.batch((name, 0, 4), samples=samples), 1.0)
+        flops[name, samples] = work.flops
+    head = 2 * SHAPE.head_parameters
+    assert flops["plain", True] - flops["plain", False] == head
+    assert flops["scored", False] - flops["plain", False] == 4 * head
+
+
+def test_an_adapter_costs_two_flops_per_parameter_and_token(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("plain")
+    rig.open("adapted", adapter=AdapterRef("lora", "d", num_parameters=700))
+    parts = (("plain", 0, 3), ("adapted", 0, 3))
+    (_, plain), (_, adapted) = rig.account._works(rig.batch(*parts), 1.0)
+    assert adapted.flops - plain.flops == 2 * 700 * 3
+    assert adapted.kv_bytes == plain.kv_bytes
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_a_late_sensor_makes_a_provisional_receipt_and_then_a_final_one(
+    make_rig: MakeRig, stands_still: bool
+) -> None:
+    rig = make_rig(idle_w={"cpu": 1.0})
+    rig.open("a")
+    for at in range(4):
+        rig.step(("a", at, 1), cpu=2.0)
+    assert rig.drain() == []
+    rig.meter.failing = not stands_still
+    rig.step(("a", 4, 1))
+    rig.finish("a")
+    assert rig.settle() == []
+    assert rig.account.settle_in_s() == pytest.approx(0.05)
+    rig.spend(0.1)
+    assert rig.settle() == [], "before receipt_wait_s"
+    rig.spend(0.06)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.attribution) == ("provisional", "degraded")
+    assert receipt.uncertainty == 1.0
+    assert 8.0 < receipt.total_j < 20.0, "what was counted and a prediction of the last step"
+    assert rig.account.num_open == 1
+    assert rig.account.settle_in_s() == pytest.approx(1.0)
+    rig.spend(1.0, cpu=3.0)
+    rig.meter.failing = False
+    (receipt,) = rig.settle()
+    assert receipt.status == "final"
+    assert receipt.total_j == pytest.approx(11.0)
+    assert rig.totals.residual < 1e-9
+    assert rig.account.num_sensor_errors == (0 if stands_still else 3)
+
+
+def test_nothing_is_predicted_before_anything_was_metered(make_rig: MakeRig) -> None:
+    """The prior has no level: its numbers are FLOPs, not joules."""
+    rig = make_rig()
+    rig.meter.failing = True
+    rig.open("a")
+    rig.step(("a", 0, 4))
+    rig.finish("a")
+    rig.spend(0.2)
+    (receipt,) = rig.settle()
+    assert receipt.status == "provisional"
+    assert receipt.total_j is None
+
+
+def test_a_counter_that_stands_still_for_long_is_given_up(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("warm")
+    rig.step(("warm", 0, 4), cpu=3.0)
+    rig.finish("warm")
+    rig.settle()
+    rig.open("a")
+    rig.step(("a", 0, 4))
+    rig.finish("a")
+    rig.spend(6.0)
+    (receipt,) = rig.settle()
+    assert receipt.status == "provisional"
+    assert receipt.total_j is not None
+    assert receipt.total_j > 0
+    assert rig.account.num_open == 0
+    before_j = rig.totals.unattributed_j
+    rig.spend(1.0, cpu=7.0)
+    rig.open("b")
+    assert rig.totals.unattributed_j - before_j == pytest.approx(7.0)
+    assert rig.totals.residual < 1e-9
+
+
+def test_what_was_metered_of_a_request_before_a_gap_is_nobodys(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.1, cpu=5.0)
+    assert rig.totals.open_j == pytest.approx(5.0)
+    rig.meter.failing = True
+    rig.step(("a", 4, 1), seconds=6.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert receipt.status == "provisional"
+    assert (rig.totals.open_j, rig.totals.unattributed_j) == (0.0, pytest.approx(5.0))
+    rig.meter.failing = False
+    rig.spend(1.0, cpu=2.0)
+    rig.settle()
+    assert rig.totals.meter_j == pytest.approx(7.0)
+    assert rig.totals.unattributed_j == pytest.approx(7.0)
+
+
+def test_work_between_giving_up_and_the_next_reading_is_given_up_too(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.meter.failing = True
+    rig.step(("a", 0, 4), seconds=6.0)
+    rig.step(("a", 4, 1), seconds=0.1)
+    rig.meter.failing = False
+    rig.step(("a", 5, 1), seconds=1.1, cpu=9.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert receipt.status == "provisional"
+    assert rig.totals.unattributed_j == pytest.approx(9.0)
+    assert rig.totals.requests_j == 0
+
+
+def test_idle_time_before_a_request_is_not_its_own_when_the_sensor_failed(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(idle_w={"cpu": 3.0})
+    rig.meter.failing = True
+    rig.spend(10.0, cpu=30.0)
+    rig.open("a")
+    rig.meter.failing = False
+    rig.step(("a", 0, 4), seconds=2.0, cpu=10.0)
+    rig.finish("a")
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert rig.totals.idle_j == pytest.approx(30.0)
+    assert receipt.idle_j == pytest.approx(6.0)
+    assert receipt.active_j == pytest.approx(4.0)
+
+
+def test_a_window_waits_for_the_slowest_counter(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.meter.joules["gpu"] = 1.0
+    rig.settle()
+    rig.open("a")
+    rig.step(("a", 0, 4), cpu=1.0)
+    rig.finish("a")
+    assert rig.settle() == []
+    rig.spend(0.05, cpu=1.0, gpu=20.0)
+    rig.drain()
+    assert rig.finals["a"].domains_j["gpu"] == pytest.approx(20.0)
+
+
+def test_a_step_within_one_tick_of_the_clock_waits_for_the_next_reading(make_rig: MakeRig) -> None:
+    rig = make_rig(period_s=0.05)
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.0)
+    rig.finish("a")
+    assert rig.settle() == []
+    rig.spend(0.06, cpu=2.0)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.total_j) == ("final", pytest.approx(2.0))
+
+
+def test_closing_the_books_gives_every_finished_request_a_receipt(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a", "b", "running")
+    rig.step(("a", 0, 4), ("b", 0, 4), ("running", 0, 4), cpu=3.0)
+    rig.finish("a")
+    rig.meter.failing = True
+    rig.step(("b", 4, 1), ("running", 4, 1))
+    rig.finish("b")
+    drained = {receipt.request_id: receipt.status for receipt in rig.drain()}
+    assert {**drained, **{key: r.status for key, r in rig.finals.items()}}["b"] == "provisional"
+    assert "running" not in drained
+    assert rig.receipts.keys() == {"a", "b"}
+
+
+def test_the_null_meter_gives_none_and_never_zero() -> None:
+    now_s = 10.0
+    account = Account(NullMeter(lambda: now_s), SHAPE, clock=lambda: now_s)
+    account.start_serving()
+    account.open(_request("a"))
+    account.finish("a", "completed", cached=0, generated=3)
+    (receipt,) = account.settle()
+    assert (receipt.status, receipt.method, receipt.measured) == ("unmetered", "unknown", False)
+    assert receipt.total_j is receipt.active_j is receipt.idle_j is None
+    assert receipt.prefill_j is receipt.decode_j is receipt.avg_power_w is None
+    assert receipt.completion_tokens == 3
+    assert account.totals.residual == 0
+
+
+def test_attribution_is_degraded_until_the_fit_has_seen_enough(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    qualities = []
+    for number in range(10):
+        names = (f"a{number}", f"b{number}")
+        rig.open(*names)
+        rig.step(*((name, 0, 4) for name in names), cpu=5.0)
+        rig.finish(*names)
+        qualities += [receipt.attribution for receipt in rig.settle()]
+    assert qualities == ["degraded"] * 14 + ["ok"] * 6
+
+
+def test_who_was_alone_pays_all_whatever_the_fit_knows(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), cpu=5.0)
+    rig.finish("a")
+    assert [receipt.attribution for receipt in rig.settle()] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "quality"), [(0.5, "degraded"), (0.8, "ok"), (1.3, "ok"), (1.6, "degraded")]
+)
+def test_a_meter_far_from_the_prediction_degrades(
+    make_rig: MakeRig, scale: float, quality: str
+) -> None:
+    rig = make_rig()
+    for number in range(12):
+        joules = 5.0 if number < 11 else 5.0 * scale
+        names = (f"r{number}", f"s{number}")
+        rig.open(*names)
+        rig.step(*((name, 0, 4) for name in names), cpu=joules)
+        rig.finish(*names)
+        rig.settle()
+    assert rig.finals["r10"].attribution == "ok"
+    assert rig.finals["r11"].attribution == quality
+
+
+def test_a_busy_window_closes_after_a_second_even_if_nothing_is_due(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.6, cpu=6.0)
+    assert rig.totals.open_j == 0
+    assert rig.account.settle_in_s() is None
+    rig.step(("a", 4, 1), seconds=0.6, cpu=6.0)
+    assert rig.totals.open_j == pytest.approx(12.0)
+
+
+def test_a_receipt_waits_one_period_of_the_counter(make_rig: MakeRig) -> None:
+    rig = make_rig(period_s=0.1)
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.04, cpu=2.0)
+    rig.finish("a")
+    assert rig.settle() == []
+    assert rig.account.settle_in_s() == pytest.approx(0.1)
+    rig.spend(0.101, cpu=1.0)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.total_j) == ("final", pytest.approx(3.0))
+
+
+def test_joules_that_do_not_add_up_are_noticed(
+    make_rig: MakeRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A meter that breaks its contract and falls back."""
+    rig = make_rig()
+    rig.spend(1.0, cpu=-20.0)
+    with caplog.at_level(logging.CRITICAL):
+        rig.drain()
+    assert rig.account.num_violations == 1
+    assert "joules do not add up" in caplog.text
+
+
+def test_an_account_needs_a_sensor_to_start_with() -> None:
+    with pytest.raises(SensorError):
+        Account(ReplayMeter([None]), SHAPE, clock=lambda: 0.0)
+
+
+def test_an_open_request_cannot_be_billed(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    with pytest.raises(RuntimeError, match="request a is still open"):
+        rig.account._bills["a"].final(rig.meter, rig.account.fit)
+    with pytest.raises(KeyError):
+        rig.finish("unknown")
+
+
+def test_a_recording_is_billed_like_a_meter() -> None:
+    records = [Reading(float(i), {"cpu": 3.0 * i}) for i in range(4)]
+    clock = iter(range(100))
+    account = Account(ReplayMeter(records), SHAPE, clock=lambda: float(next(clock)) / 10)
+    account.start_serving()
+    account.open(_request("a"))
+    account.finish("a", "completed", cached=0, generated=1)
+    (receipt,) = account.drain()
+    assert receipt.status == "final"
+    assert account.totals.meter_j == account.totals.load_j + account.totals.idle_j == 9.0
+
+
+def _request(name: str) -> Request:
+    return Request(name, ((1, 2),), SamplingParams(), "m")
+
+
+def test_idle_power_that_a_meter_gets_to_know_is_taken(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 1.0})
+    rig.open("a")
+    rig.meter.idle_w = {"cpu": 3.0}
+    rig.step(("a", 0, 4), seconds=1.0, cpu=10.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert (receipt.idle_j, receipt.active_j) == (pytest.approx(3.0), pytest.approx(7.0))
+
+
+def test_rest_learns_the_idle_power_of_sensors_before_serving(make_rig: MakeRig) -> None:
+    rig = make_rig(serving=False)
+    rig.meter.idle_w, rig.account.idle_power = None, IdlePower(None)
+    rig.account.rest(lambda seconds: rig.spend(seconds, cpu=4.0))
+    assert rig.account.idle_power.watts == {"cpu": pytest.approx(8.0)}
+    assert rig.totals.load_j == pytest.approx(4.0)
+
+
+def test_rest_is_not_needed_where_idle_power_is_known(make_rig: MakeRig) -> None:
+    rig = make_rig(serving=False, idle_w={"cpu": 3.0})
+    rested: list[float] = []
+    rig.account.rest(rested.append)
+    assert rested == []
+    assert rig.account.idle_power.watts == {"cpu": 3.0}
+
+
+def test_a_rehearsal_lasts_until_a_slow_counter_has_ticked(make_rig: MakeRig) -> None:
+    rig = make_rig(period_s=0.1, serving=False)
+    rig.open("a")
+    runs: list[object] = []
+
+    def run(batch: object) -> None:
+        runs.append(batch)
+        rig.spend(0.05, cpu=1.0)
+
+    assert rig.account.rehearse(rig.batch(("a", 4, 1)), run)
+    assert len(runs) in (6, 7)
+    work = rig.account._works(rig.batch(("a", 4, 1)), 0.3)[0][1]
+    assert rig.account.fit.coefficients.predict_j(work) == pytest.approx(1.0, rel=0.05)
+
+
+def test_predicted_joules_are_not_called_measured(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.1, cpu=5.0)
+    rig.meter.failing = True
+    rig.step(("a", 4, 1), seconds=0.1)
+    rig.finish("a")
+    rig.spend(0.2)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.measured) == ("provisional", False)
+
+
+def test_what_would_be_lost_is_every_open_bill_and_adds_up_to_the_meter(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 2.0}, serving=False)
+    rig.spend(1.0, cpu=9.0)
+    rig.account.start_serving()
+    rig.meter.own_cpu_s = rig.meter.machine_cpu_s = 0.0
+    rig.account.drain()
+    rig.spend(1.0, cpu=3.0)
+    rig.open("done", "runs", "waits")
+    rig.step(("done", 0, 4), ("runs", 0, 4), seconds=1.0, own_s=1.0, others_s=1.0, cpu=20.0)
+    rig.meter.failing = True
+    rig.finish("done")
+    rig.settle()
+    rig.meter.failing = False
+    rig.step(("runs", 4, 1), seconds=1.0, own_s=1.0, cpu=5.0)
+    rig.finish("runs")
+    receipts, totals = rig.account.if_lost()
+    named = {receipt.request_id: receipt for receipt in receipts}
+    assert set(named) == {"runs", "waits"}, "the other is final"
+    assert {(receipt.status, receipt.outcome) for receipt in receipts} == {("final", "lost")}
+    assert totals.open_j == 0
+    lost_j = sum(receipt.total_j for receipt in receipts)
+    assert lost_j + rig.finals["done"].total_j == pytest.approx(totals.requests_j)
+    booked_j = totals.requests_j + totals.idle_j + totals.load_j + totals.unattributed_j
+    assert booked_j == pytest.approx(totals.meter_j)
+    assert totals.meter_j == pytest.approx(37.0)
+    assert min(totals.idle_j, totals.load_j, totals.unattributed_j, lost_j) > 0
+
+
+def test_an_account_goes_on_after_it_was_asked_what_would_be_lost(make_rig: MakeRig) -> None:
+    rig = make_rig(idle_w={"cpu": 2.0})
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.5, cpu=8.0)
+    for _ in range(2):
+        receipts, totals = rig.account.if_lost()
+        assert [receipt.total_j for receipt in receipts] == pytest.approx([8.0])
+        assert (totals.requests_j, rig.totals.requests_j) == (pytest.approx(8.0), 0.0)
+    rig.step(("a", 4, 1), seconds=0.5, cpu=6.0)
+    rig.finish("a")
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.outcome) == ("final", "completed")
+    assert (receipt.idle_j, receipt.active_j) == (pytest.approx(2.0), pytest.approx(12.0))
+    assert rig.account.if_lost() == ([], rig.totals)
+
+
+def test_what_would_be_lost_is_read_now_but_not_again_at_once(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.spend(0.2, cpu=8.0)
+    rig.account.charge(rig.batch(("a", 0, 4)), 0.2)
+    assert rig.account.if_lost()[1].meter_j == pytest.approx(8.0)
+    rig.spend(0.05, cpu=3.0)
+    rig.account.charge(rig.batch(("a", 4, 1)), 0.05)
+    assert rig.account.if_lost()[1].meter_j == pytest.approx(8.0), "read a moment ago"
+    rig.spend(0.06, cpu=1.0)
+    assert rig.account.if_lost()[1].meter_j == pytest.approx(12.0)
+
+
+def test_with_a_failing_sensor_what_would_be_lost_is_as_of_the_last_reading(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, cpu=8.0)
+    rig.account.drain()
+    rig.meter.failing = True
+    rig.spend(1.0, cpu=5.0)
+    ((receipt,), totals) = rig.account.if_lost()
+    assert receipt.total_j == pytest.approx(8.0)
+    assert (totals.meter_j, totals.requests_j) == (pytest.approx(8.0), pytest.approx(8.0))

@@ -1,0 +1,69 @@
+"""Grams need a named source; what is unknown stays unknown."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from greenllm.energy.carbon.footprint import EmbodiedModel
+from greenllm.energy.carbon.grid import Intensity, StaticIntensity
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.receipt import Receipt
+
+MakeReceipt = Callable[..., Receipt]
+SOURCE = StaticIntensity(Intensity(360.0, "XXX", "Nowhere", 2025, "a source", "CC BY 4.0"))
+HARDWARE = EmbodiedModel(1000.0, 500.0, 2000.0, 100.0, "a source")
+
+
+class Hourly:
+    """An intensity that is the time asked for."""
+
+    def intensity(self, at_s: float) -> Intensity:
+        return Intensity(at_s, "XXX", "Nowhere", None, "a clock", "none")
+
+
+def test_grams_are_joules_times_pue_times_intensity(make_receipt: MakeReceipt) -> None:
+    receipt = CarbonPolicy(SOURCE, 1.5).apply(make_receipt(active_j=8000.0, idle_j=2000.0))
+    assert receipt.operational_g == pytest.approx(10_000 * 1.5 * 360 / 3.6e6)
+    assert (receipt.embodied_g, receipt.gco2e) == (None, None)
+    assert (receipt.intensity_g_per_kwh, receipt.intensity_zone) == (360.0, "XXX")
+    assert (receipt.intensity_source, receipt.intensity_year) == ("a source", 2025)
+    assert receipt.pue == 1.5
+
+
+def test_joules_are_it_energy_and_stay_as_they_are(make_receipt: MakeReceipt) -> None:
+    before = make_receipt()
+    after = CarbonPolicy(SOURCE, 2.0).apply(before)
+    assert (after.active_j, after.idle_j, after.total_j) == (2.0, 1.0, 3.0)
+    without_grams = replace(
+        after,
+        operational_g=None,
+        intensity_g_per_kwh=None,
+        intensity_zone=None,
+        intensity_source=None,
+        intensity_year=None,
+        pue=None,
+    )
+    assert without_grams == before
+
+
+def test_embodied_grams_follow_the_share_of_the_machines_time(make_receipt: MakeReceipt) -> None:
+    policy = CarbonPolicy(SOURCE, embodied=HARDWARE)
+    receipt = policy.apply(make_receipt(resident_s=2.0, duration_s=50.0))
+    assert receipt.embodied_g == pytest.approx(1000.0 * 2.0 / 100.0)
+    assert receipt.operational_g is not None
+    assert receipt.gco2e == pytest.approx(receipt.operational_g + 20.0)
+
+
+def test_the_intensity_is_that_of_the_time_the_request_came(make_receipt: MakeReceipt) -> None:
+    assert CarbonPolicy(Hourly()).apply(make_receipt(created_s=123.0)).intensity_g_per_kwh == 123.0
+
+
+@pytest.mark.parametrize("source", [None, SOURCE])
+def test_without_joules_or_without_a_source_there_are_no_grams(
+    make_receipt: MakeReceipt, source: StaticIntensity | None
+) -> None:
+    known = make_receipt() if source is None else make_receipt(active_j=None, idle_j=None)
+    receipt = CarbonPolicy(source, 1.5, HARDWARE).apply(known)
+    assert receipt == known
+    assert receipt.gco2e is None

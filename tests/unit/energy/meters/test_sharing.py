@@ -1,0 +1,466 @@
+"""Servers of one machine share its floor and its counters: each joule once, and none twice."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greenllm.energy.account.window import take_apart
+from greenllm.energy.meters.protocol import Meter, Reading, ReplayMeter, SensorError
+from greenllm.energy.meters.sharing import Roster, SharedMeter, share_of
+
+PATIENCE_S = 10.0
+MEMBERS = "abc"
+Event = tuple[float, str, str]
+
+
+class Hand:
+    """A clock that tests move; it is also who is dead."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.dead: set[str] = set()
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def is_alive(self, name: str) -> bool:
+        return name.partition(":")[0] not in self.dead
+
+    def join(self, path: Path, number: int) -> Roster:
+        """A member whose name is made from a number that is no process."""
+        pid = 2**30 + number
+        return Roster(path, pid=pid, clock=self.clock, is_alive=self.is_alive)
+
+    def kill(self, number: int) -> None:
+        self.dead.add(str(2**30 + number))
+
+
+def lines(path: Path) -> list[list[str]]:
+    """The words of each line of a roster."""
+    return [line.split() for line in path.read_text().splitlines() if line]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "machine.roster"
+
+
+@pytest.fixture
+def hand() -> Hand:
+    return Hand()
+
+
+def histories() -> st.SearchStrategy[list[tuple[float, str]]]:
+    """Pauses, and who comes or goes after each."""
+    pause_s = st.floats(0, 1e3, allow_subnormal=False)
+    return st.lists(st.tuples(pause_s, st.sampled_from(MEMBERS)), max_size=20)
+
+
+def events_of(history: Sequence[tuple[float, str]]) -> Iterator[Event]:
+    """Comings and goings in turn, as a roster would have them."""
+    at_s, present = 0.0, set[str]()
+    for pause_s, who in history:
+        at_s += pause_s
+        yield at_s, "-" if who in present else "+", who
+        present ^= {who}
+
+
+def occupied_s(events: Sequence[Event], now_s: float) -> float:
+    """For how long anybody was there."""
+    total_s, since_s, present = 0.0, 0.0, set[str]()
+    for at_s, _, who in [*events, (now_s, "", "")]:
+        total_s += at_s - since_s if present else 0.0
+        since_s = at_s
+        present ^= {who} if who else set()
+    return total_s
+
+
+@settings(deadline=None)
+@given(histories(), st.floats(0, 1e3))
+def test_shares_add_up_to_the_time_in_which_anybody_was_there(
+    history: list[tuple[float, str]], after_s: float
+) -> None:
+    events = list(events_of(history))
+    now_s = (events[-1][0] if events else 0.0) + after_s
+    shares_s = [share_of(name, events, now_s) for name in MEMBERS]
+    assert sum(shares_s) == pytest.approx(occupied_s(events, now_s), abs=1e-6)
+
+
+@settings(deadline=None)
+@given(histories(), st.lists(st.floats(0, 100), max_size=10))
+def test_shares_never_decrease(history: list[tuple[float, str]], pauses_s: list[float]) -> None:
+    events = list(events_of(history))
+    now_s = events[-1][0] if events else 0.0
+    before = dict.fromkeys(MEMBERS, 0.0)
+    for pause_s in pauses_s:
+        now_s += pause_s
+        shares = {name: share_of(name, events, now_s) for name in MEMBERS}
+        assert all(shares[name] >= before[name] for name in MEMBERS)
+        before = shares
+
+
+@settings(deadline=None, max_examples=40)
+@given(histories())
+def test_rosters_on_one_file_share_every_moment_once(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[float, str]]
+) -> None:
+    hand, path = Hand(), tmp_path_factory.mktemp("roster") / "r"
+    keeper = hand.join(path, 99)
+    began_s, rosters, left_s = hand.now_s, dict[str, Roster](), 0.0
+    for number, (pause_s, who) in enumerate(history):
+        hand.now_s += pause_s
+        if who in rosters:
+            gone = rosters.pop(who)
+            left_s += gone.seconds()[1]
+            gone.leave()
+        else:
+            rosters[who] = hand.join(path, number)
+    hand.now_s += 1.0
+    shared_s = left_s + sum(roster.seconds()[1] for roster in (keeper, *rosters.values()))
+    assert shared_s == pytest.approx(hand.now_s - began_s, abs=1e-6 * (1 + len(history)))
+
+
+def test_a_member_has_all_of_the_floor_alone_and_half_of_it_with_another(
+    hand: Hand, path: Path
+) -> None:
+    first = hand.join(path, 1)
+    hand.now_s += 2.0
+    assert first.seconds() == pytest.approx((102.0, 2.0))
+    second = hand.join(path, 2)
+    hand.now_s += 3.0
+    assert first.seconds()[1] == pytest.approx(3.5)
+    assert second.seconds()[1] == pytest.approx(1.5)
+
+
+def test_a_dead_member_is_struck_off_once_somebody_looks(hand: Hand, path: Path) -> None:
+    first, _ = hand.join(path, 1), hand.join(path, 2)
+    hand.now_s += 4.0
+    hand.kill(2)
+    assert first.seconds()[1] == pytest.approx(2.0), "shared until it was noticed"
+    hand.now_s += 3.0
+    assert first.seconds()[1] == pytest.approx(5.0)
+    assert lines(path)[-1][1:3] == ["-", f"{2**30 + 2}:gone"]
+
+
+def test_members_look_for_the_dead_about_once_a_second(hand: Hand, path: Path) -> None:
+    first, _ = hand.join(path, 1), hand.join(path, 2)
+    hand.kill(2)
+    for _ in range(9):
+        hand.now_s += 0.1
+        first.seconds()
+    assert len(lines(path)) == 2
+    hand.now_s += 0.2
+    first.seconds()
+    assert len(lines(path)) == 3
+
+
+def test_the_last_member_takes_the_file_along_and_a_later_one_can_join(
+    hand: Hand, path: Path
+) -> None:
+    first, second = hand.join(path, 1), hand.join(path, 2)
+    first.leave()
+    assert path.exists()
+    second.leave()
+    assert not path.exists()
+    third = hand.join(path, 3)
+    hand.now_s += 1.5
+    assert third.seconds()[1] == pytest.approx(1.5)
+
+
+def test_who_comes_while_the_last_one_goes_joins_a_file_that_stays(hand: Hand, path: Path) -> None:
+    joined: list[Roster] = []
+    coming = threading.Thread(target=lambda: joined.append(hand.join(path, 1)))
+    with path.open("a") as going:
+        fcntl.flock(going, fcntl.LOCK_EX)
+        coming.start()
+        time.sleep(0.1)
+        path.unlink()
+    coming.join(PATIENCE_S)
+    hand.now_s += 1.0
+    assert joined[0].seconds()[1] == pytest.approx(1.0)
+
+
+def test_who_has_left_gets_no_more(hand: Hand, path: Path) -> None:
+    first, second = hand.join(path, 1), hand.join(path, 2)
+    hand.now_s += 2.0
+    first.leave()
+    hand.now_s += 2.0
+    assert first.seconds()[1] == pytest.approx(1.0)
+    assert second.seconds()[1] == pytest.approx(3.0)
+
+
+MEMBER = """
+    import sys
+    from pathlib import Path
+    from greenllm.energy.meters.sharing import Roster
+
+    roster = Roster(Path(sys.argv[1]))
+    print("here", flush=True)
+    for line in sys.stdin:
+        print(*roster.seconds(), flush=True)
+    roster.leave()
+"""
+
+
+@contextmanager
+def member(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process on the roster."""
+    command = [sys.executable, "-c", textwrap.dedent(MEMBER), str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        yield process
+        process.kill()
+
+
+def test_two_processes_share_one_roster(path: Path) -> None:
+    own = Roster(path)
+    began_s = own.seconds()[0]
+    with member(path) as other:
+        told, _ = other.communicate("\n", timeout=PATIENCE_S)
+        moment_s, others_s = (float(word) for word in told.split())
+        now_s, own_s = own.seconds()
+    assert began_s < moment_s < now_s, "one clock for both"
+    assert others_s > 0
+    assert own_s < now_s - began_s
+    joined_s = float(path.read_text().split()[0])
+    assert own_s + others_s == pytest.approx(now_s - joined_s, abs=0.2)
+    own.leave()
+    assert not path.exists(), "the other had left by itself"
+
+
+def test_a_killed_process_is_struck_off_even_before_it_is_waited_for(path: Path) -> None:
+    now_s = 5.0
+    with member(path) as other:
+        own = Roster(path, clock=lambda: now_s)
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        now_s = 10.0
+        own.seconds()
+    (came, *_, went) = (line[1:3] for line in lines(path))
+    assert (came[0], went) == ("+", ["-", came[1]])
+
+
+class Whole:
+    """A scripted machine that several servers meter, each with its own CPU time."""
+
+    def __init__(self, hand: Hand, idle_w: Mapping[str, float] | None) -> None:
+        self.hand = hand
+        self.idle_w = idle_w
+        self.joules = {"cpu": 50.0}
+        self.cpu_s: dict[int, float] | None = {1: 3.0, 2: 5.0, 99: 7.0}
+
+    def spend(self, seconds: float, cpu_j: float, cpu_s: Mapping[int, float]) -> None:
+        """Let time pass; CPU seconds by server, 99 for other programs."""
+        self.hand.now_s += seconds
+        self.joules["cpu"] += cpu_j
+        for number, used_s in cpu_s.items():
+            assert self.cpu_s is not None
+            self.cpu_s[number] += used_s
+
+    def seen_by(self, number: int) -> Meter:
+        return _Seen(self, number)
+
+
+class _Seen:
+    method = "measured:whole"
+    measured = True
+    period_s = 0.25
+    uncertainty = 0.125
+
+    def __init__(self, whole: Whole, number: int) -> None:
+        self.idle_w = whole.idle_w
+        self._whole = whole
+        self._number = number
+
+    def read(self) -> Reading:
+        whole = self._whole
+        if whole.cpu_s is None:
+            return Reading(whole.hand.now_s, dict(whole.joules))
+        own_s, machine_s = whole.cpu_s[self._number], sum(whole.cpu_s.values())
+        return Reading(whole.hand.now_s, dict(whole.joules), own_s, machine_s)
+
+
+def two_meters(whole: Whole, path: Path) -> tuple[SharedMeter, SharedMeter]:
+    rosters = [whole.hand.join(path, number) for number in (1, 2)]
+    one, two = (SharedMeter(whole.seen_by(n), r) for n, r in zip((1, 2), rosters, strict=True))
+    return one, two
+
+
+def test_a_shared_meter_says_what_the_whole_one_does(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    meter = SharedMeter(whole.seen_by(1), hand.join(path, 1))
+    told = (meter.method, meter.measured, meter.period_s, meter.uncertainty, meter.idle_w)
+    assert told == ("measured:whole", True, 0.25, 0.125, {"cpu": 4.0})
+
+
+def test_the_floor_is_split_equally_and_the_rest_by_cpu_time(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, two = two_meters(whole, path)
+    whole.spend(2.0, 28.0, {1: 3.0, 2: 1.0, 99: 1.0})
+    assert one.read().joules == pytest.approx({"cpu": 4.0 + 20.0 * 3 / 5})
+    assert two.read().joules == pytest.approx({"cpu": 4.0 + 20.0 * 1 / 5})
+
+
+def test_nobody_has_used_the_processor_where_no_cpu_time_has_passed(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, two = two_meters(whole, path)
+    whole.spend(2.0, 28.0, {})
+    assert [meter.read().total_j for meter in (one, two)] == pytest.approx([4.0, 4.0])
+
+
+def test_where_cpu_times_are_not_told_everything_is_split_equally(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    whole.cpu_s = None
+    one, two = two_meters(whole, path)
+    whole.spend(2.0, 28.0, {})
+    readings = [one.read(), two.read()]
+    assert [reading.total_j for reading in readings] == pytest.approx([14.0, 14.0])
+    assert readings[0].own_cpu_s is readings[0].machine_cpu_s is None
+
+
+def test_a_meter_that_is_read_late_has_its_share_of_the_whole_time(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, two = two_meters(whole, path)
+    for _ in range(4):
+        whole.spend(1.0, 10.0, {1: 1.0})
+        one.read()
+    assert one.read().total_j == pytest.approx(4 * (2.0 + 6.0))
+    assert two.read().total_j == pytest.approx(4 * 2.0)
+
+
+def test_taken_apart_a_window_has_its_share_of_the_floor_and_nothing_foreign(
+    hand: Hand, path: Path
+) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, _ = two_meters(whole, path)
+    whole.spend(1.0, 14.0, {1: 1.0, 99: 1.0})
+    before = one.read()
+    whole.spend(2.0, 28.0, {1: 3.0, 2: 1.0, 99: 1.0})
+    window = take_apart(before, one.read(), {"cpu": 4.0})
+    assert window.duration_s == 2.0
+    assert window.baseline_j == pytest.approx({"cpu": 4.0})
+    assert window.dynamic_j == pytest.approx({"cpu": 12.0})
+    assert window.foreign_j == 0
+
+
+def test_a_floor_that_is_not_known_is_the_lowest_power_seen(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, None)
+    one, two = two_meters(whole, path)
+    assert one.idle_w is None
+    whole.spend(1.0, 5.0, {})
+    first = [one.read().total_j, two.read().total_j]
+    assert first == pytest.approx([2.5, 2.5]), "a window with nothing else is all floor"
+    whole.spend(1.0, 25.0, {1: 1.0})
+    assert one.read().total_j == pytest.approx(2.5 + 2.5 + 20.0)
+    assert two.read().total_j == pytest.approx(5.0)
+
+
+def test_a_newcomer_knows_the_floor_that_others_have_seen(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, None)
+    one, two = two_meters(whole, path)
+    whole.spend(1.0, 5.0, {})
+    one.read()
+    two.read()
+    third = SharedMeter(whole.seen_by(99), hand.join(path, 3))
+    assert third.idle_w == pytest.approx({"cpu": 5.0})
+    whole.spend(1.0, 25.0, {1: 1.0})
+    before = 5.0
+    assert one.read().total_j + two.read().total_j + third.read().total_j == pytest.approx(
+        before + 25.0
+    )
+
+
+def test_a_roster_that_somebody_removes_is_begun_again(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, two = two_meters(whole, path)
+    whole.spend(1.0, 4.0, {})
+    assert one.read().total_j + two.read().total_j == pytest.approx(4.0)
+    path.unlink()
+    one.read()
+    two.read()
+    whole.spend(1.0, 4.0, {})
+    assert [one.read().total_j, two.read().total_j] == pytest.approx([4.0, 4.0])
+
+
+def test_half_a_line_is_passed_over(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, _ = two_meters(whole, path)
+    with path.open("a") as stream:
+        stream.write(f"\n{hand.now_s:.6f} + 12")
+    hand.join(path, 3)
+    whole.spend(3.0, 12.0, {})
+    assert one.read().total_j == pytest.approx(4.0)
+
+
+def test_a_roster_that_cannot_be_read_is_a_sensor_that_fails(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, _ = two_meters(whole, path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SensorError, match="roster"):
+        one.read()
+
+
+def test_a_short_window_tells_nothing_of_an_unknown_floor(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, None)
+    one, _ = two_meters(whole, path)
+    whole.spend(0.1, 5.0, {1: 1.0, 2: 3.0})
+    assert one.read().total_j == pytest.approx(5.0 / 4)
+
+
+spells = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.05, 0.5, 3.0]),
+        st.floats(0, 100),
+        st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 2)),
+        st.booleans(),
+    ),
+    max_size=15,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spells, st.floats(0, 30), st.booleans())
+def test_meters_read_at_the_same_moments_never_have_more_than_the_machine(
+    tmp_path_factory: pytest.TempPathFactory,
+    spells: list[tuple[float, float, tuple[float, float, float], bool]],
+    idle_w: float,
+    told: bool,
+) -> None:
+    hand = Hand()
+    whole = Whole(hand, {"cpu": idle_w})
+    if not told:
+        whole.cpu_s = None
+    meters = two_meters(whole, tmp_path_factory.mktemp("roster") / "r")
+    first_j, before = whole.joules["cpu"], [0.0, 0.0]
+    for seconds, cpu_j, used_s, is_read in spells:
+        cpu_s = dict(zip((1, 2, 99), used_s, strict=True)) if told else {}
+        whole.spend(seconds, cpu_j, cpu_s)
+        if not is_read:
+            continue
+        now = [meter.read().total_j for meter in meters]
+        assert all(later >= earlier for later, earlier in zip(now, before, strict=True))
+        before = now
+    together_j = sum(meter.read().total_j for meter in meters)
+    assert together_j <= (whole.joules["cpu"] - first_j) * (1 + 1e-9) + 1e-9
+
+
+def test_a_clock_that_stands_gives_nobody_a_floor(hand: Hand, path: Path) -> None:
+    records = [Reading(5.0, {"cpu": 0.0}, 0.0, 0.0), Reading(5.0, {"cpu": 6.0}, 1.0, 2.0)]
+    meter = SharedMeter(ReplayMeter(records, idle_w={"cpu": 3.0}), hand.join(path, 1))
+    assert meter.read().total_j == pytest.approx(3.0)

@@ -1,0 +1,134 @@
+"""However a request ends, the engine gives its adapter back, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenllm.core import Batch, Request
+from greenllm.engine.native import NativeEngine
+from greenllm.model.adapters import AdapterRegistry, UnknownAdapterError
+from greenllm.model.lora_config import CONFIG_NAME, AdapterError
+from greenllm.model.lora_layout import LoraFacts
+from greenllm.runner.base import Runner
+
+
+@dataclass(frozen=True)
+class Weights:
+    digest: str
+    num_bytes: int = 4
+
+
+def read(folder: Path) -> Any:
+    return Weights(f"digest of {folder.name}")
+
+
+def inspect(_: Path) -> LoraFacts:
+    return LoraFacts(1, 1, ("q_proj",), "")
+
+
+def fail(_: Batch) -> None:
+    raise MemoryError("device is full")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    for name in ("fox", "owl"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CONFIG_NAME).write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def make(
+    home: Path, make_engine: Callable[..., NativeEngine], make_runner: Callable[..., Runner]
+) -> Callable[..., NativeEngine]:
+    def make(on_run: Callable[[Batch], None] | None = None) -> NativeEngine:
+        registry = AdapterRegistry(read, inspect, home=home)
+        return make_engine(make_runner(on_run=on_run), adapters=registry)
+
+    return make
+
+
+def in_flight(engine: NativeEngine) -> dict[str, int]:
+    return {info.name: info.in_flight for info in engine.adapters()}
+
+
+def submit(
+    engine: NativeEngine, make_request: Callable[..., Request], request_id: str, adapter: str
+) -> None:
+    request = make_request(request_id, [1, 2, 3], [3, 2, 1], ignore_eos=True)
+    engine.add_request(replace(request, adapter=engine.acquire_adapter(adapter)))
+
+
+@pytest.mark.parametrize("end", ["completed", "aborted", "failed", "drained", "never ran"])
+def test_references_come_back(
+    make: Callable[..., NativeEngine], make_request: Callable[..., Request], end: str
+) -> None:
+    engine = make(fail if end == "failed" else None)
+    submit(engine, make_request, "a", "fox")
+    submit(engine, make_request, "b", "fox")
+    submit(engine, make_request, "c", "owl")
+    assert in_flight(engine) == {"fox": 2, "owl": 1}
+    assert engine.find_adapter("fox").in_flight == 2
+    if end != "never ran":
+        engine.step()
+    if end == "aborted":
+        for name in "aabbcc":
+            engine.abort(name)
+    while end == "completed" and engine.has_work:
+        engine.step()
+    engine.drain()
+    assert in_flight(engine) == {"fox": 0, "owl": 0}
+
+
+def test_the_runner_is_told_where_weights_are(
+    make: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = make()
+    submit(engine, make_request, "a", "fox")
+    source = engine.runner.source  # type: ignore[attr-defined]
+    assert source.weights("digest of fox") == Weights("digest of fox")
+
+
+def test_unloading_is_for_new_requests(
+    make: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = make()
+    submit(engine, make_request, "a", "fox")
+    engine.unload_adapter("fox")
+    with pytest.raises(UnknownAdapterError):
+        engine.acquire_adapter("fox")
+    tokens = [token for _ in range(20) if engine.has_work for token in engine.step()]
+    assert [token.finish_reason for token in tokens if token.finish_reason] == ["length"] * 2
+    assert engine.load_adapter("bird", engine.adapters()[0].folder).name == "bird"
+
+
+def test_without_a_registry_there_are_no_adapters(
+    make_engine: Callable[..., NativeEngine],
+) -> None:
+    engine = make_engine()
+    assert engine.adapters() == ()
+    with pytest.raises(AdapterError, match="without a registry"):
+        engine.acquire_adapter("fox")
+
+
+def test_the_runner_prepares_before_a_request_is_taken(
+    make: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    ref = engine.acquire_adapter("fox")
+    assert engine.runner.prepared == [ref.digest]  # type: ignore[attr-defined]
+    engine.release_adapter(ref)
+
+    def broken(digest: str) -> None:
+        raise RuntimeError("no memory for another graph")
+
+    monkeypatch.setattr(engine.runner, "prepare_adapter", broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.acquire_adapter("owl")
+    assert in_flight(engine) == {"fox": 0, "owl": 0}

@@ -1,0 +1,257 @@
+"""Rounds, medians and the report; nothing is started."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from evals.entry import BenchError, finish, pick, split_names
+from evals.load.plan import Shot
+from evals.studies.peers import agree
+from evals.studies.peers.__main__ import app
+from evals.studies.peers.arms import ARMS, Place
+from evals.studies.peers.install import INSTALLERS, llama_commit, require_tools
+from evals.studies.peers.measure import Plan, medians, rotate, run_rounds, take_turn
+from evals.studies.peers.report import draw, markdown
+from evals.studies.peers.words import VOCABULARY, merges, text_of, vocabulary, word_at, words
+from greenllm.core import GreenllmError
+from greenllm.model.info import LoadError
+
+PLAN = Plan((1, 8), 8, 64, 128, 512, 4, 2, (0, 1), 60.0)
+
+
+def result(rate: float, failed: int = 0) -> dict[str, Any]:
+    summary = {
+        "tokens_per_s": rate,
+        "prompt_tokens_per_s": 2 * rate,
+        "ttft_s": {"p50": 0.1},
+        "tpot_s": None,
+        "energy": None,
+        "failed": failed,
+        "failures": {"HTTP 500: no": failed} if failed else {},
+    }
+    seen = {"peak_bytes": 1_000_000}
+    return {
+        "summary": summary,
+        "footprint": seen,
+        "tokens_per_cpu_s": rate / 2,
+        "client_cpu_s": 0.1,
+    }
+
+
+def turns(*rates: float) -> list[dict[str, Any]]:
+    return [{"round": i, "loads": {"1": result(rate)}} for i, rate in enumerate(rates)]
+
+
+def test_order_rotates() -> None:
+    arms = list(ARMS.values())[:3]
+    assert rotate(arms, 1) == [arms[1], arms[2], arms[0]]
+    seen: list[tuple[str, int]] = []
+
+    def turn(arm: Any, number: int) -> dict[str, Any]:
+        seen.append((arm.name, number))
+        return {"loads": {}}
+
+    run_rounds(arms, 3, turn, lambda taken: None)
+    assert [name for name, _ in seen[::3]] == [arm.name for arm in arms]
+    assert len(seen) == len(set(seen)) == 9
+
+
+def test_medians_leave_out_rounds_with_a_failure() -> None:
+    taken = [*turns(10.0, 30.0, 20.0), {"round": 3, "loads": {"1": result(999.0, failed=1)}}]
+    found = medians([*taken, {"round": 4, "failure": "did not start"}])
+    assert found["loads"]["1"]["tokens_per_s"] == 20.0
+    assert found["loads"]["1"]["rounds"] == 3
+    assert found["loads"]["1"]["tpot_p50_s"] is None
+    assert found["loads"]["1"]["failures"] == ["HTTP 500: no"]
+    assert found["failures"] == ["did not start"]
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_every_arm_gets_the_same_limits(name: str, tmp_path: Path) -> None:
+    place = Place(tmp_path, 4321, 2, 32, PLAN.context, tmp_path)
+    command = ARMS[name].command(place)
+    assert "4321" in command
+    assert ARMS[name].needs
+    if name not in ("transformers-bf16",):
+        assert "32" in command
+
+
+def test_an_arm_that_is_not_installed_says_so(tmp_path: Path) -> None:
+    for arm in ARMS.values():
+        assert "not installed" in take_turn(arm, PLAN, tmp_path, tmp_path, 0)["failure"]
+
+
+def test_the_vocabulary_is_full_and_merges_make_it() -> None:
+    entries = vocabulary()
+    assert len(entries) == len(set(entries)) == VOCABULARY
+    known = set(entries)
+    assert all(a in known and b in known and a + b in known for a, b in merges())
+    assert word_at(700) == words()[700]
+
+
+@pytest.mark.parametrize("count", [1, 2, 33, 512])
+def test_a_text_has_exactly_the_tokens_asked_for(
+    count: int, tmp_path: Path, tokens_of: Callable[[str], list[int]]
+) -> None:
+    assert len(tokens_of(text_of(3, Shot(5, count, 1)))) == count
+
+
+@pytest.fixture(scope="module")
+def tokens_of() -> Callable[[str], list[int]]:
+    """The tokenizer of the benchmark's model."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    from evals.studies.peers.words import tokenizer_json
+
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json()))
+    return lambda text: list(tokenizer.encode(text).ids)
+
+
+def test_the_report_says_what_ran_and_what_did_not(tmp_path: Path) -> None:
+    figures = {
+        "command": "python -m evals.studies.peers run",
+        "date": "2026-01-02",
+        "machine": "2 x CPU",
+        "model": "a model",
+        "rounds": 1,
+        "rounds_wanted": 3,
+        "plan": {
+            "concurrency": [1],
+            "threads": 2,
+            "cores": [0, 1],
+            "prompt_tokens": 64,
+            "max_tokens": 128,
+            "prefill_tokens": 512,
+        },
+        "versions": {"llama.cpp": "0.5"},
+        "arms": {
+            "fast": {"weights": "int8", "note": "a note", **medians(turns(1234.0))},
+            "broken": {"weights": "int4", "note": "b", **medians([{"failure": "no\nway"}])},
+        },
+    }
+    text = markdown(figures)
+    assert "medians of 1 (of 3: not over) interleaved rounds" in text
+    assert "| fast | int8 | 1,234 | 617 |" in text
+    assert "broken could not run: no way" in text
+    assert "| broken |" not in text
+    draw(figures, tmp_path / "peers.svg")
+    assert (tmp_path / "peers.svg").stat().st_size > 1000
+
+
+def test_the_commit_of_llama_cpp_is_read_from_the_changes(tmp_path: Path) -> None:
+    changes = tmp_path / "CHANGELOG.md"
+    changes.write_text("- feat: update llama.cpp to ggml-org/llama.cpp@0c1e57098\n- x@bbbbbbb\n")
+    assert llama_commit(changes) == "0c1e57098"
+    changes.write_text("nothing")
+    assert llama_commit(changes) == "unknown"
+
+
+def peers(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+
+
+def test_peers_are_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    done = peers("install", "transformers", "nosuch", "--envs", str(tmp_path))
+    assert isinstance(done.exception, GreenllmError)
+    assert str(done.exception) == f"no peer nosuch; there are {', '.join(INSTALLERS)}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_llama_cpp_is_compiled_with_is_looked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    done = peers("install", "llama.cpp", "--envs", str(tmp_path))
+    assert isinstance(done.exception, GreenllmError)
+    assert "no cmake and no C++ compiler here" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    server = tmp_path / "llama.cpp" / "build" / "bin" / "llama-server"
+    server.parent.mkdir(parents=True)
+    server.touch()
+    require_tools(tmp_path)
+
+
+def test_the_help_of_install_tells_what_it_takes() -> None:
+    text = peers("install", "--help").output
+    for word in (*INSTALLERS, "GB", "minutes", "C++ compiler", "cmake"):
+        assert word in text, word
+
+
+def test_the_check_needs_the_model(tmp_path: Path) -> None:
+    done = peers("check", "--envs", str(tmp_path))
+    assert isinstance(done.exception, GreenllmError)
+    assert "run `python -m evals.studies.peers model` first" in str(done.exception)
+
+
+def test_the_check_covers_every_arm_that_takes_ids() -> None:
+    forms = {*agree.MUST_AGREE, *agree.MAY_DIFFER} - {agree.GGUF_BF16}
+    assert forms == {name for name, arm in ARMS.items() if not arm.text_prompts}
+    assert {ARMS[name].weights for name in agree.MUST_AGREE if name in ARMS} == {"bf16"}
+
+
+def found(name: str, said: str | None) -> agree.Finding:
+    return agree.judge(name, said, "AbCd", must_agree=name in agree.MUST_AGREE)
+
+
+@pytest.mark.parametrize(
+    ("findings", "problem"),
+    [
+        ([found("vllm-bf16", "AbCd"), found("greenllm-int4", "xx")], None),
+        ([found("vllm-bf16", "AbCx")], "not as it must be: vllm-bf16"),
+        ([found("vllm-w8a8", "AbCx")], None),
+        ([agree.Finding("vllm-w8a8", False, failure="out of memory")], "must be: vllm-w8a8"),
+        ([found("greenllm-int8", "AbCd"), found("vllm-bf16", None)], "no peer is installed"),
+    ],
+)
+def test_the_verdict(findings: list[agree.Finding], problem: str | None) -> None:
+    verdict = agree.verdict(findings)
+    assert verdict is None if problem is None else problem in (verdict or "")
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(found("vllm-bf16", None)) == "vllm-bf16: not installed"
+    assert str(found("vllm-bf16", "AbCd")) == "vllm-bf16: the same"
+    assert (
+        str(found("vllm-bf16", "AbX")) == "vllm-bf16: the same for 2 characters (must be the same)"
+    )
+    assert "(quantized, so it may differ)" in str(found("vllm-w8a8", "x"))
+
+
+@pytest.mark.parametrize("name", ["runners", "adapters", "sharing", "overhead", "idle"])
+def test_benchmarks_say_what_makes_their_model(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"evals.studies.{name}")
+    with pytest.raises(
+        LoadError, match=r"no folder .*`python -m evals\.studies\.peers model`"
+    ):
+        module.main(model=str(tmp_path / "none"))
+
+
+def test_runners_are_picked_by_name() -> None:
+    from evals.studies.runners import ARMS
+
+    def picked(text: str) -> list[str]:
+        return pick(split_names(text), ARMS, "--arms: no")
+
+    assert picked("openvino int8, torch float32") == ["openvino int8", "torch float32"]
+    assert picked("") == list(ARMS)
+    with pytest.raises(BenchError, match=r"--arms: no int9; there are torch float32"):
+        picked("openvino int8,int9")
+
+
+def test_mistakes_of_the_benchmarks_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise GreenllmError("no")
+
+    with pytest.raises(SystemExit) as ended:
+        finish("evals.x", fail)
+    assert (ended.value.code, capsys.readouterr().err) == (2, "evals.x: no\n")

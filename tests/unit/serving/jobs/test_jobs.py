@@ -1,0 +1,214 @@
+"""Jobs as they are kept: the recipe's file says what was meant, whatever is in it."""
+
+import errno
+import io
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.jobs.files import FileStore
+from serving.jobs.runner import JobRunner
+from serving.jobs.store import Job, JobStore, adapter_folder, model_name, new_job_id, toml_of
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"))
+VALUE = st.one_of(
+    TEXT, st.booleans(), st.integers(-(2**40), 2**40), st.lists(TEXT, max_size=3),
+    st.floats(allow_nan=False, allow_infinity=False),
+)  # fmt: skip
+
+
+@given(VALUE)
+def test_a_recipe_is_read_as_it_was_written(value: object) -> None:
+    assert tomllib.loads(toml_of({"name": value})) == {"name": value}
+
+
+def job(**fields: object) -> Job:
+    given_: dict[str, object] = {
+        "id": new_job_id(), "model": "some/model-v1.5", "training_file": "file-1",
+        "validation_file": None, "suffix": "notes", "seed": 1, "hyperparameters": {}, "recipe": {},
+        "metadata": None, "created_at": 5,
+    }  # fmt: skip
+    return Job(**{**given_, **fields})  # type: ignore[arg-type]
+
+
+def test_a_name_says_the_base_the_suffix_and_the_job() -> None:
+    made = job(id="ftjob-0123456789abcdef01234567")
+    assert model_name(made) == "ft:model-v1.5:notes:01234567"
+    assert model_name(job(id=made.id, suffix=None)) == "ft:model-v1.5::01234567"
+
+
+def test_models_are_found_by_their_folders_after_a_restart(tmp_path: Path) -> None:
+    store, made = JobStore(tmp_path), job()
+    store.add(made)
+    assert store.models() == {}
+    name = model_name(made)
+    store.change(made.id, status="succeeded", fine_tuned_model=name)
+    assert JobStore(tmp_path).models() == {adapter_folder(name): name}
+
+
+def test_a_job_is_seen_once_its_folder_is_filled(tmp_path: Path) -> None:
+    store, made, broken = JobStore(tmp_path), job(), job()
+
+    def fill(folder: Path) -> None:
+        (folder / "recipe.toml").write_text("x = 1")
+        assert store.all() == []
+
+    def full(folder: Path) -> None:
+        raise OSError("no space left")
+
+    store.add(made, fill)
+    assert store.all() == [made]
+    with pytest.raises(OSError, match="no space"):
+        store.add(broken, full)
+    assert not store.folder(broken.id).exists()
+
+
+def ran(tmp_path: Path, outcome: str, reason: str | None = None, **fields: Any) -> Job:
+    """A job whose process has left a report, and weights where it would."""
+    store, made = JobStore(tmp_path / "jobs"), job(**{"status": "running", **fields})
+    store.add(made)
+    output = store.output(made.id)
+    output.mkdir()
+    energy = {
+        "total_j": 3.0, "joules_per_training_token": 1.0, "by_phase": {}, "method": "m",
+        "measured": False, "uncertainty": None,
+    }  # fmt: skip
+    report = {
+        "status": outcome, "reason": reason, "prediction": None, "training": {"tokens": 5},
+        "measures": {"energy": energy, "carbon": {"operational_g": 1.0}},
+    }  # fmt: skip
+    (output / "green_report.json").write_text(json.dumps(report))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (output / name).write_text("{}")
+    return made
+
+
+def runner_of(tmp_path: Path) -> JobRunner:
+    store = JobStore(tmp_path / "jobs")
+    return JobRunner(store, tmp_path / "adapters", lambda pid, is_training: None)
+
+
+def stands(tmp_path: Path, made: Job) -> Job:
+    found = JobStore(tmp_path / "jobs").find(made.id)
+    assert found is not None
+    return found
+
+
+def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    (runner.store.output(made.id) / "adapter_model.safetensors").unlink()
+    runner._conclude(made, 0)
+    ended = stands(tmp_path, made)
+    assert (ended.status, ended.pid) == ("failed", None)
+    assert "cannot be kept" in (ended.error or "")
+
+
+@pytest.mark.parametrize("fields", [{}, {"wanted": "pause"}, {"status": "queued"}])
+def test_what_was_done_while_the_server_was_away_is_a_model(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    made, runner = ran(tmp_path, "completed", **fields), runner_of(tmp_path)
+    runner.turn()
+    ended = stands(tmp_path, made)
+    assert (ended.status, ended.wanted, ended.trained_tokens) == ("succeeded", None, 5)
+    assert (tmp_path / "adapters" / adapter_folder(ended.fine_tuned_model or "")).is_dir()
+
+
+def test_steps_made_while_the_server_was_away_are_told_once(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    runner.store.note(made.id, "step 1: loss 0.9000", {"step": 1, "train_loss": 0.9})
+    journal = {
+        **{"losses": [[1, 0.9], [2, 0.8], [3, 0.7]], "scores": [[3, 0.6]], "energy": {}},
+        **{"is_known": True, "predicted_j": None},
+    }
+    (runner.store.output(made.id) / "journal.json").write_text(json.dumps(journal))
+    runner.turn()
+    told = [event["data"] for event in runner.store.events(made.id)[::-1] if event.get("data")]
+    assert [data["step"] for data in told] == [1, 2, 3]
+    assert told[-1]["valid_loss"] == 0.6
+    assert stands(tmp_path, made).status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status"), [(None, "queued"), ("pause", "paused"), ("cancel", "cancelled")]
+)
+def test_what_was_interrupted_by_the_stop_of_a_server_waits(
+    tmp_path: Path, wanted: str | None, status: str
+) -> None:
+    made, runner = ran(tmp_path, "stopped", "interrupt", wanted=wanted), runner_of(tmp_path)
+    runner.turn()
+    assert stands(tmp_path, made).status == status
+
+
+def test_a_failed_run_has_its_joules(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "failed", "the loss is nan"), runner_of(tmp_path)
+    runner._conclude(made, 2)
+    ended = stands(tmp_path, made)
+    assert ended.status == "failed"
+    assert ended.energy is not None
+    assert ended.energy["energy_joules"] == 3.0
+
+
+def test_a_full_disk_delays_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy", full)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            runner.turn()
+        assert stands(tmp_path, made).status == "running"
+    monkeypatch.undo()
+    runner.turn()
+    assert stands(tmp_path, made).status == "succeeded"
+
+
+def test_an_event_that_cannot_be_written_changes_no_status(tmp_path: Path) -> None:
+    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    events = runner.store.folder(made.id) / "events.jsonl"
+    events.unlink()
+    events.mkdir()
+    runner.turn()
+    assert stands(tmp_path, made).status == "succeeded"
+
+
+def test_half_an_event_hides_no_other(tmp_path: Path) -> None:
+    store, made = JobStore(tmp_path), job()
+    store.add(made)
+    with (store.folder(made.id) / "events.jsonl").open("a") as file:
+        file.write('{"half": {"a": 1}\n')
+    store.note(made.id, "after")
+    assert [event["message"] for event in store.events(made.id)] == ["after", "created"]
+
+
+def test_a_file_that_cannot_be_kept_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileStore(tmp_path)
+
+    def full(self: Path, *args: object, **kwargs: object) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add(io.BytesIO(b"{}"), "a.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_job_file_hides_no_other_job(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    first, second = job(), job(created_at=6)
+    store.add(first)
+    store.add(second)
+    (store.folder(first.id) / "job.json").write_text("{half")
+    assert store.all() == [second]
+    assert store.find("../../etc/passwd") is None
