@@ -175,19 +175,22 @@ def main(
         account = bench.account(meter)
         unmetered = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
         # Alone on the machine: nothing else differs between neighbours.
-        found = study.interleave({
+        arms = {
             "metered": lambda: load.bare(bench, account, ledger),
             "unmetered": lambda: load.bare(bench, unmetered, None),
-        }, rounds)  # fmt: skip
+        }
+        found = study.interleave(lambda arm, _: arms[arm](), rounds, list(arms))
         shares = [
             metering_share(bench, ledger, meter, batch=batch, tokens=tokens) for _ in range(_SHARES)
         ]
         with serve(model, *options, "--meter", meter) as server:
-            found |= study.interleave({
+            arms = {
                 "metered_beside_http": lambda: load.bare(bench, account, ledger),
                 "http": lambda: load.http(server, stream=False),
                 "http_stream": lambda: load.http(server, stream=True),
-            }, max(1, rounds // 2))  # fmt: skip
+            }
+            half = max(1, rounds // 2)
+            found |= study.interleave(lambda arm, _: arms[arm](), half, list(arms))
     speeds = {arm: medians(turns) for arm, turns in found.items()}
     measures = {"wall": "tokens_per_s", "cpu": "tokens_per_cpu_s"}
     about = {"batch": batch, "tokens": tokens, "threads": threads, "meter": account.meter.method}

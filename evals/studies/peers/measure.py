@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from evals.servers import free_port
 from evals.studies.peers.arms import MODEL, Arm, Place
 from evals.studies.peers.servers import running
 from evals.studies.peers.words import VOCABULARY, text_of
-from evals.studies.study import each_round, rotate
 from greenllm.core import GreenllmError
 
 PREFILL = "prefill"
@@ -116,20 +115,6 @@ async def _loads(target: Target, plan: Plan, pid: int) -> dict[str, Any]:
         await warm.send(replace(target, seed=-1 - target.seed - (load.concurrency or 0)))
         found[load.name] = asdict(await measure(target, load, pid))
     return found
-
-
-def run_rounds(
-    arms: Sequence[Arm],
-    rounds: int,
-    turn: Callable[[Arm, int], dict[str, Any]],
-    after: Callable[[Mapping[str, list[dict[str, Any]]]], None],
-) -> None:
-    """Every arm once per round; `after` sees all there is, after each turn."""
-    turns: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    for number in each_round(rounds):
-        for arm in rotate(arms, number):
-            turns[arm.name].append({"round": number, **turn(arm, number)})
-            after(turns)
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from evals.studies.peers import agree
 from evals.studies.peers.__main__ import app
 from evals.studies.peers.arms import ARMS, Place
 from evals.studies.peers.install import INSTALLERS, llama_commit, require_tools
-from evals.studies.peers.measure import Plan, medians, run_rounds, take_turn
+from evals.studies.peers.measure import Plan, medians, take_turn
 from evals.studies.peers.report import page, plot
 from evals.studies.peers.words import VOCABULARY, merges, text_of, vocabulary, word_at, words
 from greenllm.core import GreenllmError
@@ -45,19 +45,6 @@ def result(rate: float, failed: int = 0) -> dict[str, Any]:
 
 def turns(*rates: float) -> list[dict[str, Any]]:
     return [{"round": i, "loads": {"1": result(rate)}} for i, rate in enumerate(rates)]
-
-
-def test_order_rotates() -> None:
-    arms = list(ARMS.values())[:3]
-    seen: list[tuple[str, int]] = []
-
-    def turn(arm: Any, number: int) -> dict[str, Any]:
-        seen.append((arm.name, number))
-        return {"loads": {}}
-
-    run_rounds(arms, 3, turn, lambda taken: None)
-    assert [name for name, _ in seen[::3]] == [arm.name for arm in arms]
-    assert len(seen) == len(set(seen)) == 9
 
 
 def test_medians_leave_out_rounds_with_a_failure() -> None:

@@ -85,19 +85,31 @@ def test_documented_commands_have_their_options() -> None:
 def test_arms_take_turns_and_change_places() -> None:
     order: list[str] = []
 
-    def arm(name: str) -> float:
-        order.append(name)
+    def measure(arm: str, number: int) -> float:
+        order.append(arm)
         return float(len(order))
 
-    results = study.interleave({"a": lambda: arm("a"), "b": lambda: arm("b")}, 3)
+    results = study.interleave(measure, 3, ["a", "b"])
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert results == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
     assert study.rotate([1, 2, 3], 1) == [2, 3, 1]
 
 
-def test_a_round_that_warms_up_is_not_counted() -> None:
-    ticks = iter(range(9))
-    assert study.interleave({"a": lambda: next(ticks)}, 2, warm_up=True) == {"a": [1, 2]}
+def test_groups_follow_each_other_and_a_round_that_warms_up_is_not_kept() -> None:
+    order: list[tuple[str, int]] = []
+    kept: list[int] = []
+
+    def measure(key: str, number: int) -> int:
+        order.append((key, number))
+        return number
+
+    found = study.interleave(
+        measure, 1, ["1a", "1b"], ["8a", "8b"], warm_up=True,
+        after=lambda found: kept.append(sum(map(len, found.values()))),
+    )  # fmt: skip
+    assert order[4:] == [("1a", 0), ("1b", 0), ("8a", 0), ("8b", 0)]
+    assert found == {"1a": [0], "1b": [0], "8a": [0], "8b": [0]}
+    assert kept == [1, 2, 3, 4]
 
 
 def test_ratios_are_paired_by_round() -> None:
