@@ -36,7 +36,8 @@ from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.loop import EngineLoop
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
@@ -184,7 +185,7 @@ def _load_native(
         policy,
         text_stream=tokenizer.stream,
         clock=time.monotonic,
-        limits=Limits(
+        limits=BatchLimits(
             config.max_num_seqs,
             config.step_tokens(
                 on_gpu=runner.info.device.startswith("cuda"),

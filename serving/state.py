@@ -17,7 +17,7 @@ from greenllm.energy.ledger import Row
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.drafting import Drafting
 from greenllm.engine.loop import EngineLoop, Recorder
-from greenllm.engine.native import Engine
+from greenllm.engine.protocol import Engine
 from greenllm.model.adapters import UnknownAdapterError
 from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
@@ -143,7 +143,7 @@ class ServerState:
             self._check(adapted)
             return self._submit(adapted, streaming=streaming)
         except BaseException:
-            self.engine.release_adapter(ref)
+            self.engine.adapters.release(ref)
             raise
 
     async def _acquired(self, adapter: str, asked: str) -> AdapterRef:
@@ -157,11 +157,11 @@ class ServerState:
 
     def _give_back(self, acquiring: asyncio.Task[AdapterRef]) -> None:
         if not acquiring.cancelled() and acquiring.exception() is None:
-            self.engine.release_adapter(acquiring.result())
+            self.engine.adapters.release(acquiring.result())
 
     def _acquire(self, adapter: str, asked: str) -> AdapterRef:
         try:
-            return self.engine.acquire_adapter(adapter)
+            return self.engine.adapters.acquire(adapter)
         except UnknownAdapterError as error:
             raise self.no_such_model(asked) from error
         except AdapterError as error:

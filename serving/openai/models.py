@@ -32,7 +32,7 @@ async def models(http: HttpRequest) -> dict[str, Any]:
     """List the base model and its adapters."""
     state = state_of(http)
     state.key_of(http)
-    adapters = await asyncio.to_thread(state.engine.adapters)
+    adapters = await asyncio.to_thread(state.engine.adapters.list)
     trained = await asyncio.to_thread(state.jobs.store.models)
     data = [_model(state)]
     data += [_adapter(state, info, trained.get(info.name, info.name)) for info in adapters]
@@ -58,7 +58,7 @@ async def find_adapter(state: ServerState, asked: str) -> AdapterInfo | None:
     if name is None:
         return None
     try:
-        return await asyncio.to_thread(state.engine.find_adapter, name)
+        return await asyncio.to_thread(state.engine.adapters.find, name)
     except UnknownAdapterError as error:
         raise state.no_such_model(asked) from error
     except AdapterError as error:
@@ -151,7 +151,7 @@ async def load_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     body = await parsed_body(http, state, LoadAdapterBody)
     folder = Path(body.lora_path)
     try:
-        info = await asyncio.to_thread(state.engine.load_adapter, body.lora_name, folder)
+        info = await asyncio.to_thread(state.engine.adapters.add, body.lora_name, folder)
     except AdapterError as error:
         name = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
         raise ApiError(400, str(error), param=name) from error
@@ -164,7 +164,7 @@ async def unload_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
     body = await parsed_body(http, state, UnloadAdapterBody)
     try:
-        await asyncio.to_thread(state.engine.unload_adapter, body.lora_name)
+        await asyncio.to_thread(state.engine.adapters.remove, body.lora_name)
     except UnknownAdapterError as error:
         raise ApiError(404, str(error), param="lora_name", code="model_not_found") from error
     except AdapterError as error:
