@@ -119,7 +119,7 @@ def equipped(request: pytest.FixtureRequest, folder: str) -> tuple[Any, Drafters
     return runner, {
         "prompt_lookup": PromptLookup(),
         "early_exit": runner.early_exit(4),
-        "draft_model": DraftModel(twin, twin.guesser()),
+        "draft_model": DraftModel(twin, twin.as_drafter()),
     }
 
 
