@@ -21,7 +21,7 @@ from greenllm.core import Speculation
 from greenllm.energy import receipt
 from greenllm.energy.account.account import Label, Totals
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.native import Stats
+from greenllm.engine.protocol import Stats
 from greenllm.speculation.controller import Arm
 from serving import routes
 from serving.app import create_app

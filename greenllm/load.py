@@ -35,7 +35,8 @@ from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.info import ModelInfo
@@ -157,12 +158,12 @@ def _load_native(
     return Served(names, engine, tokenizer, drafting, threads)
 
 
-def _limits(config: EngineConfig, runner: Runner) -> Limits:
+def _limits(config: EngineConfig, runner: Runner) -> BatchLimits:
     info = runner.info
     step_tokens = config.step_tokens(
         on_gpu=info.device.startswith("cuda"), context_length=info.context_length
     )
-    return Limits(config.max_num_seqs, step_tokens, config.prefix_cache)
+    return BatchLimits(config.max_num_seqs, step_tokens, config.prefix_cache)
 
 
 def _load_vllm(

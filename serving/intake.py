@@ -38,7 +38,7 @@ async def submit(
         _check(state, target, request)
         return _hand_over(state, request, streaming=streaming)
     except BaseException:
-        engine.release_adapter(adapter)
+        engine.adapters.release(adapter)
         raise
 
 

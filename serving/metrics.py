@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 
 from greenllm.energy.account.account import Label
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.native import Stats
+from greenllm.engine.protocol import Stats
 
 _JOULE_BUCKETS = (0.001, 0.01, 0.1, 1, 10, 100, 1e3, 1e4, 1e5)
 _SECOND_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)

@@ -64,7 +64,7 @@ class ServedModels:
         name = target.adapter
         if name is None:
             return None
-        return self._answered(target, lambda: target.served.engine.find_adapter(name))
+        return self._answered(target, lambda: target.served.engine.adapters.find(name))
 
     async def acquire(self, target: Target) -> AdapterRef | None:
         """The target's adapter in memory, for one request; None without one.
@@ -81,7 +81,7 @@ class ServedModels:
             raise
 
     def _acquire(self, target: Target, name: str) -> AdapterRef:
-        return self._answered(target, lambda: target.served.engine.acquire_adapter(name))
+        return self._answered(target, lambda: target.served.engine.adapters.acquire(name))
 
     def _answered(self, target: Target, act: Callable[[], T]) -> T:
         """Do something with an adapter; what goes wrong becomes an answer."""
@@ -104,4 +104,4 @@ class ServedModels:
 
 def _give_back(target: Target, acquiring: asyncio.Task[AdapterRef]) -> None:
     if not acquiring.cancelled() and acquiring.exception() is None:
-        target.served.engine.release_adapter(acquiring.result())
+        target.served.engine.adapters.release(acquiring.result())

@@ -21,7 +21,7 @@ from typing import Protocol
 from greenllm.core import Request, Token
 from greenllm.energy.account.account import Totals
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.native import Engine
+from greenllm.engine.protocol import Engine
 
 log = logging.getLogger(__name__)
 

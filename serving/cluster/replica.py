@@ -162,11 +162,11 @@ class Replica:
             self._heard_s = time.monotonic()
 
     def _learn(self, wanted: Mapping[str, str]) -> None:
-        engine = self._state.models.default.engine
-        known = {info.name for info in engine.adapters()}
+        adapters = self._state.models.default.engine.adapters
+        known = {info.name for info in adapters.list()}
         for name in wanted.keys() - known:
             try:
-                engine.load_adapter(name, Path(wanted[name]))
+                adapters.add(name, Path(wanted[name]))
             except GreenllmError as error:
                 log.warning("adapter %s: %s", name, error)
         # What has been forgotten meanwhile must not come back.
@@ -174,7 +174,7 @@ class Replica:
         for name in self._learnt - self._wanted().keys():
             self._learnt.discard(name)
             with suppress(GreenllmError):
-                engine.unload_adapter(name)
+                adapters.remove(name)
 
     def _wanted(self) -> Mapping[str, str]:
         asked = self._post.keeper.adapters.remote()

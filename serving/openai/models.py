@@ -35,7 +35,7 @@ async def models(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
     state.key_of(http)
     served = state.models.default
-    adapters = await asyncio.to_thread(served.engine.adapters)
+    adapters = await asyncio.to_thread(served.engine.adapters.list)
     trained = await asyncio.to_thread(state.jobs.store.models)
     data = [_model(served)]
     data += [_adapter(served, info, trained.get(info.name, info.name)) for info in adapters]
@@ -135,7 +135,7 @@ async def load_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     body = await parsed_body(http, state, LoadAdapterBody)
     served, folder = state.models.default, Path(body.lora_path)
     try:
-        info = await asyncio.to_thread(served.engine.load_adapter, body.lora_name, folder)
+        info = await asyncio.to_thread(served.engine.adapters.add, body.lora_name, folder)
     except AdapterError as error:
         name = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
         raise ApiError(400, str(error), param=name) from error
@@ -148,7 +148,7 @@ async def unload_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
     body = await parsed_body(http, state, UnloadAdapterBody)
     try:
-        await asyncio.to_thread(state.models.default.engine.unload_adapter, body.lora_name)
+        await asyncio.to_thread(state.models.default.engine.adapters.remove, body.lora_name)
     except UnknownAdapterError as error:
         raise ApiError(404, str(error), param="lora_name", code="model_not_found") from error
     except AdapterError as error:

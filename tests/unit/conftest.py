@@ -29,7 +29,8 @@ from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.grid import Intensity, StaticIntensity
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.meters.protocol import Meter, Reading
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.runner.base import AdapterSource, Runner
@@ -105,6 +106,9 @@ class FakeRunner:
 
     def early_exit(self, layer: int) -> Drafter:
         raise LoadError("the fake model has no layers")
+
+    def as_drafter(self) -> Drafter:
+        raise LoadError("the fake model drafts for nobody")
 
     def run(self, batch: Batch) -> list[Sample]:
         if self._on_run is not None:
@@ -293,7 +297,7 @@ def make_engine(
             CarbonPolicy(source),
             text_stream=letters,
             clock=clock,
-            limits=Limits(**limits),
+            limits=BatchLimits(**limits),
             adapters=adapters,
             speculator=speculator,
         )
