@@ -36,7 +36,7 @@ from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.native import NativeEngine
-from greenllm.engine.protocol import BatchLimits
+from greenllm.engine.protocol import BatchLimits, Engine
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.info import ModelInfo
@@ -48,7 +48,6 @@ from greenllm.runner.warmup import plan_threads, warm_up
 from greenllm.shape import ModelShape
 from greenllm.speculation.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
-from greenllm.vllm.engine import VllmEngine
 from greenllm.vllm.versions import installed
 
 
@@ -57,7 +56,7 @@ class Served:
     """One model that answers, under its names; the first is the official one."""
 
     names: tuple[str, ...]
-    engine: NativeEngine | VllmEngine
+    engine: Engine
     tokenizer: Tokenizer
     drafting: Drafting
     threads: ThreadPlan
