@@ -17,7 +17,8 @@ from greenllm.config import EngineConfig, load
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.meters.choose import choose_meter
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.options import resolve
 from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_runner
@@ -46,7 +47,7 @@ class Bench:
             CarbonPolicy(None),
             text_stream=self.tokenizer.stream,
             clock=time.monotonic,
-            limits=Limits(max_num_seqs=batch, prefix_cache=False),
+            limits=BatchLimits(max_num_seqs=batch, prefix_cache=False),
             speculator=speculator,
         )
 

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from finetune.household import household_rows
+from finetune.data.household import household_rows
 from greenllm.model.options import BUNDLED_PATH
 
 

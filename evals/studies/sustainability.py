@@ -27,7 +27,7 @@ from evals.entry import BenchError
 from evals.studies import study
 from evals.tables import grid, text
 from evals.tuning.servers import Laps
-from finetune.household import household_rows
+from finetune.data.household import household_rows
 from greenllm.cli.metering import meter_of_tree
 
 NAME = "household"
