@@ -16,7 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -36,7 +36,7 @@ from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.native import NativeEngine
-from greenllm.engine.protocol import BatchLimits, Engine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.info import ModelInfo
@@ -45,31 +45,11 @@ from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.served import Served
 from greenllm.shape import ModelShape
 from greenllm.speculation.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from greenllm.vllm.versions import installed
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model that answers, under its names; the first is the official one."""
-
-    names: tuple[str, ...]
-    engine: Engine
-    tokenizer: Tokenizer
-    drafting: Drafting
-    threads: ThreadPlan
-
-    @property
-    def name(self) -> str:
-        """The official name: the one in receipts, in the ledger and in metrics."""
-        return self.names[0]
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model as it was loaded."""
-        return self.engine.info
 
 
 def load_engine(
