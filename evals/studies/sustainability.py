@@ -29,6 +29,7 @@ from rich.console import Console
 from evals.entry import BenchError, finish
 from evals.lab import RESULTS, save
 from evals.tuning.servers import Laps
+from greenllm.energy.meters.metering import meter_of_tree
 
 console = Console(stderr=True)
 NAME = "household"
@@ -124,7 +125,7 @@ def side_of(task: Mapping[str, Any], spent_j: float) -> dict[str, Any]:
 
 def evaluations(notes: Path, data_dir: Path, folder: Path) -> list[dict[str, Any]]:
     """The base and the adapter on the same notes."""
-    meter, _ = import_module("greenllm.cli.metering").meter_of_tree("auto", os.getpid())
+    meter, _ = meter_of_tree("auto", os.getpid())
     laps, found = Laps(meter), []
     for name in ("bundled", NAME):
         output = folder / f"eval-{name}"

@@ -12,18 +12,20 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.clashes import find_clashes
-from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
-from greenllm.cli.places import cache_path, ledger_path
+from greenllm.clashes import find_clashes
 from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.ledger import Ledger, LedgerError
 from greenllm.energy.meters.choose import Rung, cpu_rungs, gpu_rungs
+from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.model.spec import FAMILIES
+from greenllm.places import cache_path, ledger_path
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
 from greenllm.runner.passes import remembered
 
@@ -48,7 +50,14 @@ RAPL_RECIPE = (
 )
 
 
-def run(data_dir: Path | None = None) -> None:
+def doctor(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the ledger (env GREENLLM_DATA_DIR); default is the platform's."
+        ),
+    ] = None,
+) -> None:
     """Print everything there is to know."""
     console = make_console()
     cpu = read_cpu_info()

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.figures import make_console, make_table, number, print_table
-from greenllm.config import ConfigError
+from greenllm.config import ConfigError, option
 from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
@@ -40,6 +39,7 @@ from greenllm.energy.hardware import (
     vcpu_power,
 )
 from greenllm.energy.units import joules_to_wh
+from greenllm.figures import make_console, make_table, number, print_table
 
 CPU = "cpu"
 _PROCESSORS = ("EPYC", "Xeon")
@@ -49,15 +49,15 @@ _PROCESSORS = ("EPYC", "Xeon")
 class Question:
     """What is to be estimated: hours of hardware, or tokens of a model."""
 
-    hours: float | None = None
-    hardware: str = CPU
-    vcpus: int | None = None
-    utilisation: float = 0.5
-    parameters_b: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    zone: str = "WORLD"
-    pue: float = 1.0
+    hours: float | None = option(None, "Hours of use (with --hardware).")
+    hardware: str = option(CPU, "'cpu' (this machine's), or a GPU such as 'H100 SXM'.")
+    vcpus: int | None = option(None, "vCPUs, for --hardware cpu.")
+    utilisation: float = option(0.5, "Mean load, 0 to 1.")
+    parameters_b: float | None = option(None, "Model size in billions of parameters.")
+    prompt_tokens: int = option(0, "Prompt tokens.")
+    completion_tokens: int = option(0, "Generated tokens.")
+    zone: str = option("WORLD", "Grid zone for grams: ISO code, country name or WORLD.")
+    pue: float = option(1.0, "Power usage effectiveness.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Answer:
     notes: tuple[str, ...]
 
 
-def run(question: Question) -> None:
+def estimate(question: Question) -> None:
     """Print an estimate.
 
     Raises:

@@ -114,7 +114,7 @@ def test_a_cpu_nobody_knows_is_said_to_be_one() -> None:
         (["--hours", "1", "--hardware", "L4", "--vcpus", "2"], "--vcpus goes with"),
         (["--hours", "1", "--vcpus", "0"], "--vcpus must be at least 1"),
         (["--hours", "-1"], "--hours must be greater than 0"),
-        (["--hours", "nan"], "--hours must be greater than 0"),
+        (["--hours", "nan"], "--hours must be finite, not nan"),
         (["--parameters-b", "0", "--prompt-tokens", "1"], "--parameters-b must be greater"),
         (["--parameters-b", "1", "--prompt-tokens", "-1", "--completion-tokens", "9"], "prompt"),
         (["--hours", "1", "--utilisation", "1.5"], "utilisation must be"),

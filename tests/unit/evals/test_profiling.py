@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from evals.commands.profile import profile as run
 from evals.profiling.config import ProfileConfig
 from evals.profiling.counts import AttentionShape, Counts, Kind, attention_counts, linear_flops
 from evals.profiling.energy import Patience, StepEnergy, measure_energy
@@ -20,7 +21,6 @@ from evals.profiling.profile import Profile, Row, Subject, by_kind, rows_of, sha
 from evals.profiling.report import as_dict, draw, markdown, shares
 from evals.profiling.timing import Round, middle
 from greenllm.cli.app import app
-from greenllm.cli.profile import run
 from greenllm.config import ConfigError, load
 from greenllm.energy.meters.protocol import Meter, NullMeter, Reading, ReplayMeter
 

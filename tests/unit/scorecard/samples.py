@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.basis import Basis
+from evals.commands.evaluate import identity_of, report
 from evals.evaluation import Result, evaluate
 from evals.evaluation_config import EvalConfig
 from evals.served import Cost, RefusedError
@@ -22,7 +23,6 @@ from finetune.quality import Losses, Quality
 from finetune.recipe import Recipe
 from finetune.report import Grams, Outcome, Sizes, build
 from finetune.watch import Seen, Watch
-from greenllm.cli.evaluate import identity_of, report
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.meters.protocol import Reading, ReplayMeter

@@ -12,15 +12,15 @@ import os
 from rich.console import Console
 
 from evals.profiling.config import ProfileConfig
-from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
 from greenllm.energy.meters.choose import choose_meter, cpu_rungs
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.protocol import Meter, SensorError
 from greenllm.model.quiet import hush_libraries
+from greenllm.places import require_fresh
 
 
-def run(config: ProfileConfig) -> None:
+def profile(config: ProfileConfig) -> None:
     """Profile, print and write.
 
     Raises:
@@ -34,10 +34,10 @@ def run(config: ProfileConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console(stderr=True, highlight=False, emoji=False)
     with console.status(f"profiling {config.model}"):
-        from evals.profiling.profiler import profile
+        from evals.profiling.profiler import profile as profile_step
         from evals.profiling.report import as_dict, draw, markdown
 
-        found = profile(config, meter)
+        found = profile_step(config, meter)
     page = markdown(found)
     print(page)
     if config.output is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from greenllm.config import ENVIRONMENT_PREFIX, ConfigError, EngineConfig, load
 
-_VARIABLES = (ENVIRONMENT_PREFIX + "DATA_DIR", ENVIRONMENT_PREFIX + "CACHE_DIR")
+PLACES = (ENVIRONMENT_PREFIX + "DATA_DIR", ENVIRONMENT_PREFIX + "CACHE_DIR")
 
 
 def ledger_path(data_dir: Path | None = None) -> Path:
@@ -32,7 +32,7 @@ def cache_path() -> Path:
 
 def _config(data_dir: Path | None) -> EngineConfig:
     # Only these variables: a mistake in another one is no reason to refuse a report.
-    environment = {key: value for key, value in os.environ.items() if key in _VARIABLES}
+    environment = {key: value for key, value in os.environ.items() if key in PLACES}
     return load(EngineConfig, flags={"data_dir": data_dir}, environment=environment)
 
 

@@ -28,24 +28,24 @@ from rich.console import Console
 
 from evals.basis import sum_of
 from evals.compared import Scored, compare, require_accuracies
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
+from finetune.commands.finetune import progress_bar, shown_on
 from finetune.compressing.config import CompressConfig
+from finetune.contention import bound_spinning
 from finetune.phases import PhaseAccount
 from finetune.text import joules
-from greenllm.cli.contention import bound_spinning
-from greenllm.cli.evaluate import generated_tasks
-from greenllm.cli.finetune import progress_bar, shown_on
-from greenllm.cli.metering import meter_of_tree
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.energy.meters.metering import meter_of_tree
 from greenllm.scorecard.origin import command_line, machine_name
 
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl")
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: CompressConfig) -> None:
+def compress(config: CompressConfig) -> None:
     """Make the smaller model, score both, and write the report.
 
     Raises:

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from finetune.contention import bound_spinning, warn_of_others
 from finetune.phases import PhaseAccount
 from finetune.recipe import Recipe
 from finetune.text import joules
-from greenllm.cli.contention import bound_spinning, warn_of_others
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon.footprint import EmbodiedModel
@@ -27,7 +27,7 @@ from greenllm.energy.meters.protocol import Meter, NullMeter, SensorError
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(recipe: Recipe) -> None:
+def finetune(recipe: Recipe) -> None:
     """Train and report.
 
     Raises:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from finetune.recipe import Recipe
-from greenllm.cli.clashes import find_clashes
+from greenllm.clashes import find_clashes
 from greenllm.config import ConfigError, load
 from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
 from greenllm.energy.meters.cputime import CpuClock
@@ -30,7 +30,7 @@ RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: ServeConfig) -> None:
+def serve(config: ServeConfig) -> None:
     """Serve until interrupted.
 
     Raises:

@@ -16,22 +16,22 @@ from dataclasses import replace
 from rich.console import Console
 
 from evals.tasks.base import Task
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
 from evals.tuning.report import as_dict, draw, markdown, toml
 from evals.tuning.search import Limits, Search, Trial
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import Space, first_of, parse_space
-from greenllm.cli.evaluate import generated_tasks
-from greenllm.cli.metering import meter_of_tree
-from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
+from greenllm.energy.meters.metering import meter_of_tree
 from greenllm.energy.meters.protocol import Meter
+from greenllm.places import require_fresh
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: TuneConfig) -> None:
+def tune(config: TuneConfig) -> None:
     """Search, print and write.
 
     Raises:
