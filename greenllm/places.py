@@ -8,32 +8,42 @@ file given to `serve`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from greenllm.config import ENVIRONMENT_PREFIX, ConfigError, EngineConfig, load
+from greenllm.config import ConfigError, load, variable
+from greenllm.options import CacheOptions, DataOptions
 
-PLACES = (ENVIRONMENT_PREFIX + "DATA_DIR", ENVIRONMENT_PREFIX + "CACHE_DIR")
+# Every command reads these; what else is in the environment is the server's, mistakes too.
+PLACES = ("data_dir", "cache_dir")
 
 
 def ledger_path(data_dir: Path | None = None) -> Path:
     """The ledger's file, whether or not it exists."""
-    return _config(data_dir).ledger_path
+    return _data(data_dir).ledger_path
 
 
 def adapters_path(data_dir: Path | None = None) -> Path:
     """The folder of adapters, whether or not it exists."""
-    return _config(data_dir).adapters_path
+    return _data(data_dir).adapters_path
 
 
 def cache_path() -> Path:
     """The folder of what can be made again, whether or not it exists."""
-    return _config(None).cache_path
+    return load(CacheOptions, flags={}, environment=places_of(CacheOptions)).cache_path
 
 
-def _config(data_dir: Path | None) -> EngineConfig:
-    # Only these variables: a mistake in another one is no reason to refuse a report.
-    environment = {key: value for key, value in os.environ.items() if key in PLACES}
-    return load(EngineConfig, flags={"data_dir": data_dir}, environment=environment)
+def places_of(config_type: type[Any]) -> Mapping[str, str]:
+    """Those variables of the environment that say where things are, as far as a config asks."""
+    names = {spec.name for spec in fields(config_type)}
+    wanted = [variable(name) for name in PLACES if name in names]
+    return {key: os.environ[key] for key in wanted if key in os.environ}
+
+
+def _data(data_dir: Path | None) -> DataOptions:
+    return load(DataOptions, flags={"data_dir": data_dir}, environment=places_of(DataOptions))
 
 
 def require_fresh(folder: Path) -> None:
@@ -43,4 +53,4 @@ def require_fresh(folder: Path) -> None:
         ConfigError: it is no folder, or not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--output {folder} is there already; name another folder")
+        raise ConfigError(f"--output {folder} is there already; name another folder", "output")

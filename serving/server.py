@@ -22,15 +22,7 @@ from fastapi import FastAPI
 
 from greenllm.core import Token
 from greenllm.energy.account.account import Account, Totals
-from greenllm.energy.carbon.footprint import EmbodiedModel
-from greenllm.energy.carbon.grid import (
-    CustomIntensity,
-    IntensityTable,
-    StaticIntensity,
-    UnknownZoneError,
-)
-from greenllm.energy.carbon.policy import CarbonPolicy
-from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.carbon.policy import CarbonPolicy, carbon_policy, embodied_of
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.receipt import Receipt
@@ -75,28 +67,6 @@ class Parts:
     drafting: Drafting
 
 
-def carbon_policy(config: ServeConfig, num_cpus: int | None = None) -> CarbonPolicy:
-    """The configured intensity, PUE and embodied share: of so many CPUs, or of the machine.
-
-    Raises:
-        StartError: the zone is unknown.
-    """
-    if config.intensity_g_per_kwh is not None:
-        value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
-        return CarbonPolicy(value, config.pue, _embodied(config, num_cpus))
-    try:
-        intensity = IntensityTable.load().lookup(config.zone)
-    except UnknownZoneError as error:
-        raise StartError(str(error)) from error
-    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config, num_cpus))
-
-
-def _embodied(config: ServeConfig, num_cpus: int | None) -> EmbodiedModel | None:
-    """Known for CPU servers only; with a GPU the figure would be far too low."""
-    on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
-    return None if on_gpu else EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
-
-
 def open_ledger(config: ServeConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
     """Open the ledger and begin a session.
 
@@ -131,7 +101,8 @@ def build(
     Raises:
         GreenllmError: with the reason.
     """
-    policy = carbon_policy(config, num_cpus)
+    embodied = embodied_of(config.device, has_cuda=torch.cuda.is_available(), num_cpus=num_cpus)
+    policy = carbon_policy(config, embodied)
     check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
     check_draft_model(config)
     tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)

@@ -64,7 +64,7 @@ def loads_of(config: BenchConfig) -> Iterator[Load]:
         with config.trace.open(encoding="utf-8", newline="") as lines:
             shots_read = read_trace(lines, limit=config.limit)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--trace {config.trace}: {error}") from error
+        raise ConfigError(f"--trace {config.trace}: {error}", "trace") from error
     scaled = scale_trace(shots_read, max_context=config.max_context, rate_scale=config.rate_scale)
     factor = length_factor(shots_read, config.max_context)
     yield Load(f"{config.trace.name}, lengths x {factor:.3g}", scaled)
@@ -168,4 +168,4 @@ def _write(config: BenchConfig, results: list[Result], path: Path) -> None:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--json {path}: {error}") from error
+        raise ConfigError(f"--json {path}: {error}", "json") from error

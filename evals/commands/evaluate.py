@@ -46,7 +46,7 @@ def evaluate_tasks(config: EvalConfig) -> None:
         names, generated_tasks(), limit=config.limit, shots=config.shots, seed=config.seed
     )
     if config.output is not None and config.output.exists() and not config.output.is_dir():
-        raise ConfigError(f"--output {config.output} is a file, not a folder")
+        raise ConfigError(f"--output {config.output} is a file, not a folder", "output")
     console = Console(stderr=True, highlight=False)
     began = datetime.now(UTC)
     with _server(config, console) as url:

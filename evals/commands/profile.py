@@ -12,10 +12,7 @@ import os
 from rich.console import Console
 
 from evals.profiling.config import ProfileConfig
-from greenllm.config import ConfigError
-from greenllm.energy.meters.choose import choose_meter, cpu_rungs
-from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import Meter, SensorError
+from greenllm.energy.meters.choose import open_meter
 from greenllm.model.quiet import hush_libraries
 from greenllm.places import require_fresh
 
@@ -28,7 +25,7 @@ def profile(config: ProfileConfig) -> None:
     """
     if config.output is not None:
         require_fresh(config.output)
-    meter = _meter(config.meter)
+    meter, _ = open_meter(config)
     hush_libraries()
     # Threads that spin at barriers burn joules; read when torch is loaded, as for the server.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,11 +43,3 @@ def profile(config: ProfileConfig) -> None:
         (config.output / "profile.json").write_text(text, encoding="utf-8")
         (config.output / "profile.md").write_text(page, encoding="utf-8")
         draw(found, config.output / "profile.svg")
-
-
-def _meter(name: str) -> Meter:
-    clock = CpuClock()
-    try:
-        return choose_meter(name, cpu=lambda: cpu_rungs(clock=clock))
-    except SensorError as error:
-        raise ConfigError(f"--meter {name}: {error}") from error

@@ -29,7 +29,7 @@ from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import DEFAULT, Setting
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 
 console = Console(stderr=True)
 

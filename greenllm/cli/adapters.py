@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from greenllm.cli.options import DataDir
 from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.model.adapter_store import Stored, discard, list_stored, store
 from greenllm.model.lora_config import AdapterError
@@ -23,12 +24,6 @@ from greenllm.model.quiet import hush_libraries
 from greenllm.places import adapters_path
 
 URL = "http://localhost:8000"
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder with `adapters` in it (env GREENLLM_DATA_DIR); default is the platform's."
-    ),
-]
 
 
 def show(data_dir: DataDir = None) -> None:

@@ -8,14 +8,14 @@ that would be ignored is refused. Every mistake is one line. Not covered: what
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from greenllm.config import ConfigError, option
-from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.energy.carbon.policy import intensity_source
 from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
     FITTED_SIZES_B,
@@ -40,13 +40,14 @@ from greenllm.energy.hardware import (
 )
 from greenllm.energy.units import joules_to_wh
 from greenllm.figures import make_console, make_table, number, print_table
+from greenllm.options import CarbonOptions
 
 CPU = "cpu"
 _PROCESSORS = ("EPYC", "Xeon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(CarbonOptions):
     """What is to be estimated: hours of hardware, or tokens of a model."""
 
     hours: float | None = option(None, "Hours of use (with --hardware).")
@@ -56,8 +57,22 @@ class Question:
     parameters_b: float | None = option(None, "Model size in billions of parameters.")
     prompt_tokens: int = option(0, "Prompt tokens.")
     completion_tokens: int = option(0, "Generated tokens.")
-    zone: str = option("WORLD", "Grid zone for grams: ISO code, country name or WORLD.")
-    pue: float = option(1.0, "Power usage effectiveness.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        num_tokens = self.prompt_tokens + self.completion_tokens
+        if (self.hours is None) == (self.parameters_b is None):
+            raise ConfigError(
+                "give exactly one of --hours (of --hardware) and --parameters-b (tokens)"
+            )
+        if self.hours is not None and num_tokens:
+            raise ConfigError("tokens go with --parameters-b, not with --hours")
+        if self.parameters_b is not None and not num_tokens:
+            raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
+        if self.vcpus is not None and (self.hours is None or self.hardware != CPU):
+            raise ConfigError("--vcpus goes with --hours and --hardware cpu", "vcpus")
+        self.require(self.vcpus is None or self.vcpus >= 1, "vcpus", "must be at least 1")
+        self.require_above_zero("hours", "parameters_b")
 
 
 @dataclass(frozen=True)
@@ -75,38 +90,11 @@ def estimate(question: Question) -> None:
     Raises:
         ConfigError: an option is wrong, missing or would be ignored.
     """
-    check(question)
     try:
         answer = answer_to(question, read_cpu_info())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     print_answer(make_console(), question, answer)
-
-
-def check(question: Question) -> None:
-    """Refuse combinations that mean nothing.
-
-    Raises:
-        ConfigError: with what to give instead.
-    """
-    num_tokens = question.prompt_tokens + question.completion_tokens
-    if (question.hours is None) == (question.parameters_b is None):
-        raise ConfigError("give exactly one of --hours (of --hardware) and --parameters-b (tokens)")
-    if question.hours is not None and num_tokens:
-        raise ConfigError("tokens go with --parameters-b, not with --hours")
-    if question.parameters_b is not None and not num_tokens:
-        raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
-    if question.vcpus is not None and (question.hours is None or question.hardware != CPU):
-        raise ConfigError("--vcpus goes with --hours and --hardware cpu")
-    if question.vcpus is not None and question.vcpus < 1:
-        raise ConfigError(f"--vcpus must be at least 1 (got {question.vcpus})")
-    _require_number("--hours", question.hours)
-    _require_number("--parameters-b", question.parameters_b)
-
-
-def _require_number(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} must be greater than 0 (got {value:g})")
 
 
 def answer_to(question: Question, cpu: CpuInfo) -> Answer:
@@ -115,7 +103,7 @@ def answer_to(question: Question, cpu: CpuInfo) -> Answer:
     Raises:
         ValueError: an unknown zone or GPU, or a figure out of its range.
     """
-    site = Site(IntensityTable.load().lookup(question.zone), question.pue)
+    site = Site(intensity_source(question).intensity(time.time()), question.pue)
     if question.hardware != CPU:
         gpu = find_accelerator(question.hardware)
         estimate_gpu = _gpu_tokens if question.hours is None else _gpu_hours

@@ -11,16 +11,16 @@ import importlib
 import os
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from greenllm.cli.options import with_options
-from greenllm.config import ENVIRONMENT_PREFIX, load
-from greenllm.places import PLACES
+from greenllm.config import load
+from greenllm.places import places_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,23 @@ class Row:
     environment: bool = False
 
 
+class PanelCommand(TyperCommand):
+    """A command whose options are in groups also where help is plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section per panel."""
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            usual = "Options" if isinstance(parameter, TyperOption) else "Arguments"
+            if record := parameter.get_help_record(ctx):
+                panel = getattr(parameter, "rich_help_panel", None) or usual
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl(records)
+
+
 class LazyCommand(TyperCommand):
     """A command whose options are known once its module is imported."""
 
@@ -45,7 +62,7 @@ class LazyCommand(TyperCommand):
     def load(self) -> TyperCommand:
         """Import the function and make the command of it."""
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        alone.command(self.name, help=self.row.help)(_callable(self.row))
+        alone.command(self.name, help=self.row.help, cls=PanelCommand)(_callable(self.row))
         command = typer.main.get_command(alone)
         assert isinstance(command, TyperCommand)
         return command
@@ -83,13 +100,7 @@ def _callable(row: Row) -> Callable[..., None]:
 
     @with_options(config_type, positional=row.positional, environment=row.environment)
     def command(flags: Mapping[str, Any], file: Path | None) -> None:
-        environment = os.environ if row.environment else _places(config_type)
+        environment = os.environ if row.environment else places_of(config_type)
         function(load(config_type, flags=flags, file=file, environment=environment))
 
     return command
-
-
-def _places(config_type: type[Any]) -> Mapping[str, str]:
-    """Variables that every command reads; a mistake in another one is the server's."""
-    names = {ENVIRONMENT_PREFIX + field.name.upper() for field in fields(config_type)}
-    return {name: os.environ[name] for name in PLACES if name in names and name in os.environ}

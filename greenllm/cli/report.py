@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from greenllm.cli.options import DataDir
 from greenllm.cli.report_data import (
     FOREVER_S,
     Period,
@@ -46,12 +47,7 @@ def _period(since: str | None, until: str | None) -> Period:
 
 
 def report(
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the ledger (env GREENLLM_DATA_DIR); default is the platform's."
-        ),
-    ] = None,
+    data_dir: DataDir = None,
     group_by: Annotated[
         str, typer.Option(help="model, adapter, key, hour, outcome or endpoint.")
     ] = "model",

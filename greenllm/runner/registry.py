@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.openvino.machine import TESTED

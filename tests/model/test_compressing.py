@@ -23,7 +23,7 @@ from finetune.phases import PhaseAccount
 from finetune.report import Grams
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import IntensityTable
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from tests.model.finetuning import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from greenllm.cli.app import app
 from greenllm.cli.estimate import Question, answer_to, find_accelerator
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.hardware import CpuInfo, vcpu_power
 from greenllm.energy.units import hours_to_seconds, joules_to_kwh
+from greenllm.options import EngineConfig
 
 MILAN = CpuInfo("AuthenticAMD", 25, 1, "AMD EPYC 7763", 8)
 NOBODY = CpuInfo("unknown", None, None, "", 2)
