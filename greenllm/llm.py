@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
 
 from greenllm.choices import gather
-from greenllm.config import EngineConfig, load
+from greenllm.config import load
 from greenllm.core import (
     InvalidRequestError,
     Request,
@@ -33,6 +33,7 @@ from greenllm.core import (
 )
 from greenllm.generation import Generation, GenerationError, Pieces, Stream, first_text
 from greenllm.inbox import EngineStoppedError, Feed, Inbox, Pending
+from greenllm.options import EngineConfig
 
 if TYPE_CHECKING:
     from greenllm.model.adapters import AdapterInfo
@@ -54,13 +55,13 @@ class LLM:
     """
 
     def __init__(self, model: str = "bundled", *, record: bool = False, **options: Any) -> None:
-        from greenllm.energy.meters.choose import choose_meter
+        from greenllm.energy.meters.choose import open_meter
+        from greenllm.energy.meters.scope import Scope
         from greenllm.engine.loop import EngineLoop
         from greenllm.load import load_engine, open_ledger
 
         config = load(EngineConfig, flags={"model": model, **options})
-        meter = choose_meter(config.meter)
-        first = meter.read()
+        meter, first = open_meter(config, Scope(gpus=config.device != "cpu"))
         self._served = load_engine(config, meter, first)
         self._engine = self._served.engine
         self._ledger, session_id = None, ""

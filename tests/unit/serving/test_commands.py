@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 from rich.logging import RichHandler
 
-from greenllm.cli import serve
 from greenllm.config import ConfigError
+from serving import commands as serve
 from serving.config import ServeConfig
 
 LONG = Path("/a/very/long/folder") / ("name" * 30) / "ledger.sqlite"

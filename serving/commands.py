@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from finetune.recipe import Recipe
-from greenllm.cli.clashes import find_clashes
+from greenllm.clashes import find_clashes
 from greenllm.config import ConfigError, load
-from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import SensorError
+from greenllm.energy.meters.scope import Scope
 from serving.config import ServeConfig
 from serving.jobs.store import TrainingHooks
 
@@ -30,7 +30,7 @@ RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: ServeConfig) -> None:
+def serve(config: ServeConfig) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -49,13 +49,7 @@ def run(config: ServeConfig) -> None:
         run_replicas(config)
         return
     clock = CpuClock()
-    try:
-        # A server on the CPU does not pay for what others do on the GPUs.
-        gpu = gpu_rungs if config.device != "cpu" else list
-        meter = choose_meter(config.meter, gpu=gpu, cpu=lambda: cpu_rungs(clock=clock))
-        first = meter.read()
-    except SensorError as error:
-        raise ConfigError(f"--meter {config.meter}: {error}") from error
+    meter, first = open_meter(config, Scope(clock, gpus=config.device != "cpu"))
     with console.status("importing torch") as status:
         server = importlib.import_module("serving.server")
         transformers_logging = importlib.import_module("transformers.utils.logging")
@@ -78,7 +72,9 @@ def run_replicas(config: ServeConfig) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
-            "--replicas: Ray is not installed; pip install --editable '.[ray]' in greenllm's folder"
+            "--replicas: Ray is not installed; pip install --editable '.[ray]' in greenllm's"
+            " folder",
+            "replicas",
         )
     with console.status(f"starting {config.replicas} replicas") as status:
         deploy = importlib.import_module("serving.cluster.deploy")
