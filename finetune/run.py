@@ -23,10 +23,10 @@ from finetune.bill.card import card
 from finetune.bill.journal import RunJournal, take_over, update
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.plot import draw
-from finetune.bill.quality import Quality
-from finetune.bill.report import Grams, Outcome, Sizes, build, identity_of
+from finetune.bill.quality import ModelQuality
+from finetune.bill.report import Grams, ModelSizes, Outcome, build, identity_of
 from finetune.bill.text import markdown
-from finetune.data.dataset import Data, load_data
+from finetune.data.dataset import TrainingData, load_data
 from finetune.data.probe import load_probe
 from finetune.files import (
     CHECKPOINTS,
@@ -40,7 +40,7 @@ from finetune.files import (
     write_json,
 )
 from finetune.plan.forecast import Forecast, forecast
-from finetune.plan.sweep import Trial, with_settings
+from finetune.plan.sweep import SweepTrial, with_settings
 from finetune.plan.trials import sweep
 from finetune.plan.waiting import Wait, wait_for_green, waited
 from finetune.recipe import Recipe
@@ -48,18 +48,18 @@ from finetune.train import compare
 from finetune.train.checkpoints import complete, step_of
 from finetune.train.distilling import load_teacher
 from finetune.train.model import (
+    device_of,
     load_base,
     load_tokenizer,
     num_parameters,
     num_trained,
-    place_of,
     trainable,
 )
 from finetune.train.output import open_folder, save_weights
 from finetune.train.processes import Processes, join, launched
-from finetune.train.subject import Subject
+from finetune.train.setup import RunSetup
 from finetune.train.training import load_last, make_trainer, num_rows
-from finetune.train.watch import Progress, TrainingError, Watch
+from finetune.train.watch import Progress, RunWatch, TrainingError
 from greenllm.config import ConfigError, flag
 from greenllm.model.files import Weights, local_folder
 from greenllm.model.options import resolve
@@ -72,11 +72,11 @@ Say = Callable[[str], None]
 class _Run:
     """What a run has so far."""
 
-    subject: Subject
+    setup: RunSetup
     account: PhaseAccount
     model: Any
-    sizes: Sizes
-    trials: list[Trial]
+    sizes: ModelSizes
+    trials: list[SweepTrial]
     wait: Wait | None = None
 
 
@@ -97,24 +97,24 @@ def run(
     if recipe.resume and processes.is_main:
         take_over(account, kept, RunJournal.read(recipe.folder / JOURNAL))
     keep = partial(update, recipe.folder / JOURNAL, account)
-    subject = _subject(recipe, account, processes)
-    say(_data_line(subject.data))
-    subject, trials = _swept(subject, account, say, keep)
-    now = _Run(subject, account, *_model(subject), trials)
+    setup = _setup(recipe, account, processes)
+    say(_data_line(setup.data))
+    setup, trials = _swept(setup, account, say, keep)
+    now = _Run(setup, account, *_model(setup), trials)
     if recipe.start == "greenest":
         now.wait = waited(recipe) or _waited(now, say)
         keep()
     with account.during("evaluation"):
-        before = subject.look(now.model, account)
-    watch = _watch(subject, account, before, show)
-    status, reason = _train(subject, now.model, watch, checkpoint, kept)
+        before = setup.look(now.model, account)
+    watch = _watch(setup, account, before, show)
+    status, reason = _train(setup, now.model, watch, checkpoint, kept)
     with account.during("evaluation"):
-        after = subject.look(now.model, account)
+        after = setup.look(now.model, account)
     if before is None or after is None:
         return None
     keep()
     with account.during("saving"):
-        size = save_weights(subject.recipe, now.model, subject.tokenizer)
+        size = save_weights(setup.recipe, now.model, setup.tokenizer)
         now.sizes = replace(now.sizes, output_bytes=size)
     keep()
     if now.wait is not None:
@@ -124,17 +124,17 @@ def run(
 
 
 def _reported(
-    now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str
+    now: _Run, watch: RunWatch, outcome: Outcome, grams: Grams, began: str
 ) -> dict[str, Any]:
     """The report, written before anything is compared: what is trained has its bill by then."""
-    kind = now.subject.recipe.compare
+    kind = now.setup.recipe.compare
     if kind == "none":
         return _report(now, watch, outcome, grams, began)
     unfinished: dict[str, Any] = {"kind": "failed", "reason": "the run ended while it compared"}
     _report(now, watch, replace(outcome, comparator=unfinished), grams, began)
     try:
         with now.account.during("compare"):
-            found = compare.measure(now.subject, now.account.meter, watch.seen)
+            found = compare.measure(now.setup, now.account.meter, watch.seen)
     except KeyboardInterrupt:
         found = {**unfinished, "reason": "interrupted"}
     except Exception as error:  # out of memory, say: what was trained is whole all the same
@@ -143,8 +143,8 @@ def _reported(
 
 
 def _waited(now: _Run, say: Say) -> Wait:
-    expected = forecast(now.subject, now.account, now.model, now.subject.num_steps())
-    return wait_for_green(now.subject.recipe, now.account, expected.duration_s, say)
+    expected = forecast(now.setup, now.account, now.model, now.setup.num_steps())
+    return wait_for_green(now.setup.recipe, now.account, expected.duration_s, say)
 
 
 def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) -> None:
@@ -166,27 +166,29 @@ def _begin(recipe: Recipe) -> Processes:
     for name, is_wanted in alone:
         if is_wanted and processes.count > 1:
             raise ConfigError(f"{flag(name)} does not go with several processes")
-    join(processes, place_of(recipe).device)
+    join(processes, device_of(recipe).name)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     return processes
 
 
-def _model(subject: Subject) -> tuple[Any, Sizes]:
-    recipe = subject.recipe
+def _model(setup: RunSetup) -> tuple[Any, ModelSizes]:
+    recipe = setup.recipe
     torch.manual_seed(recipe.seed)
-    base = load_base(recipe, subject.place)
+    base = load_base(recipe, setup.device)
     parameters = num_parameters(base)
     model = trainable(recipe, base)
-    teacher = None if subject.teacher is None else num_parameters(subject.teacher)
-    return model, Sizes(parameters, num_trained(model), 0, teacher)
+    teacher = None if setup.teacher is None else num_parameters(setup.teacher)
+    return model, ModelSizes(parameters, num_trained(model), 0, teacher)
 
 
-def _report(now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str) -> dict[str, Any]:
-    recipe = now.subject.recipe
+def _report(
+    now: _Run, watch: RunWatch, outcome: Outcome, grams: Grams, began: str
+) -> dict[str, Any]:
+    recipe = now.setup.recipe
     identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
     found = build(
-        recipe, identity, now.subject.data, now.sizes, watch.journal(), now.account, outcome, grams
+        recipe, identity, now.setup.data, now.sizes, watch.journal(), now.account, outcome, grams
     )
     found["trials"] = [asdict(trial) for trial in now.trials]
     found["start"] = None if now.wait is None else now.wait.as_dict()
@@ -201,26 +203,26 @@ def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
         GreenllmError: what the run itself would refuse.
     """
     processes = _begin(recipe)
-    subject = _subject(recipe, account, processes)
-    say(_data_line(subject.data))
-    model, _ = _model(subject)
-    return forecast(subject, account, model, subject.num_steps())
+    setup = _setup(recipe, account, processes)
+    say(_data_line(setup.data))
+    model, _ = _model(setup)
+    return forecast(setup, account, model, setup.num_steps())
 
 
 def _swept(
-    subject: Subject, account: PhaseAccount, say: Say, keep: Callable[[], None]
-) -> tuple[Subject, list[Trial]]:
-    """The subject with the best settings; a run that goes on has chosen already."""
-    recipe, path = subject.recipe, subject.recipe.folder / SWEEP
+    setup: RunSetup, account: PhaseAccount, say: Say, keep: Callable[[], None]
+) -> tuple[RunSetup, list[SweepTrial]]:
+    """The run with the best settings; a run that goes on has chosen already."""
+    recipe, path = setup.recipe, setup.recipe.folder / SWEEP
     if recipe.sweep is None:
-        return subject, []
+        return setup, []
     known = read_json(path) if recipe.resume else None
     if known is None:
-        chosen, trials = sweep(subject, account, subject.num_steps(), say, keep)
+        chosen, trials = sweep(setup, account, setup.num_steps(), say, keep)
         write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
     else:
-        chosen, trials = known["chosen"], [Trial(**found) for found in known["trials"]]
-    return replace(subject, recipe=with_settings(recipe, chosen)), trials
+        chosen, trials = known["chosen"], [SweepTrial(**found) for found in known["trials"]]
+    return replace(setup, recipe=with_settings(recipe, chosen)), trials
 
 
 def write_pages(folder: Path, found: dict[str, Any]) -> None:
@@ -241,21 +243,21 @@ def _open(recipe: Recipe, processes: Processes, say: Say) -> Path | None:
     return found[-1] if found else None
 
 
-def _subject(recipe: Recipe, account: PhaseAccount, processes: Processes) -> Subject:
-    place, tokenizer = place_of(recipe), load_tokenizer(recipe)
+def _setup(recipe: Recipe, account: PhaseAccount, processes: Processes) -> RunSetup:
+    device, tokenizer = device_of(recipe), load_tokenizer(recipe)
     context = min(tokenizer.model_max_length, _context(recipe))
     with account.during("data"):
         data = load_data(recipe, tokenizer, context)
         probe = load_probe(recipe, tokenizer, context)
     recipe = replace(recipe, max_length=recipe.max_length or context)
-    teacher = load_teacher(recipe, place, tokenizer)
+    teacher = load_teacher(recipe, device, tokenizer)
     if recipe.eval_every is not None and not data.validation:
         raise ConfigError(
             f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
             " to look at; give --validation, or more examples"
         )
     rows = num_rows(recipe, data.train, recipe.max_length or context)
-    return Subject(recipe, place, tokenizer, data, probe, processes, rows, teacher)
+    return RunSetup(recipe, device, tokenizer, data, probe, processes, rows, teacher)
 
 
 def _context(recipe: Recipe) -> int:
@@ -265,31 +267,33 @@ def _context(recipe: Recipe) -> int:
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 
-def _watch(subject: Subject, account: PhaseAccount, before: Quality | None, show: Show) -> Watch:
+def _watch(
+    setup: RunSetup, account: PhaseAccount, before: ModelQuality | None, show: Show
+) -> RunWatch:
     """Its reserve is what the last look will cost: as the first, but for the answers' length."""
-    recipe = subject.recipe
-    return Watch(
+    recipe = setup.recipe
+    return RunWatch(
         account,
         recipe.folder / JOURNAL,
-        total_tokens=subject.total_tokens(subject.num_steps()),
+        total_tokens=setup.total_tokens(setup.num_steps()),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
         reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
         look_j=(before.losses_j or 0.0) if before else 0.0,
-        processes=subject.processes,
+        processes=setup.processes,
         show=show,
     )
 
 
 def _train(
-    subject: Subject,
+    setup: RunSetup,
     model: Any,
-    watch: Watch,
+    watch: RunWatch,
     checkpoint: Path | None,
     kept: RunJournal | None,
 ) -> tuple[str, str | None]:
     """How training ended, and why it did before its end."""
-    steps = subject.num_steps()
-    trainer = make_trainer(subject, model, watch, steps)
+    steps = setup.num_steps()
+    trainer = make_trainer(setup, model, watch, steps)
     if kept is not None:
         watch.restore(kept)
     try:
@@ -302,12 +306,12 @@ def _train(
         return "failed", str(error)
     finally:
         watch.account.begin("evaluation")
-        if subject.processes.is_main:
+        if setup.processes.is_main:
             watch.write_journal()
     return ("completed", None) if watch.stopped_by is None else ("stopped", watch.stopped_by)
 
 
-def _data_line(data: Data) -> str:
+def _data_line(data: TrainingData) -> str:
     counts = data.counts
     left_out = [
         f"{counts.doubles} doubles ({counts.doubles_tokens:,} tokens)" if counts.doubles else "",

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from finetune.bill.phases import NOT_BILLED, Energy, Phase, PhaseAccount
+from finetune.bill.phases import NOT_BILLED, PhaseAccount, PhaseEnergy, RunPhase
 from finetune.files import read_json, write_json
 
-_STAYS: frozenset[Phase] = NOT_BILLED | {"trials"}
+_STAYS: frozenset[RunPhase] = NOT_BILLED | {"trials"}
 Curve = tuple[tuple[int, float], ...]
 
 
@@ -40,7 +40,7 @@ class RunJournal:
     """
 
     seen: Seen = Seen()
-    energy: Mapping[Phase, Energy] = field(default_factory=dict)
+    energy: Mapping[RunPhase, PhaseEnergy] = field(default_factory=dict)
     is_known: bool = True
     predicted_j: float | None = None
     losses: Curve = ()
@@ -53,7 +53,7 @@ class RunJournal:
         try:
             return None if found is None else cls(
                 Seen(**found["seen"]),
-                {phase: Energy(**spent) for phase, spent in found["energy"].items()},
+                {phase: PhaseEnergy(**spent) for phase, spent in found["energy"].items()},
                 found["is_known"],
                 found["predicted_j"],
                 tuple((step, loss) for step, loss in found["losses"]),
@@ -92,6 +92,6 @@ def take_over(
     for phase, energy in kept.items():
         account.add(phase, energy)
     for phase, energy in later.items():
-        more = energy.minus(kept.get(phase, Energy()))
+        more = energy.minus(kept.get(phase, PhaseEnergy()))
         if more.duration_s > 0:
             account.add(phase if phase in _STAYS else "lost", more)

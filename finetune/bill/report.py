@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from finetune.bill.breakeven import Answers, break_even
+from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.journal import RunJournal
-from finetune.bill.phases import LEARNING, Energy, PhaseAccount
-from finetune.bill.quality import Quality
-from finetune.data.dataset import Data
+from finetune.bill.phases import LEARNING, PhaseAccount, PhaseEnergy
+from finetune.bill.quality import ModelQuality
+from finetune.data.dataset import TrainingData
 from finetune.recipe import Recipe
 from greenllm.energy.carbon.footprint import EmbodiedModel, operational_g, sci_g_per_1k_tokens
 from greenllm.energy.carbon.grid import Intensity
@@ -37,7 +37,7 @@ _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl", "accelerate", "
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ModelSizes:
     """Parameters of the base, those that were trained, bytes written, a teacher's parameters."""
 
     parameters: int
@@ -54,7 +54,7 @@ class Grams:
     pue: float
     embodied: EmbodiedModel | None
 
-    def of(self, energy: Energy) -> dict[str, float | None]:
+    def of(self, energy: PhaseEnergy) -> dict[str, float | None]:
         """Operational and embodied grams of some energy."""
         operational = operational_g(energy.total_j, self.pue, self.intensity.g_per_kwh)
         embodied = self.embodied.grams(energy.duration_s) if self.embodied else None
@@ -78,16 +78,16 @@ class Outcome:
 
     status: str
     reason: str | None
-    before: Quality
-    after: Quality
+    before: ModelQuality
+    after: ModelQuality
     comparator: Mapping[str, Any] | None
 
 
 def build(
     recipe: Recipe,
     identity: Mapping[str, Any],
-    data: Data,
-    sizes: Sizes,
+    data: TrainingData,
+    sizes: ModelSizes,
     journal: RunJournal,
     account: PhaseAccount,
     outcome: Outcome,
@@ -132,7 +132,7 @@ def build(
     }
 
 
-def _flops_per_token(recipe: Recipe, sizes: Sizes) -> int:
+def _flops_per_token(recipe: Recipe, sizes: ModelSizes) -> int:
     own = (4 if recipe.is_adapter else 6) * sizes.parameters
     reference = 2 * sizes.parameters if recipe.objective == "dpo" else 0
     return own + reference + 2 * (sizes.teacher or 0)
@@ -159,7 +159,7 @@ def _energy(account: PhaseAccount, tokens: int) -> dict[str, Any]:
     }
 
 
-def phase_dict(energy: Energy) -> dict[str, Any]:
+def phase_dict(energy: PhaseEnergy) -> dict[str, Any]:
     """One phase for the report."""
     return {
         "total_j": energy.total_j,
@@ -189,11 +189,11 @@ def _break_even(account: PhaseAccount, outcome: Outcome) -> dict[str, Any] | Non
     return asdict(break_even(account.spent().total_j, before, after))
 
 
-def answers_of(found: Quality) -> Answers | None:
+def answers_of(found: ModelQuality) -> AnswerCost | None:
     """What an answer cost and was worth; None where nothing was asked or joules are unknown."""
     if found.matches is None or found.answers_j is None:
         return None
-    return Answers(found.answers_j / found.matches.size, found.matches)
+    return AnswerCost(found.answers_j / found.matches.size, found.matches)
 
 
 def _quality(outcome: Outcome) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.data import household
 from finetune.data.encoding import Encoded, Encoder
-from finetune.data.examples import DataError, Example, examples_of, read_examples
+from finetune.data.examples import DataError, DataLine, examples_of, read_examples
 from finetune.recipe import Recipe
 
 FEWEST = 2
@@ -26,7 +26,7 @@ NEEDED = f"--data is needed: a JSONL file, {household.NAME!r}, or a hub dataset'
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class DataCounts:
     """What became of the examples."""
 
     read: int = 0
@@ -49,16 +49,16 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TrainingData:
     """Encoded examples; `digest` is that of everything read."""
 
     train: tuple[Encoded, ...]
     validation: tuple[Encoded, ...]
-    counts: Counts
+    counts: DataCounts
     digest: str
 
 
-def load_data(recipe: Recipe, tokenizer: Any, context: int) -> Data:
+def load_data(recipe: Recipe, tokenizer: Any, context: int) -> TrainingData:
     """Read and prepare what the recipe names.
 
     Raises:
@@ -78,9 +78,9 @@ def prepare(
     recipe: Recipe,
     encoder: Encoder,
     length: int,
-    examples: Sequence[Example],
-    held_out: Sequence[Example] | None = None,
-) -> Data:
+    examples: Sequence[DataLine],
+    held_out: Sequence[DataLine] | None = None,
+) -> TrainingData:
     """Encode, leave out, split and count."""
     tally = _Tally(recipe, encoder, length)
     if held_out is None:
@@ -94,10 +94,10 @@ def prepare(
             f"{recipe.data} leaves {len(train)} examples to train on; at least {FEWEST} are needed"
         )
     counts = tally.counts(train, validation)
-    return Data(tuple(train), tuple(validation), counts, _digest([*train, *validation]))
+    return TrainingData(tuple(train), tuple(validation), counts, _digest([*train, *validation]))
 
 
-def _read(name: str | None) -> list[Example]:
+def _read(name: str | None) -> list[DataLine]:
     if name is None:
         raise DataError(NEEDED)
     if name == household.NAME:
@@ -114,7 +114,7 @@ def _read(name: str | None) -> list[Example]:
     return examples_of(name, rows)
 
 
-def _refuse_other_objective(recipe: Recipe, first: Example) -> None:
+def _refuse_other_objective(recipe: Recipe, first: DataLine) -> None:
     is_preference, wants_it = first.rejected is not None, recipe.objective == "dpo"
     if is_preference and not wants_it:
         raise DataError(f"{first.where} is a preference: --objective dpo learns from those")
@@ -139,7 +139,7 @@ class _Tally:
         self._seen: set[bytes] = set()
         self._found: dict[str, int] = {}
 
-    def take(self, examples: Sequence[Example]) -> list[Encoded]:
+    def take(self, examples: Sequence[DataLine]) -> list[Encoded]:
         """What is left of them."""
         self._add("read", len(examples))
         kept: list[Encoded] = []
@@ -149,9 +149,9 @@ class _Tally:
                 kept.append(fitting)
         return kept
 
-    def counts(self, train: Sequence[Encoded], validation: Sequence[Encoded]) -> Counts:
+    def counts(self, train: Sequence[Encoded], validation: Sequence[Encoded]) -> DataCounts:
         """Everything counted."""
-        return Counts(
+        return DataCounts(
             **self._found,
             train=len(train),
             train_tokens=sum(item.num_tokens for item in train),

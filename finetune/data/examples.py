@@ -49,7 +49,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class DataLine:
     """One line: a conversation, a prompt with its completion, or a text. `where` is file:line.
 
     `rejected` is the worse answer of a preference; the better one is the last turn.
@@ -66,7 +66,7 @@ class Example:
         return self.turns[-1].content
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[DataLine]:
     """Every example of a file.
 
     Raises:
@@ -80,13 +80,13 @@ def read_examples(path: Path) -> list[Example]:
     return _checked(str(path), (_parse(where, line) for where, line in lines))
 
 
-def examples_of(name: str, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+def examples_of(name: str, rows: Iterable[Mapping[str, Any]]) -> list[DataLine]:
     """The same from rows that are objects already, such as those of a hub dataset."""
     numbered = ((f"{name}:{i}", row) for i, row in enumerate(rows, 1))
     return _checked(name, (example_of(where, row) for where, row in numbered))
 
 
-def _checked(name: str, found: Iterator[Example]) -> list[Example]:
+def _checked(name: str, found: Iterator[DataLine]) -> list[DataLine]:
     examples = list(found)
     if not examples:
         raise DataError(f"{name} holds no examples")
@@ -100,7 +100,7 @@ def _checked(name: str, found: Iterator[Example]) -> list[Example]:
     return examples
 
 
-def _parse(where: str, line: str) -> Example:
+def _parse(where: str, line: str) -> DataLine:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -108,7 +108,7 @@ def _parse(where: str, line: str) -> Example:
     return example_of(where, row)
 
 
-def example_of(where: str, row: object) -> Example:
+def example_of(where: str, row: object) -> DataLine:
     """One example from its object.
 
     Raises:
@@ -122,24 +122,24 @@ def example_of(where: str, row: object) -> Example:
     if unknown := row.keys() - _KEYS[form]:
         raise DataError(f"{where} has keys that are not known: {_listed(unknown)}")
     if form == "messages":
-        return Example(where, form, _turns(where, row["messages"]))
+        return DataLine(where, form, _turns(where, row["messages"]))
     if form == "text":
-        return Example(where, form, (Turn("text", _text(where, row, "text"), True),))
+        return DataLine(where, form, (Turn("text", _text(where, row, "text"), True),))
     if form == "prompt":
         answer = Turn("assistant", _text(where, row, "completion"), True)
-        return Example(where, form, (Turn("user", _text(where, row, "prompt"), False), answer))
+        return DataLine(where, form, (Turn("user", _text(where, row, "prompt"), False), answer))
     if form == "preference":
         return _preference(where, form, row, ("prompt", "chosen", "rejected"))
     return _preference(where, form, row, ("input", "preferred_output", "non_preferred_output"))
 
 
-def _preference(where: str, form: Form, row: Mapping[str, Any], names: Sequence[str]) -> Example:
+def _preference(where: str, form: Form, row: Mapping[str, Any], names: Sequence[str]) -> DataLine:
     asked, better, worse = names
     chosen, rejected = (_answer(where, row, name) for name in (better, worse))
     if chosen.strip() == rejected.strip():
         raise DataError(f"{where}: {better} and {worse} are the same")
     turns = (*_prompt(where, row, asked), Turn("assistant", chosen, True))
-    return Example(where, form, turns, rejected)
+    return DataLine(where, form, turns, rejected)
 
 
 def _prompt(where: str, row: Mapping[str, Any], name: str) -> tuple[Turn, ...]:

@@ -24,10 +24,10 @@ from finetune.bill.report import answers_of
 from finetune.data.encoding import Encoded
 from finetune.plan.sweep import rungs, settings_of
 from finetune.recipe import Recipe
-from finetune.train.subject import Subject
+from finetune.train.setup import RunSetup
 from finetune.train.trainer import Watched
 from finetune.train.training import make_trainer, rows_for
-from finetune.train.watch import Watch
+from finetune.train.watch import RunWatch
 
 _BATCHES = 6
 
@@ -49,26 +49,26 @@ class Forecast:
     break_even: int | None
 
 
-def forecast(subject: Subject, account: PhaseAccount, model: Any, steps: int) -> Forecast:
+def forecast(setup: RunSetup, account: PhaseAccount, model: Any, steps: int) -> Forecast:
     """Compute some batches and scale; what it costs is booked to `loading`."""
-    batches = sample(subject.data.train, subject.recipe.batch_size)
+    batches = sample(setup.data.train, setup.recipe.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(subject, recipe=replace(subject.recipe, name=None, output=Path(folder)))
-        own = Watch(account, Path(folder) / "journal.json", total_tokens=0)
+        trial = replace(setup, recipe=replace(setup.recipe, name=None, output=Path(folder)))
+        own = RunWatch(account, Path(folder) / "journal.json", total_tokens=0)
         trainer = make_trainer(trial, model, own, steps, saves=False)
-        _compute(trainer, batches[0], subject)  # the first one finds its kernels
-        costs = [_cost(account, trainer, batch, subject) for batch in batches]
-    looked = subject.look(model, account)
+        _compute(trainer, batches[0], setup)  # the first one finds its kernels
+        costs = [_cost(account, trainer, batch, setup) for batch in batches]
+    looked = setup.look(model, account)
     if looked is None:
         raise ValueError("only the main process looks, and makes plans")
-    tokens = subject.total_tokens(steps)
-    trials = _trials(subject.recipe, steps)
+    tokens = setup.total_tokens(steps)
+    trials = _trials(setup.recipe, steps)
     per_token_s = sum(seconds for seconds, _, _ in costs) / sum(count for _, _, count in costs)
     rates = [joules / count for _, joules, count in costs]
     per_token_j = sum(joules for _, joules, _ in costs) / sum(count for _, _, count in costs)
-    computed = tokens + subject.total_tokens(sum(trials))
+    computed = tokens + setup.total_tokens(sum(trials))
     looked_j, small_j = looked.cost.total_j, looked.losses_j or 0.0
-    small_looks = len(trials) + _looks(subject, steps)
+    small_looks = len(trials) + _looks(setup, steps)
     small_s = looked.cost.duration_s * (small_j / looked_j if looked_j else 0.0)
     answers = answers_of(looked)
     total_j = account.spent().total_j + looked_j + small_looks * small_j + per_token_j * computed
@@ -91,10 +91,10 @@ def _trials(recipe: Recipe, steps: int) -> list[int]:
     return [length for count, length in found for _ in range(count)]
 
 
-def _looks(subject: Subject, steps: int) -> int:
+def _looks(setup: RunSetup, steps: int) -> int:
     """Looks at the validation loss on the way."""
-    every = subject.recipe.eval_every
-    return 0 if every is None or not subject.data.validation else steps // every
+    every = setup.recipe.eval_every
+    return 0 if every is None or not setup.data.validation else steps // every
 
 
 def _spread(rates: Sequence[float]) -> float:
@@ -111,27 +111,27 @@ def sample(items: Sequence[Encoded], size: int) -> list[list[Encoded]]:
 
 
 def _cost(
-    account: PhaseAccount, trainer: Watched, batch: Sequence[Encoded], subject: Subject
+    account: PhaseAccount, trainer: Watched, batch: Sequence[Encoded], setup: RunSetup
 ) -> tuple[float, float, int]:
     account.read()
     before = account.spent()
-    _compute(trainer, batch, subject)
+    _compute(trainer, batch, setup)
     account.read()
     spent = account.spent().minus(before)
     return spent.duration_s, spent.total_j, sum(item.num_tokens for item in batch)
 
 
-def _compute(trainer: Watched, batch: Sequence[Encoded], subject: Subject) -> None:
+def _compute(trainer: Watched, batch: Sequence[Encoded], setup: RunSetup) -> None:
     """Forwards and backwards; the gradients are thrown away."""
-    place, model = subject.place, trainer.model
-    rows = rows_for(subject.recipe)(batch)
+    device, model = setup.device, trainer.model
+    rows = rows_for(setup.recipe)(batch)
     inputs = trainer.data_collator(list(rows))
     inputs = {
-        name: part.to(place.device) if isinstance(part, torch.Tensor) else part
+        name: part.to(device.name) if isinstance(part, torch.Tensor) else part
         for name, part in inputs.items()
     }
     model.train()
-    with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+    with device.autocast():
         loss = trainer.compute_loss(model, inputs)
     loss.backward()
     model.zero_grad(set_to_none=True)

@@ -25,7 +25,7 @@ _FIRST_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SweepTrial:
     """One try: its settings, how far it went, and what came of it."""
 
     settings: dict[str, Any]
@@ -67,13 +67,13 @@ def rungs(num_trials: int, steps: int) -> list[tuple[int, int]]:
     return found
 
 
-def best(trials: Sequence[Trial], count: int) -> list[Trial]:
+def best(trials: Sequence[SweepTrial], count: int) -> list[SweepTrial]:
     """Those with the least loss; a trial that failed has none and comes last."""
     ranked = sorted(trials, key=_rank)
     return ranked[:count]
 
 
-def _rank(trial: Trial) -> tuple[bool, float]:
+def _rank(trial: SweepTrial) -> tuple[bool, float]:
     return (trial.validation_loss is None, trial.validation_loss or 0.0)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
-from finetune.train.model import Place
+from finetune.train.model import TorchDevice
 from finetune.train.scoring import batches_of
 from finetune.train.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
@@ -26,7 +26,7 @@ from greenllm.intervals import Estimate, wilson
 _NORMS = ("norm", "final_layernorm", "ln_f")
 
 
-class Exits:
+class ExitHeads:
     """A model's exits: numbers of layers after which it may be left."""
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
@@ -63,15 +63,15 @@ def exit_layers(wanted: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return chosen
 
 
-def exits_of(recipe: Recipe, model: Any) -> Exits:
+def exits_of(recipe: Recipe, model: Any) -> ExitHeads:
     """The exits that a recipe trains."""
-    return Exits(model, exit_layers(recipe.exits, int(model.config.num_hidden_layers)))
+    return ExitHeads(model, exit_layers(recipe.exits, int(model.config.num_hidden_layers)))
 
 
 class ExitTrainer(GreenTrainer):
     """Adds the exits' loss to that of the last layer; shown and scored is the sum."""
 
-    def __init__(self, *, exits: Exits, exit_weight: float, **given: Any) -> None:
+    def __init__(self, *, exits: ExitHeads, exit_weight: float, **given: Any) -> None:
         self._exits, self._exit_weight = exits, exit_weight
         super().__init__(**given)
 
@@ -90,15 +90,15 @@ class ExitTrainer(GreenTrainer):
 
 @torch.no_grad()
 def agreements(
-    model: Any, exits: Exits, items: Sequence[Encoded], place: Place, pad: int
+    model: Any, exits: ExitHeads, items: Sequence[Encoded], device: TorchDevice, pad: int
 ) -> dict[int, Estimate | None]:
     """Shares of learnt tokens that an exit would have chosen as the whole model does."""
     hits = dict.fromkeys(exits.layers, 0)
     size = 0
     was_training = model.training
     model.eval()
-    for _, ids, weights, mask in batches_of(items, place, pad):
-        with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+    for _, ids, weights, mask in batches_of(items, device, pad):
+        with device.autocast():
             out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             said = {e: exits.logits(out.hidden_states, e).argmax(-1) for e in exits.layers}
         counts = weights[:, 1:] > 0

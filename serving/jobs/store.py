@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 log = logging.getLogger(__name__)
-Status = Literal[
+JobStatus = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
-ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
+ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 FINE_TUNED = "ft:"
 _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 
@@ -44,7 +44,7 @@ class Job:
     recipe: Mapping[str, Any]
     metadata: Mapping[str, str] | None
     created_at: int
-    status: Status = "queued"
+    status: JobStatus = "queued"
     started_at: int | None = None
     finished_at: int | None = None
     fine_tuned_model: str | None = None

@@ -21,7 +21,7 @@ from fastapi import Request as HttpRequest
 from greenllm.config import ConfigError, flag
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body
-from serving.jobs.store import Job, Status, new_job_id, read_object, toml_of
+from serving.jobs.store import Job, JobStatus, new_job_id, read_object, toml_of
 from serving.openai.files import find_file
 from serving.openai.schemas import Hyperparameters, JobBody, Method
 from serving.state import ServerState, state_of
@@ -228,7 +228,7 @@ async def resume(http: HttpRequest, job_id: str) -> dict[str, Any]:
 
 
 def _ask(
-    http: HttpRequest, job_id: str, wish: str, waiting: tuple[Status, ...], then: Status
+    http: HttpRequest, job_id: str, wish: str, waiting: tuple[JobStatus, ...], then: JobStatus
 ) -> dict[str, Any]:
     """What waits changes at once; what runs is told, and changes when its process has ended."""
     state = state_of(http)

@@ -8,39 +8,39 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.bill.phases import PHASES, PhaseAccount
-from finetune.bill.quality import Quality
-from finetune.data.dataset import Data
+from finetune.bill.quality import ModelQuality
+from finetune.data.dataset import TrainingData
 from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
 from finetune.train import scoring
 from finetune.train.exits import agreements, exits_of
-from finetune.train.model import Place
+from finetune.train.model import TorchDevice
 from finetune.train.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class RunSetup:
     """What is trained, on what, and how it is looked at.
 
     `num_rows` is how many rows the examples make: as many, or fewer where they are packed.
     """
 
     recipe: Recipe
-    place: Place
+    device: TorchDevice
     tokenizer: Any
-    data: Data
+    data: TrainingData
     probe: Sequence[Encoded]
     processes: Processes
     num_rows: int
     teacher: Any | None = None
 
-    def look(self, model: Any, account: PhaseAccount) -> Quality | None:
+    def look(self, model: Any, account: PhaseAccount) -> ModelQuality | None:
         """Quality now; None in all processes but the main one, which wait."""
         found = self._measured(model, account) if self.processes.is_main else None
         self.processes.wait()
         return found
 
-    def _measured(self, model: Any, account: PhaseAccount) -> Quality:
+    def _measured(self, model: Any, account: PhaseAccount) -> ModelQuality:
         """A look with what it cost."""
         account.read()
         before = account.spent(*PHASES)
@@ -48,18 +48,20 @@ class Subject:
         account.read()
         return replace(found, cost=account.spent(*PHASES).minus(before))
 
-    def _look(self, model: Any, account: PhaseAccount) -> Quality:
+    def _look(self, model: Any, account: PhaseAccount) -> ModelQuality:
         items, answers = self.data.validation, self.recipe.answers
 
         def spent_j() -> float | None:
             account.read()
             return account.spent(*PHASES).total_j if account.is_known else None
 
-        found = scoring.look(model, items, self.probe, self.place, self.tokenizer, answers, spent_j)
+        found = scoring.look(
+            model, items, self.probe, self.device, self.tokenizer, answers, spent_j
+        )
         if self.recipe.objective != "layerskip":
             return found
         exits, pad = exits_of(self.recipe, model), self.tokenizer.pad_token_id
-        return replace(found, exits=agreements(model, exits, items, self.place, pad))
+        return replace(found, exits=agreements(model, exits, items, self.device, pad))
 
     def num_steps(self) -> int:
         """Optimizer steps of the run."""
