@@ -11,10 +11,11 @@ from typing import Any
 from greenllm.core import GreenllmError
 
 REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
-JOURNAL = "journal.json"
+JOURNAL, OUTCOME = "journal.json", "outcome.json"
 CHECKPOINTS, MARKER = "checkpoints", "greenllm.json"
 SWEEP = "sweep.json"
 WAIT = "wait.json"
+PART = ".part"  # of a file that is being written
 
 
 class SavingError(GreenllmError):
@@ -27,7 +28,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         SavingError: it cannot be written.
     """
-    draft = path.with_name(path.name + ".part")
+    draft = path.with_name(path.name + PART)
     try:
         with draft.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=1)

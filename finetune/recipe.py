@@ -189,7 +189,10 @@ class Recipe:
         own, source = self.intensity_g_per_kwh, self.intensity_source
         self._require(own is None or own >= 0, "intensity_g_per_kwh", "must not be negative")
         if (own is None) != (source is None):
-            raise ConfigError("--intensity-g-per-kwh and --intensity-source go together")
+            raise ConfigError(
+                "--intensity-g-per-kwh and --intensity-source go together",
+                "intensity_g_per_kwh" if source is None else "intensity_source",
+            )
 
     def _require_looks(self) -> None:
         is_scored = self.validation_share > 0 or self.validation is not None
@@ -243,7 +246,7 @@ class Recipe:
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
-            raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
+            raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})", name)
 
     @property
     def is_adapter(self) -> bool:

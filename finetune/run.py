@@ -1,6 +1,6 @@
 """One fine-tune from recipe to report.
 
-    data -> model -> look -> train -> look -> save -> compare -> report
+    data -> model -> score -> train -> score -> save -> compare -> report
 
 Contract: every joule from the first line on is booked to a phase. A run that cannot go on leaves
 its last good weights and a report that says why. Not covered: several runs in one process.
@@ -21,24 +21,26 @@ import torch
 
 from finetune.bill.card import card
 from finetune.bill.journal import RunJournal, take_over, update
+from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.plot import draw
 from finetune.bill.quality import ModelQuality
-from finetune.bill.report import Grams, ModelSizes, Outcome, build, identity_of
+from finetune.bill.report import Grams, ModelSizes, RunResult, build, identity_of
 from finetune.bill.text import markdown
-from finetune.data.dataset import TrainingData, load_data
+from finetune.data.dataset import load_data
 from finetune.data.probe import load_probe
 from finetune.files import (
     CHECKPOINTS,
     JOURNAL,
     MARKER,
+    OUTCOME,
     PAGE,
     PLOT,
     REPORT,
     SWEEP,
     read_json,
     write_json,
-)
+)  # fmt: skip
 from finetune.plan.forecast import Forecast, forecast
 from finetune.plan.sweep import SweepTrial, with_settings
 from finetune.plan.trials import sweep
@@ -54,9 +56,10 @@ from finetune.train.model import (
     num_parameters,
     num_trained,
     trainable,
-)
+)  # fmt: skip
 from finetune.train.output import open_folder, save_weights
 from finetune.train.processes import Processes, join, launched
+from finetune.train.scoring import score
 from finetune.train.setup import RunSetup
 from finetune.train.training import load_last, make_trainer, num_rows
 from finetune.train.watch import Progress, RunWatch, TrainingError
@@ -70,11 +73,12 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Run:
-    """What a run has so far."""
+    """What a run has so far, for its report."""
 
     setup: RunSetup
     account: PhaseAccount
-    model: Any
+    grams: Grams
+    began: str
     sizes: ModelSizes
     trials: list[SweepTrial]
     wait: Wait | None = None
@@ -93,45 +97,42 @@ def run(
     processes = _begin(recipe)
     _require_meter(recipe, account, processes)
     checkpoint = _open(recipe, processes, say)
-    kept = None if checkpoint is None else RunJournal.read(checkpoint / MARKER)
+    reached = None if checkpoint is None else RunJournal.read(checkpoint / MARKER)
     if recipe.resume and processes.is_main:
-        take_over(account, kept, RunJournal.read(recipe.folder / JOURNAL))
+        take_over(account, reached, RunJournal.read(recipe.folder / JOURNAL))
     keep = partial(update, recipe.folder / JOURNAL, account)
-    setup = _setup(recipe, account, processes)
-    say(_data_line(setup.data))
+    setup = _setup(recipe, account, processes, say)
     setup, trials = _swept(setup, account, say, keep)
-    now = _Run(setup, account, *_model(setup), trials)
+    model, sizes = _model(setup)
+    now = _Run(setup, account, grams, began, sizes, trials)
     if recipe.start == "greenest":
-        now.wait = waited(recipe) or _waited(now, say)
+        now.wait = waited(recipe) or _waited(setup, account, model, say)
         keep()
     with account.during("evaluation"):
-        before = setup.look(now.model, account)
+        before = score(setup, model, account)
     watch = _watch(setup, account, before, show)
-    status, reason = _train(setup, now.model, watch, checkpoint, kept)
+    outcome = _train(setup, model, watch, checkpoint, reached)
     with account.during("evaluation"):
-        after = setup.look(now.model, account)
+        after = score(setup, model, account)
     if before is None or after is None:
         return None
     keep()
     with account.during("saving"):
-        size = save_weights(setup.recipe, now.model, setup.tokenizer)
-        now.sizes = replace(now.sizes, output_bytes=size)
+        size = save_weights(setup.recipe, model, setup.tokenizer)
+        now.sizes = replace(sizes, output_bytes=size)
     keep()
     if now.wait is not None:
-        grams = now.wait.grams(grams, time.time(), account.spent().total_j)
-    outcome = Outcome(status, reason, before, after, None)
-    return _reported(now, watch, outcome, grams, began)
+        now.grams = now.wait.grams(grams, time.time(), account.spent().total_j)
+    return _reported(now, watch, RunResult(outcome, before, after))
 
 
-def _reported(
-    now: _Run, watch: RunWatch, outcome: Outcome, grams: Grams, began: str
-) -> dict[str, Any]:
+def _reported(now: _Run, watch: RunWatch, result: RunResult) -> dict[str, Any]:
     """The report, written before anything is compared: what is trained has its bill by then."""
-    kind = now.setup.recipe.compare
-    if kind == "none":
-        return _report(now, watch, outcome, grams, began)
+    if now.setup.recipe.compare == "none":
+        return _report(now, watch, result)
     unfinished: dict[str, Any] = {"kind": "failed", "reason": "the run ended while it compared"}
-    _report(now, watch, replace(outcome, comparator=unfinished), grams, began)
+    _report(now, watch, replace(result, comparator=unfinished))
+    found: dict[str, Any] | None
     try:
         with now.account.during("compare"):
             found = compare.measure(now.setup, now.account.meter, watch.seen)
@@ -139,21 +140,41 @@ def _reported(
         found = {**unfinished, "reason": "interrupted"}
     except Exception as error:  # out of memory, say: what was trained is whole all the same
         found = {**unfinished, "reason": str(error) or type(error).__name__}
-    return _report(now, watch, replace(outcome, comparator=found), grams, began)
+    return _report(now, watch, replace(result, comparator=found))
 
 
-def _waited(now: _Run, say: Say) -> Wait:
-    expected = forecast(now.setup, now.account, now.model, now.setup.num_steps())
-    return wait_for_green(now.setup.recipe, now.account, expected.duration_s, say)
+def _report(now: _Run, watch: RunWatch, result: RunResult) -> dict[str, Any]:
+    """Write the report, and then the outcome: who finds that finds the report too."""
+    recipe, account, journal = now.setup.recipe, now.account, watch.journal()
+    digest = Weights(local_folder(resolve(recipe.model))).digest()
+    identity = identity_of(recipe, digest, now.began)
+    found = build(recipe, identity, now.setup.data, now.sizes, journal, account, result, now.grams)
+    found["trials"] = [asdict(trial) for trial in now.trials]
+    found["start"] = None if now.wait is None else now.wait.as_dict()
+    write_json(recipe.folder / REPORT, found)
+    grams = found["measures"]["carbon"]["operational_g"]
+    bill = TrainingBill.of(journal, account.meter, grams)
+    outcome = replace(result.outcome, tokens=journal.seen.tokens, bill=bill)
+    outcome.write(recipe.folder / OUTCOME)
+    return found
 
 
-def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) -> None:
-    account.read()
-    if recipe.budget_wh is not None and processes.is_main and not account.is_known:
-        raise ConfigError(
-            f"--budget-wh needs a meter, and none works here ({account.error or 'no sensor'});"
-            " --meter chooses one"
-        )
+def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
+    """What the run would cost; nothing is written.
+
+    Raises:
+        GreenllmError: what the run itself would refuse.
+    """
+    setup = _setup(recipe, account, _begin(recipe), say)
+    model, _ = _model(setup)
+    return forecast(setup, account, model)
+
+
+def write_pages(folder: Path, found: dict[str, Any]) -> None:
+    """The report as Markdown, its plot, and the card."""
+    draw(found, folder / PLOT)
+    (folder / PAGE).write_text(markdown(found, PLOT), encoding="utf-8")
+    (folder / "README.md").write_text(card(found), encoding="utf-8")
 
 
 def _begin(recipe: Recipe) -> Processes:
@@ -165,71 +186,21 @@ def _begin(recipe: Recipe) -> Processes:
     )  # fmt: skip
     for name, is_wanted in alone:
         if is_wanted and processes.count > 1:
-            raise ConfigError(f"{flag(name)} does not go with several processes")
+            raise ConfigError(f"{flag(name)} does not go with several processes", name)
     join(processes, device_of(recipe).name)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     return processes
 
 
-def _model(setup: RunSetup) -> tuple[Any, ModelSizes]:
-    recipe = setup.recipe
-    torch.manual_seed(recipe.seed)
-    base = load_base(recipe, setup.device)
-    parameters = num_parameters(base)
-    model = trainable(recipe, base)
-    teacher = None if setup.teacher is None else num_parameters(setup.teacher)
-    return model, ModelSizes(parameters, num_trained(model), 0, teacher)
-
-
-def _report(
-    now: _Run, watch: RunWatch, outcome: Outcome, grams: Grams, began: str
-) -> dict[str, Any]:
-    recipe = now.setup.recipe
-    identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
-    found = build(
-        recipe, identity, now.setup.data, now.sizes, watch.journal(), now.account, outcome, grams
-    )
-    found["trials"] = [asdict(trial) for trial in now.trials]
-    found["start"] = None if now.wait is None else now.wait.as_dict()
-    write_json(recipe.folder / REPORT, found)
-    return found
-
-
-def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
-    """What the run would cost; nothing is written.
-
-    Raises:
-        GreenllmError: what the run itself would refuse.
-    """
-    processes = _begin(recipe)
-    setup = _setup(recipe, account, processes)
-    say(_data_line(setup.data))
-    model, _ = _model(setup)
-    return forecast(setup, account, model, setup.num_steps())
-
-
-def _swept(
-    setup: RunSetup, account: PhaseAccount, say: Say, keep: Callable[[], None]
-) -> tuple[RunSetup, list[SweepTrial]]:
-    """The run with the best settings; a run that goes on has chosen already."""
-    recipe, path = setup.recipe, setup.recipe.folder / SWEEP
-    if recipe.sweep is None:
-        return setup, []
-    known = read_json(path) if recipe.resume else None
-    if known is None:
-        chosen, trials = sweep(setup, account, setup.num_steps(), say, keep)
-        write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
-    else:
-        chosen, trials = known["chosen"], [SweepTrial(**found) for found in known["trials"]]
-    return replace(setup, recipe=with_settings(recipe, chosen)), trials
-
-
-def write_pages(folder: Path, found: dict[str, Any]) -> None:
-    """The report as Markdown, its plot, and the card."""
-    draw(found, folder / PLOT)
-    (folder / PAGE).write_text(markdown(found, PLOT), encoding="utf-8")
-    (folder / "README.md").write_text(card(found), encoding="utf-8")
+def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) -> None:
+    account.read()
+    if recipe.budget_wh is not None and processes.is_main and not account.is_known:
+        raise ConfigError(
+            f"--budget-wh needs a meter, and none works here ({account.error or 'no sensor'});"
+            " --meter chooses one",
+            "budget_wh",
+        )
 
 
 def _open(recipe: Recipe, processes: Processes, say: Say) -> Path | None:
@@ -243,7 +214,7 @@ def _open(recipe: Recipe, processes: Processes, say: Say) -> Path | None:
     return found[-1] if found else None
 
 
-def _setup(recipe: Recipe, account: PhaseAccount, processes: Processes) -> RunSetup:
+def _setup(recipe: Recipe, account: PhaseAccount, processes: Processes, say: Say) -> RunSetup:
     device, tokenizer = device_of(recipe), load_tokenizer(recipe)
     context = min(tokenizer.model_max_length, _context(recipe))
     with account.during("data"):
@@ -254,8 +225,10 @@ def _setup(recipe: Recipe, account: PhaseAccount, processes: Processes) -> RunSe
     if recipe.eval_every is not None and not data.validation:
         raise ConfigError(
             f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
-            " to look at; give --validation, or more examples"
+            " to look at; give --validation, or more examples",
+            "eval_every",
         )
+    say(data.counts.line())
     rows = num_rows(recipe, data.train, recipe.max_length or context)
     return RunSetup(recipe, device, tokenizer, data, probe, processes, rows, teacher)
 
@@ -267,15 +240,45 @@ def _context(recipe: Recipe) -> int:
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 
+def _swept(
+    setup: RunSetup, account: PhaseAccount, say: Say, keep: Callable[[], None]
+) -> tuple[RunSetup, list[SweepTrial]]:
+    """The run with the best settings; one that goes on has chosen already."""
+    recipe, path = setup.recipe, setup.recipe.folder / SWEEP
+    if recipe.sweep is None:
+        return setup, []
+    known = read_json(path) if recipe.resume else None
+    if known is None:
+        chosen, trials = sweep(setup, account, say, keep)
+        write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
+    else:
+        chosen, trials = known["chosen"], [SweepTrial(**found) for found in known["trials"]]
+    return replace(setup, recipe=with_settings(recipe, chosen)), trials
+
+
+def _model(setup: RunSetup) -> tuple[Any, ModelSizes]:
+    torch.manual_seed(setup.recipe.seed)
+    base = load_base(setup.recipe, setup.device)
+    parameters = num_parameters(base)
+    model = trainable(setup.recipe, base)
+    teacher = None if setup.teacher is None else num_parameters(setup.teacher)
+    return model, ModelSizes(parameters, num_trained(model), 0, teacher)
+
+
+def _waited(setup: RunSetup, account: PhaseAccount, model: Any, say: Say) -> Wait:
+    expected = forecast(setup, account, model)
+    return wait_for_green(setup.recipe, account, expected.duration_s, say)
+
+
 def _watch(
     setup: RunSetup, account: PhaseAccount, before: ModelQuality | None, show: Show
 ) -> RunWatch:
-    """Its reserve is what the last look will cost: as the first, but for the answers' length."""
+    """Its reserve is what the last scoring will cost: as the first, but for the answers' length."""
     recipe = setup.recipe
     return RunWatch(
         account,
         recipe.folder / JOURNAL,
-        total_tokens=setup.total_tokens(setup.num_steps()),
+        total_tokens=setup.tokens_of(setup.num_steps),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
         reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
         look_j=(before.losses_j or 0.0) if before else 0.0,
@@ -289,13 +292,13 @@ def _train(
     model: Any,
     watch: RunWatch,
     checkpoint: Path | None,
-    kept: RunJournal | None,
-) -> tuple[str, str | None]:
-    """How training ended, and why it did before its end."""
-    steps = setup.num_steps()
+    reached: RunJournal | None,
+) -> RunOutcome:
+    """Train from the beginning, or from a checkpoint and how far it had come."""
+    steps = setup.num_steps
     trainer = make_trainer(setup, model, watch, steps)
-    if kept is not None:
-        watch.restore(kept)
+    if reached is not None:
+        watch.restore(reached)
     try:
         with watch.interruptible():
             if checkpoint is not None and (step_of(checkpoint) or 0) >= steps:
@@ -303,23 +306,11 @@ def _train(
             else:
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except TrainingError as error:
-        return "failed", str(error)
+        return RunOutcome("failed", error=RunError.of(error))
     finally:
         watch.account.begin("evaluation")
         if setup.processes.is_main:
             watch.write_journal()
-    return ("completed", None) if watch.stopped_by is None else ("stopped", watch.stopped_by)
-
-
-def _data_line(data: TrainingData) -> str:
-    counts = data.counts
-    left_out = [
-        f"{counts.doubles} doubles ({counts.doubles_tokens:,} tokens)" if counts.doubles else "",
-        f"{counts.dropped} too long" if counts.dropped else "",
-        f"{counts.truncated} cut" if counts.truncated else "",
-    ]
-    rest = ", ".join(part for part in left_out if part)
-    return (
-        f"{counts.train} examples ({counts.train_tokens:,} tokens, {counts.learnt_tokens:,} of them"
-        f" learnt), {counts.validation} to score on" + (f"; left out: {rest}" if rest else "")
-    )
+    if watch.stopped_by is None:
+        return RunOutcome("completed")
+    return RunOutcome("stopped", watch.stopped_by)

@@ -28,7 +28,11 @@ T = TypeVar("T")
 
 
 class ConfigError(GreenllmError):
-    """An option is unknown or its value is not allowed; the message names it."""
+    """An option is unknown or its value is not allowed; the message names it, as `option` does."""
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 def option(default: Any, help_text: str) -> Any:
@@ -158,7 +162,7 @@ class EngineConfig:
 
     def _require_together(self, name: str, other: str) -> None:
         if getattr(self, name) is not None and getattr(self, other) is None:
-            raise ConfigError(f"{flag(name)} needs {flag(other)}")
+            raise ConfigError(f"{flag(name)} needs {flag(other)}", name)
 
     def _require_speculation(self) -> None:
         self._require(
@@ -176,7 +180,7 @@ class EngineConfig:
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
-            raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})")
+            raise ConfigError(f"{flag(name)} {rule} (got {getattr(self, name)})", name)
 
     def step_tokens(self, *, on_gpu: bool, context_length: int) -> int:
         """Tokens in one step, at most; scores of a step grow with both, and stay in bounds."""
@@ -226,8 +230,8 @@ def load(
     values: dict[str, Any] = {}
     for name, value in _from_file(file).items():
         if name not in known:
-            raise ConfigError(f"{file}: unknown option {name!r}")
-        values[name] = convert(f"{file}: {name}", value, hints[name])
+            raise ConfigError(f"{file}: unknown option {name!r}", name)
+        values[name] = _converted(name, f"{file}: {name}", value, hints)
     names = {ENVIRONMENT_PREFIX + name.upper() for name in known}
     for key in environment or {}:
         is_ours = key.startswith(ENVIRONMENT_PREFIX) and not key.startswith(TEST_PREFIX)
@@ -236,10 +240,10 @@ def load(
     for name in known:
         key = ENVIRONMENT_PREFIX + name.upper()
         if environment and key in environment:
-            values[name] = convert(key, environment[key], hints[name])
+            values[name] = _converted(name, key, environment[key], hints)
     for name, value in flags.items():
         if value is not None:
-            values[name] = convert(flag(name), value, hints[name])
+            values[name] = _converted(name, flag(name), value, hints)
     return config_type(**values)
 
 
@@ -250,6 +254,14 @@ def _from_file(file: Path | None) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _converted(name: str, where: str, value: Any, hints: Mapping[str, Any]) -> Any:
+    try:
+        return convert(where, value, hints[name])
+    except ConfigError as error:
+        error.option = name
+        raise
 
 
 def convert(where: str, value: Any, hint: Any) -> Any:

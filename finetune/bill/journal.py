@@ -10,11 +10,11 @@ Not covered: joules of a process that was killed, since its last entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from finetune.bill.phases import NOT_BILLED, PhaseAccount, PhaseEnergy, RunPhase
+from finetune.bill.phases import BILLED, LEARNING, NOT_BILLED, PhaseAccount, PhaseEnergy, RunPhase
 from finetune.files import read_json, write_json
 
 _STAYS: frozenset[RunPhase] = NOT_BILLED | {"trials"}
@@ -61,6 +61,29 @@ class RunJournal:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError):
             return None
+
+    @property
+    def by_phase_j(self) -> dict[RunPhase, float | None]:
+        """Joules of every phase that is billed; None where the meter failed."""
+        return {
+            phase: spent.total_j if self.is_known else None
+            for phase, spent in self.energy.items()
+            if phase in BILLED
+        }
+
+    @property
+    def total_j(self) -> float | None:
+        """The bill."""
+        return self._sum_j(BILLED)
+
+    @property
+    def training_j(self) -> float | None:
+        """The part of it that every token learnt from costs."""
+        return self._sum_j(LEARNING)
+
+    def _sum_j(self, phases: Collection[RunPhase]) -> float | None:
+        spent = (energy.total_j for phase, energy in self.energy.items() if phase in phases)
+        return sum(spent, 0.0) if self.is_known else None
 
     def spent(self, account: PhaseAccount) -> RunJournal:
         """The same with what an account has by now."""

@@ -26,6 +26,7 @@ PHASES: tuple[RunPhase, ...] = get_args(RunPhase)
 LEARNING: tuple[RunPhase, ...] = ("training", "teacher")
 # What a machine draws while a run waits, or what another run would have cost, is not its bill.
 NOT_BILLED: frozenset[RunPhase] = frozenset({"waiting", "compare"})
+BILLED: tuple[RunPhase, ...] = tuple(phase for phase in PHASES if phase not in NOT_BILLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +141,8 @@ class PhaseAccount:
 
     def spent(self, *phases: RunPhase) -> PhaseEnergy:
         """What phases have cost so far; without names, what the run is billed for."""
-        wanted = phases or tuple(phase for phase in PHASES if phase not in NOT_BILLED)
         total = PhaseEnergy()
-        for phase in wanted:
+        for phase in phases or BILLED:
             total = total.plus(self._spent.get(phase, PhaseEnergy()))
         return total
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.journal import RunJournal
-from finetune.bill.phases import LEARNING, PhaseAccount, PhaseEnergy
+from finetune.bill.outcome import RunOutcome, TrainingBill
+from finetune.bill.phases import PhaseAccount, PhaseEnergy
 from finetune.bill.quality import ModelQuality
 from finetune.data.dataset import TrainingData
 from finetune.recipe import Recipe
@@ -73,14 +74,13 @@ class Grams:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended."""
+class RunResult:
+    """What a run has come to: how it ended, the model before and after, and the comparator."""
 
-    status: str
-    reason: str | None
+    outcome: RunOutcome
     before: ModelQuality
     after: ModelQuality
-    comparator: Mapping[str, Any] | None
+    comparator: Mapping[str, Any] | None = None
 
 
 def build(
@@ -90,11 +90,11 @@ def build(
     sizes: ModelSizes,
     journal: RunJournal,
     account: PhaseAccount,
-    outcome: Outcome,
+    result: RunResult,
     grams: Grams,
 ) -> dict[str, Any]:
     """The whole report."""
-    seen, spent = journal.seen, account.spent()
+    seen, spent, outcome = journal.seen, account.spent(), result.outcome
     known = account.is_known
     flops = _flops_per_token(recipe, sizes) * seen.tokens
     carbon = grams.of(spent) if known else dict.fromkeys(("operational_g", "embodied_g", "total_g"))
@@ -104,7 +104,7 @@ def build(
         "reason": outcome.reason,
         "identity": dict(identity),
         "recipe": _plain(asdict(recipe)),
-        "data": {"digest": data.digest, **data.counts.as_dict()},
+        "data": {"digest": data.digest, **asdict(data.counts)},
         "training": {
             "steps": seen.steps,
             "tokens": seen.tokens,
@@ -118,17 +118,17 @@ def build(
             "model": asdict(sizes),
             "flops": {"value": flops, "method": _FLOPS},
             "power_w": spent.total_j / spent.duration_s if known and spent.duration_s else None,
-            "energy": _energy(account, seen.tokens),
+            "energy": _energy(account, journal),
             "carbon": {
                 **carbon,
                 "g_per_1k_training_tokens": _sci(carbon, seen.tokens) if known else None,
                 **grams.basis(),
             },
         },
-        "prediction": _prediction(journal.predicted_j, account),
-        "quality": _quality(outcome),
-        "break_even": _break_even(account, outcome),
-        "comparator": outcome.comparator or {"kind": "not measured"},
+        "prediction": _prediction(journal),
+        "quality": _quality(result),
+        "break_even": _break_even(journal.total_j, result),
+        "comparator": result.comparator or {"kind": "not measured"},
     }
 
 
@@ -138,22 +138,20 @@ def _flops_per_token(recipe: Recipe, sizes: ModelSizes) -> int:
     return own + reference + 2 * (sizes.teacher or 0)
 
 
-def _energy(account: PhaseAccount, tokens: int) -> dict[str, Any]:
-    meter, spent = account.meter, account.spent()
-    total_j = spent.total_j if account.is_known else None
-    training_j = account.spent(*LEARNING).total_j if account.is_known else None
+def _energy(account: PhaseAccount, journal: RunJournal) -> dict[str, Any]:
+    bill = TrainingBill.of(journal, account.meter, None)
     return {
-        "total_j": total_j,
-        "training_j": training_j,
-        "total_kwh": None if total_j is None else joules_to_kwh(total_j),
-        "joules_per_training_token": training_j / tokens if training_j and tokens else None,
+        "total_j": bill.total_j,
+        "training_j": journal.training_j,
+        "total_kwh": None if bill.total_j is None else joules_to_kwh(bill.total_j),
+        "joules_per_training_token": bill.joules_per_token,
         "by_phase": {
-            phase: phase_dict(energy) if account.is_known else None
-            for phase, energy in account.by_phase().items()
+            phase: phase_dict(energy) if journal.is_known else None
+            for phase, energy in journal.energy.items()
         },
-        "method": meter.method,
-        "measured": meter.measured,
-        "uncertainty": meter.uncertainty if account.is_known else None,
+        "method": bill.method,
+        "measured": bill.measured,
+        "uncertainty": bill.uncertainty,
         "error": account.error,
         "metering_s": account.metering_s,
     }
@@ -175,18 +173,18 @@ def _sci(carbon: Mapping[str, float | None], tokens: int) -> float | None:
     return sci_g_per_1k_tokens(carbon["operational_g"] or 0.0, carbon["embodied_g"], tokens)
 
 
-def _prediction(predicted_j: float | None, account: PhaseAccount) -> dict[str, Any] | None:
-    if predicted_j is None or not account.is_known:
+def _prediction(journal: RunJournal) -> dict[str, Any] | None:
+    predicted_j, actual_j = journal.predicted_j, journal.total_j
+    if predicted_j is None or actual_j is None:
         return None
-    actual_j = account.spent().total_j
     return {"predicted_j": predicted_j, "actual_j": actual_j, "ratio": predicted_j / actual_j}
 
 
-def _break_even(account: PhaseAccount, outcome: Outcome) -> dict[str, Any] | None:
-    before, after = answers_of(outcome.before), answers_of(outcome.after)
-    if not account.is_known or before is None or after is None:
+def _break_even(bill_j: float | None, result: RunResult) -> dict[str, Any] | None:
+    before, after = answers_of(result.before), answers_of(result.after)
+    if bill_j is None or before is None or after is None:
         return None
-    return asdict(break_even(account.spent().total_j, before, after))
+    return asdict(break_even(bill_j, before, after))
 
 
 def answers_of(found: ModelQuality) -> AnswerCost | None:
@@ -196,8 +194,8 @@ def answers_of(found: ModelQuality) -> AnswerCost | None:
     return AnswerCost(found.answers_j / found.matches.size, found.matches)
 
 
-def _quality(outcome: Outcome) -> dict[str, Any]:
-    before, after = outcome.before, outcome.after
+def _quality(result: RunResult) -> dict[str, Any]:
+    before, after = result.before, result.after
     return {
         "validation_loss": _pair(before.losses.mean(), after.losses.mean()),
         "validation_loss_change": _dict(after.losses.more_than(before.losses)),

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,19 @@ class DataCounts:
     validation: int = 0
     validation_tokens: int = 0
 
-    def as_dict(self) -> dict[str, int]:
-        """For reports."""
-        return asdict(self)
+    def line(self) -> str:
+        """All of it for people."""
+        parts = (
+            f"{self.doubles} doubles ({self.doubles_tokens:,} tokens)" if self.doubles else "",
+            f"{self.dropped} too long" if self.dropped else "",
+            f"{self.truncated} cut" if self.truncated else "",
+        )
+        left_out = ", ".join(filter(None, parts))
+        return (
+            f"{self.train} examples ({self.train_tokens:,} tokens, {self.learnt_tokens:,} of them"
+            f" learnt), {self.validation} to score on"
+            + (f"; left out: {left_out}" if left_out else "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +75,16 @@ def load_data(recipe: Recipe, tokenizer: Any, context: int) -> TrainingData:
     Raises:
         DataError: there is too little, or something that cannot be used.
     """
-    examples = _read(recipe.data)
-    _refuse_other_objective(recipe, examples[0])
+    with _about("data"):
+        examples = _read(recipe.data)
+        _refuse_other_objective(recipe, examples[0])
+    held_out = None
+    if recipe.validation is not None:
+        with _about("validation"):
+            held_out = read_examples(recipe.validation)
+            _refuse_other_objective(recipe, held_out[0])
     encoder = Encoder(tokenizer, templated=_templated(recipe, tokenizer))
     length = min(recipe.max_length or context, context)
-    held_out = None if recipe.validation is None else read_examples(recipe.validation)
-    if held_out is not None:
-        _refuse_other_objective(recipe, held_out[0])
     return prepare(recipe, encoder, length, examples, held_out)
 
 
@@ -83,18 +97,27 @@ def prepare(
 ) -> TrainingData:
     """Encode, leave out, split and count."""
     tally = _Tally(recipe, encoder, length)
-    if held_out is None:
-        train, validation = _split(tally.take(examples), recipe.validation_share)
-    else:
-        # Validation first: an example in both files is not trained on.
-        validation = tally.take(held_out)
+    with _about("validation"):  # first, so that an example in both files is not trained on
+        validation = tally.take(held_out or ())
+    with _about("data"):
         train = tally.take(examples)
+    if held_out is None:
+        train, validation = _split(train, recipe.validation_share)
     if len(train) < FEWEST:
-        raise DataError(
-            f"{recipe.data} leaves {len(train)} examples to train on; at least {FEWEST} are needed"
-        )
+        few = f"{recipe.data} leaves {len(train)} examples to train on"
+        raise DataError(f"{few}; at least {FEWEST} are needed", "data")
     counts = tally.counts(train, validation)
     return TrainingData(tuple(train), tuple(validation), counts, _digest([*train, *validation]))
+
+
+@contextmanager
+def _about(option: str) -> Iterator[None]:
+    """An error in here is about the file of an option."""
+    try:
+        yield
+    except DataError as error:
+        error.option = option
+        raise
 
 
 def _read(name: str | None) -> list[DataLine]:
@@ -125,7 +148,9 @@ def _refuse_other_objective(recipe: Recipe, first: DataLine) -> None:
 def _templated(recipe: Recipe, tokenizer: Any) -> bool:
     has_template = bool(tokenizer.chat_template)
     if recipe.template == "chat" and not has_template:
-        raise DataError(f"--template chat: the tokenizer of {recipe.model} has no chat template")
+        raise DataError(
+            f"--template chat: the tokenizer of {recipe.model} has no chat template", "template"
+        )
     return has_template and recipe.template != "none"
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from greenllm.core import GreenllmError
+from greenllm.config import ConfigError
 
 Form = Literal["messages", "prompt", "text", "preference", "preferred_output"]
 _KEYS: Mapping[Form, frozenset[str]] = {
@@ -35,8 +35,8 @@ _KEYS: Mapping[Form, frozenset[str]] = {
 _ROLES = ("system", "user", "assistant")
 
 
-class DataError(GreenllmError):
-    """The data cannot be trained on; the message says where and why."""
+class DataError(ConfigError):
+    """The data cannot be trained on; the message says where and why, `option` whose file it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,8 @@ def _paragraphs(path: Path) -> Sequence[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--probe: cannot read {path}: {error}") from error
+        raise DataError(f"--probe: cannot read {path}: {error}", "probe") from error
     found = [part.strip() for part in text.split("\n\n") if part.strip()][:_SIZE]
     if not found:
-        raise DataError(f"--probe: {path} holds no text")
+        raise DataError(f"--probe: {path} holds no text", "probe")
     return found

@@ -46,14 +46,18 @@ def settings_of(text: str) -> list[dict[str, Any]]:
         name, _, values = part.partition("=")
         name = name.strip().replace("-", "_")
         if name not in _SWEEPABLE:
-            raise ConfigError(f"--sweep: {name} is none of {', '.join(sorted(_SWEEPABLE))}")
+            raise ConfigError(
+                f"--sweep: {name} is none of {', '.join(sorted(_SWEEPABLE))}", "sweep"
+            )
         found = [value.strip() for value in values.split(",") if value.strip()]
         if not found:
-            raise ConfigError(f"--sweep: {name} has no values; write {name}=A,B")
+            raise ConfigError(f"--sweep: {name} has no values; write {name}=A,B", "sweep")
         axes.append([(name, convert(f"--sweep {name}", value, hints[name])) for value in found])
     combined = [dict(choice) for choice in itertools.product(*axes)]
     if len(combined) < 2:
-        raise ConfigError("--sweep needs at least two combinations, e.g. learning_rate=1e-3,4e-3")
+        raise ConfigError(
+            "--sweep needs at least two combinations, e.g. learning_rate=1e-3,4e-3", "sweep"
+        )
     return combined
 
 

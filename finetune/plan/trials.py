@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from finetune.bill.phases import PhaseAccount
-from finetune.plan.sweep import SweepTrial, best, rungs, settings_of, with_settings
-from finetune.train import scoring
+from finetune.files import JOURNAL
+from finetune.plan.sweep import SweepTrial, best, rungs, settings_of
 from finetune.train.model import load_base, trainable
+from finetune.train.scoring import losses_of
 from finetune.train.setup import RunSetup
 from finetune.train.training import make_trainer
 from finetune.train.watch import RunWatch, TrainingError
@@ -23,17 +23,13 @@ Say = Callable[[str], None]
 
 
 def sweep(
-    setup: RunSetup,
-    account: PhaseAccount,
-    steps: int,
-    say: Say,
-    keep: Callable[[], None] = lambda: None,
+    setup: RunSetup, account: PhaseAccount, say: Say, keep: Callable[[], None]
 ) -> tuple[dict[str, Any], list[SweepTrial]]:
     """The best settings, and every trial there was; `keep` is called after each rung."""
     alive = settings_of(setup.recipe.sweep or "")
     done: list[SweepTrial] = []
     with account.during("trials"):
-        for count, length in rungs(len(alive), steps):
+        for count, length in rungs(len(alive), setup.num_steps):
             ranked = [_try(setup, account, settings, length) for settings in alive[:count]]
             done += ranked
             keep()
@@ -54,16 +50,13 @@ def _try(
 ) -> SweepTrial:
     """Train a fresh model for some steps and score it."""
     folder = setup.recipe.folder / "trial"
-    recipe = replace(
-        with_settings(setup.recipe, settings), output=folder, name=None, eval_every=None,
-        patience=None, budget_wh=None, resume=False,
-    )  # fmt: skip
+    trial = setup.aside(folder, **settings)
     account.read()
     before_j = account.spent("trials").total_j
     folder.mkdir(exist_ok=True)
-    model = trainable(recipe, load_base(recipe, setup.device))
-    own = RunWatch(PhaseAccount(account.meter), folder / "journal.json", total_tokens=0)
-    trainer = make_trainer(replace(setup, recipe=recipe), model, own, steps, saves=False)
+    model = trainable(trial.recipe, load_base(trial.recipe, setup.device))
+    own = RunWatch(PhaseAccount(account.meter), folder / JOURNAL, total_tokens=0)
+    trainer = make_trainer(trial, model, own, steps, saves=False)
     loss: float | None
     try:
         trainer.train()
@@ -79,5 +72,5 @@ def _try(
 def _loss(setup: RunSetup, model: Any) -> float | None:
     model.eval()
     pad = setup.tokenizer.pad_token_id
-    mean = scoring.losses_of(model, setup.data.validation, setup.device, pad).mean()
+    mean = losses_of(model, setup.data.validation, setup.device, pad).mean()
     return mean.value if mean is not None and math.isfinite(mean.value) else None

@@ -95,7 +95,9 @@ def wait_for_green(
     series, began_s = read_series(recipe.intensity_series), clock()
     if series.end_s <= began_s:
         end = datetime.fromtimestamp(series.end_s, UTC).isoformat(timespec="minutes")
-        raise ConfigError(f"--intensity-series: {series.source} ends in the past, at {end}")
+        raise ConfigError(
+            f"--intensity-series: {series.source} ends in the past, at {end}", "intensity_series"
+        )
     account.read()
     spent = account.spent()
     start_s, mean = greenest_start(series, began_s, expected_s, seconds_of(recipe.deadline))

@@ -43,7 +43,8 @@ def load_teacher(recipe: Recipe, device: TorchDevice, tokenizer: Any) -> Any | N
     if vocabulary != tokenizer.get_vocab():
         raise ConfigError(
             f"--teacher {recipe.teacher} has another vocabulary than {recipe.model}: a teacher"
-            " must be of the same family"
+            " must be of the same family",
+            "teacher",
         )
     return model.to(device.name).eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""Training a model so that it can be left early: the loss of layerskip, and how well exits agree.
+"""Training a model so that it can be left early: the loss of layerskip.
 
 The exits are layers whose hidden state, through the model's own last norm and head, is to say what
 the whole model says. Their mean cross-entropy joins that of the last layer. Source: Elhoushi et
@@ -15,13 +15,9 @@ from typing import Any
 
 import torch
 
-from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
-from finetune.train.model import TorchDevice
-from finetune.train.scoring import batches_of
 from finetune.train.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
-from greenllm.intervals import Estimate, wilson
 
 _NORMS = ("norm", "final_layernorm", "ln_f")
 
@@ -35,7 +31,8 @@ class ExitHeads:
         names = [name for name in _NORMS if hasattr(decoder, name)]
         if not names:
             raise ConfigError(
-                f"--objective layerskip: {type(base).__name__} has no final norm that is known"
+                f"--objective layerskip: {type(base).__name__} has no final norm that is known",
+                "objective",
             )
         self.layers = tuple(layers)
         self._norm = getattr(decoder, names[0])
@@ -59,7 +56,7 @@ def exit_layers(wanted: Sequence[int], num_layers: int) -> tuple[int, ...]:
     )
     for layer in chosen:
         if not 1 <= layer < num_layers:
-            raise ConfigError(f"--exits {layer} must be in [1, {num_layers - 1}]")
+            raise ConfigError(f"--exits {layer} must be in [1, {num_layers - 1}]", "exits")
     return chosen
 
 
@@ -86,25 +83,3 @@ class ExitTrainer(GreenTrainer):
         ]
         total = cross_entropy(out.logits, labels) + self._exit_weight * torch.stack(parts).mean()
         return self.per_token(total, labels, kwargs.get("num_items_in_batch"))
-
-
-@torch.no_grad()
-def agreements(
-    model: Any, exits: ExitHeads, items: Sequence[Encoded], device: TorchDevice, pad: int
-) -> dict[int, Estimate | None]:
-    """Shares of learnt tokens that an exit would have chosen as the whole model does."""
-    hits = dict.fromkeys(exits.layers, 0)
-    size = 0
-    was_training = model.training
-    model.eval()
-    for _, ids, weights, mask in batches_of(items, device, pad):
-        with device.autocast():
-            out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-            said = {e: exits.logits(out.hidden_states, e).argmax(-1) for e in exits.layers}
-        counts = weights[:, 1:] > 0
-        wanted = out.logits.argmax(-1)
-        size += int(counts.sum())
-        for layer, found in said.items():
-            hits[layer] += int(((found == wanted)[:, :-1] & counts).sum())
-    model.train(was_training)
-    return {layer: wilson(count, size) for layer, count in hits.items()}

@@ -52,7 +52,7 @@ def device_of(recipe: Recipe) -> TorchDevice:
     has_cuda = torch.cuda.is_available()
     device = ("cuda" if has_cuda else "cpu") if recipe.device == "auto" else recipe.device
     if device.startswith("cuda") and not has_cuda:
-        raise ConfigError(f"--device {recipe.device}: torch sees no CUDA device")
+        raise ConfigError(f"--device {recipe.device}: torch sees no CUDA device", "device")
     fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bfloat16()
     wanted = {"auto": fast, "bfloat16": True, "float32": False}[recipe.dtype]
     return TorchDevice(device, torch.bfloat16 if wanted else torch.float32)
@@ -123,7 +123,7 @@ def trainable(recipe: Recipe, base: Any) -> Any:
     try:
         model = get_peft_model(base, adapter_config(recipe))
     except ValueError as error:
-        raise ConfigError(f"--targets {','.join(recipe.targets)}: {error}") from error
+        raise ConfigError(f"--targets {','.join(recipe.targets)}: {error}", "targets") from error
     _refuse_missing(recipe, model)
     return model
 
@@ -148,7 +148,9 @@ def _refuse_missing(recipe: Recipe, model: Any) -> None:
     adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     for target in recipe.targets:
         if not any(name == target or name.endswith(f".{target}") for name in adapted):
-            raise ConfigError(f"--targets {target}: {recipe.model} has no such linear module")
+            raise ConfigError(
+                f"--targets {target}: {recipe.model} has no such linear module", "targets"
+            )
 
 
 def num_trained(model: Any) -> int:

@@ -9,15 +9,18 @@ Not covered: whether an answer that differs is right too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from finetune.bill.phases import PHASES, PhaseAccount, PhaseEnergy
 from finetune.bill.quality import Losses, ModelQuality
 from finetune.data.encoding import Encoded
+from finetune.train.exits import ExitHeads, exits_of
 from finetune.train.model import TorchDevice
+from finetune.train.setup import RunSetup
 from greenllm.intervals import Estimate, wilson
 
 _ROWS = 16
@@ -110,11 +113,6 @@ def _answers(
     return texts, found.shape[1] - width
 
 
-def worse_of(items: Sequence[Encoded]) -> list[Encoded]:
-    """The worse answers, where examples are preferences."""
-    return [item.rejected for item in items if item.rejected is not None]
-
-
 def _preferred(better: Losses, worse: Losses) -> Estimate | None:
     """How often the better answer, as a whole, is the likelier one."""
     if not worse.sums:
@@ -123,33 +121,68 @@ def _preferred(better: Losses, worse: Losses) -> Estimate | None:
     return wilson(hits, len(worse.sums))
 
 
-def look(
-    model: Any,
-    items: Sequence[Encoded],
-    probe: Sequence[Encoded],
-    device: TorchDevice,
-    tokenizer: Any,
-    num_answers: int,
-    spent_j: Callable[[], float | None],
-) -> ModelQuality:
-    """Everything about a model at one moment; its mode is left as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        pad, start_j = tokenizer.pad_token_id, spent_j()
-        losses = losses_of(model, items, device, pad)
-        before_j = spent_j()
-        answered = answer_all(model, items[:num_answers], device, tokenizer)
-        after_j = spent_j()
-        return ModelQuality(
-            losses,
-            losses_of(model, probe, device, pad),
-            answered.matches,
-            answer_steps=answered.steps,
-            wanted_steps=answered.wanted_steps,
-            answers_j=None if before_j is None or after_j is None else after_j - before_j,
-            losses_j=None if start_j is None or before_j is None else before_j - start_j,
-            preferred=_preferred(losses, losses_of(model, worse_of(items), device, pad)),
-        )
-    finally:
-        model.train(was_training)
+@torch.no_grad()
+def agreements(
+    model: Any, exits: ExitHeads, items: Sequence[Encoded], device: TorchDevice, pad: int
+) -> dict[int, Estimate | None]:
+    """Shares of learnt tokens that an exit would have chosen as the whole model does."""
+    hits = dict.fromkeys(exits.layers, 0)
+    size = 0
+    for _, ids, weights, mask in batches_of(items, device, pad):
+        with device.autocast():
+            out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            said = {e: exits.logits(out.hidden_states, e).argmax(-1) for e in exits.layers}
+        counts = weights[:, 1:] > 0
+        wanted = out.logits.argmax(-1)
+        size += int(counts.sum())
+        for layer, found in said.items():
+            hits[layer] += int(((found == wanted)[:, :-1] & counts).sum())
+    return {layer: wilson(count, size) for layer, count in hits.items()}
+
+
+def score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality | None:
+    """Everything about a model at one moment; its mode is left as it was.
+
+    None in all processes but the main one, which wait.
+    """
+    found = None
+    if setup.processes.is_main:
+        was_training = model.training
+        model.eval()
+        try:
+            found = _score(setup, model, account)
+        finally:
+            model.train(was_training)
+    setup.processes.wait()
+    return found
+
+
+def _score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality:
+    recipe, device, items = setup.recipe, setup.device, setup.data.validation
+    pad = setup.tokenizer.pad_token_id
+    began = _spent(account)
+    losses = losses_of(model, items, device, pad)
+    scored = _spent(account)
+    answered = answer_all(model, items[: recipe.answers], device, setup.tokenizer)
+    asked = _spent(account)
+    worse = [item.rejected for item in items if item.rejected is not None]
+    exits: dict[int, Estimate | None] = {}
+    if recipe.objective == "layerskip":
+        exits = agreements(model, exits_of(recipe, model), items, device, pad)
+    return ModelQuality(
+        losses,
+        losses_of(model, setup.probe, device, pad),
+        answered.matches,
+        exits=exits,
+        preferred=_preferred(losses, losses_of(model, worse, device, pad)),
+        answer_steps=answered.steps,
+        wanted_steps=answered.wanted_steps,
+        answers_j=asked.minus(scored).total_j if account.is_known else None,
+        losses_j=scored.minus(began).total_j if account.is_known else None,
+        cost=_spent(account).minus(began),
+    )
+
+
+def _spent(account: PhaseAccount) -> PhaseEnergy:
+    account.read()
+    return account.spent(*PHASES)

@@ -22,6 +22,7 @@ import torch
 from transformers import TrainerCallback
 
 from finetune.bill.journal import RunJournal, Seen
+from finetune.bill.outcome import StopReason
 from finetune.bill.phases import LEARNING, PhaseAccount, PhaseEnergy, RunPhase
 from finetune.train.processes import Processes
 from greenllm.core import GreenllmError
@@ -71,7 +72,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.account = account
         self.seen = Seen()
-        self.stopped_by: str | None = None
+        self.stopped_by: StopReason | None = None
         self.predicted_j: float | None = None
         self.losses: list[tuple[int, float]] = []
         self.scores: list[tuple[int, float]] = []
