@@ -44,15 +44,12 @@ class PhaseEnergy:
         """What the run is billed for."""
         return self.active_j + self.idle_j
 
-    def plus(self, other: PhaseEnergy) -> PhaseEnergy:
-        """Both together."""
-        return self._with(other, 1.0)
-
     def minus(self, other: PhaseEnergy) -> PhaseEnergy:
         """What is more than another."""
-        return self._with(other, -1.0)
+        return self.plus(other, -1.0)
 
-    def _with(self, other: PhaseEnergy, sign: float) -> PhaseEnergy:
+    def plus(self, other: PhaseEnergy, sign: float = 1.0) -> PhaseEnergy:
+        """Both together."""
         names = {**self.domains_j, **other.domains_j}
         return PhaseEnergy(
             self.active_j + sign * other.active_j,

@@ -159,14 +159,7 @@ def _energy(account: PhaseAccount, journal: RunJournal) -> dict[str, Any]:
 
 def phase_dict(energy: PhaseEnergy) -> dict[str, Any]:
     """One phase for the report."""
-    return {
-        "total_j": energy.total_j,
-        "active_j": energy.active_j,
-        "idle_j": energy.idle_j,
-        "foreign_j": energy.foreign_j,
-        "duration_s": energy.duration_s,
-        "domains_j": dict(energy.domains_j),
-    }
+    return {"total_j": energy.total_j, **asdict(energy)}
 
 
 def _sci(carbon: Mapping[str, float | None], tokens: int) -> float | None:

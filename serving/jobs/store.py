@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 JobStatus = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
-ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 FINE_TUNED = "ft:"
 _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 
@@ -58,11 +57,6 @@ class Job:
     pid: int | None = None
     energy: Mapping[str, Any] | None = field(default=None)
     method: Literal["supervised", "dpo"] = "supervised"
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in ENDED
 
 
 class JobStore:
