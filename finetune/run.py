@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from finetune import files
 from finetune.bill.card import card
 from finetune.bill.journal import RunJournal, take_over, update
 from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
@@ -27,41 +28,18 @@ from finetune.bill.plot import draw
 from finetune.bill.quality import ModelQuality
 from finetune.bill.report import Grams, ModelSizes, RunResult, build, identity_of
 from finetune.bill.text import markdown
-from finetune.data.dataset import load_data
-from finetune.data.probe import load_probe
-from finetune.files import (
-    CHECKPOINTS,
-    JOURNAL,
-    MARKER,
-    OUTCOME,
-    PAGE,
-    PLOT,
-    REPORT,
-    SWEEP,
-    read_json,
-    write_json,
-)  # fmt: skip
 from finetune.plan.forecast import Forecast, forecast
 from finetune.plan.sweep import SweepTrial, with_settings
 from finetune.plan.trials import sweep
 from finetune.plan.waiting import Wait, wait_for_green, waited
 from finetune.recipe import Recipe
 from finetune.train import compare
-from finetune.train.checkpoints import complete, step_of
-from finetune.train.distilling import load_teacher
-from finetune.train.model import (
-    device_of,
-    load_base,
-    load_tokenizer,
-    num_parameters,
-    num_trained,
-    trainable,
-)  # fmt: skip
+from finetune.train.model import device_of, load_base, num_parameters, num_trained, trainable
 from finetune.train.output import open_folder, save_weights
 from finetune.train.processes import Processes, join, launched
 from finetune.train.scoring import score
-from finetune.train.setup import RunSetup
-from finetune.train.training import load_last, make_trainer, num_rows
+from finetune.train.setup import RunSetup, load_setup
+from finetune.train.training import load_last, make_trainer
 from finetune.train.watch import Progress, RunWatch, TrainingError
 from greenllm.config import ConfigError, flag
 from greenllm.model.files import Weights, local_folder
@@ -69,6 +47,14 @@ from greenllm.model.options import resolve
 
 Show = Callable[[Progress], None]
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Where a run goes on."""
+
+    folder: Path
+    journal: RunJournal
 
 
 @dataclass(slots=True)
@@ -97,11 +83,12 @@ def run(
     processes = _begin(recipe)
     _require_meter(recipe, account, processes)
     checkpoint = _open(recipe, processes, say)
-    reached = None if checkpoint is None else RunJournal.read(checkpoint / MARKER)
     if recipe.resume and processes.is_main:
-        take_over(account, reached, RunJournal.read(recipe.folder / JOURNAL))
-    keep = partial(update, recipe.folder / JOURNAL, account)
-    setup = _setup(recipe, account, processes, say)
+        reached = None if checkpoint is None else checkpoint.journal
+        take_over(account, reached, RunJournal.read(recipe.folder / files.JOURNAL))
+    keep = partial(update, recipe.folder / files.JOURNAL, account)
+    setup = load_setup(recipe, account, processes)
+    say(setup.data.counts.line())
     setup, trials = _swept(setup, account, say, keep)
     model, sizes = _model(setup)
     now = _Run(setup, account, grams, began, sizes, trials)
@@ -111,7 +98,7 @@ def run(
     with account.during("evaluation"):
         before = score(setup, model, account)
     watch = _watch(setup, account, before, show)
-    outcome = _train(setup, model, watch, checkpoint, reached)
+    outcome = _train(setup, model, watch, checkpoint)
     with account.during("evaluation"):
         after = score(setup, model, account)
     if before is None or after is None:
@@ -151,11 +138,11 @@ def _report(now: _Run, watch: RunWatch, result: RunResult) -> dict[str, Any]:
     found = build(recipe, identity, now.setup.data, now.sizes, journal, account, result, now.grams)
     found["trials"] = [asdict(trial) for trial in now.trials]
     found["start"] = None if now.wait is None else now.wait.as_dict()
-    write_json(recipe.folder / REPORT, found)
+    files.write_json(recipe.folder / files.REPORT, found)
     grams = found["measures"]["carbon"]["operational_g"]
     bill = TrainingBill.of(journal, account.meter, grams)
     outcome = replace(result.outcome, tokens=journal.seen.tokens, bill=bill)
-    outcome.write(recipe.folder / OUTCOME)
+    outcome.write(recipe.folder / files.OUTCOME)
     return found
 
 
@@ -165,15 +152,16 @@ def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
     Raises:
         GreenllmError: what the run itself would refuse.
     """
-    setup = _setup(recipe, account, _begin(recipe), say)
+    setup = load_setup(recipe, account, _begin(recipe))
+    say(setup.data.counts.line())
     model, _ = _model(setup)
     return forecast(setup, account, model)
 
 
 def write_pages(folder: Path, found: dict[str, Any]) -> None:
     """The report as Markdown, its plot, and the card."""
-    draw(found, folder / PLOT)
-    (folder / PAGE).write_text(markdown(found, PLOT), encoding="utf-8")
+    draw(found, folder / files.PLOT)
+    (folder / files.PAGE).write_text(markdown(found, files.PLOT), encoding="utf-8")
     (folder / "README.md").write_text(card(found), encoding="utf-8")
 
 
@@ -203,54 +191,32 @@ def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) 
         )
 
 
-def _open(recipe: Recipe, processes: Processes, say: Say) -> Path | None:
+def _open(recipe: Recipe, processes: Processes, say: Say) -> _Checkpoint | None:
     """The main process makes the folder; all of them find the same checkpoint in it."""
     if processes.is_main:
         open_folder(recipe)
     processes.wait()
-    found = complete(recipe.folder / CHECKPOINTS) if recipe.resume else []
-    if recipe.resume:
-        say(f"goes on from {found[-1].name}" if found else "no checkpoint yet: begins anew")
-    return found[-1] if found else None
-
-
-def _setup(recipe: Recipe, account: PhaseAccount, processes: Processes, say: Say) -> RunSetup:
-    device, tokenizer = device_of(recipe), load_tokenizer(recipe)
-    context = min(tokenizer.model_max_length, _context(recipe))
-    with account.during("data"):
-        data = load_data(recipe, tokenizer, context)
-        probe = load_probe(recipe, tokenizer, context)
-    recipe = replace(recipe, max_length=recipe.max_length or context)
-    teacher = load_teacher(recipe, device, tokenizer)
-    if recipe.eval_every is not None and not data.validation:
-        raise ConfigError(
-            f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
-            " to look at; give --validation, or more examples",
-            "eval_every",
-        )
-    say(data.counts.line())
-    rows = num_rows(recipe, data.train, recipe.max_length or context)
-    return RunSetup(recipe, device, tokenizer, data, probe, processes, rows, teacher)
-
-
-def _context(recipe: Recipe) -> int:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(local_folder(resolve(recipe.model)))
-    return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    if not recipe.resume:
+        return None
+    for folder in reversed(files.complete(recipe.folder / files.CHECKPOINTS)):
+        if (journal := RunJournal.read(folder / files.MARKER)) is not None:
+            say(f"goes on from {folder.name}")
+            return _Checkpoint(folder, journal)
+    say("no checkpoint yet: begins anew")
+    return None
 
 
 def _swept(
     setup: RunSetup, account: PhaseAccount, say: Say, keep: Callable[[], None]
 ) -> tuple[RunSetup, list[SweepTrial]]:
     """The run with the best settings; one that goes on has chosen already."""
-    recipe, path = setup.recipe, setup.recipe.folder / SWEEP
+    recipe, path = setup.recipe, setup.recipe.folder / files.SWEEP
     if recipe.sweep is None:
         return setup, []
-    known = read_json(path) if recipe.resume else None
+    known = files.read_json(path) if recipe.resume else None
     if known is None:
         chosen, trials = sweep(setup, account, say, keep)
-        write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
+        files.write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
     else:
         chosen, trials = known["chosen"], [SweepTrial(**found) for found in known["trials"]]
     return replace(setup, recipe=with_settings(recipe, chosen)), trials
@@ -277,7 +243,7 @@ def _watch(
     recipe = setup.recipe
     return RunWatch(
         account,
-        recipe.folder / JOURNAL,
+        recipe.folder / files.JOURNAL,
         total_tokens=setup.tokens_of(setup.num_steps),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
         reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
@@ -288,23 +254,18 @@ def _watch(
 
 
 def _train(
-    setup: RunSetup,
-    model: Any,
-    watch: RunWatch,
-    checkpoint: Path | None,
-    reached: RunJournal | None,
+    setup: RunSetup, model: Any, watch: RunWatch, checkpoint: _Checkpoint | None
 ) -> RunOutcome:
-    """Train from the beginning, or from a checkpoint and how far it had come."""
-    steps = setup.num_steps
-    trainer = make_trainer(setup, model, watch, steps)
-    if reached is not None:
-        watch.restore(reached)
+    """Train from the beginning, or from a checkpoint."""
+    trainer = make_trainer(setup, model, watch, setup.num_steps)
+    if checkpoint is not None:
+        watch.restore(checkpoint.journal)
     try:
         with watch.interruptible():
-            if checkpoint is not None and (step_of(checkpoint) or 0) >= steps:
-                load_last(trainer, checkpoint)
+            if checkpoint is not None and checkpoint.journal.seen.steps >= setup.num_steps:
+                load_last(trainer, checkpoint.folder)
             else:
-                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.folder))
     except TrainingError as error:
         return RunOutcome("failed", error=RunError.of(error))
     finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,8 +107,16 @@ def prepare(
     if len(train) < FEWEST:
         few = f"{recipe.data} leaves {len(train)} examples to train on"
         raise DataError(f"{few}; at least {FEWEST} are needed", "data")
-    counts = tally.counts(train, validation)
-    return TrainingData(tuple(train), tuple(validation), counts, _digest([*train, *validation]))
+    counts = DataCounts(
+        **tally.found,
+        train=len(train),
+        train_tokens=sum(item.num_tokens for item in train),
+        learnt_tokens=sum(item.num_learnt for item in train),
+        validation=len(validation),
+        validation_tokens=sum(item.num_tokens for item in validation),
+    )
+    digest = hashlib.blake2b(b"".join(map(_fingerprint, [*train, *validation])), digest_size=16)
+    return TrainingData(tuple(train), tuple(validation), counts, digest.hexdigest())
 
 
 @contextmanager
@@ -162,59 +171,42 @@ class _Tally:
         self._encoder = encoder
         self._length = length
         self._seen: set[bytes] = set()
-        self._found: dict[str, int] = {}
+        self.found: Counter[str] = Counter()
 
     def take(self, examples: Sequence[DataLine]) -> list[Encoded]:
         """What is left of them."""
-        self._add("read", len(examples))
-        kept: list[Encoded] = []
-        for example in examples:
-            encoded = self._encoder.encode(example)
-            if not self._is_double(encoded) and (fitting := self._fit(encoded)) is not None:
-                kept.append(fitting)
-        return kept
+        self.found["read"] += len(examples)
+        encoded = (self._encoder.encode(example) for example in examples)
+        fitting = (self._fit(item) for item in encoded if not self._is_double(item))
+        return [item for item in fitting if item is not None]
 
-    def counts(self, train: Sequence[Encoded], validation: Sequence[Encoded]) -> DataCounts:
-        """Everything counted."""
-        return DataCounts(
-            **self._found,
-            train=len(train),
-            train_tokens=sum(item.num_tokens for item in train),
-            learnt_tokens=sum(item.num_learnt for item in train),
-            validation=len(validation),
-            validation_tokens=sum(item.num_tokens for item in validation),
-        )
+    def _note(self, name: str, num_tokens: int) -> None:
+        self.found.update({name: 1, f"{name}_tokens": num_tokens})
 
-    def _add(self, name: str, count: int) -> None:
-        self._found[name] = self._found.get(name, 0) + count
-
-    def _is_double(self, encoded: Encoded) -> bool:
-        key = _fingerprint(encoded)
+    def _is_double(self, item: Encoded) -> bool:
+        key = _fingerprint(item)
         is_double = self._recipe.deduplicate and key in self._seen
         self._seen.add(key)
         if is_double:
-            self._add("doubles", 1)
-            self._add("doubles_tokens", encoded.num_tokens)
+            self._note("doubles", item.num_tokens)
         return is_double
 
-    def _fit(self, encoded: Encoded) -> Encoded | None:
-        if encoded.longest <= self._length:
-            return encoded
+    def _fit(self, item: Encoded) -> Encoded | None:
+        if item.longest <= self._length:
+            return item
         if self._recipe.too_long == "refuse":
             raise DataError(
-                f"{encoded.example.where} has {encoded.longest} tokens, more than {self._length};"
+                f"{item.example.where} has {item.longest} tokens, more than {self._length};"
                 " --too-long drop or truncate goes on"
             )
         if self._recipe.too_long == "drop":
-            self._add("dropped", 1)
-            self._add("dropped_tokens", encoded.num_tokens)
+            self._note("dropped", item.num_tokens)
             return None
-        cut = encoded.cut(self._length)
+        cut = item.cut(self._length)
         if not _is_answered(cut):
-            self._add("without_answer", 1)
+            self.found["without_answer"] += 1
             return None
-        self._add("truncated", 1)
-        self._add("truncated_tokens", encoded.num_tokens - cut.num_tokens)
+        self._note("truncated", item.num_tokens - cut.num_tokens)
         return cut
 
 
@@ -239,10 +231,3 @@ def _fingerprint(encoded: Encoded) -> bytes:
     ids = array("q", encoded.ids).tobytes()
     other = _fingerprint(encoded.rejected) if encoded.rejected else b""
     return hashlib.blake2b(ids + learnt + other, digest_size=16).digest()
-
-
-def _digest(items: Sequence[Encoded]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for item in items:
-        found.update(_fingerprint(item))
-    return found.hexdigest()

@@ -20,10 +20,10 @@ from finetune.files import (
     WAIT,
     SavingError,
     read_json,
+    remove_incomplete,
     write_json,
 )
 from finetune.recipe import Recipe
-from finetune.train.checkpoints import remove_incomplete
 from finetune.train.exits import exits_of
 from greenllm.config import ConfigError
 

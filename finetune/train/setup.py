@@ -8,11 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.data.dataset import TrainingData
+from transformers import AutoConfig
+from trl import SFTConfig, pack_dataset
+
+from finetune.bill.phases import PhaseAccount
+from finetune.data.dataset import TrainingData, load_data
 from finetune.data.encoding import Encoded
+from finetune.data.probe import load_probe
 from finetune.recipe import Recipe
-from finetune.train.model import TorchDevice
+from finetune.train.distilling import load_teacher
+from finetune.train.model import TorchDevice, device_of, load_tokenizer
 from finetune.train.processes import Processes
+from finetune.train.trainer import rows_of
+from greenllm.config import ConfigError
+from greenllm.model.files import local_folder
+from greenllm.model.options import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +67,31 @@ class RunSetup:
     @property
     def _rows_per_step(self) -> int:
         return self.recipe.batch_size * self.recipe.accumulation * self.processes.count
+
+
+def load_setup(recipe: Recipe, account: PhaseAccount, processes: Processes) -> RunSetup:
+    """Everything that a recipe names but the model.
+
+    Raises:
+        GreenllmError: something cannot be read, or does not go with the rest.
+    """
+    device, tokenizer = device_of(recipe), load_tokenizer(recipe)
+    config = AutoConfig.from_pretrained(local_folder(resolve(recipe.model)))
+    longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    context = min(tokenizer.model_max_length, longest)
+    with account.during("data"):
+        data = load_data(recipe, tokenizer, context)
+        probe = load_probe(recipe, tokenizer, context)
+    recipe = replace(recipe, max_length=recipe.max_length or context)
+    teacher = load_teacher(recipe, device, tokenizer)
+    if recipe.eval_every is not None and not data.validation:
+        raise ConfigError(
+            f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
+            " to look at; give --validation, or more examples",
+            "eval_every",
+        )
+    rows = len(data.train)
+    if recipe.packing:
+        strategy = SFTConfig.packing_strategy
+        rows = len(pack_dataset(rows_of(data.train), recipe.max_length, strategy))
+    return RunSetup(recipe, device, tokenizer, data, probe, processes, rows, teacher)

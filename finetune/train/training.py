@@ -1,4 +1,4 @@
-"""From a recipe to a trainer: how many rows, which arguments, which objective.
+"""From a recipe to a trainer: which arguments, which objective.
 
 Not covered: running it.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from transformers import EarlyStoppingCallback, TrainerState
-from trl import DPOConfig, SFTConfig, pack_dataset
+from trl import DPOConfig, SFTConfig
 
 from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
@@ -26,13 +26,6 @@ from finetune.train.trainer import GreenTrainer, Watched, rows_of
 from finetune.train.watch import RunWatch
 
 _SAVES = 10
-
-
-def num_rows(recipe: Recipe, train: Sequence[Encoded], length: int) -> int:
-    """Rows that the trainer makes of the examples."""
-    if not recipe.packing:
-        return len(train)
-    return len(pack_dataset(rows_of(train), length, SFTConfig.packing_strategy))
 
 
 def make_trainer(

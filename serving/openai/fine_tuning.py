@@ -20,9 +20,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
 from finetune.bill.journal import RunJournal
-from finetune.files import CHECKPOINTS, MARKER
+from finetune.files import CHECKPOINTS, MARKER, complete
 from finetune.recipe import Recipe
-from finetune.train.checkpoints import complete
 from greenllm.config import ConfigError, load
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body
