@@ -24,7 +24,7 @@ from finetune.files import CHECKPOINTS, MARKER, complete
 from finetune.recipe import Recipe
 from greenllm.config import ConfigError, load
 from serving.errors import ApiError
-from serving.http import body_schema, parsed_body
+from serving.http import Server, body_schema, parsed_body
 from serving.jobs.store import Job, JobStatus, new_job_id, toml_of
 from serving.openai.files import find_file
 from serving.openai.schemas import Hyperparameters, JobBody, Method
@@ -189,40 +189,34 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
 
 
 @router.get(_PATH)
-async def jobs(http: HttpRequest, after: str | None = None, limit: int = 20) -> dict[str, Any]:
+async def jobs(state: Server, after: str | None = None, limit: int = 20) -> dict[str, Any]:
     """List jobs, newest first."""
-    state = state_of(http)
-    state.key_of(http)
     found = await asyncio.to_thread(state.jobs.store.all)
     page, has_more = _page([job_body(state, job) for job in found], after, limit)
     return {"object": "list", "data": page, "has_more": has_more}
 
 
 @router.get(_PATH + "/{job_id}")
-async def job(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def job(state: Server, job_id: str) -> dict[str, Any]:
     """How a job stands."""
-    state = state_of(http)
-    state.key_of(http)
     return job_body(state, _find(state, job_id))
 
 
 @router.post(_PATH + "/{job_id}/cancel")
-async def cancel(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def cancel(state: Server, job_id: str) -> dict[str, Any]:
     """End a job; what it has trained is kept in its folder."""
-    return _ask(http, job_id, "cancel", ("queued", "paused"), "cancelled")
+    return _ask(state, job_id, "cancel", ("queued", "paused"), "cancelled")
 
 
 @router.post(_PATH + "/{job_id}/pause")
-async def pause(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def pause(state: Server, job_id: str) -> dict[str, Any]:
     """Let a job save a checkpoint and wait."""
-    return _ask(http, job_id, "pause", ("queued",), "paused")
+    return _ask(state, job_id, "pause", ("queued",), "paused")
 
 
 @router.post(_PATH + "/{job_id}/resume")
-async def resume(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def resume(state: Server, job_id: str) -> dict[str, Any]:
     """Queue a paused job again."""
-    state = state_of(http)
-    state.key_of(http)
     found = _find(state, job_id)
     if found.status != "paused":
         raise ApiError(400, f"job {job_id} is {found.status}, not paused", code="invalid_status")
@@ -231,11 +225,9 @@ async def resume(http: HttpRequest, job_id: str) -> dict[str, Any]:
 
 
 def _ask(
-    http: HttpRequest, job_id: str, wish: str, waiting: tuple[JobStatus, ...], then: JobStatus
+    state: ServerState, job_id: str, wish: str, waiting: tuple[JobStatus, ...], then: JobStatus
 ) -> dict[str, Any]:
     """What waits changes at once; what runs is told, and changes when its process has ended."""
-    state = state_of(http)
-    state.key_of(http)
     found = _find(state, job_id)
     store = state.jobs.store
     if found.status in waiting:
@@ -249,11 +241,9 @@ def _ask(
 
 @router.get(_PATH + "/{job_id}/events")
 async def events(
-    http: HttpRequest, job_id: str, after: str | None = None, limit: int = 20
+    state: Server, job_id: str, after: str | None = None, limit: int = 20
 ) -> dict[str, Any]:
     """What happened, newest first."""
-    state = state_of(http)
-    state.key_of(http)
     _find(state, job_id)
     found = await asyncio.to_thread(state.jobs.store.events, job_id)
     page, has_more = _page(found, after, limit)
@@ -262,11 +252,9 @@ async def events(
 
 @router.get(_PATH + "/{job_id}/checkpoints")
 async def checkpoints(
-    http: HttpRequest, job_id: str, after: str | None = None, limit: int = 10
+    state: Server, job_id: str, after: str | None = None, limit: int = 10
 ) -> dict[str, Any]:
     """Checkpoints that are kept, newest first; they are no models of their own."""
-    state = state_of(http)
-    state.key_of(http)
     _find(state, job_id)
     markers = [path / MARKER for path in complete(state.jobs.store.output(job_id) / CHECKPOINTS)]
     found = [_checkpoint(job_id, marker) for marker in reversed(markers)]
