@@ -16,6 +16,7 @@ from greenllm.core import AdapterRef, Request, SamplingParams, Sequence, TextSin
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
+from greenllm.exits import mean_layers
 from greenllm.model.info import ModelInfo
 
 
@@ -89,7 +90,7 @@ class InFlight:
             generated=generated,
             drafted=drafted,
             accepted=accepted,
-            mean_layers=_mean_layers(request, sequences, num_layers),
+            mean_layers=_mean_layers(sequences, num_layers),
         )
         if request.adapter is not None:
             self.release(request.adapter)
@@ -127,12 +128,8 @@ def _sum_cached(sequences: SequenceOf[Sequence]) -> int:
     return sum(seq.num_cached or 0 for seq in sequences if seq.leader is None)
 
 
-def _mean_layers(
-    request: Request, sequences: SequenceOf[Sequence], num_layers: int
-) -> float | None:
+def _mean_layers(sequences: SequenceOf[Sequence], num_layers: int) -> float | None:
     """Layers asked for a token of an approximate answer; None for others, and without tokens."""
+    exits = [seq.exit for seq in sequences if seq.exit is not None]
     generated = sum(seq.num_generated for seq in sequences)
-    if request.approximation is None or not generated:
-        return None
-    exited = sum(seq.num_exited for seq in sequences)
-    return num_layers - (num_layers - request.approximation.exit_layer) * exited / generated
+    return mean_layers(exits, generated, num_layers) if exits and generated else None

@@ -1,11 +1,9 @@
 """A step in which some chunks may leave the model early: the exit first, then whatever it left.
 
-Contract: a chunk that `exits` is read at the exit. Where the exit's likeliest token is more likely
+Contract: a chunk with an open exit is read there. Where the exit's likeliest token is more likely
 than the request's threshold, the exit's logits are what is sampled from, and nothing else runs for
 the chunk; with room it may go on so for several tokens. What the exit is not sure of runs through
-all layers, together with the tokens before it that had left early: their keys and values are
-computed then, exactly, in the same step (Bae et al., 2023, arXiv:2310.05424, "synchronized parallel
-decoding").
+all layers, together with the pending tokens before it (see `greenllm.exits`).
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from greenllm.core import EXIT_RUN, Chunk, Sample
+from greenllm.core import Chunk, Sample
+from greenllm.exits import EXIT_RUN, ExitResult
 from greenllm.runner.readout import read_out, wanted_rows
 from greenllm.runner.stepwise import plain
 
@@ -44,7 +43,7 @@ def run_leaving_early(
     chunks: Sequence[Chunk], exit_: Exit, run: Callable[[list[Chunk]], list[Sample]]
 ) -> list[Sample]:
     """One sample per chunk; `run` takes chunks through all layers."""
-    asked = [chunk for chunk in chunks if chunk.exits]
+    asked = [chunk for chunk in chunks if chunk.may_exit]
     if not asked:
         return run([chunk.through_all_layers() for chunk in chunks])
     several = [chunk for chunk in asked if chunk.room >= EXIT_RUN - 1]
@@ -65,8 +64,7 @@ def exit_layer(chunks: Sequence[Chunk]) -> int:
     Raises:
         ValueError: they name none, or different ones.
     """
-    named = {chunk.seq.request.approximation for chunk in chunks}
-    layers = {None if one is None else one.exit_layer for one in named}
+    layers = {None if chunk.exit is None else chunk.exit.layer for chunk in chunks}
     (layer,) = layers if len(layers) == 1 else (None,)
     if layer is None:
         raise ValueError(f"one exit for all chunks is needed, got {layers}")
@@ -80,7 +78,7 @@ def _first_guesses(chunks: list[Chunk], exit_: Exit) -> dict[int, Sample]:
         least = _threshold(chunk)
         sure = takewhile(lambda guess, least=least: guess.probability > least, guesses)  # type: ignore[misc]
         ids = tuple(guess.token_id for guess in sure)
-        found[id(chunk)] = Sample(ids, exited=len(ids), exit_steps=len(guesses))
+        found[id(chunk)] = Sample(ids, exit=ExitResult(len(ids), len(guesses)))
     return found
 
 
@@ -90,9 +88,9 @@ def _first_samples(chunks: list[Chunk], exit_: Exit) -> dict[int, Sample]:
     sure = [place for place, is_sure in enumerate(_are_sure(chunks, logits)) if is_sure]
     leaving = [chunks[place] for place in sure]
     samples = read_out(leaving, [wanted_rows(chunk) for chunk in leaving], logits[sure])
-    found = {id(chunk): Sample(exit_steps=1) for chunk in chunks}
+    found = {id(chunk): Sample(exit=ExitResult(0, 1)) for chunk in chunks}
     for chunk, sample in zip(leaving, samples, strict=True):
-        found[id(chunk)] = replace(sample, exited=1, exit_steps=1)
+        found[id(chunk)] = replace(sample, exit=ExitResult(1, 1))
     return found
 
 
@@ -105,32 +103,25 @@ def _are_sure(chunks: Sequence[Chunk], logits: Tensor) -> list[bool]:
 
 
 def _threshold(chunk: Chunk) -> float:
-    approximation = chunk.seq.request.approximation
-    return 1.0 if approximation is None else approximation.threshold
+    return 1.0 if chunk.exit is None else chunk.exit.threshold
 
 
 def _has_left(sample: Sample | None) -> bool:
-    """Whether the exit was sure of everything that it was asked for."""
-    return sample is not None and 0 < sample.exited == sample.exit_steps
+    return sample is not None and sample.exit is not None and sample.exit.is_all
 
 
 def _whole(chunk: Chunk, early: Sample | None) -> Chunk:
     """A chunk for all layers, with what the exit has just chosen after its newest token."""
     whole = chunk.through_all_layers()
-    if early is None or not early.exited:
+    if early is None or not early.token_ids:
         return whole
     longer = plain(whole)
     longer.seq.token_ids += early.token_ids
-    return replace(longer, num_tokens=whole.num_tokens + early.exited)
+    return replace(longer, num_tokens=whole.num_tokens + len(early.token_ids))
 
 
 def _joined(early: Sample | None, sample: Sample) -> Sample:
     """The exit's tokens and that of all layers after them."""
     if early is None:
         return sample
-    return replace(
-        sample,
-        token_ids=early.token_ids + sample.token_ids,
-        exited=early.exited,
-        exit_steps=early.exit_steps,
-    )
+    return replace(sample, token_ids=early.token_ids + sample.token_ids, exit=early.exit)

@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from greenllm.core import (
-    EXIT_RUN,
     Batch,
     Chunk,
     GreenllmError,
@@ -29,6 +28,7 @@ from greenllm.core import (
     SamplingParams,
     sequences_of,
 )
+from greenllm.exits import EXIT_RUN
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import LoadOptions
@@ -236,7 +236,7 @@ class _Exit:
     def guesses(self, chunks: list[Chunk]) -> list[list[Guess]]:
         """See `exiting.Exit`."""
         found: list[list[Guess]] = [[] for _ in chunks]
-        current = [self._plain(chunk) for chunk in chunks]
+        current = [plain(chunk) for chunk in chunks]
         for _ in range(EXIT_RUN):
             best = self._runner.exit_logits(current).softmax(dim=-1).max(dim=-1)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -245,13 +245,6 @@ class _Exit:
                 chunk.seq.token_ids.append(token_id)
             current = [replace(chunk, start=chunk.end) for chunk in current]
         return found
-
-    @staticmethod
-    def _plain(chunk: Chunk) -> Chunk:
-        """A chunk whose tokens are a copy, but whose exit is still known."""
-        copy = plain(chunk)
-        copy.seq.request = chunk.seq.request
-        return copy
 
 
 def load_torch_runner(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from greenllm.core import (
-    EXIT_RUN,
     MOST_DRAFTED,
     Batch,
     Chunk,
@@ -27,6 +26,7 @@ from greenllm.core import (
     SpeculativeMethod,
 )
 from greenllm.core import Sequence as TokenSequence
+from greenllm.exits import EXIT_RUN
 from greenllm.shape import ModelShape
 from greenllm.speculation.controller import Arm, Controller, StepCost
 from greenllm.speculation.drafter import Drafter
@@ -154,7 +154,7 @@ class Speculator:
 
     def choice(self, seq: TokenSequence) -> Speculation:
         """What is done for a sequence now; `auto` is what is cheapest for all of the batch."""
-        if seq.request.approximation is not None:
+        if seq.exit is not None:
             return OFF
         asked = seq.request.speculation or self.default
         if asked.method != "auto":
@@ -185,9 +185,8 @@ class Speculator:
 
     def _teaches(self, chunk: Chunk) -> bool:
         """Whether what a chunk costs is what `auto` chose for it."""
-        request = chunk.seq.request
-        asked = request.speculation or self.default
-        if asked.method != "auto" or request.approximation is not None:
+        asked = chunk.seq.request.speculation or self.default
+        if asked.method != "auto" or chunk.seq.exit is not None:
             return False
         return chunk.samples and chunk.phase == "decode"
 
@@ -197,7 +196,7 @@ class Speculator:
 
     def num_drafts(self, seq: TokenSequence) -> int:
         """Guesses that a sequence may be given in the next step, or taken from an early exit."""
-        if seq.request.approximation is not None:
+        if seq.exit is not None:
             return EXIT_RUN - 1 if seq.sampling.takes_the_best else 0
         choice = self.choice(seq)
         return 0 if choice.method == "off" else choice.num_tokens

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from greenllm.core import (
-    EXIT_RUN,
     Approximation,
     Chunk,
     Request,
@@ -20,6 +19,7 @@ from greenllm.core import (
     Sequence,
     sequences_of,
 )
+from greenllm.exits import EXIT_RUN, ExitOffer, ExitResult
 from greenllm.runner.exiting import Guess, exit_layer, run_leaving_early
 
 VOCABULARY = 8
@@ -44,7 +44,11 @@ def make_chunk(
     seq = make_sequence(name, Approximation(2, threshold), **how)
     seq.token_ids += [5] * shallow
     start = len(seq.token_ids) - 1
-    return Chunk(seq, start, 1, samples=True, room=room, exits=True, shallow=shallow)
+    return Chunk(seq, start, 1, samples=True, room=room, exit=ExitOffer(2, threshold, shallow))
+
+
+def num_exited(sample: Sample) -> int:
+    return 0 if sample.exit is None else sample.exit.num_tokens
 
 
 def plain_chunk(name: str = "plain") -> Chunk:
@@ -114,9 +118,9 @@ def test_the_sure_take_the_exits_token_and_the_others_go_on() -> None:
     chunks = [make_chunk("a"), make_chunk("b"), make_chunk("c")]
     samples = run_leaving_early(chunks, exit_, run)
     assert samples == [
-        Sample((0,), exited=1, exit_steps=1),
-        Sample((FROM_ALL,), exited=0, exit_steps=1),
-        Sample((2,), exited=1, exit_steps=1),
+        Sample((0,), exit=ExitResult(1, 1)),
+        Sample((FROM_ALL,), exit=ExitResult(0, 1)),
+        Sample((2,), exit=ExitResult(1, 1)),
     ]
     assert exit_.asked == ["a", "b", "c"]
     assert [names(ran) for ran in run.ran] == [["b"]]
@@ -125,18 +129,18 @@ def test_the_sure_take_the_exits_token_and_the_others_go_on() -> None:
 def test_who_goes_on_brings_the_tokens_that_left_before() -> None:
     run = AllLayers()
     (sample,) = run_leaving_early([make_chunk(shallow=3)], Exit([UNSURE]), run)
-    assert (sample.token_ids, sample.exited) == ((FROM_ALL,), 0)
+    assert (sample.token_ids, num_exited(sample)) == ((FROM_ALL,), 0)
     assert run.places == [(3, 4)]
     (chunk,) = run.ran[0]
     assert chunk.token_ids == [4, 5, 5, 5]
-    assert (chunk.exits, chunk.shallow, chunk.room) == (False, 0, 0)
+    assert (chunk.exit, chunk.room) == (None, 0)
     assert chunk.samples
 
 
 def test_who_may_not_leave_any_more_brings_them_too() -> None:
     """Without anybody who may leave, and beside one who does."""
     chunk = make_chunk(shallow=5)
-    full = Chunk(chunk.seq, chunk.start, 1, samples=True, room=3, shallow=5)
+    full = replace(chunk, room=3, exit=ExitOffer(2, 0.9, 5, is_open=False))
     for beside, heights in (([], []), ([make_chunk("b")], [SURE])):
         run = AllLayers()
         samples = run_leaving_early([full, *beside], Exit(heights), run)
@@ -150,7 +154,7 @@ def test_nothing_runs_when_all_have_left() -> None:
     samples = run_leaving_early(
         [make_chunk("a"), make_chunk("b", shallow=2)], Exit([SURE] * 2), run
     )
-    assert [sample.exited for sample in samples] == [1, 1]
+    assert [num_exited(sample) for sample in samples] == [1, 1]
     assert run.ran == []
 
 
@@ -193,7 +197,7 @@ def test_what_is_no_number_is_never_sure(height: float) -> None:
     chunk = make_chunk(threshold=1e-9, shallow=1)
     exit_ = Exit([height]) if height != -math.inf else Spoilt()
     (sample,) = run_leaving_early([chunk], exit_, run)
-    assert sample == Sample((FROM_ALL,), exited=0, exit_steps=1)
+    assert sample == Sample((FROM_ALL,), exit=ExitResult(0, 1))
     assert run.places == [(3, 2)]
 
 
@@ -201,7 +205,7 @@ def test_a_sure_neighbour_does_not_help_what_is_no_number() -> None:
     run = AllLayers()
     chunks = [make_chunk("a", threshold=1e-9), make_chunk("b", threshold=1e-9)]
     samples = run_leaving_early(chunks, Exit([NOT_A_NUMBER, SURE]), run)
-    assert [sample.exited for sample in samples] == [0, 1]
+    assert [num_exited(sample) for sample in samples] == [0, 1]
     assert [names(ran) for ran in run.ran] == [["a"]]
 
 
@@ -210,11 +214,11 @@ def test_sure_is_more_than_the_threshold_of_the_request() -> None:
     run = AllLayers()
     chunks = [make_chunk("at", threshold=share), make_chunk("below", threshold=share * 0.999)]
     samples = run_leaving_early(chunks, Exit([UNSURE, UNSURE]), run)
-    assert [sample.exited for sample in samples] == [0, 1]
+    assert [num_exited(sample) for sample in samples] == [0, 1]
     several = [replace(chunk, room=EXIT_RUN - 1) for chunk in chunks]
     guesses = [ran_like([share] * EXIT_RUN)] * 2
     samples = run_leaving_early(several, Exit(guesses=guesses), run)
-    assert [sample.exited for sample in samples] == [0, EXIT_RUN]
+    assert [num_exited(sample) for sample in samples] == [0, EXIT_RUN]
 
 
 @pytest.mark.parametrize("num_sure", range(EXIT_RUN + 1))
@@ -228,10 +232,10 @@ def test_several_tokens_leave_up_to_the_first_that_is_not_sure(num_sure: int) ->
     (sample,) = run_leaving_early([chunk], Exit(guesses=[ran_like(likely)]), run)
     early = tuple(range(num_sure))
     if num_sure == EXIT_RUN:
-        assert sample == Sample(early, exited=EXIT_RUN, exit_steps=EXIT_RUN)
+        assert sample == Sample(early, exit=ExitResult(EXIT_RUN, EXIT_RUN))
         assert run.ran == []
     else:
-        assert sample == Sample((*early, FROM_ALL), exited=num_sure, exit_steps=EXIT_RUN)
+        assert sample == Sample((*early, FROM_ALL), exit=ExitResult(num_sure, EXIT_RUN))
         assert run.places == [(3, 3 + num_sure)]
         assert run.ran[0][0].token_ids == [*before[3:], *early]
         assert run.ran[0][0].samples
@@ -243,7 +247,7 @@ def test_guesses_that_are_no_numbers_are_not_sure() -> None:
     chunk = make_chunk(threshold=1e-9, room=EXIT_RUN - 1)
     guesses = ran_like([0.9, NOT_A_NUMBER, 0.9, 0.9])
     (sample,) = run_leaving_early([chunk], Exit(guesses=[guesses]), run)
-    assert (sample.token_ids, sample.exited) == ((0, FROM_ALL), 1)
+    assert (sample.token_ids, num_exited(sample)) == ((0, FROM_ALL), 1)
     assert run.places == [(3, 2)]
 
 
@@ -252,14 +256,14 @@ def test_too_little_room_is_for_one_token() -> None:
     chunks = [make_chunk(str(room), room=room) for room in range(EXIT_RUN - 1)]
     samples = run_leaving_early(chunks, exit_, AllLayers())
     assert exit_.asked_for_several == []
-    assert {sample.exit_steps for sample in samples} == {1}
+    assert {sample.exit and sample.exit.num_steps for sample in samples} == {1}
 
 
 def test_the_exits_token_is_drawn_as_the_request_says() -> None:
     """Penalties and log probabilities hold at the exit too."""
     chunk = make_chunk(threshold=0.2, logit_bias={6: 100.0}, logprobs=2)
     (sample,) = run_leaving_early([chunk], Exit([3.0]), AllLayers())
-    assert (sample.token_ids, sample.exited) == ((6,), 1)
+    assert (sample.token_ids, num_exited(sample)) == ((6,), 1)
     (logprob,) = sample.logprobs
     (likeliest, _), _ = logprob.top
     assert (logprob.token_id, likeliest) == (6, 0)
@@ -276,7 +280,7 @@ def test_a_failure_of_all_layers_is_the_samples() -> None:
 def test_one_exit_serves_a_step() -> None:
     chunks = [make_chunk("a", threshold=0.5), make_chunk("b", threshold=0.7)]
     assert exit_layer(chunks) == 2
-    other = Chunk(make_sequence("c", Approximation(3, 0.5)), 3, 1, samples=True, exits=True)
+    other = replace(chunks[0], exit=ExitOffer(3, 0.5))
     for wrong in ([*chunks, other], [plain_chunk()], [*chunks, plain_chunk()], []):
         with pytest.raises(ValueError, match="one exit for all chunks is needed"):
             exit_layer(wrong)

@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from greenllm.core import EXIT_RUN, Chunk
+from greenllm.core import Chunk
+from greenllm.exits import EXIT_RUN
 from greenllm.runner.exiting import Guess, exit_layer
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.graph import ANY, PLAIN, build_graph

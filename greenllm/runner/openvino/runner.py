@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm.core import EXIT_RUN, MOST_SHALLOW, Batch, Chunk, Sample
+from greenllm.core import Batch, Chunk, Sample
+from greenllm.exits import EXIT_RUN, MOST_PENDING
 from greenllm.model.decoder_weights import DecoderWeights
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.runner.base import AdapterSource
@@ -38,7 +39,7 @@ from greenllm.shape import ModelShape
 # Steps of one sequence: its newest token, a short prompt.
 _SINGLE = (1, 32, 64)
 # Tokens of a step after several early exits.
-_UP_TO = (2 * EXIT_RUN, MOST_SHALLOW + EXIT_RUN)
+_UP_TO = (2 * EXIT_RUN, MOST_PENDING + EXIT_RUN)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ import pytest
 
 from greenllm.config import ConfigError, EngineConfig
 from greenllm.core import (
-    EXIT_RUN,
     Approximation,
     Chunk,
     DraftPass,
@@ -25,6 +24,7 @@ from greenllm.core import (
 )
 from greenllm.engine.drafting import EXIT_LAYERS, default_exit, make_drafting, trained_exits
 from greenllm.engine.native import NativeEngine
+from greenllm.exits import EXIT_RUN
 from greenllm.model.info import LoadError
 from greenllm.runner.base import Runner
 from greenllm.shape import ModelShape
