@@ -200,6 +200,11 @@ class Request:
         return None if self.adapter is None else self.adapter.name
 
     @property
+    def asks_for_drafts(self) -> bool:
+        """Whether it names a way to get draft tokens."""
+        return self.speculation is not None and self.speculation.method != "off"
+
+    @property
     def echoed_model(self) -> str:
         """The model's name in answers: what was asked for."""
         return self.asked_model or self.model
@@ -394,6 +399,11 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens in all chunks."""
         return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether a chunk may exit, or has to run what is pending from earlier exits."""
+        return any(chunk.exit is not None for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,6 @@ class ExitState:
 
 
 def mean_layers(states: Sequence[ExitState], num_tokens: int, num_layers: int) -> float:
-    """Layers asked for each of a request's tokens, of all its sequences; at least one of each."""
+    """Mean layers asked for the tokens of a request's sequences, which have at least one."""
     skipped = sum((num_layers - state.layer) * state.num_exited for state in states)
     return num_layers - skipped / num_tokens

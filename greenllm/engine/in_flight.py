@@ -39,13 +39,17 @@ class _Open:
 
 @dataclass(slots=True)
 class InFlight:
-    """See the module; `release` gives an adapter back."""
+    """See the module; `release` gives an adapter back.
+
+    `num_speculating` open requests ask for draft tokens themselves.
+    """
 
     account: Account
     policy: CarbonPolicy
     text_stream: Callable[[SamplingParams], TextSink]
     release: Callable[[AdapterRef], None]
     counts: Counts = field(default_factory=Counts)
+    num_speculating: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)
 
     def __contains__(self, request_id: str) -> bool:
@@ -68,12 +72,14 @@ class InFlight:
         for seq in sequences:
             seq.text = self.text_stream(request.sampling)
         self._open[request.request_id] = _Open(request, sequences)
+        self.num_speculating += request.asks_for_drafts
         return sequences
 
     def close(self, request_id: str, outcome: Outcome, num_layers: int) -> None:
         """End a request's bill; `num_layers` is how many layers the model has."""
         entry = self._open.pop(request_id)
         request, sequences = entry.request, entry.sequences
+        self.num_speculating -= request.asks_for_drafts
         cached = _sum_cached(sequences)
         generated = sum(seq.num_generated for seq in sequences)
         drafted = sum(seq.num_drafted for seq in sequences)

@@ -174,6 +174,8 @@ class TorchRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        if not batch.has_exits:
+            return self._run(self._model, batch)
         return run_leaving_early(
             batch.chunks,
             _Exit(self),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from greenllm.core import Approximation, InvalidRequestError, Request
+from greenllm.core import Approximation, InvalidRequestError
 from greenllm.model.info import LoadError
 
 EXIT_THRESHOLDS = "greenllm_exit_thresholds"
@@ -69,21 +69,3 @@ def read_exit(layer: int, config: Mapping[str, Any]) -> Exit:
     if not all(0 < value < 1 for pair in thresholds.items() for value in pair):
         raise LoadError(f"{EXIT_THRESHOLDS} in config.json has values that are not in (0, 1)")
     return Exit(layer, thresholds)
-
-
-def check_approximation(request: Request) -> None:
-    """Refuse what does not go together with leaving early.
-
-    Raises:
-        InvalidRequestError: an adapter, or guesses that were asked for.
-    """
-    if request.approximation is None:
-        return
-    if request.adapter is not None:
-        raise InvalidRequestError(
-            f"{_FIELD} is not available with adapters: exits are those of the model", _FIELD
-        )
-    if request.speculation is not None and request.speculation.method != "off":
-        raise InvalidRequestError(
-            f"{_FIELD} and speculative {request.speculation.method} exclude each other", _FIELD
-        )

@@ -195,6 +195,8 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        if not batch.has_exits:
+            return self._run([*batch.chunks])
         return run_leaving_early(batch.chunks, self._exits, self._run)
 
     def _run(self, chunks: list[Chunk]) -> list[Sample]:

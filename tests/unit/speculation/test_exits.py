@@ -17,8 +17,9 @@ from greenllm.core import (
     Speculation,
     SpeculativeMethod,
 )
+from greenllm.engine.admission import check_approximation
 from greenllm.model.info import LoadError
-from greenllm.speculation.exits import EXIT_THRESHOLDS, Exit, check_approximation, read_exit
+from greenllm.speculation.exits import EXIT_THRESHOLDS, Exit, read_exit
 
 # Not in order, as JSON may have them.
 CALIBRATED = Exit(4, {0.95: 0.7, 0.9: 0.5, 0.99: 0.93})
