@@ -125,9 +125,9 @@ MOST_DRAFTED = 16
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How a sequence's next tokens are guessed, to be checked together, and how many at most.
+    """How a sequence gets draft tokens, which are checked in one step, and how many at most.
 
-    Guesses change the cost, never the tokens.
+    Draft tokens change the cost, never the answer.
     """
 
     method: SpeculativeMethod
@@ -179,7 +179,7 @@ class Request:
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `asked_model` is what the client called the model and its adapter.
-    Without `speculation` the server's default holds; with an `approximation` nothing is guessed.
+    Without `speculation` the server's default holds; with an `approximation` nothing is drafted.
     """
 
     request_id: str
@@ -332,7 +332,7 @@ def _choice_seed(seed: int | None, choice: int) -> int:
 class Chunk:
     """The part of one sequence that runs in a step: tokens [start, start + num_tokens).
 
-    The last ones are `draft`, guesses of what follows. `room` is how many more could be written.
+    The last ones are `draft` tokens. `room` is how many more could be written.
     `exit` is there for the newest token of an approximate answer.
     """
 
@@ -355,7 +355,7 @@ class Chunk:
         return [*self.seq.token_ids[self.start : self.end], *self.draft]
 
     def with_draft(self, draft: tuple[int, ...]) -> Chunk:
-        """The chunk with guesses after its tokens, in place of its room."""
+        """The chunk with draft tokens after its own, in place of its room."""
         return replace(self, num_tokens=self.num_tokens + len(draft), draft=draft, room=0)
 
     @property
@@ -388,8 +388,8 @@ class DraftPass(NamedTuple):
 class Batch:
     """What one step runs: one chunk per sequence, decode first.
 
-    Before anything is written for it, guesses included, each block of `copies` (from, to) has to be
-    copied, in order: a block to copy from may be handed out anew in the same step.
+    Before anything is written for it, draft tokens included, each block of `copies` (from, to) has
+    to be copied, in order: a block to copy from may be handed out anew in the same step.
     """
 
     chunks: tuple[Chunk, ...]
@@ -410,7 +410,7 @@ class Batch:
 class Sample:
     """What the runner returns for a chunk: chosen tokens and the log probabilities asked for.
 
-    Every token but the last is a guess of the chunk's that came true. `prompt` holds one entry for
+    Every token but the last is an accepted draft token of the chunk. `prompt` holds one entry for
     each prompt position in the chunk whose predecessor was in view. `exit` is there where the
     chunk might exit. `error` says why there is no token where one was due: its request cannot go
     on.

@@ -8,7 +8,8 @@ Contract: a sequence holds an `ExitState`. The scheduler makes an `ExitOffer` of
 runner answers with an `ExitResult` in the sample, and the state is settled with that. Plain
 numbers.
 
-Not covered: which exits a model has (see `speculation.exits`); early exits that only draft.
+Not covered: which exits a model has (see `speculation.calibrated_exit`), and early exits that only
+draft.
 """
 
 from __future__ import annotations

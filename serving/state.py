@@ -22,7 +22,7 @@ from greenllm.model.adapters import UnknownAdapterError
 from greenllm.model.info import ModelInfo
 from greenllm.model.lora_config import AdapterError
 from greenllm.runner.threads import ThreadPlan
-from greenllm.speculation.exits import Exit
+from greenllm.speculation.calibrated_exit import CalibratedExit
 from greenllm.tokenizer import Tokenizer
 from serving.auth import fingerprint
 from serving.bridge import Bridge, QueueFullError, Submission
@@ -41,7 +41,7 @@ class Defaults:
     """What a body may leave to the server: tokens guessed at a time, and where answers leave."""
 
     num_drafts: int
-    exit: Exit | None = None
+    exit: CalibratedExit | None = None
 
 
 class Books(Recorder, Protocol):

@@ -21,7 +21,7 @@ from greenllm.model.info import ModelInfo
 
 
 @dataclass(slots=True)
-class Counts:
+class TokenCounts:
     """Tokens of the requests that have been closed."""
 
     prompt: int = 0
@@ -48,7 +48,7 @@ class InFlight:
     policy: CarbonPolicy
     text_stream: Callable[[SamplingParams], TextSink]
     release: Callable[[AdapterRef], None]
-    counts: Counts = field(default_factory=Counts)
+    counts: TokenCounts = field(default_factory=TokenCounts)
     num_speculating: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)
 

@@ -98,7 +98,7 @@ class NativeEngine:
             self.runner.prepare_check(num_tokens)
 
     def prepare_default(self) -> None:
-        """Do what requests that do not say how they are guessed would wait for."""
+        """Do what requests that name no way of drafting would wait for."""
         self._prepare(self._speculator.default)
 
     def add_request(self, request: Request) -> None:

@@ -10,7 +10,7 @@ only in part, that part is copied.
 A newcomer is admitted only while each running sequence could still get one more block, and never
 in a step that had to preempt: otherwise the two would evict each other in turns.
 
-A decoding sequence may also be given room for guesses of what follows its newest token, as many as
+A decoding sequence may also be given room for draft tokens after its newest token, as many as
 `num_drafts` says; room never costs another sequence its place, its blocks or its turn.
 
 Where an answer may be approximate, its newest token may leave the model early; nothing that is
@@ -130,7 +130,7 @@ class Scheduler:
                     budget -= room
 
     def _reserve_room(self, seq: Sequence, budget: int) -> int:
-        """Make room for guesses after the newest token, as far as nobody else misses it."""
+        """Make room for draft tokens after the newest one, as far as no other needs it."""
         wanted = min(self._num_drafts(seq), budget, seq.max_len - len(seq.token_ids) - 1)
         if wanted <= 0:
             return 0
@@ -220,7 +220,7 @@ class Scheduler:
         num_accepted = min(len(tokens), len(sample.token_ids) - 1) if chunk.draft else 0
         seq.num_drafted += len(chunk.draft)
         seq.num_accepted += num_accepted
-        # What was computed for guesses that did not come true is written over in the next step.
+        # What was computed for rejected draft tokens is written over in the next step.
         seq.num_computed = chunk.end - len(chunk.draft) + num_accepted
         if seq.exit is not None and chunk.exit is not None:
             seq.num_computed = chunk.start + len(sample.token_ids)

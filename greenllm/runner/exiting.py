@@ -22,25 +22,25 @@ from greenllm.runner.stepwise import plain
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
-    """A likeliest token and its probability."""
+class LikelyToken:
+    """The most probable token and its probability."""
 
     token_id: int
     probability: float
 
 
-class Exit(Protocol):
-    """The first layers and the head, on the model's own keys and values."""
+class FirstLayers(Protocol):
+    """The layers before an exit and the head, on the model's own keys and values."""
 
     def logits(self, chunks: list[Chunk]) -> Tensor:
         """[chunks, vocabulary] after the newest token of each."""
 
-    def guesses(self, chunks: list[Chunk]) -> list[list[Guess]]:
+    def tokens(self, chunks: list[Chunk]) -> list[list[LikelyToken]]:
         """`EXIT_RUN` tokens for each chunk, each after the one before."""
 
 
 def run_leaving_early(
-    chunks: Sequence[Chunk], exit_: Exit, run: Callable[[list[Chunk]], list[Sample]]
+    chunks: Sequence[Chunk], first: FirstLayers, run: Callable[[list[Chunk]], list[Sample]]
 ) -> list[Sample]:
     """One sample per chunk; `run` takes chunks through all layers."""
     asked = [chunk for chunk in chunks if chunk.may_exit]
@@ -48,8 +48,8 @@ def run_leaving_early(
         return run([chunk.through_all_layers() for chunk in chunks])
     several = [chunk for chunk in asked if chunk.room >= EXIT_RUN - 1]
     single = [chunk for chunk in asked if chunk.room < EXIT_RUN - 1]
-    found = (_first_guesses(several, exit_) if several else {}) | (
-        _first_samples(single, exit_) if single else {}
+    found = (_first_tokens(several, first) if several else {}) | (
+        _first_samples(single, first) if single else {}
     )
     staying = [chunk for chunk in chunks if not _has_left(found.get(id(chunk)))]
     rest = run([_whole(chunk, found.get(id(chunk))) for chunk in staying]) if staying else []
@@ -71,20 +71,20 @@ def exit_layer(chunks: Sequence[Chunk]) -> int:
     return layer
 
 
-def _first_guesses(chunks: list[Chunk], exit_: Exit) -> dict[int, Sample]:
-    """What the exit is sure of at the beginning of its guesses; perhaps nothing."""
+def _first_tokens(chunks: list[Chunk], first: FirstLayers) -> dict[int, Sample]:
+    """What the exit is sure of at the beginning of its tokens; perhaps nothing."""
     found: dict[int, Sample] = {}
-    for chunk, guesses in zip(chunks, exit_.guesses(chunks), strict=True):
+    for chunk, tokens in zip(chunks, first.tokens(chunks), strict=True):
         least = _threshold(chunk)
-        sure = takewhile(lambda guess, least=least: guess.probability > least, guesses)  # type: ignore[misc]
-        ids = tuple(guess.token_id for guess in sure)
-        found[id(chunk)] = Sample(ids, exit=ExitResult(len(ids), len(guesses)))
+        sure = takewhile(lambda token, least=least: token.probability > least, tokens)  # type: ignore[misc]
+        ids = tuple(token.token_id for token in sure)
+        found[id(chunk)] = Sample(ids, exit=ExitResult(len(ids), len(tokens)))
     return found
 
 
-def _first_samples(chunks: list[Chunk], exit_: Exit) -> dict[int, Sample]:
+def _first_samples(chunks: list[Chunk], first: FirstLayers) -> dict[int, Sample]:
     """One token of each chunk, drawn from the exit's logits where it is sure; else nothing."""
-    logits = exit_.logits(chunks)
+    logits = first.logits(chunks)
     sure = [place for place, is_sure in enumerate(_are_sure(chunks, logits)) if is_sure]
     leaving = [chunks[place] for place in sure]
     samples = read_out(leaving, [wanted_rows(chunk) for chunk in leaving], logits[sure])

@@ -40,7 +40,7 @@ from greenllm.runner.attention import (
 )
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.early_exit import first_layers
-from greenllm.runner.exiting import Guess, exit_layer, run_leaving_early
+from greenllm.runner.exiting import LikelyToken, exit_layer, run_leaving_early
 from greenllm.runner.graphs import RecordedSteps
 from greenllm.runner.lora import LoraBank
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
@@ -178,7 +178,7 @@ class TorchRunner:
             return self._run(self._model, batch)
         return run_leaving_early(
             batch.chunks,
-            _Exit(self),
+            _FirstLayers(self),
             lambda chunks: self._run(self._model, Batch(tuple(chunks))),
         )
 
@@ -225,25 +225,25 @@ class TorchRunner:
         return logits if keep else logits[:0]
 
 
-class _Exit:
-    """A runner's exits, one step after another; see `exiting.Exit`."""
+class _FirstLayers:
+    """A runner's first layers, one step after another; see `exiting.FirstLayers`."""
 
     def __init__(self, runner: TorchRunner) -> None:
         self._runner = runner
 
     def logits(self, chunks: list[Chunk]) -> Tensor:
-        """See `exiting.Exit`."""
+        """See `exiting.FirstLayers`."""
         return self._runner.exit_logits(chunks)
 
-    def guesses(self, chunks: list[Chunk]) -> list[list[Guess]]:
-        """See `exiting.Exit`."""
-        found: list[list[Guess]] = [[] for _ in chunks]
+    def tokens(self, chunks: list[Chunk]) -> list[list[LikelyToken]]:
+        """See `exiting.FirstLayers`."""
+        found: list[list[LikelyToken]] = [[] for _ in chunks]
         current = [plain(chunk) for chunk in chunks]
         for _ in range(EXIT_RUN):
             best = self._runner.exit_logits(current).softmax(dim=-1).max(dim=-1)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            for guesses, chunk, (token_id, probability) in zip(found, current, pairs, strict=True):
-                guesses.append(Guess(token_id, probability))
+            for tokens, chunk, (token_id, probability) in zip(found, current, pairs, strict=True):
+                tokens.append(LikelyToken(token_id, probability))
                 chunk.seq.token_ids.append(token_id)
             current = [replace(chunk, start=chunk.end) for chunk in current]
         return found

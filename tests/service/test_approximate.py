@@ -14,7 +14,7 @@ import pytest
 
 import greenllm
 from greenllm.exits import MOST_PENDING
-from greenllm.speculation.exits import EXIT_THRESHOLDS
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer

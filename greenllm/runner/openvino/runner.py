@@ -27,7 +27,7 @@ from greenllm.runner.base import AdapterSource
 from greenllm.runner.exiting import run_leaving_early
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.drafter import UnrolledDrafter
-from greenllm.runner.openvino.exits import Exits
+from greenllm.runner.openvino.exit_graphs import ExitGraphs
 from greenllm.runner.openvino.inputs import Arrays, Rotation, positions_of, step_arrays
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.openvino.precision import Precision
@@ -85,7 +85,7 @@ class OpenVinoRunner:
         self._factory.allocate(self.num_blocks)
         self._decoders = {1: self._factory.compile(1)}
         self._single = SingleDecoders(self._factory, self._rotation, self._plan)
-        self._exits = Exits(self._factory, self._rotation, self._plan)
+        self._exits = ExitGraphs(self._factory, self._rotation, self._plan)
         self._source: AdapterSource | None = None
         self._lock = threading.Lock()
         self._groups_of: dict[str, frozenset[str]] = {}
@@ -110,7 +110,7 @@ class OpenVinoRunner:
         self._adapted = self._no_adapters()
 
     def prepare_check(self, num_tokens: int) -> None:
-        """Compile the graph that checks one sequence's guesses; see `base.Runner`."""
+        """Compile the graph that checks one sequence's draft; see `base.Runner`."""
         self._single.prepare(1 + num_tokens)
 
     def prepare_exit(self, layer: int) -> None:

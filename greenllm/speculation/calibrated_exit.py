@@ -22,7 +22,7 @@ _FIELD = "approximate"
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class CalibratedExit:
     """An exit after `layer` layers, and thresholds by the agreement they were calibrated for."""
 
     layer: int
@@ -54,7 +54,7 @@ class Exit:
         return Approximation(self.layer, self.thresholds[found], found)
 
 
-def read_exit(layer: int, config: Mapping[str, Any]) -> Exit:
+def read_exit(layer: int, config: Mapping[str, Any]) -> CalibratedExit:
     """The exit after a layer, with what config.json says of it.
 
     Raises:
@@ -68,4 +68,4 @@ def read_exit(layer: int, config: Mapping[str, Any]) -> Exit:
         raise LoadError(f"{EXIT_THRESHOLDS} in config.json is no table: {error}") from error
     if not all(0 < value < 1 for pair in thresholds.items() for value in pair):
         raise LoadError(f"{EXIT_THRESHOLDS} in config.json has values that are not in (0, 1)")
-    return Exit(layer, thresholds)
+    return CalibratedExit(layer, thresholds)
