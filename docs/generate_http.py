@@ -237,7 +237,9 @@ def metrics_page() -> str:
     counts: dict[str, Any] = {spec.name: 0 for spec in fields(Stats)}
     arm = Arm(Speculation("prompt_lookup"), num_steps=1, mean_tokens=1.0, mean_drafted=1.0)
     stats = Stats(**{**counts, "totals": Totals(), "arms": {1: [arm]}})
-    metrics = Metrics(lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0})
+    metrics = Metrics(
+        lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0}, lambda: 0
+    )
     metrics.observe(KNOWN)
     rows = []
     for family in text_string_to_metric_families(metrics.render().decode()):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from greenllm.core import Request, Token
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
@@ -49,6 +50,14 @@ class Engine(Protocol):
     @property
     def info(self) -> ModelInfo:
         """The model it serves."""
+
+    @property
+    def account(self) -> Account:
+        """The account that its joules are booked in."""
+
+    @property
+    def policy(self) -> CarbonPolicy:
+        """How joules become grams."""
 
     @property
     def adapters(self) -> AdapterRegistry:
