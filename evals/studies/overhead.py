@@ -39,7 +39,7 @@ from evals.lab import (
 from evals.studies.ratios import paired_ratio
 from greenllm.core import Batch, Request, Sample
 from greenllm.energy.account.account import Account
-from greenllm.energy.account.bill import Counts
+from greenllm.energy.account.bill import BillCounts
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.receipt import Outcome, Receipt
@@ -59,7 +59,7 @@ class Unmetered(Account):
     def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[Counts]) -> None:
+    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[BillCounts]) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:

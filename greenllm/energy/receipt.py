@@ -20,7 +20,7 @@ class Receipt:
     that is not known or could be anything.
     `active_j` is its share of the steps it took part in; `idle_j` its share of the power the
     machine draws anyway, for the time it was in the batch. Prefill, decode and draft add up to
-    `active_j`; checking guesses is decoding. Both are IT energy: PUE enters the grams
+    `active_j`; checking draft tokens is decoding. Both are IT energy: PUE enters the grams
     only. `resident_s` is its share of the machine's time: step durations over requests in the step.
     `uncertainty` is the relative half-width of a 90 % interval. `http_status` is what the client
     was sent, 200 for streams; None where it left before there was an answer. `mean_layers` were

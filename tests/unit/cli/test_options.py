@@ -24,7 +24,7 @@ from greenllm.cli.app import app as greenllm_app
 from greenllm.cli.estimate import Question
 from greenllm.cli.lazy import LazyCommand
 from greenllm.cli.options import with_options
-from greenllm.config import ConfigError, flag, load
+from greenllm.config import ConfigError, Options, flag, load
 from greenllm.options import (
     CarbonOptions,
     DataOptions,

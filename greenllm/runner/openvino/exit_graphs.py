@@ -1,4 +1,4 @@
-"""The first layers and the head as `exiting.Exit`: a step's logits, or several tokens in one call.
+"""The graphs of `exiting.FirstLayers`: a step's logits, or several tokens in one call.
 
 Contract: graphs are compiled by `prepare`, or by the first step that needs them; a small model has
 some for one sequence too. All exits share the model's caches. Without adapters only.
@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from greenllm.core import EXIT_RUN, Chunk
-from greenllm.runner.exiting import Guess, exit_layer
+from greenllm.core import Chunk
+from greenllm.exits import EXIT_RUN
+from greenllm.runner.exiting import LikelyToken, exit_layer
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.graph import ANY, PLAIN, build_graph
 from greenllm.runner.openvino.inputs import Rotation, later_arrays, positions_of, step_arrays
@@ -25,7 +26,7 @@ from greenllm.runner.threads import ThreadPlan
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """Layers, threads, steps (of which several guess), and whether it is for one sequence."""
+    """Layers, threads, steps (several choose a token each), and whether it is for one sequence."""
 
     layer: int
     threads: int
@@ -33,7 +34,7 @@ class _Graph:
     is_single: bool
 
 
-class Exits:
+class ExitGraphs:
     """Every exit that requests have named."""
 
     def __init__(self, factory: DecoderFactory, rotation: Rotation, plan: ThreadPlan) -> None:
@@ -70,21 +71,21 @@ class Exits:
             build = partial(
                 build_unrolled,
                 num_layers=graph.layer,
-                num_guesses=graph.num_steps,
+                num_tokens=graph.num_steps,
                 sizes=sizes,
                 with_probabilities=True,
             )
         return self._factory.compile_graph(build, graph.threads)
 
     def logits(self, chunks: list[Chunk]) -> torch.Tensor:
-        """See `exiting.Exit`; valid until the next step."""
+        """See `exiting.FirstLayers`; valid until the next step."""
         return torch.from_numpy(self._run(chunks, 1).output(0))
 
-    def guesses(self, chunks: list[Chunk]) -> list[list[Guess]]:
-        """See `exiting.Exit`."""
+    def tokens(self, chunks: list[Chunk]) -> list[list[LikelyToken]]:
+        """See `exiting.FirstLayers`."""
         decoder = self._run(chunks, EXIT_RUN)
         pairs = zip(decoder.output(0).tolist(), decoder.output(1).tolist(), strict=True)
-        return [[Guess(*guess) for guess in zip(*row, strict=True)] for row in pairs]
+        return [[LikelyToken(*pair) for pair in zip(*row, strict=True)] for row in pairs]
 
     def _run(self, chunks: list[Chunk], num_steps: int) -> Decoder:
         is_single = self._factory.is_small and len(chunks) == 1

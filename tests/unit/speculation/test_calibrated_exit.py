@@ -17,12 +17,13 @@ from greenllm.core import (
     Speculation,
     SpeculativeMethod,
 )
+from greenllm.engine.admission import check_approximation
 from greenllm.model.info import LoadError
-from greenllm.speculation.exits import EXIT_THRESHOLDS, Exit, check_approximation, read_exit
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS, CalibratedExit, read_exit
 
 # Not in order, as JSON may have them.
-CALIBRATED = Exit(4, {0.95: 0.7, 0.9: 0.5, 0.99: 0.93})
-BARE = Exit(4)
+CALIBRATED = CalibratedExit(4, {0.95: 0.7, 0.9: 0.5, 0.99: 0.93})
+BARE = CalibratedExit(4)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_an_agreement_takes_the_least_calibrated_share_that_is_enough(
 @pytest.mark.parametrize("exit_", [BARE, CALIBRATED])
 @pytest.mark.parametrize("threshold", [1e-6, 0.3, 0.999999])
 def test_a_threshold_needs_no_calibration_and_promises_no_agreement(
-    exit_: Exit, threshold: float
+    exit_: CalibratedExit, threshold: float
 ) -> None:
     assert exit_.approximation(None, threshold) == Approximation(4, threshold, None)
 
@@ -69,7 +70,7 @@ def test_a_threshold_needs_no_calibration_and_promises_no_agreement(
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_with_the_field_to_blame(
-    exit_: Exit, agreement: float | None, threshold: float | None, param: str, words: str
+    exit_: CalibratedExit, agreement: float | None, threshold: float | None, param: str, words: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=words) as caught:
         exit_.approximation(agreement, threshold)
@@ -92,7 +93,7 @@ def test_what_cannot_be_asked_for_is_refused_with_the_field_to_blame(
 def test_thresholds_are_those_of_the_layer(
     written: dict[str, Any], expected: dict[float, float]
 ) -> None:
-    assert read_exit(4, written) == Exit(4, expected)
+    assert read_exit(4, written) == CalibratedExit(4, expected)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from greenllm.core import Approximation, InvalidRequestError, Request
+from greenllm.core import Approximation, InvalidRequestError
 from greenllm.model.info import LoadError
 
 EXIT_THRESHOLDS = "greenllm_exit_thresholds"
@@ -22,7 +22,7 @@ _FIELD = "approximate"
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class CalibratedExit:
     """An exit after `layer` layers, and thresholds by the agreement they were calibrated for."""
 
     layer: int
@@ -54,7 +54,7 @@ class Exit:
         return Approximation(self.layer, self.thresholds[found], found)
 
 
-def read_exit(layer: int, config: Mapping[str, Any]) -> Exit:
+def read_exit(layer: int, config: Mapping[str, Any]) -> CalibratedExit:
     """The exit after a layer, with what config.json says of it.
 
     Raises:
@@ -68,22 +68,4 @@ def read_exit(layer: int, config: Mapping[str, Any]) -> Exit:
         raise LoadError(f"{EXIT_THRESHOLDS} in config.json is no table: {error}") from error
     if not all(0 < value < 1 for pair in thresholds.items() for value in pair):
         raise LoadError(f"{EXIT_THRESHOLDS} in config.json has values that are not in (0, 1)")
-    return Exit(layer, thresholds)
-
-
-def check_approximation(request: Request) -> None:
-    """Refuse what does not go together with leaving early.
-
-    Raises:
-        InvalidRequestError: an adapter, or guesses that were asked for.
-    """
-    if request.approximation is None:
-        return
-    if request.adapter is not None:
-        raise InvalidRequestError(
-            f"{_FIELD} is not available with adapters: exits are those of the model", _FIELD
-        )
-    if request.speculation is not None and request.speculation.method != "off":
-        raise InvalidRequestError(
-            f"{_FIELD} and speculative {request.speculation.method} exclude each other", _FIELD
-        )
+    return CalibratedExit(layer, thresholds)
