@@ -94,6 +94,9 @@ class FakeRunner:
     def early_exit(self, layer: int) -> Drafter:
         raise LoadError("the fake model has no layers")
 
+    def as_drafter(self) -> Drafter:
+        raise LoadError("the fake model drafts for nobody")
+
     def run(self, batch: Batch) -> list[Sample]:
         if self._on_run is not None:
             self._on_run(batch)

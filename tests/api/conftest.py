@@ -26,7 +26,9 @@ from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import IntensityTable, StaticIntensity
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.engine.drafting import Drafting
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
+from greenllm.load import Served, open_ledger
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME
 from greenllm.model.options import resolve
@@ -36,9 +38,9 @@ from greenllm.speculation.speculator import PromptLookup, Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
+from serving.intake import cancel_all
 from serving.jobs.store import TrainingHooks
-from serving.server import Parts, make_state, open_ledger
-from serving.state import model_names
+from serving.server import Parts, make_state
 from tests.api.asgi import AppTransport
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, Talker
 from tests.client import MODEL, Client
@@ -56,7 +58,7 @@ class App(Client):
         self.followed: list[bool] = []
         config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
         runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
-        names = model_names(config, runner.info)
+        names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
         account = Account(machine, runner.shape, clock=machine.clock)
         drafting = Drafting(
             Speculator(
@@ -75,7 +77,7 @@ class App(Client):
             ),
             text_stream=tokenizer.stream,
             clock=machine.clock,
-            limits=Limits(config.max_num_seqs, config.max_batch_tokens or 2048),
+            limits=BatchLimits(config.max_num_seqs, config.max_batch_tokens or 2048),
             adapters=make_registry(config, runner.lora_targets, names),
             speculator=drafting.speculator,
         )
@@ -87,7 +89,8 @@ class App(Client):
             _check_recipe,
             frozenset(field.name for field in fields(Recipe)),
         )
-        parts = Parts(engine, tokenizer, ledger, session_id, ThreadPlan.fixed(1), drafting)
+        served = Served(names, engine, tokenizer, drafting, ThreadPlan.fixed(1))
+        parts = Parts(served, ledger, session_id)
         self._app = create_app(lambda loop: make_state(config, parts, loop, hooks))
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
@@ -116,8 +119,7 @@ class App(Client):
 
     def end_all(self) -> None:
         """What comes when the drain time is over."""
-        bridge = self._app.state.server.bridge
-        self._transport.call(bridge.cancel_all)
+        self._transport.call(lambda: cancel_all(self._app.state.server))
 
 
 def _check_recipe(values: Mapping[str, Any]) -> None:

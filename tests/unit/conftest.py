@@ -26,7 +26,8 @@ from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.grid import Intensity, StaticIntensity
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.meters.protocol import Meter, Reading
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.runner.base import Runner
 from greenllm.speculation.speculator import Speculator
@@ -165,7 +166,7 @@ def make_engine(
             CarbonPolicy(source),
             text_stream=letters,
             clock=clock,
-            limits=Limits(**limits),
+            limits=BatchLimits(**limits),
             adapters=adapters,
             speculator=speculator,
         )
