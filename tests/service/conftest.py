@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import openai
@@ -20,32 +17,12 @@ import pytest
 
 from greenllm.energy.ledger import Ledger, Session
 from greenllm.energy.receipt import Receipt
+from tests.service import processes
+from tests.service.processes import Forked
+from tests.waiting import PATIENCE_S, until
 
 MODEL = "bundled"
-START_TIMEOUT_S = 120.0
-T = TypeVar("T")
 _URL = re.compile(r"http://localhost:(\d+)/")
-
-
-def _until(condition: Callable[[], T | None], what: str, timeout_s: float = 60.0) -> T:
-    """Poll until `condition` returns something true."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"waited {timeout_s:g} s for {what}")
-
-
-def _environment() -> dict[str, str]:
-    """No GPU, one thread, no options from outside, no network."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GREENLLM_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "greenllm", *arguments]
 
 
 class Server:
@@ -57,32 +34,36 @@ class Server:
         self.data_dir = folder
         self.log = folder / "server.log"
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._closing = contextlib.ExitStack()
 
     def start(self) -> Server:
         """Start and wait until `/ready` says so."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        fixed = ("--port", "0", "--threads", "1", "--device", "cpu", "--meter", "modelled")
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                _command("serve", *fixed, "--data-dir", str(self.data_dir), *self._options),
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-            )
-        self.url = _until(self._announced, "the server's address", START_TIMEOUT_S)
+        self.log.write_bytes(b"")
+        self._process = self._launch()
+        self.url = until(self._announced, "the server's address")
         self.http = self._closing.enter_context(
-            httpx.Client(base_url=self.url, timeout=120.0, trust_env=False)
+            httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
         )
         self.openai = self._closing.enter_context(self.openai_client("none"))
-        _until(lambda: self.http.get("/ready").status_code == 200, "/ready", START_TIMEOUT_S)
+        until(lambda: self.http.get("/ready").status_code == 200, "/ready")
         return self
+
+    def _launch(self) -> subprocess.Popen[bytes] | Forked:
+        """vLLM starts from nothing: it forks and spawns processes of its own."""
+        fixed = ("--port", "0", "--threads", "1", "--device", "cpu", "--meter", "modelled")
+        words = ("serve", *fixed, "--data-dir", str(self.data_dir), *self._options)
+        env = processes.environment()
+        if "vllm" not in self._options:
+            return Forked(words, self.log, self.log, env)
+        with self.log.open("wb") as log:
+            return subprocess.Popen(processes.command(*words), stdout=log, stderr=log, env=env)
 
     def openai_client(self, api_key: str) -> openai.OpenAI:
         """The official client."""
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=120.0
+            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=PATIENCE_S
         )
 
     def _announced(self) -> str | None:
@@ -104,7 +85,7 @@ class Server:
         self.stop()
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> subprocess.Popen[bytes] | Forked:
         if self._process is None:
             raise RuntimeError("not started")
         return self._process
@@ -123,16 +104,15 @@ class Server:
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
-        self.process.wait(60)
+        self.process.wait(PATIENCE_S)
         self._closing.close()
 
     def wait(self) -> int:
         """Wait for the end; whatever happened, a server never prints a traceback."""
         try:
-            code = self.process.wait(60)
+            code = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(60)
             raise
         text = self.log.read_text(encoding="utf-8", errors="replace")
         assert "Traceback" not in text, text
@@ -168,7 +148,7 @@ class Server:
             metrics = self.metrics()
             return not any(metrics[name] for name in names)
 
-        _until(is_idle, "an idle engine")
+        until(is_idle, "an idle engine")
 
     @contextlib.contextmanager
     def ledger(self) -> Iterator[Ledger]:
@@ -184,7 +164,7 @@ class Server:
 
     def row(self, request_id: str) -> Receipt:
         """One request's receipt, once it is there."""
-        found = _until(lambda: self.rows(request_id=request_id), f"the row of {request_id}")
+        found = until(lambda: self.rows(request_id=request_id), f"the row of {request_id}")
         return found[0]
 
     def session(self) -> Session:
@@ -230,22 +210,28 @@ def server_url(server: Server) -> str:
     return server.url
 
 
+@pytest.fixture(scope="session", name="until")
+def _until() -> Callable[..., Any]:
+    """Looks until a condition holds."""
+    return until
+
+
 @pytest.fixture(scope="session")
-def until() -> Callable[..., Any]:
-    """Polls until a condition holds."""
-    return _until
+def greenllm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a `greenllm` command to its end: `(*arguments, env=None, cwd=None)`."""
+    return processes.run
 
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., list[str]]:
-    """Makes a `greenllm` command line."""
-    return _command
+    """Makes a `greenllm` command line that starts from nothing."""
+    return processes.command
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """Environment of such a command."""
-    return _environment()
+    return processes.environment()
 
 
 @pytest.fixture(scope="session")

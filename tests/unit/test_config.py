@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greenllm.config import (
@@ -180,7 +180,6 @@ def test_conversion(value: Any, hint: Any, expected: Any) -> None:
     assert type(converted) is type(expected)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.none(),
