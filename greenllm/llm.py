@@ -57,8 +57,9 @@ class LLM:
     def __init__(self, model: str = "bundled", *, record: bool = False, **options: Any) -> None:
         from greenllm.energy.meters.choose import open_meter
         from greenllm.energy.meters.scope import Scope
+        from greenllm.energy.session import open_ledger
         from greenllm.engine.loop import EngineLoop
-        from greenllm.load import load_engine, open_ledger
+        from greenllm.load import load_engine
 
         config = load(EngineConfig, flags={"model": model, **options})
         meter, first = open_meter(config, Scope(gpus=config.device != "cpu"))

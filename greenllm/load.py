@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +20,8 @@ from dataclasses import replace
 import torch
 
 from greenllm.config import ConfigError
-from greenllm.core import GreenllmError
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy, carbon_policy, embodied_of
-from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.native import NativeEngine
@@ -167,23 +164,3 @@ def _num_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def open_ledger(config: EngineConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
-    """Open the ledger and begin a session; returns its id too.
-
-    Raises:
-        GreenllmError: the folder cannot be made, or the file cannot be used.
-    """
-    path = config.ledger_path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot make the data folder {path.parent}: {error.strerror}"
-        raise GreenllmError(message) from error
-    ledger = Ledger(path)
-    session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
-    ledger.open_session(
-        session_id, method=meter.method, measured=meter.measured, parameters=parameters
-    )
-    return ledger, session_id
