@@ -22,6 +22,8 @@ class Receipt:
     Attributes:
         request_id: The id in the answer and in the header `X-Request-Id`.
         model: The official name of the served model, never an alias.
+        asked_model: The name that the client used for it; None where that is not known, or could be
+            anything.
         outcome: How the request ended. `lost` means that its server died.
         created_s: When the request came. [seconds since 1970, UTC]
         status: `final` once the meter covers all of its work, `provisional` while part of it is
@@ -71,6 +73,7 @@ class Receipt:
     method: str
     measured: bool
     endpoint: str = ""
+    asked_model: str | None = None
     adapter: str | None = None
     key: str | None = None
     http_status: int | None = None
