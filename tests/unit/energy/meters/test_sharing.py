@@ -183,9 +183,14 @@ def test_who_comes_while_the_last_one_goes_joins_a_file_that_stays(
     joined: list[Roster] = []
     coming = threading.Thread(target=lambda: joined.append(hand.join(path, 1)))
     has_opened, lock = threading.Event(), fcntl.flock
+
+    def tell_and_lock(file: int, operation: int) -> None:
+        has_opened.set()
+        lock(file, operation)
+
     with path.open("a") as going:
         lock(going, fcntl.LOCK_EX)
-        monkeypatch.setattr(fcntl, "flock", lambda *how: has_opened.set() or lock(*how)  # type: ignore[func-returns-value])
+        monkeypatch.setattr(fcntl, "flock", tell_and_lock)
         coming.start()
         assert has_opened.wait(PATIENCE_S)
         path.unlink()
