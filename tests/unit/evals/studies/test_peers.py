@@ -112,9 +112,8 @@ def test_a_gguf_file_has_the_checkpoints_weights(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     found = {tensor.name: tensor for tensor in reader.tensors}
     weights = load_file(tmp_path / "model.safetensors")
-    query = gguf.quants.dequantize(
-        found["blk.0.attn_q.weight"].data, gguf.GGMLQuantizationType.BF16
-    )
+    halves = found["blk.0.attn_q.weight"].data
+    query = gguf.quants.dequantize(halves, gguf.GGMLQuantizationType.BF16)
     own = weights["model.layers.0.self_attn.q_proj.weight"].float().numpy()
     assert (query == own[[0, 2, 1, 3, 4, 6, 5, 7]]).all(), "halves of each head alternate"
     assert len(found) == len(weights)
