@@ -31,11 +31,11 @@ from evals.basis import sum_of
 from evals.compared import Scored, compare, require_accuracies
 from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.text import joules
 from finetune.commands.finetune import progress_bar, shown_on
 from finetune.compressing.config import CompressConfig
 from finetune.contention import bound_spinning
-from finetune.phases import PhaseAccount
-from finetune.text import joules
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon.policy import intensity_source
@@ -110,7 +110,7 @@ def _tasks(config: CompressConfig) -> list[Any]:
 
 
 def _grams(config: CompressConfig) -> Any:
-    report = importlib.import_module("finetune.report")
+    report = importlib.import_module("finetune.bill.report")
     return report.Grams(intensity_source(config).intensity(time.time()), config.pue, None)
 
 

@@ -2,6 +2,7 @@
 
 Contract: values only, the one source of the published JSON Schema (`schema.py`). Unknown is None,
 never 0. Names carry units: `_j` joules, `_s` seconds, `_w` watts, `_g` grams of CO2 equivalent.
+Values are checked where a card is made from a report and where it leaves, not in between.
 
 Source: the six measures are those of `green_report.json`; watt-hours per 1,000 requests is the unit
 of the AI Energy Score (huggingface.github.io/AIEnergyScore), whose stars are not given: they rank
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from greenllm.energy.units import joules_to_wh
 
@@ -23,9 +24,9 @@ VERSION: Literal["1.0"] = "1.0"
 What = Literal["fine-tuning", "pre-training", "evaluation", "compression"]
 
 
-def told(text: str, *, minimum: float | None = None) -> Any:
-    """Declare a field with what the schema says of it; `minimum` is the least a number may be."""
-    return field(metadata={"text": text, "minimum": minimum})
+def told(description: str, **limits: float) -> Any:
+    """Declare a field with its description and limits, in pydantic's words: `ge` is the least."""
+    return field(metadata={"description": description, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,16 @@ class Identity:
 class ModelSize:
     """How large the model is."""
 
-    parameters: int | None = told("Parameters of the model, or of the base.", minimum=0)
-    trained: int | None = told("Parameters that were trained.", minimum=0)
-    written_bytes: int | None = told("Size of the weights that were written.", minimum=0)
+    parameters: int | None = told("Parameters of the model, or of the base.", ge=0)
+    trained: int | None = told("Parameters that were trained.", ge=0)
+    written_bytes: int | None = told("Size of the weights that were written.", ge=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Flops:
     """Arithmetic of the run."""
 
-    value: float | None = told("Floating point operations.", minimum=0)
+    value: float | None = told("Floating point operations.", ge=0)
     method: str | None = told("How they were found.")
 
 
@@ -65,24 +66,24 @@ class Part:
     """A phase of training, or a task of an evaluation."""
 
     name: str = told("Phase or task.")
-    energy_j: float | None = told("Joules of this part, idle share included.", minimum=0)
-    duration_s: float | None = told("Seconds of this part.", minimum=0)
-    requests: int | None = told("Examples that were answered.", minimum=0)
-    wh_per_1000_requests: float | None = told("Watt-hours of 1,000 such requests.", minimum=0)
+    energy_j: float | None = told("Joules of this part, idle share included.", ge=0)
+    duration_s: float | None = told("Seconds of this part.", ge=0)
+    requests: int | None = told("Examples that were answered.", ge=0)
+    wh_per_1000_requests: float | None = told("Watt-hours of 1,000 such requests.", ge=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Energy:
     """Joules of the run and of its parts."""
 
-    total_j: float | None = told("Joules that the run is billed for.", minimum=0)
-    tokens: int | None = told("Tokens that the joules per token are of.", minimum=0)
+    total_j: float | None = told("Joules that the run is billed for.", ge=0)
+    tokens: int | None = told("Tokens that the joules per token are of.", ge=0)
     tokens_are: str = told("Which tokens those are.")
-    joules_per_token: float | None = told("Joules of one of them.", minimum=0)
-    wh_per_1000_requests: float | None = told("Watt-hours of 1,000 requests.", minimum=0)
+    joules_per_token: float | None = told("Joules of one of them.", ge=0)
+    wh_per_1000_requests: float | None = told("Watt-hours of 1,000 requests.", ge=0)
     method: str | None = told("The meter.")
     measured: bool | None = told("Whether all of it was measured; else it was modelled.")
-    uncertainty: float | None = told("Relative uncertainty of the meter.", minimum=0)
+    uncertainty: float | None = told("Relative uncertainty of the meter.", ge=0)
     parts: tuple[Part, ...] = told("Energy by phase or task; not all parts need be billed.")
 
 
@@ -90,14 +91,14 @@ class Energy:
 class Carbon:
     """Grams of CO2 equivalent, and what they rest on."""
 
-    operational_g: float | None = told("Grams of the electricity.", minimum=0)
-    embodied_g: float | None = told("Share of the grams of the hardware's manufacture.", minimum=0)
-    total_g: float | None = told("Both; null where either is unknown.", minimum=0)
-    intensity_g_per_kwh: float | None = told("Grid intensity, grams per kWh.", minimum=0)
+    operational_g: float | None = told("Grams of the electricity.", ge=0)
+    embodied_g: float | None = told("Share of the grams of the hardware's manufacture.", ge=0)
+    total_g: float | None = told("Both; null where either is unknown.", ge=0)
+    intensity_g_per_kwh: float | None = told("Grid intensity, grams per kWh.", ge=0)
     intensity_zone: str | None = told("Zone of that grid.")
     intensity_source: str | None = told("Who published it.")
     intensity_year: int | None = told("Year that the intensity is of.")
-    pue: float | None = told("Power usage effectiveness of the site.", minimum=1)
+    pue: float | None = told("Power usage effectiveness of the site.", ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Figure:
     value: float | None = told("The figure; null where it is no finite number.")
     low: float | None = told("Low end of its 95 % interval.")
     high: float | None = told("High end of its 95 % interval.")
-    examples: int | None = told("Examples it was found on.", minimum=0)
+    examples: int | None = told("Examples it was found on.", ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Quality:
     value: float | None = told("The figure; null where it is no finite number.")
     low: float | None = told("Low end of its 95 % interval.")
     high: float | None = told("High end of its 95 % interval.")
-    examples: int | None = told("Examples it was found on.", minimum=0)
+    examples: int | None = told("Examples it was found on.", ge=0)
     chance: float | None = told("What guessing would get.")
     before: Figure | None = told("The same before training or compressing.")
 
@@ -129,12 +130,19 @@ class Quality:
 class Card:
     """The green score card of one run. Unknown is null, never 0."""
 
+    # For pydantic, of the whole card: no other fields, no conversions, no NaN and no infinities.
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+        "revalidate_instances": "always",
+    }
     version: Literal["1.0"] = told("Version of this form.")
     identity: Identity = told("What was run.")
-    running_time_s: float | None = told("Seconds that the joules are of.", minimum=0)
+    running_time_s: float | None = told("Seconds that the joules are of.", ge=0)
     model: ModelSize = told("Model size.")
     flops: Flops = told("Arithmetic.")
-    power_w: float | None = told("Mean power, watts.", minimum=0)
+    power_w: float | None = told("Mean power, watts.", ge=0)
     energy: Energy = told("Energy.")
     carbon: Carbon = told("Carbon.")
     quality: tuple[Quality, ...] = told("What the model is worth.")

@@ -1,18 +1,23 @@
-"""Score cards from what the commands write: a fine-tune's report, an evaluation's result.
+"""Score cards from what `greenllm finetune`, `greenllm eval` and `greenllm compress` write.
 
 Contract: pure. What a file does not say is None, as is a number that is not finite; a document of
 another kind, or with a value of another type, is a `ConfigError` that names the place.
 
-Not covered: cards themselves as input; reports of `greenllm tune`.
+Not covered: cards themselves as input; reports of `greenllm tune`; a compression's FLOPs and
+embodied grams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
 
 from greenllm.config import ConfigError
 from greenllm.scorecard.card import (
     VERSION,
+    Carbon,
     Card,
     Energy,
     Figure,
@@ -23,23 +28,9 @@ from greenllm.scorecard.card import (
     Quality,
     wh_per_1000_requests,
 )
-from greenllm.scorecard.compressed import card_of_compression
-from greenllm.scorecard.document import (
-    Document,
-    count,
-    flag,
-    needed,
-    number,
-    part,
-    require_schema,
-    text,
-    texts,
-    total,
-    total_count,
-    versions,
-)
-from greenllm.scorecard.grams import carbon_of
+from greenllm.scorecard.schema import card_from
 
+Document = Mapping[str, Any]
 _SCHEMA = 1
 _HELD_OUT = "held-out examples"
 _LOOKS = (
@@ -61,6 +52,13 @@ _EVALUATION_NOTES = (
     "watt-hours per 1,000 requests are of these questions on this machine, idle share included:"
     " not comparable with leaderboards that measure one GPU",
     "the model's parameters and size are not known to an evaluation",
+)
+_COMPRESSION_NOTES = (
+    "scoring both models is not in the energy",
+    "what the model was trained with before is not in it",
+    "FLOPs are not counted",
+    "grams are those of the electricity; the hardware's manufacture is not in them",
+    "answers count as right if a task says so; other tasks may have lost more",
 )
 
 
@@ -88,80 +86,43 @@ def card_of_finetune(report: Document) -> Card:
     Raises:
         ConfigError: a part is missing or of another kind.
     """
-    require_schema(report, _SCHEMA)
-    measures = part(report, "measures")
-    size, flops = part(measures, "model"), part(measures, "flops")
-    return Card(
-        version=VERSION,
-        identity=_trained(report),
-        running_time_s=number(measures, "running_time_s"),
-        model=ModelSize(
-            count(size, "parameters"), count(size, "trained"), count(size, "output_bytes")
+    report = _readable(report)
+    recipe, training = _part(report, "recipe"), _part(report, "training")
+    measures, identity = _part(report, "measures"), _part(report, "identity")
+    size, energy = _part(measures, "model"), _part(measures, "energy")
+    phases = _part(energy, "by_phase")
+    spent = {name: {} if found is None else _part(phases, name) for name, found in phases.items()}
+    return _card(
+        identity=_pick(
+            Identity, identity, what="fine-tuning", status=report.get("status"),
+            model=recipe.get("model"), method=recipe.get("method"),
+            model_digest=identity.get("base_digest"),
         ),
-        flops=Flops(number(flops, "value"), text(flops, "method")),
-        power_w=number(measures, "power_w"),
-        energy=_training_energy(measures, part(report, "training")),
-        carbon=carbon_of(part(measures, "carbon")),
-        quality=_looks(part(report, "quality")),
+        running_time_s=measures.get("running_time_s"),
+        model=_pick(ModelSize, size, written_bytes=size.get("output_bytes")),
+        flops=_pick(Flops, _part(measures, "flops")),
+        power_w=measures.get("power_w"),
+        energy=_pick(
+            Energy, energy, tokens=training.get("tokens"), tokens_are="tokens trained on",
+            joules_per_token=energy.get("joules_per_training_token"),
+            parts=[_spent(name, one.get("total_j"), one) for name, one in spent.items()],
+        ),
+        carbon=_pick(Carbon, _part(measures, "carbon")),
+        quality=_looks(_part(report, "quality")),
         notes=_TRAINING_NOTES,
-    )
+    )  # fmt: skip
 
 
-def _trained(report: Document) -> Identity:
-    identity, recipe = part(report, "identity"), part(report, "recipe")
-    return Identity(
-        what="fine-tuning",
-        status=text(report, "status"),
-        command=text(identity, "command"),
-        began=text(identity, "began"),
-        model=needed(recipe, "model"),
-        model_digest=text(identity, "base_digest"),
-        method=text(recipe, "method"),
-        machine=text(identity, "machine"),
-        versions=versions(identity),
-    )
-
-
-def _training_energy(measures: Document, training: Document) -> Energy:
-    found = part(measures, "energy")
-    phases = part(found, "by_phase")
-    parts = tuple(_phase(name, phases) for name in phases)
-    return Energy(
-        total_j=number(found, "total_j"),
-        tokens=count(training, "tokens"),
-        tokens_are="tokens trained on",
-        joules_per_token=number(found, "joules_per_training_token"),
-        wh_per_1000_requests=None,
-        method=text(found, "method"),
-        measured=flag(found, "measured"),
-        uncertainty=number(found, "uncertainty"),
-        parts=parts,
-    )
-
-
-def _phase(name: str, phases: Document) -> Part:
-    found = {} if phases[name] is None else part(phases, name)
-    return Part(name, number(found, "total_j"), number(found, "duration_s"), None, None)
-
-
-def _looks(found: Document) -> tuple[Quality, ...]:
+def _looks(found: Document) -> list[Document]:
     """What was looked at after training; what was not measured is left out."""
-    exits = part(found, "exits")
-    pairs = [(name, measure, data, found.get(name)) for name, measure, data in _LOOKS]
-    pairs += [(f"exit_{n}", "agreement", _HELD_OUT, pair) for n, pair in exits.items()]
-    return tuple(
-        _look(name, measure, data, pair)
-        for name, measure, data, pair in pairs
+    looks = [(name, measure, data, found.get(name)) for name, measure, data in _LOOKS]
+    exits = _part(found, "exits")
+    looks += [(f"exit_{n}", "agreement", _HELD_OUT, pair) for n, pair in exits.items()]
+    return [
+        _quality(name, measure, data, _part(pair, "after"), pair.get("before"))
+        for name, measure, data, pair in looks
         if isinstance(pair, Mapping) and pair.get("after") is not None
-    )
-
-
-def _look(name: str, measure: str, data: str, pair: Document) -> Quality:
-    after = _figure(part(pair, "after"))
-    before = None if pair.get("before") is None else _figure(part(pair, "before"))
-    return Quality(
-        name, measure, data, after.value, after.low, after.high, after.examples, None, before
-    )
+    ]
 
 
 def card_of_evaluation(result: Document) -> Card:
@@ -170,89 +131,147 @@ def card_of_evaluation(result: Document) -> Card:
     Raises:
         ConfigError: a part is missing or of another kind.
     """
-    require_schema(result, _SCHEMA)
-    tasks = part(result, "tasks")
-    rows = {name: part(tasks, name) for name in tasks}
-    basis = part(result, "basis") if "basis" in result else {}
-    energy = _asked_energy(rows, part(result, "energy"), basis)
-    seconds = total([number(task, "duration_s") for task in rows.values()])
-    watts = energy.total_j / seconds if energy.total_j is not None and seconds else None
-    flops = number(basis, "flops")
-    return Card(
-        version=VERSION,
-        identity=_asked(result),
+    result = _readable(result)
+    tasks, how = _part(result, "tasks"), _part(result, "energy")
+    rows = {name: _part(tasks, name) for name in tasks}
+    basis, identity = (_part(result, n) if n in result else {} for n in ("basis", "identity"))
+    parts = [_answered(name, task) for name, task in rows.items()]
+    total_j, requests = (_total(one[n] for one in parts) for n in ("energy_j", "requests"))
+    seconds, tokens = (
+        _total(_number(row, n) for row in rows.values()) for n in ("duration_s", "tokens")
+    )
+    counted = None if basis.get("flops") is None else "counted by the server, per request"
+    return _card(
+        identity=_pick(Identity, identity, what="evaluation", model=result.get("model")),
         running_time_s=seconds,
-        model=ModelSize(None, None, None),
-        flops=Flops(flops, None if flops is None else "counted by the server, per request"),
-        power_w=watts,
-        energy=energy,
-        carbon=carbon_of(basis),
-        quality=tuple(_task_quality(name, task) for name, task in rows.items()),
+        flops={"value": basis.get("flops"), "method": counted},
+        power_w=_ratio(total_j, seconds),
+        energy=_pick(
+            Energy, how, total_j=total_j, tokens=tokens, tokens_are="tokens of prompts and answers",
+            joules_per_token=_ratio(total_j, tokens),
+            wh_per_1000_requests=wh_per_1000_requests(total_j, requests),
+            method=", ".join(_texts(how, "methods")) or None,
+            uncertainty=None if total_j is None else basis.get("uncertainty"), parts=parts,
+        ),
+        carbon=_pick(Carbon, basis),
+        quality=[
+            _quality(name, task.get("measure"), name, _part(task, "value"),
+                     chance=task.get("chance"))
+            for name, task in rows.items()
+        ],
         notes=_EVALUATION_NOTES,
+    )  # fmt: skip
+
+
+def _answered(name: str, task: Document) -> Document:
+    """Joules of a task, by requests that were answered: refused ones cost nothing."""
+    answered = [_number(_part(task, "value"), "examples"), _number(task, "refused")]
+    requests = None if None in answered else answered[0] - answered[1]
+    energy_j = _number(task, "energy_j")
+    wh = wh_per_1000_requests(energy_j, requests)
+    return _spent(name, energy_j, task, requests=requests, wh_per_1000_requests=wh)
+
+
+def card_of_compression(report: Document) -> Card:
+    """The card of a compression's `compression.json`.
+
+    The energy is that of making the smaller model; the quality is the smaller model's, beside what
+    it was before. Reports of older versions have no grams.
+
+    Raises:
+        ConfigError: a part is missing or of another kind.
+    """
+    report = _readable(report)
+    before, after, costs = (_part(report, name) for name in ("before", "after", "costs"))
+    identity, phases = _part(report, "identity"), _part(costs, "by_phase")
+    return _card(
+        identity=_pick(
+            Identity, identity, what="compression", status="completed", model=identity.get("base")
+        ),
+        running_time_s=costs.get("duration_s"),
+        model=_pick(ModelSize, after, written_bytes=after.get("weight_bytes")),
+        power_w=_ratio(_number(costs, "cost_j"), _number(costs, "duration_s")),
+        energy=_pick(
+            Energy, costs, total_j=costs.get("cost_j"),
+            tokens_are="no tokens: the whole of making the smaller model",
+            parts=[_spent(name, energy_j, {}) for name, energy_j in phases.items()],
+        ),
+        carbon=_pick(Carbon, _part(report, "carbon") if "carbon" in report else {}),
+        quality=[
+            _quality("right answers", "accuracy", "the tasks it was scored on",
+                     _part(after, "solved"), _part(before, "solved"))
+        ],
+        notes=_COMPRESSION_NOTES,
+    )  # fmt: skip
+
+
+def _card(**parts: Any) -> Card:
+    """A card; what a report does not have is unknown."""
+    return card_from(
+        {"version": VERSION, "model": _pick(ModelSize, {}), "flops": _pick(Flops, {}), **parts}
     )
 
 
-def _asked(result: Document) -> Identity:
-    identity = part(result, "identity") if "identity" in result else {}
-    return Identity(
-        what="evaluation",
-        status=None,
-        command=text(identity, "command"),
-        began=text(identity, "began"),
-        model=needed(result, "model"),
-        model_digest=None,
-        method=None,
-        machine=text(identity, "machine"),
-        versions=versions(identity),
-    )
+def _pick(kind: type[Any], found: Document, **values: Any) -> dict[str, Any]:
+    """The fields of a part of the card: values given, or what the report has by the same name."""
+    return {spec.name: values.get(spec.name, found.get(spec.name)) for spec in fields(kind)}
 
 
-def _asked_energy(rows: Mapping[str, Document], how: Document, basis: Document) -> Energy:
-    parts = tuple(_task_part(name, task) for name, task in rows.items())
-    total_j = total([one.energy_j for one in parts])
-    tokens = total_count([count(task, "tokens") for task in rows.values()])
-    requests = total_count([one.requests for one in parts])
-    return Energy(
-        total_j=total_j,
-        tokens=tokens,
-        tokens_are="tokens of prompts and answers",
-        joules_per_token=total_j / tokens if total_j is not None and tokens else None,
-        wh_per_1000_requests=wh_per_1000_requests(total_j, requests),
-        method=", ".join(texts(how, "methods")) or None,
-        measured=flag(how, "measured"),
-        uncertainty=number(basis, "uncertainty") if total_j is not None else None,
-        parts=parts,
-    )
+def _spent(name: str, energy_j: Any, found: Document, **values: Any) -> dict[str, Any]:
+    return _pick(Part, found, name=name, energy_j=energy_j, **values)
 
 
-def _task_part(name: str, task: Document) -> Part:
-    examples, refused = count(part(task, "value"), "examples"), count(task, "refused")
-    requests = None if examples is None or refused is None else examples - refused
-    energy_j = number(task, "energy_j")
-    return Part(
-        name,
-        energy_j,
-        number(task, "duration_s"),
-        requests,
-        wh_per_1000_requests(energy_j, requests),
-    )
+def _quality(
+    name: str, measure: Any, data: str, figure: Document, before: Any = None, **values: Any
+) -> dict[str, Any]:
+    before = None if before is None else _pick(Figure, _part({"before": before}, "before"))
+    return _pick(Quality, figure, name=name, measure=measure, data=data, before=before, **values)
 
 
-def _task_quality(name: str, task: Document) -> Quality:
-    figure = _figure(part(task, "value"))
-    return Quality(
-        name=name,
-        measure=needed(task, "measure"),
-        data=name,
-        value=figure.value,
-        low=figure.low,
-        high=figure.high,
-        examples=figure.examples,
-        chance=number(task, "chance"),
-        before=None,
-    )
+def _readable(document: Document) -> Document:
+    """The document as JSON has it, NaN and infinities as null; other versions are refused."""
+    found: Document = json.loads(json.dumps(document), parse_constant=lambda _: None)
+    if found.get("schema") != _SCHEMA:
+        raise ConfigError(
+            f"its schema is {found.get('schema')!r}, and this version of greenllm reads {_SCHEMA}:"
+            " upgrade greenllm, or make the report again"
+        )
+    return found
 
 
-def _figure(found: Document) -> Figure:
-    low, high = number(found, "low"), number(found, "high")
-    return Figure(number(found, "value"), low, high, count(found, "examples"))
+def _part(found: Document, name: str) -> Document:
+    """An object that must be there."""
+    value = found.get(name)
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "an object")
+    return value
+
+
+def _texts(found: Document, name: str) -> list[str]:
+    value = found.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _wrong(name, value, "a list of texts")
+    return value
+
+
+def _number(found: Document, name: str) -> Any:
+    """A number that is computed with before the card is checked."""
+    value = found.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise _wrong(name, value, "a number")
+    return value
+
+
+def _total(values: Iterable[Any]) -> Any:
+    """The sum; unknown where one is, or where there is nothing to add."""
+    known = list(values)
+    return None if None in known or not known else sum(known)
+
+
+def _ratio(value: float | None, by: float | None) -> float | None:
+    return None if value is None or not by else value / by
+
+
+def _wrong(name: str, value: Any, wanted: str) -> ConfigError:
+    what = "missing" if value is None else repr(value)[:40]
+    return ConfigError(f"its {name!r} is {what}, not {wanted}")

@@ -40,46 +40,43 @@ def spdx_document(card: Card, created: datetime) -> dict[str, Any]:
     """The document; `created` is when it is made, with a time zone."""
     digest = hashlib.sha256(json.dumps(asdict(card), sort_keys=True).encode()).hexdigest()[:32]
     base = f"urn:spdx:greenllm:{digest}"
-    package = _package(card, f"{base}#AIPackage")
-    return {
-        "@context": CONTEXT,
-        "@graph": [
-            {
-                "type": "CreationInfo",
-                "@id": _ABOUT,
-                "specVersion": SPEC_VERSION,
-                "created": created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "createdBy": [f"{base}#SoftwareAgent"],
-            },
-            _element("SoftwareAgent", f"{base}#SoftwareAgent", name="greenllm"),
-            _element(
-                "SpdxDocument",
-                base,
-                profileConformance=["core", "software"],
-                rootElement=[package["spdxId"]],
-            ),
-            package,
-        ],
+    agent, package = f"{base}#SoftwareAgent", f"{base}#AIPackage"
+    about = {
+        "type": "CreationInfo",
+        "@id": _ABOUT,
+        "specVersion": SPEC_VERSION,
+        "created": created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "createdBy": [agent],
     }
+    profiles = ["core", "software"]
+    graph = [
+        about,
+        _element("SoftwareAgent", agent, name="greenllm"),
+        _element("SpdxDocument", base, profileConformance=profiles, rootElement=[package]),
+        _element("ai_AIPackage", package, **_package(card)),
+    ]
+    return {"@context": CONTEXT, "@graph": graph}
 
 
 def _element(kind: str, spdx_id: str, **values: Any) -> dict[str, Any]:
-    return {"type": kind, "spdxId": spdx_id, "creationInfo": _ABOUT, **values}
+    """An element of the graph; what is empty is left out."""
+    known = {name: value for name, value in values.items() if value}
+    return {"type": kind, "spdxId": spdx_id, "creationInfo": _ABOUT, **known}
 
 
-def _package(card: Card, spdx_id: str) -> dict[str, Any]:
-    found = _element(
-        "ai_AIPackage",
-        spdx_id,
-        name=name_of(card),
-        software_primaryPurpose="model",
-        comment=_comment(card),
-    )
-    if (energy := _energy(card)) is not None:
-        found["ai_energyConsumption"] = energy
-    if metrics := _metrics(card):
-        found["ai_metric"] = metrics
-    return found
+def _package(card: Card) -> dict[str, Any]:
+    metrics = {f"{one.name}, {one.measure}": one.value for one in card.quality}
+    return {
+        "name": name_of(card),
+        "software_primaryPurpose": "model",
+        "comment": _comment(card),
+        "ai_energyConsumption": _energy(card),
+        "ai_metric": [
+            {"type": "DictionaryEntry", "key": key, "value": plain_decimal(value)}
+            for key, value in metrics.items()
+            if value is not None
+        ],
+    }
 
 
 def _energy(card: Card) -> dict[str, Any] | None:
@@ -94,30 +91,12 @@ def _energy(card: Card) -> dict[str, Any] | None:
     return {"type": "ai_EnergyConsumption", slot: [amount]}
 
 
-def _metrics(card: Card) -> list[dict[str, str]]:
-    return [
-        {
-            "type": "DictionaryEntry",
-            "key": f"{one.name}, {one.measure}",
-            "value": plain_decimal(one.value),
-        }
-        for one in card.quality
-        if one.value is not None
-    ]
-
-
-def _amount(card: Card) -> str:
-    """The joules where nothing else has them."""
-    total_j = card.energy.total_j
-    if total_j is None or card.identity.what in _SLOTS:
-        return "Energy"
-    return f"{plain_decimal(total_j)} J"
-
-
 def _comment(card: Card) -> str:
-    """How the joules were found, and what they do not cover."""
-    how = {True: "measured", False: "modelled, not measured", None: "unknown"}
-    known = None if card.energy.total_j is None else card.energy.measured
-    method = f" ({card.energy.method})" if card.energy.method else ""
-    head = f"{_amount(card)} of one {card.identity.what}: {how[known]}{method}"
-    return f"{head}. Not covered: {'; '.join(card.notes)}."
+    """How the joules were found, what they do not cover; and how many, if nothing else has them."""
+    energy, what = card.energy, card.identity.what
+    is_elsewhere = energy.total_j is None or what in _SLOTS
+    amount = "Energy" if is_elsewhere else f"{plain_decimal(energy.total_j or 0.0)} J"
+    known = None if energy.total_j is None else energy.measured
+    how = {True: "measured", False: "modelled, not measured", None: "unknown"}[known]
+    method = f" ({energy.method})" if energy.method else ""
+    return f"{amount} of one {what}: {how}{method}. Not covered: {'; '.join(card.notes)}."

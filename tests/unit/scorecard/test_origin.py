@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evals.commands.evaluate import identity_of
 from evals.evaluation_config import EvalConfig
-from finetune import report
+from finetune.bill import report
 from finetune.commands import compress
 from finetune.compressing.config import CompressConfig
 from finetune.recipe import Recipe

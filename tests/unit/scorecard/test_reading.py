@@ -203,13 +203,31 @@ def spoilt(document: dict[str, Any], value: Any, *names: str) -> dict[str, Any]:
         (spoilt(evaluated(), None, "schema"), "its schema is None"),
         (spoilt(finetuned(), [], "measures", "energy"), "'energy' is \\[\\], not an object"),
         (spoilt(finetuned(), None, "measures", "carbon"), "'carbon' is missing"),
-        (spoilt(finetuned(), "5", "measures", "power_w"), "'power_w' is '5', not a number"),
-        (spoilt(finetuned(), True, "measures", "power_w"), "'power_w' is True, not a number"),
-        (spoilt(finetuned(), 1.5, "training", "tokens"), "'tokens' is 1.5, not a whole number"),
-        (spoilt(finetuned(), None, "recipe", "model"), "'model' is missing, not a text"),
-        (spoilt(finetuned(), 3, "identity", "machine"), "'machine' is 3, not a text"),
+        (
+            spoilt(finetuned(), "5", "measures", "power_w"),
+            "power_w is '5': Input should be a valid number",
+        ),
+        (
+            spoilt(finetuned(), True, "measures", "power_w"),
+            "power_w is True: Input should be a valid number",
+        ),
+        (
+            spoilt(finetuned(), 1.5, "training", "tokens"),
+            "tokens is 1.5: Input should be a valid integer",
+        ),
+        (
+            spoilt(finetuned(), None, "recipe", "model"),
+            "model is None: Input should be a valid string",
+        ),
+        (
+            spoilt(finetuned(), 3, "identity", "machine"),
+            "machine is 3: Input should be a valid string",
+        ),
         (spoilt(evaluated(), "x", "energy", "methods"), "'methods' is 'x', not a list of texts"),
-        (spoilt(evaluated(), 1, "energy", "measured"), "'measured' is 1, not true or false"),
+        (
+            spoilt(evaluated(), 1, "energy", "measured"),
+            "measured is 1: Input should be a valid boolean",
+        ),
         (spoilt(evaluated(), 1, "tasks", "quiz"), "'quiz' is 1, not an object"),
     ],
 )

@@ -1,0 +1,84 @@
+"""The folder a run leaves behind: adapter or model, report, plot, card; and what may be there.
+
+Contract: a folder with somebody else's files is refused; a finished run is not overwritten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune.files import (
+    CHECKPOINTS,
+    JOURNAL,
+    PAGE,
+    PLOT,
+    REPORT,
+    SWEEP,
+    WAIT,
+    SavingError,
+    read_json,
+    write_json,
+)
+from finetune.recipe import Recipe
+from finetune.train.checkpoints import remove_incomplete
+from finetune.train.exits import exits_of
+from greenllm.config import ConfigError
+
+_OWN = frozenset(
+    {REPORT, PAGE, PLOT, JOURNAL, CHECKPOINTS, SWEEP, WAIT, "trial", "compare", "README.md",
+     "adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json",
+     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+)  # fmt: skip
+
+
+def open_folder(recipe: Recipe) -> None:
+    """Make the folder; what is half-written in it is removed.
+
+    Raises:
+        ConfigError: there is something in it already, or nothing to resume.
+    """
+    folder = recipe.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: {error.strerror or error}") from error
+    if not recipe.resume:
+        if found:
+            raise ConfigError(
+                f"--output {folder} holds {found[0]} already: --resume goes on with an unfinished"
+                " run, or name another folder"
+            )
+        return
+    if (read_json(folder / REPORT) or {}).get("status") == "completed":
+        raise ConfigError(f"--resume: the run in {folder} is complete; see its {REPORT}")
+    if other := [name for name in found if name not in _OWN]:
+        raise ConfigError(f"--resume: {folder} holds {other[0]}, which no run has written")
+    remove_incomplete(folder / CHECKPOINTS)
+
+
+def save_weights(recipe: Recipe, model: Any, tokenizer: Any) -> int:
+    """Write what was trained; returns its size in bytes.
+
+    Raises:
+        SavingError: it cannot be written.
+    """
+    folder = recipe.folder
+    try:
+        if recipe.objective == "layerskip" and not recipe.is_adapter:
+            model.config.greenllm_exit_layers = list(exits_of(recipe, model).layers)
+        model.save_pretrained(folder, safe_serialization=True)
+        if recipe.is_adapter:
+            _name_base(folder / "adapter_config.json", recipe.model)
+        else:
+            tokenizer.save_pretrained(folder)
+    except Exception as error:
+        raise SavingError(f"cannot write {folder}: {error}; its checkpoints are whole") from error
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _name_base(path: Path, name: str) -> None:
+    """The adapter names its base as people ask for it, not by a path of this machine."""
+    found = read_json(path) or {}
+    write_json(path, {**found, "base_model_name_or_path": name})

@@ -1,0 +1,255 @@
+"""Watches a run while it trains: counts tokens, books joules, predicts the bill, says when to stop.
+
+Contract: it never changes what is learnt, only when training ends: at the budget (or when a failed
+meter leaves it unknown), at an interrupt (after the step), or before an optimizer step whose
+gradients are not finite, so that the weights it leaves are those of the last good step. The
+prediction is made once, after `PREDICT_AFTER` steps, and counts the looks and checkpoints to come.
+
+Not covered: joules of other nodes.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from finetune.bill.journal import RunJournal, Seen
+from finetune.bill.phases import LEARNING, Energy, Phase, PhaseAccount
+from finetune.train.processes import Processes
+from greenllm.core import GreenllmError
+
+PREDICT_AFTER = 20
+_SETTLED = 3
+_JOURNAL_S = 1.0
+ALONE = Processes()
+
+
+class TrainingError(GreenllmError):
+    """Training cannot go on; the message says what the weights in the output are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One look at a run, for people."""
+
+    seen: Seen
+    num_steps: int
+    loss: float | None
+    tokens_per_s: float
+    watts: float
+    spent_j: float
+    predicted_j: float | None
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """A trainer's callback.
+
+    `reserve_j` is what will still be spent after training; `look_j` at each look on the way, until
+    there were some. `path` is the journal's.
+    """
+
+    def __init__(
+        self,
+        account: PhaseAccount,
+        path: Path,
+        *,
+        total_tokens: int,
+        budget_j: float | None = None,
+        reserve_j: float = 0.0,
+        look_j: float = 0.0,
+        processes: Processes = ALONE,
+        show: Callable[[Progress], None] = lambda progress: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.account = account
+        self.seen = Seen()
+        self.stopped_by: str | None = None
+        self.predicted_j: float | None = None
+        self.losses: list[tuple[int, float]] = []
+        self.scores: list[tuple[int, float]] = []
+        self._path = path
+        self._total_tokens = total_tokens
+        self._budget_j = budget_j
+        self._reserve_j = reserve_j
+        self._look_j = look_j
+        self._saves = self._looks = 0
+        self._before: dict[Phase, Energy] = {}
+        self._processes = processes
+        self._show = show
+        self._clock = clock
+        self._written_s = clock()
+        self._interrupted = False
+        self._steps_here = 0
+        self._settled: tuple[Seen, Energy] | None = None
+        self._loss: float | None = None
+
+    def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Note a batch that is about to be trained on."""
+        size = inputs["input_ids"].numel()
+        mask = inputs.get("attention_mask")
+        tokens = size if mask is None else int(mask.sum())
+        answers = inputs.get("completion_mask")  # what rows of preferences have for labels
+        learnt = int((inputs["labels"] != -100).sum() if answers is None else answers.sum())
+        size, tokens, learnt = self._processes.sums([size, tokens, learnt])
+        seen = self.seen
+        self.seen = replace(
+            seen,
+            tokens=seen.tokens + tokens,
+            padding=seen.padding + size - tokens,
+            learnt=seen.learnt + learnt,
+        )
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends training after the step, the second at once."""
+
+        def note(number: int, frame: object) -> None:
+            self._interrupted = True
+            signal.signal(number, before)
+
+        try:
+            before = signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread: whoever started it stops it
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The meter's share of everything before belongs to loading."""
+        self.seen = replace(self.seen, steps=state.global_step)
+        self.account.begin("training")
+        self._before = self.account.by_phase()
+        if self._processes.is_main:
+            self.write_journal()  # from now on an interrupt saves: whoever pauses runs looks for it
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse gradients that would ruin the weights."""
+        for parameter in kwargs["model"].parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise TrainingError(
+                    f"gradients are not finite at step {state.global_step + 1}: a smaller"
+                    " --learning-rate may help; what is kept are the weights before that step"
+                )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Book, predict, show, and stop where it is time."""
+        self.seen = replace(self.seen, steps=state.global_step)
+        self.account.read()
+        spent = self.account.spent(*LEARNING)
+        self._steps_here += 1
+        if self._steps_here == _SETTLED:
+            self._settled = (self.seen, spent)
+        if self._steps_here == PREDICT_AFTER and self.predicted_j is None:
+            self.predicted_j = self._prediction(args, state)
+        if self._processes.is_main:
+            self._show(self._progress(args, state))
+        if self._processes.any(self._is_over()):
+            self.stopped_by = self.stopped_by or "another process"
+            control.should_training_stop = control.should_save = True
+        if self._processes.is_main and self._clock() - self._written_s >= _JOURNAL_S:
+            self.write_journal()
+        return control
+
+    def _is_over(self) -> bool:
+        if self._interrupted:
+            self.stopped_by = "interrupt"
+        elif self._budget_j is not None and self._processes.is_main:
+            if not self.account.is_known:
+                self.stopped_by = "budget: the meter failed, so nobody knows what is left of it"
+            elif self._will_cost_j() >= self._budget_j:
+                self.stopped_by = "budget"
+        return self.stopped_by is not None
+
+    def _will_cost_j(self) -> float:
+        """The bill if training ended now."""
+        return self.account.spent().total_j + self._reserve_j
+
+    def _prediction(self, args: Any, state: Any) -> float | None:
+        """The whole bill: what was spent, and what the tokens to come will cost as these did."""
+        if self._settled is None or not self.account.is_known:
+            return None
+        seen, spent = self._settled
+        tokens = self.seen.tokens - seen.tokens
+        joules = self.account.spent(*LEARNING).total_j - spent.total_j
+        if tokens <= 0 or joules <= 0:
+            return None
+        left = max(0, self._total_tokens - self.seen.tokens)
+        to_come_j = joules / tokens * left + self._looks_and_saves_j(args, state)
+        return self.account.spent().total_j + to_come_j + self._reserve_j
+
+    def _looks_and_saves_j(self, args: Any, state: Any) -> float:
+        """What looks and checkpoints that are still to come will cost, as those before did."""
+        look_j = self._mean_j("evaluation", self._looks) or self._look_j
+        save_j = self._mean_j("saving", self._saves)
+        looks = _left(state, args.eval_steps) if args.eval_strategy == "steps" else 0
+        saves = _left(state, args.save_steps) if args.save_strategy == "steps" else 0
+        return looks * look_j + saves * save_j
+
+    def _mean_j(self, phase: Phase, count: int) -> float:
+        spent = self.account.spent(phase).minus(self._before.get(phase, Energy()))
+        return spent.total_j / count if count else 0.0
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count checkpoints, for what one costs."""
+        self._saves += 1
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count looks, for what one costs."""
+        self._looks += 1
+
+    def _progress(self, args: Any, state: Any) -> Progress:
+        spent = self.account.spent(*LEARNING)
+        seconds = spent.duration_s or 1e-9
+        return Progress(
+            self.seen,
+            state.max_steps,
+            self._loss,
+            self.seen.tokens / seconds,
+            spent.total_j / seconds,
+            self.account.spent().total_j,
+            self.predicted_j or self._prediction(args, state),
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep the curves."""
+        if "loss" in logs:
+            self._loss = float(logs["loss"])
+            self.losses.append((state.global_step, self._loss))
+        if "eval_loss" in logs:
+            self.scores.append((state.global_step, float(logs["eval_loss"])))
+
+    def write_journal(self) -> None:
+        """Leave what was spent where a run that goes on after a crash finds it."""
+        self.journal().write(self._path)
+        self._written_s = self._clock()
+
+    def journal(self) -> RunJournal:
+        """What a later run has to know."""
+        found = RunJournal(
+            seen=self.seen,
+            predicted_j=self.predicted_j,
+            losses=tuple(self.losses),
+            scores=tuple(self.scores),
+        )
+        return found.spent(self.account)
+
+    def restore(self, checkpoint: RunJournal) -> None:
+        """Take over how far a checkpoint had come; its joules are `take_over`'s."""
+        self.seen, self.predicted_j = checkpoint.seen, checkpoint.predicted_j
+        self.losses, self.scores = list(checkpoint.losses), list(checkpoint.scores)
+
+
+def _left(state: Any, every: float) -> int:
+    """How often what is done every so many steps is still to be done, at this step included."""
+    return int(state.max_steps // every - (state.global_step - 1) // every)
