@@ -198,3 +198,14 @@ def test_plain_help_has_the_same_groups() -> None:
     headings = re.findall(r"^([A-Z][\w ]+):$", text, re.MULTILINE)
     for heading in ("Model", "Engine", "Speculation", "Energy and carbon", "HTTP", "Replicas"):
         assert headings.count(heading) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [("tune", "--space"), ("compress", "--layers"), ("profile", "--rounds"), ("estimate", "--pue")],
+)
+def test_a_commands_own_options_are_not_in_the_groups_it_shares(command: str, own: str) -> None:
+    text = call(greenllm_app, command, "--help")
+    options = text.partition("─ Options ─")[2].partition("╰─")[0]
+    assert (own in options) == (own != "--pue")
+    assert text.count(f" {own} ") == 1
