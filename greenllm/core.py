@@ -44,13 +44,20 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to conform to; a `json_schema` is given as JSON in `source`."""
+
+    kind: Literal["json_schema"]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen and when a sequence ends.
 
     `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
     chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
     frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
-    `json_schema`, as JSON, is what the answer has to be an instance of.
     """
 
     temperature: float = 1.0
@@ -70,7 +77,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    json_schema: str | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
@@ -100,6 +107,7 @@ class SamplingParams:
             and not self.has_penalties
             and not self.min_tokens
             and self.logprobs is None
+            and self.grammar is None
         )
 
     @property
@@ -220,7 +228,7 @@ class Request:
     @property
     def needs_preparation(self) -> bool:
         """Whether its first step would wait for something that `Engine.prepare` does before."""
-        asked = (self.speculation, self.approximation, self.sampling.json_schema)
+        asked = (self.speculation, self.approximation, self.sampling.grammar)
         return any(one is not None for one in asked)
 
     @property
@@ -248,6 +256,19 @@ class TextSink(Protocol):
         """Return the text that was held back, at the end of the sequence."""
 
 
+class MaskProvider(Protocol):
+    """Says which tokens keep one sequence's answer within its grammar."""
+
+    def allowed(self, ahead: tuple[int, ...]) -> bytearray:
+        """A byte for each logit, 0 where the token may not follow the answer and `ahead`.
+
+        Where `ahead` has left the grammar already, every token may follow: none will be taken.
+        """
+
+    def push(self, token_id: int) -> None:
+        """Take one id that has become part of the answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log probability of one token and of the most probable ones at its place, best first."""
@@ -263,7 +284,8 @@ class Sequence:
 
     `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
     the `num_remembered` blocks that the prefix cache knows. A draft model has seen the first
-    `draft_computed` tokens. `exit` is the early exit of an approximate answer.
+    `draft_computed` tokens. `exit` is the early exit of an approximate answer, `mask` holds an
+    answer to its grammar.
     """
 
     request: Request
@@ -288,6 +310,7 @@ class Sequence:
     num_drafted: int = 0
     num_accepted: int = 0
     exit: ExitState | None = None
+    mask: MaskProvider | None = None
 
     @property
     def sampling(self) -> SamplingParams:

@@ -31,13 +31,13 @@ def check_request(request: Request, info: ModelInfo) -> None:
     _check_ids(request, info)
 
 
-def check_free_form(request: Request) -> None:
-    """Refuse what has to be an instance of a schema, for engines that cannot see to it.
+def refuse_grammar(request: Request) -> None:
+    """Refuse a grammar, for engines that cannot hold answers to one.
 
     Raises:
-        InvalidRequestError: there is a schema.
+        InvalidRequestError: there is a grammar.
     """
-    if request.sampling.json_schema is not None:
+    if request.sampling.grammar is not None:
         raise InvalidRequestError(
             'response_format is not supported by the native engine, only {"type": "text"};'
             " --engine vllm holds answers to JSON",

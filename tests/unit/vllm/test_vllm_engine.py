@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation, TextSink, Token
+from greenllm.core import (
+    Grammar,
+    InvalidRequestError,
+    Request,
+    SamplingParams,
+    Speculation,
+    TextSink,
+    Token,
+)
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.meters.protocol import Reading
@@ -98,8 +106,8 @@ class Counting:
         for name in names:
             self.queued.pop(name, None)
 
-    def check_schema(self, text: str) -> None:
-        if text == "{":
+    def check_grammar(self, grammar: Grammar) -> None:
+        if grammar.source == "{":
             raise InvalidRequestError("no schema", "response_format")
 
     def load(self, digest: str, name: str, folder: Path) -> None:
@@ -246,11 +254,11 @@ def test_what_vllm_ends_by_itself_has_failed(make: Make) -> None:
     assert not backend.queued
 
 
-def test_a_schema_is_read_before_a_request_is_queued(make: Make) -> None:
+def test_a_grammar_is_read_before_a_request_is_queued(make: Make) -> None:
     engine, _ = make()
-    engine.prepare(request("r", 1, json_schema="{}"))
+    engine.prepare(request("r", 1, grammar=Grammar("json_schema", "{}")))
     with pytest.raises(InvalidRequestError, match="no schema"):
-        engine.prepare(request("r", 1, json_schema="{"))
+        engine.prepare(request("r", 1, grammar=Grammar("json_schema", "{")))
 
 
 def test_choices_are_sequences_of_their_own(make: Make) -> None:
