@@ -189,8 +189,18 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """Work that ends with the prompt, for an embedding or a score: nothing is generated."""
+
+    kind: Literal["embed", "score"] = "embed"
+
+
+_GENERATE_NOTHING = SamplingParams(temperature=0, max_tokens=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request: one or more prompts, each answered `sampling.n` times.
+    """One HTTP request: one or more prompts, each answered `sampling.n` times, or encoded.
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `model` is the official name, `asked_model` what the client called the
@@ -200,7 +210,7 @@ class Request:
 
     request_id: str
     prompts: tuple[tuple[int, ...], ...]
-    sampling: SamplingParams
+    work: SamplingParams | Encode
     model: str
     endpoint: str = ""
     key: str | None = None
@@ -209,6 +219,11 @@ class Request:
     asked_model: str | None = None
     speculation: Speculation | None = None
     approximation: Approximation | None = None
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How answers are generated; what is only encoded has an answer of no tokens."""
+        return _GENERATE_NOTHING if isinstance(self.work, Encode) else self.work
 
     @property
     def adapter_name(self) -> str | None:

@@ -7,18 +7,20 @@ whether there is room now (see `greenllm.engine.scheduler`); sampling ranges (se
 
 from __future__ import annotations
 
-from greenllm.core import TOO_LONG, InvalidRequestError, Request
+from greenllm.core import TOO_LONG, Encode, InvalidRequestError, Request
 from greenllm.model.info import ModelInfo
 
 MAX_SEQUENCES = 1024
 
 
 def check_request(request: Request, info: ModelInfo) -> None:
-    """Refuse empty prompts, unknown ids and what exceeds the context.
+    """Refuse empty prompts, unknown ids, what exceeds the context, and what only encodes.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
     """
+    if isinstance(request.work, Encode):
+        raise InvalidRequestError("embeddings are not served yet")
     if request.num_sequences > MAX_SEQUENCES:
         raise InvalidRequestError(
             f"{request.num_sequences} choices asked for, at most {MAX_SEQUENCES}",

@@ -71,7 +71,7 @@ def _request(
     return Request(
         request_id=request_id,
         prompts=prompts,
-        sampling=sampling,
+        work=sampling,
         model=target.served.name,
         asked_model=target.asked,
         endpoint=body.endpoint,
