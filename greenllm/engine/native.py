@@ -210,7 +210,7 @@ class NativeEngine:
             num_steps=self._num_steps,
             prompt_tokens=counts.prompt,
             cached_tokens=counts.cached,
-            completion_tokens=counts.completion,
+            completion_tokens=counts.generated,
             drafted_tokens=counts.drafted,
             accepted_tokens=counts.accepted,
             arms=self._speculator.arms(),

@@ -269,7 +269,7 @@ class VllmEngine:
             num_steps=self._num_steps,
             prompt_tokens=counts.prompt,
             cached_tokens=counts.cached,
-            completion_tokens=counts.completion,
+            completion_tokens=counts.generated,
             drafted_tokens=counts.drafted,
             accepted_tokens=counts.accepted,
             arms={},
