@@ -25,6 +25,8 @@ from greenllm.energy.meters.protocol import Reading
 from greenllm.energy.receipt import Receipt
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
+from greenllm.model.lora_config import AdapterError
+from greenllm.model.lora_layout import LoraFacts
 from greenllm.shape import ModelShape
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal, Scheduled
@@ -57,6 +59,7 @@ class Counting:
     guesses: bool = False
     queued: dict[str, Queued] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    loaded: list[tuple[str, Path]] = field(default_factory=list)
     num_free_blocks: int = 9
     error: Exception | None = None
     ended: Any = None
@@ -111,7 +114,9 @@ class Counting:
             raise InvalidRequestError("no schema", "response_format")
 
     def load(self, digest: str, name: str, folder: Path) -> None:
-        raise AssertionError
+        if name == "bad":
+            raise AdapterError("vLLM does not take it")
+        self.loaded.append((digest, folder))
 
 
 class Watts:
@@ -146,10 +151,10 @@ def make(
         draft_shape = SHAPE.first(1) if own.method == "draft_model" else None
         facts = Facts(INFO, SHAPE, draft_shape, own, 10)
 
-        def nothing(folder: Path) -> Any:
-            raise AssertionError
+        def read(folder: Path) -> Any:
+            return SimpleNamespace(digest=f"of {folder.name}", num_bytes=4)
 
-        registry = AdapterRegistry(nothing, nothing, home=tmp_path)
+        registry = AdapterRegistry(read, lambda _: LoraFacts(1, 1, (), ""), home=tmp_path)
         made = VllmEngine(
             backend, journal, facts, account, CarbonPolicy(None),
             text_stream=letters, clock=clock, adapters=registry,
@@ -259,6 +264,17 @@ def test_a_grammar_is_read_before_a_request_is_queued(make: Make) -> None:
     engine.prepare(request("r", 1, grammar=Grammar("json_schema", "{}")))
     with pytest.raises(InvalidRequestError, match="no schema"):
         engine.prepare(request("r", 1, grammar=Grammar("json_schema", "{")))
+
+
+def test_an_adapter_is_loaded_into_vllm_when_it_is_acquired(make: Make, tmp_path: Path) -> None:
+    for name in ("fox", "bad"):
+        (tmp_path / name).mkdir()
+    engine, backend = make()
+    ref = engine.adapters.acquire("fox")
+    assert backend.loaded == [(ref.digest, tmp_path / "fox")]
+    with pytest.raises(AdapterError, match="does not take it"):
+        engine.adapters.acquire("bad")
+    assert {info.name: info.in_flight for info in engine.adapters.list()} == {"fox": 1, "bad": 0}
 
 
 def test_choices_are_sequences_of_their_own(make: Make) -> None:
