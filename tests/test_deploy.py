@@ -28,7 +28,7 @@ ENVIRONMENT = dockerfile.environment()
 OPTIONS = {ENVIRONMENT_PREFIX + spec.name.upper() for spec in fields(ServeConfig)}
 UID = 10001
 LONGEST_STOP_S = ServeConfig().longest_stop_s
-ROUTES = (ROOT / "tests/service/golden/routes.txt").read_text(encoding="utf-8").splitlines()
+ROUTES = (ROOT / "tests/api/golden/routes.txt").read_text(encoding="utf-8").splitlines()
 HISTOGRAM = ("_bucket", "_sum", "_count")
 
 

@@ -183,9 +183,14 @@ def test_who_comes_while_the_last_one_goes_joins_a_file_that_stays(
     joined: list[Roster] = []
     coming = threading.Thread(target=lambda: joined.append(hand.join(path, 1)))
     has_opened, lock = threading.Event(), fcntl.flock
+
+    def tell_and_lock(file: int, operation: int) -> None:
+        has_opened.set()
+        lock(file, operation)
+
     with path.open("a") as going:
         lock(going, fcntl.LOCK_EX)
-        monkeypatch.setattr(fcntl, "flock", lambda *how: (has_opened.set(), lock(*how)))
+        monkeypatch.setattr(fcntl, "flock", tell_and_lock)
         coming.start()
         assert has_opened.wait(PATIENCE_S)
         path.unlink()
@@ -354,9 +359,9 @@ def test_taken_apart_a_window_has_its_share_of_the_floor_and_nothing_foreign(
     whole.spend(2.0, 28.0, {1: 3.0, 2: 1.0, 99: 1.0})
     window = take_apart(before, one.read(), {"cpu": 4.0})
     assert window.duration_s == 2.0
-    assert window.baseline_j == pytest.approx({"cpu": 4.0})
-    assert window.dynamic_j == pytest.approx({"cpu": 12.0})
-    assert window.foreign_j == 0
+    assert window.idle_j == pytest.approx({"cpu": 4.0})
+    assert window.active_j == pytest.approx({"cpu": 12.0})
+    assert window.unattributed_j == 0
 
 
 def test_a_floor_that_is_not_known_is_the_lowest_power_seen(hand: Hand, path: Path) -> None:
