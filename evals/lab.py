@@ -33,17 +33,18 @@ import torch
 
 from evals.entry import BenchError
 from evals.load.processes import parse_stat
-from greenllm.config import EngineConfig, load
+from greenllm.config import load
 from greenllm.core import Request, SamplingParams
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.meters.choose import choose_meter
+from greenllm.energy.meters.choose import open_meter
 from greenllm.engine.native import NativeEngine
 from greenllm.engine.protocol import BatchLimits
 from greenllm.model.files import check_folder
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
+from greenllm.options import EngineConfig, MeterOptions
 from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_runner
 from greenllm.runner.warmup import plan_threads, warm_up
@@ -81,7 +82,8 @@ class Bench:
 
     def account(self, meter: str = "modelled") -> Account:
         """A fresh account, warmed up; the meter is called as for `--meter`."""
-        account = Account(choose_meter(meter), self.runner.shape, clock=time.monotonic)
+        opened, _ = open_meter(MeterOptions(meter=meter))
+        account = Account(opened, self.runner.shape, clock=time.monotonic)
         warm_up(self.runner, account)
         account.start_serving()
         return account

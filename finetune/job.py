@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import sys
 from pathlib import Path
 
 from finetune.bill.outcome import RunError, RunOutcome
+from finetune.commands.finetune import finetune
 from finetune.files import OUTCOME, SavingError
 from finetune.recipe import Recipe
 from greenllm.config import load
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         flags = {"output": given.output, "resume": given.resume}
         recipe = load(Recipe, flags=flags, file=given.recipe)
-        importlib.import_module("greenllm.cli.finetune").run(recipe)
+        finetune(recipe)
     except GreenllmError as error:
         print(f"greenllm: {error}", file=sys.stderr)
         _keep(RunError.of(error), given.output)

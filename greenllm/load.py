@@ -20,18 +20,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.account.account import Account
-from greenllm.energy.carbon.footprint import EmbodiedModel
-from greenllm.energy.carbon.grid import (
-    CustomIntensity,
-    IntensityTable,
-    StaticIntensity,
-    UnknownZoneError,
-)
-from greenllm.energy.carbon.policy import CarbonPolicy
-from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.carbon.policy import CarbonPolicy, carbon_policy, embodied_of
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
@@ -41,6 +33,7 @@ from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.info import ModelInfo
 from greenllm.model.options import resolve
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_runner
 from greenllm.runner.threads import ThreadPlan
@@ -87,7 +80,8 @@ def load_engine(
         GreenllmError: with the reason.
     """
     first = first or meter.read()
-    policy = carbon_policy(config, num_cpus)
+    embodied = embodied_of(config.device, has_cuda=torch.cuda.is_available(), num_cpus=num_cpus)
+    policy = carbon_policy(config, embodied)
     source = resolve(config.model)
     check_folder(source, allow_pickle=config.allow_pickle)
     check_draft_model(config)
@@ -104,7 +98,8 @@ def load_engine(
             config = replace(config, threads=str(num_cpus))
         served = _load_vllm(config, policy, tokenizer, account_of)
     elif config.tensor_parallel > 1:
-        raise ConfigError("--tensor-parallel needs --engine vllm: the native engine has one device")
+        message = "--tensor-parallel needs --engine vllm: the native engine has one device"
+        raise ConfigError(message, "tensor_parallel")
     else:
         served = _load_native(config, policy, tokenizer, account_of, num_cpus or _num_cpus())
     # The loaded model stays: the garbage collector need not look at it again and again.
@@ -192,28 +187,6 @@ def _num_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def carbon_policy(config: EngineConfig, num_cpus: int | None = None) -> CarbonPolicy:
-    """The configured intensity, PUE and embodied share: of so many CPUs, or of the machine.
-
-    Raises:
-        ConfigError: the zone is unknown.
-    """
-    if config.intensity_g_per_kwh is not None:
-        value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
-        return CarbonPolicy(value, config.pue, _embodied(config, num_cpus))
-    try:
-        intensity = IntensityTable.load().lookup(config.zone)
-    except UnknownZoneError as error:
-        raise ConfigError(str(error)) from error
-    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config, num_cpus))
-
-
-def _embodied(config: EngineConfig, num_cpus: int | None) -> EmbodiedModel | None:
-    """Known for CPU servers only; with a GPU the figure would be far too low."""
-    on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
-    return None if on_gpu else EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
 
 
 def open_ledger(config: EngineConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:

@@ -34,12 +34,13 @@ from evals.entry import BenchError, finish, pick, split_names
 from evals.lab import load_bench, save
 from evals.studies import speculation
 from evals.studies.speculation_prompts import prompts
-from greenllm.config import EngineConfig, load
+from greenllm.config import load
 from greenllm.core import Request, SamplingParams, Speculation, Token, sequences_of
 from greenllm.engine.drafting import make_drafting
 from greenllm.engine.native import NativeEngine
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
+from greenllm.options import EngineConfig
 from greenllm.runner.sampling import Place, sample
 from greenllm.tokenizer import Tokenizer
 

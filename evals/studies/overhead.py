@@ -41,9 +41,10 @@ from greenllm.core import Batch, Request, Sample
 from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import Counts
 from greenllm.energy.ledger import Ledger
-from greenllm.energy.meters.choose import choose_meter
+from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.native import NativeEngine
+from greenllm.options import MeterOptions
 from greenllm.runner.warmup import warm_up
 
 console = Console()
@@ -80,7 +81,8 @@ class Timed(Account):
 
 def metering_share(bench: Bench, ledger: Ledger, meter: str, *, batch: int, tokens: int) -> float:
     """Share of the wall time of a run that goes to charging, settling and recording."""
-    account = Timed(choose_meter(meter), bench.runner.shape, clock=time.monotonic)
+    opened, _ = open_meter(MeterOptions(meter=meter))
+    account = Timed(opened, bench.runner.shape, clock=time.monotonic)
     warm_up(bench.runner, account)
     account.start_serving()
     engine = bench.engine(account, batch)

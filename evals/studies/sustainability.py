@@ -29,6 +29,10 @@ from rich.console import Console
 from evals.entry import BenchError, finish
 from evals.lab import RESULTS, save
 from evals.tuning.servers import Laps
+from greenllm.energy.meters.choose import open_meter
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.scope import Scope
+from greenllm.options import MeterOptions
 
 console = Console(stderr=True)
 NAME = "household"
@@ -124,7 +128,7 @@ def side_of(task: Mapping[str, Any], spent_j: float) -> dict[str, Any]:
 
 def evaluations(notes: Path, data_dir: Path, folder: Path) -> list[dict[str, Any]]:
     """The base and the adapter on the same notes."""
-    meter, _ = import_module("greenllm.cli.metering").meter_of_tree("auto", os.getpid())
+    meter, _ = open_meter(MeterOptions(), Scope(CpuClock(tree_of=os.getpid())))
     laps, found = Laps(meter), []
     for name in ("bundled", NAME):
         output = folder / f"eval-{name}"

@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +32,7 @@ from evals.served import connect
 from evals.studies.ratios import paired_ratio
 from evals.studies.techniques_report import draw, markdown
 from evals.tasks.base import Answer, Ask, Measure, Query, Score, Task
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from greenllm.intervals import wilson
 
@@ -126,7 +126,7 @@ def _joules(result: Result) -> float:
 
 def questions(limit: int) -> Joined:
     """Generated tasks, so many questions of each."""
-    generated = import_module("greenllm.cli.evaluate").generated_tasks()
+    generated = generated_tasks()
     tasks = find_tasks(["generated"], generated, limit=limit, shots=0, seed=11)
     parts = [(task, i) for task in tasks for i in range(task.count())]
     return Joined(random.Random(1).sample(parts, len(parts)))

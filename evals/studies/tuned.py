@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +24,12 @@ from rich.console import Console
 
 from evals.entry import BenchError, finish
 from evals.lab import save
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import DEFAULT, Setting
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 
 console = Console(stderr=True)
 
@@ -50,7 +50,7 @@ def tune(model: str, folder: Path, *options: str) -> dict[str, Any]:
 
 def side_by_side(model: str, settings: list[Setting], examples: int, rounds: int) -> list[float]:
     """Joules per token of the first over the second, round by round."""
-    generated = import_module("greenllm.cli.evaluate").generated_tasks()
+    generated = generated_tasks()
     names = TuneConfig().tasks.split(",")
 
     def make(count: int) -> Any:

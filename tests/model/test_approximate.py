@@ -19,7 +19,7 @@ import transformers
 
 from evals import calibrate
 from evals.lab import load_bench
-from greenllm.config import EngineConfig, load
+from greenllm.config import load
 from greenllm.core import (
     EXIT_RUN,
     MOST_SHALLOW,
@@ -38,6 +38,7 @@ from greenllm.engine.native import NativeEngine
 from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
+from greenllm.options import EngineConfig
 from greenllm.runner.early_exit import first_layers
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.threads import ThreadPlan

@@ -22,7 +22,7 @@ from finetune.plan.forecast import sample
 from finetune.recipe import Recipe
 from finetune.train import compare
 from greenllm.config import ConfigError
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from greenllm.energy.meters.protocol import Reading, ReplayMeter
 from tests.model.finetuning import STEPS, crash_at, save_tiny, train
 

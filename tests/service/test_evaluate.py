@@ -101,7 +101,7 @@ def test_quality_and_joules_come_together(evaluate: Evaluate, server: Any, tmp_p
         (("generated.none",), "there is no generated.none"),
         (("generated", "--url", "http://127.0.0.1:9"), "http://127.0.0.1:9/v1/models"),
         (("generated", "--url", "http://x", "--serve", "--threads 1"), "--serve is for a server"),
-        (("generated", "--limit", "0"), "--limit must be above 0"),
+        (("generated", "--limit", "0"), "--limit must be greater than 0 (got 0)"),
         ((), "no tasks were named"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import (
     EXIT_RUN,
     Approximation,
@@ -26,6 +26,7 @@ from greenllm.core import (
 from greenllm.engine.drafting import EXIT_LAYERS, default_exit, make_drafting, trained_exits
 from greenllm.engine.native import NativeEngine
 from greenllm.model.info import LoadError
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.shape import ModelShape
 from greenllm.speculation.drafter import Drafter

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.basis import Basis
+from evals.commands.evaluate import identity_of, report
 from evals.evaluation import Result, evaluate
 from evals.evaluation_config import EvalConfig
 from evals.served import Cost, RefusedError
@@ -23,7 +24,6 @@ from finetune.compressing.report import Costs, Side
 from finetune.compressing.report import build as build_compression
 from finetune.data.dataset import DataCounts, TrainingData
 from finetune.recipe import Recipe
-from greenllm.cli.evaluate import identity_of, report
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.meters.protocol import Reading, ReplayMeter

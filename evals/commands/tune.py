@@ -16,22 +16,24 @@ from dataclasses import replace
 from rich.console import Console
 
 from evals.tasks.base import Task
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
 from evals.tuning.report import as_dict, draw, markdown, toml
 from evals.tuning.search import Limits, Search, Trial
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import Space, first_of, parse_space
-from greenllm.cli.evaluate import generated_tasks
-from greenllm.cli.metering import meter_of_tree
-from greenllm.cli.places import require_fresh
 from greenllm.config import ConfigError
+from greenllm.energy.meters.choose import open_meter
+from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.protocol import Meter
+from greenllm.energy.meters.scope import Scope
+from greenllm.places import require_fresh
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: TuneConfig) -> None:
+def tune(config: TuneConfig) -> None:
     """Search, print and write.
 
     Raises:
@@ -45,7 +47,7 @@ def run(config: TuneConfig) -> None:
         # The same questions come again and again: who asks later would find them computed.
         options.append("--no-prefix-cache")
     options += ["--draft-model", config.draft_model] if config.draft_model else []
-    laps = Laps(_meter(config.meter))
+    laps = Laps(_meter(config))
     bench = ServerBench(config.model, make, config.concurrency, laps, options, _say, config.servers)
     search = Search(bench, _limits(config), _say)
     with closing(bench):
@@ -77,7 +79,8 @@ class _TaskMaker:
         self._names = [name.strip() for name in config.tasks.split(",") if name.strip()]
         for task in self(1):
             if task.measure != "accuracy":
-                raise ConfigError(f"--tasks {task.name}: settings are compared by accuracy")
+                text = f"--tasks {task.name}: settings are compared by accuracy"
+                raise ConfigError(text, "tasks")
 
     def __call__(self, num_examples: int) -> Sequence[Task]:
         limit = math.ceil(num_examples / max(1, len(self._names)))
@@ -91,11 +94,11 @@ def _limits(config: TuneConfig) -> Limits:
     return Limits(config.slowest_s, config.quality_floor or 0.0, budget_j)
 
 
-def _meter(name: str) -> Meter:
+def _meter(config: TuneConfig) -> Meter:
     # Servers come and go below this process; all of them are the search's.
-    meter, first = meter_of_tree(name, os.getpid())
+    meter, first = open_meter(config, Scope(CpuClock(tree_of=os.getpid())))
     if not first.joules:
-        raise ConfigError("no meter works here, so settings cannot be compared by joules")
+        raise ConfigError("no meter works here, so settings cannot be compared by joules", "meter")
     return meter
 
 

@@ -25,20 +25,17 @@ from evals.evaluation import Result, evaluate, methods_of, together_of
 from evals.evaluation_config import EvalConfig
 from evals.evaluation_report import draw, markdown
 from evals.served import connect
-from evals.tasks.asked import Question
 from evals.tasks.base import Task
-from evals.tasks.generated.tasks import held_out_examples, task_names
-from evals.tasks.registry import Generated, find_tasks
+from evals.tasks.generated.questions import generated_tasks
+from evals.tasks.registry import find_tasks
 from greenllm import __version__
 from greenllm.config import ConfigError
 from greenllm.scorecard.origin import command_line, machine_name
 
 SCHEMA = 1
-_COMPARED = {"json": "json", "sql": "sql"}
-_UNSCORED = ("story", "about", "facts", "definition", "unknown", "list", "memory")
 
 
-def run(config: EvalConfig) -> None:
+def evaluate_tasks(config: EvalConfig) -> None:
     """Evaluate and report.
 
     Raises:
@@ -49,7 +46,7 @@ def run(config: EvalConfig) -> None:
         names, generated_tasks(), limit=config.limit, shots=config.shots, seed=config.seed
     )
     if config.output is not None and config.output.exists() and not config.output.is_dir():
-        raise ConfigError(f"--output {config.output} is a file, not a folder")
+        raise ConfigError(f"--output {config.output} is a file, not a folder", "output")
     console = Console(stderr=True, highlight=False)
     began = datetime.now(UTC)
     with _server(config, console) as url:
@@ -60,26 +57,6 @@ def run(config: EvalConfig) -> None:
     print(markdown(found))
     if config.output is not None:
         _write(found, config.output)
-
-
-def generated_tasks() -> dict[str, Generated]:
-    """Sets of questions that are made by the same recipe as the bundled model's training."""
-    names = [name for name in task_names() if name not in _UNSCORED]
-    return {name: Generated(_COMPARED.get(name, "exact"), _maker(name)) for name in names}
-
-
-def _maker(name: str) -> Any:
-    def make(size: int, seed: int) -> Sequence[Question]:
-        found = held_out_examples(name, size, seed)
-        return [
-            Question(
-                tuple({"role": turn.role, "content": turn.content} for turn in example.prompt),
-                example.answer,
-            )
-            for example in found
-        ]
-
-    return make
 
 
 @contextmanager

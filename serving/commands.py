@@ -12,25 +12,28 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from finetune.recipe import Recipe
-from greenllm.cli.clashes import find_clashes
+from greenllm.clashes import find_clashes
 from greenllm.config import ConfigError, load
-from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import SensorError
+from greenllm.energy.meters.scope import Scope
 from serving.config import ServeConfig
 from serving.jobs.store import TrainingHooks
+
+if TYPE_CHECKING:
+    from serving.server import Parts
 
 RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: ServeConfig) -> None:
+def serve(config: ServeConfig) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -49,20 +52,14 @@ def run(config: ServeConfig) -> None:
         run_replicas(config)
         return
     clock = CpuClock()
-    try:
-        # A server on the CPU does not pay for what others do on the GPUs.
-        gpu = gpu_rungs if config.device != "cpu" else list
-        meter = choose_meter(config.meter, gpu=gpu, cpu=lambda: cpu_rungs(clock=clock))
-        first = meter.read()
-    except SensorError as error:
-        raise ConfigError(f"--meter {config.meter}: {error}") from error
+    meter, first = open_meter(config, Scope(clock, gpus=config.device != "cpu"))
     with console.status("importing torch") as status:
         server = importlib.import_module("serving.server")
         transformers_logging = importlib.import_module("transformers.utils.logging")
         transformers_logging.disable_progress_bar()
         status.update(f"loading {config.model}")
 
-        def on_ready(config: ServeConfig, parts: object, port: int) -> None:
+        def on_ready(config: ServeConfig, parts: Parts, port: int) -> None:
             status.stop()
             announce(config, parts, port)
 
@@ -78,7 +75,9 @@ def run_replicas(config: ServeConfig) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
-            "--replicas: Ray is not installed; pip install --editable '.[ray]' in greenllm's folder"
+            "--replicas: Ray is not installed; pip install --editable '.[ray]' in greenllm's"
+            " folder",
+            "replicas",
         )
     with console.status(f"starting {config.replicas} replicas") as status:
         deploy = importlib.import_module("serving.cluster.deploy")
@@ -144,22 +143,22 @@ def _say(text: str, *, markup: bool = True) -> None:
     console.print(text, soft_wrap=True, markup=markup)
 
 
-def announce(config: ServeConfig, parts: object, port: int) -> None:
+def announce(config: ServeConfig, parts: Parts, port: int) -> None:
     """Say what is served, how it is metered, and how to try it."""
-    engine = parts.engine  # type: ignore[attr-defined]
-    info, meter = engine.info, engine.account.meter
-    name = config.served_model_name or info.name
+    served, info = parts.served, parts.served.info
+    meter = served.engine.account.meter
+    name = served.name
     size = f"{info.parameters / 1e6:.1f}M parameters, {info.weight_bytes / 1e6:.1f} MB"
     _say(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
-    _say(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
-    _say(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
+    _say(f"runner: {info.runner}, threads: {served.threads}")
+    _say(f"speculation: {served.drafting}")
     _say(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
-    source = engine.policy.source
+    source = served.engine.policy.source
     if source is not None:
         value = source.intensity(0.0)
         year = f", {value.year}" if value.year else ""
         _say(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
-    _say(f"ledger: {parts.ledger.path}", markup=False)  # type: ignore[attr-defined]
+    _say(f"ledger: {parts.ledger.path}", markup=False)
     _say_how_to_try(config, name, port)
 
 

@@ -12,15 +12,12 @@ import os
 from rich.console import Console
 
 from evals.profiling.config import ProfileConfig
-from greenllm.cli.places import require_fresh
-from greenllm.config import ConfigError
-from greenllm.energy.meters.choose import choose_meter, cpu_rungs
-from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import Meter, SensorError
+from greenllm.energy.meters.choose import open_meter
 from greenllm.model.quiet import hush_libraries
+from greenllm.places import require_fresh
 
 
-def run(config: ProfileConfig) -> None:
+def profile(config: ProfileConfig) -> None:
     """Profile, print and write.
 
     Raises:
@@ -28,16 +25,16 @@ def run(config: ProfileConfig) -> None:
     """
     if config.output is not None:
         require_fresh(config.output)
-    meter = _meter(config.meter)
+    meter, _ = open_meter(config)
     hush_libraries()
     # Threads that spin at barriers burn joules; read when torch is loaded, as for the server.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console(stderr=True, highlight=False, emoji=False)
     with console.status(f"profiling {config.model}"):
-        from evals.profiling.profiler import profile
+        from evals.profiling.profiler import profile as profile_step
         from evals.profiling.report import as_dict, draw, markdown
 
-        found = profile(config, meter)
+        found = profile_step(config, meter)
     page = markdown(found)
     print(page)
     if config.output is not None:
@@ -46,11 +43,3 @@ def run(config: ProfileConfig) -> None:
         (config.output / "profile.json").write_text(text, encoding="utf-8")
         (config.output / "profile.md").write_text(page, encoding="utf-8")
         draw(found, config.output / "profile.svg")
-
-
-def _meter(name: str) -> Meter:
-    clock = CpuClock()
-    try:
-        return choose_meter(name, cpu=lambda: cpu_rungs(clock=clock))
-    except SensorError as error:
-        raise ConfigError(f"--meter {name}: {error}") from error

@@ -1,7 +1,12 @@
-"""What `greenllm bench serve` does: options to loads, loads to a table and JSON.
+"""`greenllm bench serve`: load on a server, and back come rates, latencies and joules.
 
-Contract: see `greenllm.cli.bench`. Warm-up requests have seeds of their own, and prompts never
-repeat from one load to the next, so that no cache helps.
+Contract: it sends to this machine unless another URL is given; what failed is listed with its
+reason and counts for nothing. Exit code 1 if no request of a load succeeded, 2 if an option is
+wrong or the server cannot be used at all. Warm-up requests have seeds of their own, and prompts
+never repeat from one load to the next, so that no cache helps. The environment is not read:
+`GREENLLM_MODEL` and its like are the server's.
+
+Not covered: quality of answers; starting servers (`python -m evals.studies.peers` does).
 """
 
 from __future__ import annotations
@@ -22,8 +27,8 @@ from evals.load.drive import Load, Result, measure
 from evals.load.figures import Spread
 from evals.load.plan import even_shots, length_factor, read_trace, scale_trace
 from evals.load.processes import listener
-from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.config import ConfigError
+from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 APART = 1_000_000  # shots of one load are numbered this far from those of the next
@@ -31,7 +36,7 @@ RATES = ("load", "ok", "failed", "tok/s", "prompt tok/s", "tok/CPU-s", "peak MB"
 LATENCIES = ("load", "first token, ms", "per token after, ms", "end to end, ms")
 
 
-def run(config: BenchConfig) -> None:
+def bench_serve(config: BenchConfig) -> None:
     """Send all loads and report.
 
     Raises:
@@ -59,7 +64,7 @@ def loads_of(config: BenchConfig) -> Iterator[Load]:
         with config.trace.open(encoding="utf-8", newline="") as lines:
             shots_read = read_trace(lines, limit=config.limit)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--trace {config.trace}: {error}") from error
+        raise ConfigError(f"--trace {config.trace}: {error}", "trace") from error
     scaled = scale_trace(shots_read, max_context=config.max_context, rate_scale=config.rate_scale)
     factor = length_factor(shots_read, config.max_context)
     yield Load(f"{config.trace.name}, lengths x {factor:.3g}", scaled)
@@ -163,4 +168,4 @@ def _write(config: BenchConfig, results: list[Result], path: Path) -> None:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--json {path}: {error}") from error
+        raise ConfigError(f"--json {path}: {error}", "json") from error

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from greenllm.cli.contention import bound_spinning, warn_of_others
+from finetune.contention import bound_spinning, warn_of_others
 from greenllm.energy.meters.cputime import CpuTimes
 
 

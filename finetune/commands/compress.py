@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,38 +29,42 @@ from rich.console import Console
 
 from evals.basis import sum_of
 from evals.compared import Scored, compare, require_accuracies
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.text import joules
+from finetune.commands.finetune import progress_bar, shown_on
 from finetune.compressing.config import CompressConfig
-from greenllm.cli.contention import bound_spinning
-from greenllm.cli.evaluate import generated_tasks
-from greenllm.cli.finetune import progress_bar, shown_on
-from greenllm.cli.metering import meter_of_tree
+from finetune.contention import bound_spinning
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.energy.carbon.policy import intensity_source
+from greenllm.energy.meters.choose import open_meter
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.scope import Scope
 from greenllm.scorecard.origin import command_line, machine_name
 
 _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl")
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(config: CompressConfig) -> None:
+def compress(config: CompressConfig) -> None:
     """Make the smaller model, score both, and write the report.
 
     Raises:
         GreenllmError: an option is wrong, or something could not be read or written.
     """
     if config.folder.exists():
-        raise ConfigError(f"--output {config.folder} is there already; name another folder")
+        raise ConfigError(
+            f"--output {config.folder} is there already; name another folder", "output"
+        )
     bound_spinning()
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a kernel nobody asked for
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     tasks, began = _tasks(config), datetime.now(UTC).isoformat(timespec="seconds")
-    meter, _ = meter_of_tree(config.meter, os.getpid())  # with the servers that score
+    meter, _ = open_meter(config, Scope(CpuClock(tree_of=os.getpid())))  # with servers that score
     account = PhaseAccount(meter)
     with console.status("importing torch"):
         making = importlib.import_module("finetune.compressing.making")
@@ -74,7 +79,7 @@ def run(config: CompressConfig) -> None:
             raw, facts = making.make(config, source, work, _say)
         source = replace(source, model=None)  # healing loads it again, as a teacher
         with progress_bar() as bar:
-            healer = making.Healer(config, account, _grams(), shown_on(bar), _say)
+            healer = making.Healer(config, account, _grams(config), shown_on(bar), _say)
             found, healed = healer.heal(raw, source.recipe.data, work)
         with account.during("saving"):
             making.write(found, source, work, config.folder)
@@ -104,9 +109,9 @@ def _tasks(config: CompressConfig) -> list[Any]:
     return list(tasks)
 
 
-def _grams() -> Any:
+def _grams(config: CompressConfig) -> Any:
     report = importlib.import_module("finetune.bill.report")
-    return report.Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
+    return report.Grams(intensity_source(config).intensity(time.time()), config.pue, None)
 
 
 def _costs(account: PhaseAccount) -> dict[str, float | None]:
@@ -170,7 +175,7 @@ def _write(
     )
     sides = tuple(_side(report, name, scores[name], config) for name in ("before", "after"))
     identity = identity_of(config, sys.argv[1:], made.began)
-    found = report.build(identity, sides, costs, _grams(), config.quality_share, made.facts)
+    found = report.build(identity, sides, costs, _grams(config), config.quality_share, made.facts)
     folder = config.folder
     (folder / "compression.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     page = report.markdown(found)

@@ -13,21 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.text import joules
+from finetune.contention import bound_spinning, warn_of_others
 from finetune.recipe import Recipe
-from greenllm.cli.contention import bound_spinning, warn_of_others
-from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.carbon.footprint import EmbodiedModel
-from greenllm.energy.carbon.grid import CustomIntensity, IntensityTable, UnknownZoneError
-from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.meters.choose import choose_meter, cpu_rungs, gpu_rungs
+from greenllm.energy.carbon.policy import embodied_of, intensity_source
+from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import Meter, NullMeter, SensorError
+from greenllm.energy.meters.protocol import Meter, NullMeter
+from greenllm.energy.meters.scope import Scope
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(recipe: Recipe) -> None:
+def finetune(recipe: Recipe) -> None:
     """Train and report.
 
     Raises:
@@ -45,13 +43,15 @@ def run(recipe: Recipe) -> None:
     others, looked_s = CpuClock(), time.monotonic()
     meter = _meter(recipe, processes.count) if processes.is_main else unmetered()
     account = PhaseAccount(meter, bills_idle=recipe.bill_idle)
-    intensity, embodied = _carbon(recipe), _embodied(recipe)
+    intensity = intensity_source(recipe).intensity(time.time())
     with console.status("importing torch and TRL"):
+        torch = importlib.import_module("torch")
         run_module = importlib.import_module("finetune.run")
         report = importlib.import_module("finetune.bill.report")
     cpus = os.cpu_count() or 1
     duration_s = time.monotonic() - looked_s
     warn_of_others(others.read(), duration_s, recipe.threads or cpus, cpus, _say)
+    embodied = embodied_of(recipe.device, has_cuda=torch.cuda.is_available())
     grams = report.Grams(intensity, recipe.pue, embodied)
     if recipe.plan:
         _say_plan(run_module.plan(recipe, account, _say), grams)
@@ -73,34 +73,9 @@ def unmetered() -> Meter:
 
 def _meter(recipe: Recipe, num_processes: int) -> Meter:
     # Siblings are below the launcher: their CPU time is the run's too.
-    clock = CpuClock(tree_of=os.getppid()) if num_processes > 1 else None
-    gpu = gpu_rungs if recipe.device != "cpu" else list
-    try:
-        meter = choose_meter(recipe.meter, gpu=gpu, cpu=lambda: cpu_rungs(clock=clock))
-        meter.read()
-    except SensorError as error:
-        raise ConfigError(f"--meter {recipe.meter}: {error}") from error
+    clock = CpuClock(tree_of=os.getppid() if num_processes > 1 else None)
+    meter, _ = open_meter(recipe, Scope(clock, gpus=recipe.device != "cpu"))
     return meter
-
-
-def _carbon(recipe: Recipe) -> Any:
-    if recipe.intensity_g_per_kwh is not None:
-        own = CustomIntensity(recipe.intensity_g_per_kwh, recipe.intensity_source or "")
-        return own.intensity(0.0)
-    try:
-        return IntensityTable.load().lookup(recipe.zone)
-    except UnknownZoneError as error:
-        raise ConfigError(f"--zone {recipe.zone}: {error}") from error
-
-
-def _embodied(recipe: Recipe) -> EmbodiedModel | None:
-    """Known for CPUs only; with a GPU the figure would be far too low."""
-    import torch
-
-    on_gpu = recipe.device.startswith("cuda") or (
-        recipe.device == "auto" and torch.cuda.is_available()
-    )
-    return None if on_gpu else EmbodiedModel.per_vcpu(read_cpu_info().num_vcpus)
 
 
 def progress_bar() -> Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenllm.cli.clashes import TOP_LEVEL, find_clashes
+from greenllm.clashes import TOP_LEVEL, find_clashes
 
 
 def test_this_environment_has_none() -> None:
