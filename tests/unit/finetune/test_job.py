@@ -14,7 +14,8 @@ from greenllm.core import GreenllmError
 
 def started(tmp_path: Path, recipe: str = 'data = "notes.jsonl"') -> int:
     (tmp_path / "recipe.toml").write_text(recipe)
-    return job.main([str(tmp_path / "recipe.toml"), str(tmp_path / "out"), "--resume"])
+    words = ["--config", str(tmp_path / "recipe.toml"), "--output", str(tmp_path / "out")]
+    return job.main(["finetune", *words, "--resume"])
 
 
 def outcome(tmp_path: Path) -> RunOutcome | None:
