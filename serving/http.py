@@ -1,10 +1,8 @@
-"""HTTP as the routes need it: status codes, ids, bodies read up to a limit, clients that leave."""
+"""HTTP as the routes need it: status codes, bodies read up to a limit, clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from typing import Annotated, TypeVar
 
 from fastapi import Depends
@@ -19,11 +17,6 @@ CLIENT_CLOSED_REQUEST = 499
 UNAUTHORIZED = 401
 # Encoding the text of a body this long takes so long that it leaves the event loop.
 LONG_BODY_BYTES = 100_000
-
-
-def new_request_id(prefix: str) -> str:
-    """A unique id that sorts by time."""
-    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, object]:

@@ -112,12 +112,12 @@ class PhaseAccount:
 
     def _book(self, before: Reading, now: Reading) -> None:
         window = take_apart(before, now, self._idle.watts)
-        idle = window.baseline_j if self._bills_idle else dict.fromkeys(window.baseline_j, 0.0)
-        domains = {name: idle[name] + window.dynamic_j[name] for name in idle}
+        idle = window.idle_j if self._bills_idle else dict.fromkeys(window.idle_j, 0.0)
+        domains = {name: idle[name] + window.active_j[name] for name in idle}
         spent = PhaseEnergy(
-            sum(window.dynamic_j.values()),
+            sum(window.active_j.values()),
             sum(idle.values()),
-            window.foreign_j,
+            window.unattributed_j,
             window.duration_s,
             domains,
         )

@@ -24,7 +24,7 @@ from greenllm.cli.app import app as greenllm_app
 from greenllm.cli.estimate import Question
 from greenllm.cli.lazy import LazyCommand
 from greenllm.cli.options import with_options
-from greenllm.config import ConfigError, flag, load
+from greenllm.config import ConfigError, Options, flag, load
 from greenllm.options import (
     CarbonOptions,
     DataOptions,
@@ -167,10 +167,18 @@ def declaring(config_type: type, name: str) -> type:
 
 
 def test_what_commands_share_is_declared_once() -> None:
-    configs = [ServeConfig, Recipe, CompressConfig, EvalConfig, ProfileConfig, TuneConfig, Question]
+    configs: list[type[Options]] = [
+        ServeConfig,
+        Recipe,
+        CompressConfig,
+        EvalConfig,
+        ProfileConfig,
+        TuneConfig,
+        Question,
+    ]
     for group in (ModelOptions, MeterOptions, CarbonOptions, DeviceOptions, DataOptions):
         for spec in fields(group):
-            users = [one for one in configs if spec.name in one.__dataclass_fields__]
+            users = [one for one in configs if spec.name in {f.name for f in fields(one)}]
             assert len(users) > 1
             assert {declaring(one, spec.name) for one in users} == {group}, spec.name
 
