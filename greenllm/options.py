@@ -160,7 +160,6 @@ class CacheOptions(Options):
 class WeightOptions(ModelOptions):
     """Which model, and how its weights are loaded."""
 
-    served_model_name: str | None = option(None, "Name clients use for the model.")
     quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = option(
         "none",
         "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize weights"
