@@ -9,6 +9,7 @@ Not covered: text (token ids only), HTTP, tensors.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
@@ -255,6 +256,11 @@ class Request:
     def num_sequences(self) -> int:
         """Answers asked for."""
         return len(self.prompts) * self.sampling.n
+
+
+def new_request_id(prefix: str) -> str:
+    """A unique id that sorts by time."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 class TextSink(Protocol):

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import Speculation, SpeculativeMethod
 from greenllm.model.files import check_folder, read_json
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_draft_model
 from greenllm.speculation.calibrated_exit import CalibratedExit, read_exit

@@ -14,11 +14,11 @@ from importlib.util import find_spec
 
 import torch
 
-from greenllm.config import EngineConfig
 from greenllm.core import GreenllmError
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.openvino.machine import TESTED

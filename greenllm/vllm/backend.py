@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from greenllm.config import EngineConfig
 from greenllm.core import Grammar, InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
+from greenllm.options import EngineConfig
 from greenllm.vllm import schema
 from greenllm.vllm.heads import DraftMethod
 from greenllm.vllm.quantization import Survey, quantization_values, survey, together

@@ -14,11 +14,11 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
 from greenllm.engine.drafting import Drafting
-from greenllm.load import Served
 from greenllm.model.adapter_folders import AdapterNameError
 from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
 from greenllm.model.lora_config import AdapterError
 from greenllm.runner.threads import ThreadPlan
+from greenllm.served import Served
 from greenllm.speculation.calibrated_exit import CalibratedExit
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body

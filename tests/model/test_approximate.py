@@ -18,8 +18,8 @@ import torch
 import transformers
 
 from evals import calibrate
-from evals.lab import load_bench
-from greenllm.config import EngineConfig, load
+from evals.engines import load_bench
+from greenllm.config import load
 from greenllm.core import (
     Approximation,
     Request,
@@ -37,6 +37,7 @@ from greenllm.engine.scheduler import Scheduler
 from greenllm.exits import EXIT_RUN, MOST_PENDING
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
+from greenllm.options import EngineConfig
 from greenllm.runner.early_exit import first_layers
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.threads import ThreadPlan

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import (
     Approximation,
     Chunk,
@@ -26,6 +26,7 @@ from greenllm.engine.drafting import EXIT_LAYERS, default_exit, make_drafting, t
 from greenllm.engine.native import NativeEngine
 from greenllm.exits import EXIT_RUN
 from greenllm.model.info import LoadError
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.shape import ModelShape
 from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS, CalibratedExit

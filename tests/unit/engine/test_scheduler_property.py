@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from greenllm.core import (
@@ -264,7 +264,6 @@ def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], le
     assert all(token.prompt_logprobs == () for token in sent[1:])
 
 
-@settings(deadline=None, max_examples=100)
 @given(plans)
 def test_company_changes_nobodys_answer(
     make_runner: Callable[..., Runner], alone: Alone, plan: Plan

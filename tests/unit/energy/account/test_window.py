@@ -55,7 +55,7 @@ def test_a_domain_that_falls_or_a_clock_that_stands_adds_nothing() -> None:
     assert (window.duration_s, window.own_j, window.unattributed_j) == (0.0, 0.0, 0.0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(joules, joules, joules, st.floats(0, 1e3), st.tuples(seconds, seconds, seconds, seconds))
 def test_the_parts_are_not_negative_and_add_up(
     start: dict[str, float],
