@@ -83,7 +83,7 @@ class InFlight:
         self.counts += counts
         self.num_speculating -= entry.request.asks_for_drafts
         exits = [seq.exit for seq in entry.sequences if seq.exit is not None]
-        layers = mean_layers(exits, counts.generated, num_layers)
+        layers = mean_layers(exits, counts.generated, num_layers) if exits else None
         self.account.finish(request_id, outcome, counts, mean_layers=layers)
         if entry.request.adapter is not None:
             self.release(entry.request.adapter)
