@@ -18,6 +18,7 @@ from generate_library import library_page
 from typer.core import TyperCommand, TyperGroup
 
 from greenllm.cli.app import app
+from greenllm.cli.lazy import LazyCommand
 from greenllm.scorecard.schema import card_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,8 @@ def cli_page() -> str:
 
 def helps(command: object, name: str) -> Iterator[tuple[str, str]]:
     """A command and those below it, with their help as plain text."""
+    if isinstance(command, LazyCommand):
+        command = command.load()
     if not isinstance(command, TyperCommand | TyperGroup):
         raise TypeError(f"{name} is not a typer command")
     # Boxes and colours depend on the terminal and on rich's version.

@@ -15,7 +15,6 @@ from typing import Any
 from docstrings import attributes, first, prose
 
 from finetune.recipe import Recipe
-from greenllm.config import EngineConfig
 from greenllm.core import (
     Approximation,
     GreenllmError,
@@ -25,6 +24,7 @@ from greenllm.core import (
 )
 from greenllm.energy.ledger import Ledger, Row, Session
 from greenllm.energy.receipt import Receipt
+from greenllm.options import EngineConfig
 from serving.config import ServeConfig
 
 # A class by the module to import it from, and its methods: None is every public one.
