@@ -41,8 +41,8 @@ from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.jobs.store import TrainingHooks
 from serving.server import Parts, make_state
-from tests.api.asgi import AppTransport
-from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, Talker
+from tests.api.asgi import AppTransport, Exchange
+from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
 URL = "http://app"
@@ -113,6 +113,10 @@ class App(Client):
         http: Any = self._client()
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
+    def begin(self, path: str, body: dict[str, Any]) -> Exchange:
+        """Post a request, to leave before its answer is there."""
+        return self._transport.begin(self.http.build_request("POST", path, json=body))
+
     def stop_taking(self) -> None:
         """What SIGTERM does first."""
         self._app.state.server.draining = True
@@ -132,6 +136,11 @@ StartApp = Callable[..., App]
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return load_tokenizer(resolve(MODEL))
+
+
+@pytest.fixture
+def slowly(tokenizer: Tokenizer) -> SlowTokenizer:
+    return SlowTokenizer(tokenizer)
 
 
 @pytest.fixture(scope="session")

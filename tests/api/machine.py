@@ -133,3 +133,26 @@ class Talker(FakeRunner):
         others = [word for word in self._words[:32] if word != token_id]
         best = [token_id, *others][: seq.sampling.logprobs]
         return TokenLogprob(token_id, -1.0, tuple((t, -1.0 - i) for i, t in enumerate(best)))
+
+
+class SlowTokenizer:
+    """Encodes a text that begins with `slowly` when it is told to, and others at once."""
+
+    def __init__(self, real: Tokenizer) -> None:
+        self._real = real
+        self._reached, self._may_go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        if text.startswith("slowly"):
+            self._reached.set()
+            assert self._may_go_on.wait(PATIENCE_S)
+        return self._real.encode(text, **options)
+
+    def wait_until_reached(self) -> None:
+        assert self._reached.wait(PATIENCE_S)
+
+    def go_on(self) -> None:
+        self._may_go_on.set()
