@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import openai
@@ -14,20 +13,9 @@ import pytest
 
 from greenllm.energy.ledger import Ledger, Session
 from greenllm.energy.receipt import Receipt
+from tests.waiting import until
 
 MODEL = "bundled"
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T | None], what: str, timeout_s: float = 60.0) -> T:
-    """Poll until `condition` returns something true."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"waited {timeout_s:g} s for {what}")
 
 
 class Client:

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from greenllm.config import ConfigError, flag, option
+from greenllm.options import (
+    CarbonOptions,
+    DeviceOptions,
+    MeterOptions,
+    ModelOptions,
+    ThreadOptions,
+)
 
 Method = Literal["prune", "student", "svd", "sparsity"]
 GENERATED = "generated"
@@ -25,10 +32,9 @@ _SIZES: Mapping[Method, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig:
+class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, CarbonOptions):
     """What is made smaller, how, and what it is judged by."""
 
-    model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
     output: Path | None = option(None, "Folder to write: the smaller model, its card and report.")
     data: str = option(
         GENERATED,
@@ -63,39 +69,40 @@ class CompressConfig:
     limit: int = option(20, "Examples of each task.")
     rounds: int = option(3, "Times that both models are scored, in turns.")
     concurrency: int = option(8, "Examples in flight.")
-    serve: str = option("", "Options for the servers that score, as for greenllm serve.")
+    serve: str = option(
+        "", "More options for the servers that score, which get --threads: as for greenllm serve."
+    )
     quality_share: float = option(
         0.95, "Share of the quality before that a green compression keeps at least."
     )
-    device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
-    threads: int | None = option(None, "CPU threads, also of servers that score; default is all.")
-    meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
     seed: int = option(7, "Seed of everything random.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output is None:
-            raise ConfigError("--output is needed: a folder for what is made")
+            raise ConfigError("--output is needed: a folder for what is made", "output")
         self._require_sizes()
-        for name in ("examples", "steps", "batch_size", "rank", "limit", "rounds", "concurrency",
-                     "layers", "heads", "mlp_width", "hidden_size", "threads"):  # fmt: skip
+        self.require_above_zero(
+            "examples", "steps", "batch_size", "rank", "limit", "rounds", "concurrency",
+            "layers", "heads", "mlp_width", "hidden_size",
+        )  # fmt: skip
+        for name in ("rank_share", "zeros"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{flag(name)} must be above 0 (got {value})")
-        for name in ("rank_share", "zeros", "quality_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < (1 if name != "quality_share" else 1.01):
-                raise ConfigError(f"{flag(name)} must be above 0 and below 1 (got {value})")
+            within = value is None or 0 < value < 1
+            self.require(within, name, "must be above 0 and below 1")
+        within = 0 < self.quality_share < 1.01
+        self.require(within, "quality_share", "must be above 0 and at most 1")
         self._require_used()
         allowed = {"student": ("auto", "full"), "prune": ("auto", "lora", "full", "none")}
         if self.heal not in allowed.get(self.method, ("auto", "none")):
-            raise ConfigError(f"--heal {self.heal} does not go with --method {self.method}")
+            raise ConfigError(f"--heal {self.heal} does not go with --method {self.method}", "heal")
 
     def _require_sizes(self) -> None:
         own = _SIZES[self.method]
         names = {name for sizes in _SIZES.values() for name in sizes}
         for name in sorted(names - set(own)):
             if getattr(self, name) is not None:
-                raise ConfigError(f"{flag(name)} does not go with --method {self.method}")
+                raise ConfigError(f"{flag(name)} does not go with --method {self.method}", name)
         if all(getattr(self, name) is None for name in own):
             wanted = ", ".join(map(flag, own))
             raise ConfigError(f"--method {self.method} needs one of {wanted}")
@@ -112,7 +119,7 @@ class CompressConfig:
         for rule, names in unused.items():
             for name in names:
                 if getattr(self, name) != defaults[name]:
-                    raise ConfigError(f"{flag(name)} {rule}")
+                    raise ConfigError(f"{flag(name)} {rule}", name)
 
     @property
     def healing(self) -> Literal["lora", "full"] | None:

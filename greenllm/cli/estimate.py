@@ -8,15 +8,14 @@ that would be ignored is refused. Every mistake is one line. Not covered: what
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.figures import make_console, make_table, number, print_table
-from greenllm.config import ConfigError
-from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.config import ConfigError, option
+from greenllm.energy.carbon.policy import intensity_source
 from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
     FITTED_SIZES_B,
@@ -40,24 +39,40 @@ from greenllm.energy.hardware import (
     vcpu_power,
 )
 from greenllm.energy.units import joules_to_wh
+from greenllm.figures import make_console, make_table, number, print_table
+from greenllm.options import CarbonOptions
 
 CPU = "cpu"
 _PROCESSORS = ("EPYC", "Xeon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(CarbonOptions):
     """What is to be estimated: hours of hardware, or tokens of a model."""
 
-    hours: float | None = None
-    hardware: str = CPU
-    vcpus: int | None = None
-    utilisation: float = 0.5
-    parameters_b: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    zone: str = "WORLD"
-    pue: float = 1.0
+    hours: float | None = option(None, "Hours of use (with --hardware).")
+    hardware: str = option(CPU, "'cpu' (this machine's), or a GPU such as 'H100 SXM'.")
+    vcpus: int | None = option(None, "vCPUs, for --hardware cpu.")
+    utilisation: float = option(0.5, "Mean load, 0 to 1.")
+    parameters_b: float | None = option(None, "Model size in billions of parameters.")
+    prompt_tokens: int = option(0, "Prompt tokens.")
+    completion_tokens: int = option(0, "Generated tokens.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        num_tokens = self.prompt_tokens + self.completion_tokens
+        if (self.hours is None) == (self.parameters_b is None):
+            raise ConfigError(
+                "give exactly one of --hours (of --hardware) and --parameters-b (tokens)"
+            )
+        if self.hours is not None and num_tokens:
+            raise ConfigError("tokens go with --parameters-b, not with --hours")
+        if self.parameters_b is not None and not num_tokens:
+            raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
+        if self.vcpus is not None and (self.hours is None or self.hardware != CPU):
+            raise ConfigError("--vcpus goes with --hours and --hardware cpu", "vcpus")
+        self.require(self.vcpus is None or self.vcpus >= 1, "vcpus", "must be at least 1")
+        self.require_above_zero("hours", "parameters_b")
 
 
 @dataclass(frozen=True)
@@ -69,44 +84,17 @@ class Answer:
     notes: tuple[str, ...]
 
 
-def run(question: Question) -> None:
+def estimate(question: Question) -> None:
     """Print an estimate.
 
     Raises:
         ConfigError: an option is wrong, missing or would be ignored.
     """
-    check(question)
     try:
         answer = answer_to(question, read_cpu_info())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     print_answer(make_console(), question, answer)
-
-
-def check(question: Question) -> None:
-    """Refuse combinations that mean nothing.
-
-    Raises:
-        ConfigError: with what to give instead.
-    """
-    num_tokens = question.prompt_tokens + question.completion_tokens
-    if (question.hours is None) == (question.parameters_b is None):
-        raise ConfigError("give exactly one of --hours (of --hardware) and --parameters-b (tokens)")
-    if question.hours is not None and num_tokens:
-        raise ConfigError("tokens go with --parameters-b, not with --hours")
-    if question.parameters_b is not None and not num_tokens:
-        raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
-    if question.vcpus is not None and (question.hours is None or question.hardware != CPU):
-        raise ConfigError("--vcpus goes with --hours and --hardware cpu")
-    if question.vcpus is not None and question.vcpus < 1:
-        raise ConfigError(f"--vcpus must be at least 1 (got {question.vcpus})")
-    _require_number("--hours", question.hours)
-    _require_number("--parameters-b", question.parameters_b)
-
-
-def _require_number(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} must be greater than 0 (got {value:g})")
 
 
 def answer_to(question: Question, cpu: CpuInfo) -> Answer:
@@ -115,7 +103,7 @@ def answer_to(question: Question, cpu: CpuInfo) -> Answer:
     Raises:
         ValueError: an unknown zone or GPU, or a figure out of its range.
     """
-    site = Site(IntensityTable.load().lookup(question.zone), question.pue)
+    site = Site(intensity_source(question).intensity(time.time()), question.pue)
     if question.hardware != CPU:
         gpu = find_accelerator(question.hardware)
         estimate_gpu = _gpu_tokens if question.hours is None else _gpu_hours

@@ -10,14 +10,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from greenllm.cli.figures import make_console
-from greenllm.cli.places import ledger_path
+from greenllm.cli.options import DataDir
 from greenllm.cli.report_data import (
     FOREVER_S,
     Period,
@@ -32,17 +32,10 @@ from greenllm.core import GreenllmError
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.period import parse_moment
 from greenllm.energy.receipt import Receipt
+from greenllm.figures import make_console
+from greenllm.places import ledger_path
 
 PROGRESS_AFTER_S = 2.0
-
-
-@dataclass(frozen=True)
-class Export:
-    """Files to write, where given."""
-
-    csv: Path | None = None
-    json: Path | None = None
-    plot: Path | None = None
 
 
 def _period(since: str | None, until: str | None) -> Period:
@@ -53,8 +46,16 @@ def _period(since: str | None, until: str | None) -> Period:
         raise ConfigError(str(error)) from error
 
 
-def run(
-    data_dir: Path | None, group_by: str, since: str | None, until: str | None, export: Export
+def report(
+    data_dir: DataDir = None,
+    group_by: Annotated[
+        str, typer.Option(help="model, adapter, key, hour, outcome or endpoint.")
+    ] = "model",
+    since: Annotated[str | None, typer.Option(help="Unix seconds or ISO 8601.")] = None,
+    until: Annotated[str | None, typer.Option(help="Unix seconds or ISO 8601.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every receipt to this CSV file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write sums and sessions as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot (.png or .svg).")] = None,
 ) -> None:
     """Print the report and write the files asked for.
 
@@ -62,18 +63,18 @@ def run(
         GreenllmError: there is no ledger, an option is wrong or a file cannot be written.
     """
     check_group(group_by)
-    check_plot(export.plot)
+    check_plot(plot)
     period = _period(since, until)
     ledger = open_ledger(ledger_path(data_dir))
     try:
-        report = _read(ledger, period, group_by, export.csv)
+        found = _read(ledger, period, group_by, csv)
     finally:
         ledger.close()
-    print_report(make_console(), report)
-    if export.json is not None:
-        write_json(export.json, report)
-    if export.plot is not None:
-        write_plot(export.plot, report)
+    print_report(make_console(), found)
+    if json is not None:
+        write_json(json, found)
+    if plot is not None:
+        write_plot(plot, found)
 
 
 def open_ledger(path: Path) -> Ledger:

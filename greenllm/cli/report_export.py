@@ -14,12 +14,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greenllm.cli.figures import UNKNOWN
 from greenllm.cli.report_data import FOREVER_S, Report, SessionAccount, Sums
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.receipt import Receipt
 from greenllm.energy.units import joules_to_kwh
+from greenllm.figures import UNKNOWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,10 +11,10 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.figures import UNKNOWN, make_table, moment, number, print_table
 from greenllm.cli.report_data import Report, SessionAccount, Sums
 from greenllm.energy.ledger import Session
 from greenllm.energy.units import joules_to_kwh
+from greenllm.figures import UNKNOWN, make_table, moment, number, print_table
 
 _GROUP_COLUMNS = (
     "requests",

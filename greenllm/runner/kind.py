@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from greenllm.config import EngineConfig
 from greenllm.core import GreenllmError
 from greenllm.model.options import LoadOptions
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 
 

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 
 import torch
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.spec import UnknownArchitectureError
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.kind import CannotServeError, RunnerKind, is_on_cuda, load_options
 from greenllm.runner.openvino.machine import TESTED

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.kind import CannotServeError, RunnerKind, is_on_cuda

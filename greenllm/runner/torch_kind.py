@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenllm.config import EngineConfig
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.kind import RunnerKind, load_options
 

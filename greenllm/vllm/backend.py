@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from greenllm.config import EngineConfig
 from greenllm.core import InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
+from greenllm.options import EngineConfig
 from greenllm.vllm import schema
 from greenllm.vllm.heads import DraftMethod
 from greenllm.vllm.quantization import Survey, quantization_values, survey, together
@@ -132,10 +132,10 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
 
 
 def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | None:
-    """How vLLM is to guess.
+    """How vLLM gets draft tokens.
 
     Raises:
-        LoadError: it does not guess in this way.
+        LoadError: it has no such method.
     """
     if config.speculative == "early_exit":
         raise LoadError(

@@ -25,15 +25,16 @@ from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import IntensityTable, StaticIntensity
 from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.session import open_ledger
 from greenllm.engine.drafting import Drafting
 from greenllm.engine.native import NativeEngine
 from greenllm.engine.protocol import BatchLimits
-from greenllm.load import Served, open_ledger
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME
 from greenllm.model.options import resolve
 from greenllm.runner.threads import ThreadPlan
-from greenllm.speculation.exits import Exit
+from greenllm.served import Served
+from greenllm.speculation.calibrated_exit import CalibratedExit
 from greenllm.speculation.speculator import PromptLookup, Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
@@ -65,7 +66,7 @@ class App(Client):
                 {"prompt_lookup": PromptLookup(), "early_exit": PromptLookup()},
                 Speculation(config.speculative, config.speculative_tokens),
             ),
-            Exit(1, {0.9: 0.5, 0.95: 0.6, 0.99: 0.7, 0.999: 0.8}),
+            CalibratedExit(1, {0.9: 0.5, 0.95: 0.6, 0.99: 0.7, 0.999: 0.8}),
         )
         engine = NativeEngine(
             runner,

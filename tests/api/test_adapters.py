@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from greenllm.__main__ import main
-from tests.client import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.api.conftest import App, StartApp

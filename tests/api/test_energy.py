@@ -14,7 +14,7 @@ from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.meters.protocol import Reading
 from greenllm.energy.units import J_PER_KWH, significant
 from tests.api.machine import LOAD_STEPS, STEP_ACTIVE_J, STEP_J, STEP_S, Machine
-from tests.client import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.api.conftest import App, StartApp

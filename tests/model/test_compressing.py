@@ -23,7 +23,7 @@ from finetune.compressing.sizes import sizes_of
 from finetune.compressing.weights import factorize, matrices_of, zero_smallest
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import IntensityTable
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from tests.model.finetuning import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,10 +15,10 @@ import pytest
 import transformers
 from openvino import Output, opset13
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import spec_of
+from greenllm.options import EngineConfig
 from greenllm.runner.openvino import attention
 from greenllm.runner.openvino.load import Blueprint, CacheOptions, read_blueprint
 from greenllm.runner.openvino.machine import TESTED

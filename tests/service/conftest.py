@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +16,11 @@ import openai
 import pytest
 
 from tests.client import Client
-from tests.client import until as wait_until
+from tests.service import processes
+from tests.service.processes import Forked
+from tests.waiting import PATIENCE_S, until
 
-START_TIMEOUT_S = 120.0
 _URL = re.compile(r"http://localhost:(\d+)/")
-
-
-def _environment() -> dict[str, str]:
-    """No GPU, one thread, no options from outside, no network."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GREENLLM_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "greenllm", *arguments]
 
 
 class Server(Client):
@@ -41,32 +30,36 @@ class Server(Client):
         self.data_dir = folder
         self.log = folder / "server.log"
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._closing = contextlib.ExitStack()
 
     def start(self) -> Server:
         """Start and wait until `/ready` says so."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        fixed = ("--port", "0", "--threads", "1", "--device", "cpu", "--meter", "modelled")
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                _command("serve", *fixed, "--data-dir", str(self.data_dir), *self._options),
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-            )
-        self.url = wait_until(self._announced, "the server's address", START_TIMEOUT_S)
+        self.log.write_bytes(b"")
+        self._process = self._launch()
+        self.url = until(self._announced, "the server's address")
         self.http = self._closing.enter_context(
-            httpx.Client(base_url=self.url, timeout=120.0, trust_env=False)
+            httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
         )
         self.openai = self._closing.enter_context(self.openai_client("none"))
-        wait_until(lambda: self.http.get("/ready").status_code == 200, "/ready", START_TIMEOUT_S)
+        until(lambda: self.http.get("/ready").status_code == 200, "/ready")
         return self
+
+    def _launch(self) -> subprocess.Popen[bytes] | Forked:
+        """vLLM starts from nothing: it forks and spawns processes of its own."""
+        fixed = ("--port", "0", "--threads", "1", "--device", "cpu", "--meter", "modelled")
+        words = ("serve", *fixed, "--data-dir", str(self.data_dir), *self._options)
+        env = processes.environment()
+        if "vllm" not in self._options:
+            return Forked(words, self.log, self.log, env)
+        with self.log.open("wb") as log:
+            return subprocess.Popen(processes.command(*words), stdout=log, stderr=log, env=env)
 
     def openai_client(self, api_key: str) -> openai.OpenAI:
         """The official client."""
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=120.0
+            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=PATIENCE_S
         )
 
     def _announced(self) -> str | None:
@@ -88,7 +81,7 @@ class Server(Client):
         self.stop()
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> subprocess.Popen[bytes] | Forked:
         if self._process is None:
             raise RuntimeError("not started")
         return self._process
@@ -107,16 +100,15 @@ class Server(Client):
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
-        self.process.wait(60)
+        self.process.wait(PATIENCE_S)
         self._closing.close()
 
     def wait(self) -> int:
         """Wait for the end; whatever happened, a server never prints a traceback."""
         try:
-            code = self.process.wait(60)
+            code = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(60)
             raise
         text = self.log.read_text(encoding="utf-8", errors="replace")
         assert "Traceback" not in text, text
@@ -155,22 +147,28 @@ def server_url(server: Server) -> str:
     return server.url
 
 
+@pytest.fixture(scope="session", name="until")
+def _until() -> Callable[..., Any]:
+    """Looks until a condition holds."""
+    return until
+
+
 @pytest.fixture(scope="session")
-def until() -> Callable[..., Any]:
-    """Polls until a condition holds."""
-    return wait_until
+def greenllm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a `greenllm` command to its end: `(*arguments, env=None, cwd=None)`."""
+    return processes.run
 
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., list[str]]:
-    """Makes a `greenllm` command line."""
-    return _command
+    """Makes a `greenllm` command line that starts from nothing."""
+    return processes.command
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """Environment of such a command."""
-    return _environment()
+    return processes.environment()
 
 
 @pytest.fixture(scope="session")

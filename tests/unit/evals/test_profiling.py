@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from evals.commands.profile import profile as run
 from evals.profiling.config import ProfileConfig
 from evals.profiling.counts import AttentionShape, Counts, Kind, attention_counts, linear_flops
 from evals.profiling.energy import Patience, StepEnergy, measure_energy
@@ -20,8 +21,7 @@ from evals.profiling.profile import Profile, Row, Subject, by_kind, rows_of, sha
 from evals.profiling.report import as_dict, draw, markdown, shares
 from evals.profiling.timing import Round, middle
 from greenllm.cli.app import app
-from greenllm.cli.profile import run
-from greenllm.config import ConfigError, load
+from greenllm.config import ConfigError, flag, load
 from greenllm.energy.meters.protocol import Meter, NullMeter, Reading, ReplayMeter
 
 PARTS: list[tuple[Kind, int | None]] = [
@@ -54,7 +54,8 @@ def made(energy: StepEnergy = ENERGY, **options: Any) -> Profile:
 
 @pytest.mark.parametrize("name", ["batch", "prompt_tokens", "rounds", "threads"])
 def test_options_must_be_above_0(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be above 0, not 0"):
+    message = rf"^{flag(name)} must be greater than 0 \(got 0\)$"
+    with pytest.raises(ConfigError, match=message):
         ProfileConfig(**{name: 0})  # type: ignore[arg-type]
 
 

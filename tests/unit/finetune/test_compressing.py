@@ -30,7 +30,7 @@ OUTPUT = Path("out")
         ({"method": "svd"}, "--method svd needs one of --rank-share"),
         ({"layers": 2, "hidden_size": 64}, "--hidden-size does not go with --method prune"),
         ({"method": "svd", "rank_share": 0.5, "layers": 2}, "--layers does not go with"),
-        ({"layers": 0}, "--layers must be above 0"),
+        ({"layers": 0}, r"--layers must be greater than 0 \(got 0\)"),
         ({"method": "sparsity", "zeros": 1.0}, "--zeros must be above 0 and below 1"),
         ({"layers": 2, "quality_share": 0.0}, "--quality-share must be above 0"),
         ({"method": "student", "layers": 2, "heal": "lora"}, "--heal lora does not go with"),

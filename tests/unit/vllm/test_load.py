@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
+from greenllm.options import EngineConfig
 from greenllm.vllm.load import check_options
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
+from greenllm.options import EngineConfig
 from greenllm.vllm import quantization
 from greenllm.vllm.quantization import (
     Survey,
