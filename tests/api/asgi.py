@@ -19,8 +19,10 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from tests.waiting import PATIENCE_S
+
 log = logging.getLogger(__name__)
-PATIENCE_S = 120.0
+
 Message = MutableMapping[str, Any]
 
 
@@ -40,8 +42,9 @@ class AppTransport(httpx.BaseTransport):
             raise error
 
     def stop(self) -> None:
-        """Let requests end, then leave the lifespan."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        """Let requests end, then leave the lifespan; once is enough."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the app does not stop"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,8 @@ def start_app(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) ->
         return started[-1]
 
     yield start
-    for app in started:
-        app.stop()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(App.stop, started))
 
 
 @pytest.fixture(scope="session")

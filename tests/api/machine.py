@@ -18,6 +18,7 @@ from greenllm.core import Sequence as TokenSequence
 from greenllm.energy.meters.protocol import Reading, SensorError
 from greenllm.tokenizer import Tokenizer
 from tests.fake_model import FakeRunner, digest
+from tests.waiting import PATIENCE_S
 
 STEP_S, POWER_W, IDLE_W = 0.01, 10.0, 2.0
 STEP_J, STEP_ACTIVE_J = STEP_S * POWER_W, STEP_S * (POWER_W - IDLE_W)
@@ -29,7 +30,6 @@ LORA_TARGETS = {
     for name in ("q_proj", "v_proj")
 }
 FORCED = 100  # a bias so large decides alone
-PATIENCE_S = 120.0
 
 
 class Machine:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.api.machine import STEP_ACTIVE_J, STEP_J
-from tests.client import until
+from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from greenllm.energy.receipt import Receipt
+    from greenllm.tokenizer import Tokenizer
     from tests.api.conftest import App, StartApp
-    from tests.api.machine import SlowTokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG: dict[str, Any] = {"max_tokens": 900, "temperature": 0}
@@ -209,3 +209,24 @@ def test_an_engine_that_dies_is_told_to_everybody(
     assert server.http.post(TEXT, json=body).status_code == 503
     row = server.row(answer.headers["X-Request-Id"])
     assert (row.outcome, row.completion_tokens) == ("failed", 0)
+
+
+class Broken(SlowTokenizer):
+    """A bug, where answers are put together."""
+
+    def decode(self, *_: Any, **__: Any) -> str:
+        raise ZeroDivisionError
+
+
+def test_a_bug_is_an_error_object_and_a_failure_in_the_ledger(
+    start_app: StartApp, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_app(tokenizer=Broken(tokenizer))
+    bodies = {"/detokenize": {"tokens": [5]}, TEXT: server.completion(max_tokens=2, echo=True)}
+    for path, body in bodies.items():
+        answer = server.http.post(path, json=body)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["message"] == "internal error: ZeroDivisionError"
+    assert "ZeroDivisionError" in caplog.text
+    row = until(lambda: server.rows(http_status=500), "the row of the second")[0]
+    assert row.completion_tokens == 2
