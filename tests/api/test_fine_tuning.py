@@ -150,7 +150,7 @@ def test_what_was_asked_is_what_is_run(trainer: App, file_id: str) -> None:
 
 
 def test_a_paused_job_goes_on_where_it_was(trainer: App, file_id: str) -> None:
-    jobs = trainer.openai.fine_tuning.jobs
+    jobs: Any = trainer.openai.fine_tuning.jobs
     job, waiting = create(trainer, file_id, recipe=ENDLESS), create(trainer, file_id)
     assert jobs.pause(waiting.id).status == "paused"
     wait_for_step(trainer, job, 5)
