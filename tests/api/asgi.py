@@ -19,8 +19,10 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from tests.waiting import PATIENCE_S
+
 log = logging.getLogger(__name__)
-PATIENCE_S = 120.0
+
 Message = MutableMapping[str, Any]
 
 
@@ -40,8 +42,9 @@ class AppTransport(httpx.BaseTransport):
             raise error
 
     def stop(self) -> None:
-        """Let requests end, then leave the lifespan."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        """Let requests end, then leave the lifespan; once is enough."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the app does not stop"
 
@@ -62,17 +65,21 @@ class AppTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; returns when the head of the answer is there."""
-        exchange = _Exchange(request, self._loop)
-        self._loop.call_soon_threadsafe(self._begin, exchange)
-        return exchange.response()
+        return self.begin(request).response()
 
-    def _begin(self, exchange: _Exchange) -> None:
+    def begin(self, request: httpx.Request) -> Exchange:
+        """Send a request, and wait for nothing."""
+        exchange = Exchange(request, self._loop)
+        self._loop.call_soon_threadsafe(self._run, exchange)
+        return exchange
+
+    def _run(self, exchange: Exchange) -> None:
         task = self._loop.create_task(exchange.run(self._app))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
 
-class _Exchange(httpx.SyncByteStream):
+class Exchange(httpx.SyncByteStream):
     """One request and its answer: the app's ends on the event loop, the client's outside."""
 
     def __init__(self, request: httpx.Request, loop: asyncio.AbstractEventLoop) -> None:
@@ -146,6 +153,12 @@ class _Exchange(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         while (message := self._next()) is not None:
             yield message.get("body", b"")
+
+    def leave(self) -> None:
+        """Go away, and wait until the app has done with it."""
+        self.close()
+        while self._next() is not None:
+            pass
 
     def close(self) -> None:
         """Go away; an app that has not finished hears of it."""

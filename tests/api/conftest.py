@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.server import Parts, make_state
-from tests.api.asgi import AppTransport
-from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, Talker
+from tests.api.asgi import AppTransport, Exchange
+from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
 URL = "http://app"
@@ -52,6 +53,7 @@ class App(Client):
         self, folder: Path, tokenizer: Tokenizer, machine: Machine, **options: Any
     ) -> None:
         self.data_dir, self.machine = folder, machine
+        self.followed: list[bool] = []
         config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
         runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
         names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
@@ -84,9 +86,12 @@ class App(Client):
             names[0], names[1:], engine.info, engine, tokenizer, drafting, ThreadPlan.fixed(1)
         )
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, _ignored))
+        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow))
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
+
+    def _follow(self, pid: int, is_training: bool) -> None:
+        self.followed.append(is_training)
 
     def start(self) -> App:
         self._transport.start()
@@ -106,6 +111,10 @@ class App(Client):
         http: Any = self._client()
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
+    def begin(self, path: str, body: dict[str, Any]) -> Exchange:
+        """Post a request, to leave before its answer is there."""
+        return self._transport.begin(self.http.build_request("POST", path, json=body))
+
     def stop_taking(self) -> None:
         """What SIGTERM does first."""
         self._app.state.server.draining = True
@@ -115,16 +124,17 @@ class App(Client):
         self._transport.call(lambda: cancel_all(self._app.state.server))
 
 
-def _ignored(pid: int, is_training: bool) -> None:
-    """No meter here asks which process trains."""
-
-
 StartApp = Callable[..., App]
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return load_tokenizer(resolve(MODEL))
+
+
+@pytest.fixture
+def slowly(tokenizer: Tokenizer) -> SlowTokenizer:
+    return SlowTokenizer(tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -139,8 +149,8 @@ def start_app(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) ->
         return started[-1]
 
     yield start
-    for app in started:
-        app.stop()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(App.stop, started))
 
 
 @pytest.fixture(scope="session")

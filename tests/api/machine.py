@@ -18,6 +18,7 @@ from greenllm.core import Sequence as TokenSequence
 from greenllm.energy.meters.protocol import Reading, SensorError
 from greenllm.tokenizer import Tokenizer
 from tests.fake_model import FakeRunner, digest
+from tests.waiting import PATIENCE_S
 
 STEP_S, POWER_W, IDLE_W = 0.01, 10.0, 2.0
 STEP_J, STEP_ACTIVE_J = STEP_S * POWER_W, STEP_S * (POWER_W - IDLE_W)
@@ -29,7 +30,6 @@ LORA_TARGETS = {
     for name in ("q_proj", "v_proj")
 }
 FORCED = 100  # a bias so large decides alone
-PATIENCE_S = 120.0
 
 
 class Machine:
@@ -133,3 +133,26 @@ class Talker(FakeRunner):
         others = [word for word in self._words[:32] if word != token_id]
         best = [token_id, *others][: seq.sampling.logprobs]
         return TokenLogprob(token_id, -1.0, tuple((t, -1.0 - i) for i, t in enumerate(best)))
+
+
+class SlowTokenizer:
+    """Encodes a text that begins with `slowly` when it is told to, and others at once."""
+
+    def __init__(self, real: Tokenizer) -> None:
+        self._real = real
+        self._reached, self._may_go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        if text.startswith("slowly"):
+            self._reached.set()
+            assert self._may_go_on.wait(PATIENCE_S)
+        return self._real.encode(text, **options)
+
+    def wait_until_reached(self) -> None:
+        assert self._reached.wait(PATIENCE_S)
+
+    def go_on(self) -> None:
+        self._may_go_on.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 KEYS = ("sk-first-6f1c0a", "sk-second-9b2e7d")
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 PUBLIC = {"GET /health", "GET /ready", "GET /metrics"}
+MODEL_LABEL = re.compile(r'model="([^"]*)"')
 ROUTES = (GOLDEN / "routes.txt").read_text().splitlines()
 
 
@@ -166,13 +168,23 @@ def test_schema_documents_the_bodies(server: App) -> None:
     assert {"messages", "temperature", "stream"} <= set(body["schema"]["properties"])
 
 
-def test_a_model_with_another_name_answers_to_its_own_too(start_app: StartApp) -> None:
+def test_whatever_a_model_is_called_it_is_one_model(start_app: StartApp) -> None:
+    """Answers, also refused ones, are summed up under its official name."""
     server = start_app(served_model_name="my-model")
     (listed,) = server.http.get("/v1/models").json()["data"]
     assert (listed["id"], listed["aliases"]) == ("my-model", ["bundled"])
     for name in ("my-model", "bundled"):
         answer = server.http.post(TEXT, json=server.completion() | {"model": name}).json()
         assert answer["model"] == name, "what was asked for"
+        receipt = server.http.get(f"/v1/energy/{answer['id']}").json()
+        assert (receipt["model"], receipt["asked_model"]) == ("my-model", name)
+        refused = server.completion(temperature=9) | {"model": name}
+        assert server.http.post(TEXT, json=refused).status_code == 400
+    server.wait_idle()
+    sums = server.http.get("/v1/energy", params={"group_by": "model"}).json()["data"]
+    assert [(row["group"], row["requests"]) for row in sums] == [("my-model", 4)]
+    labels = {found[1] for name in server.metrics() if (found := MODEL_LABEL.search(name))}
+    assert labels == {"my-model"}
 
 
 @pytest.fixture(scope="module")
