@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from evals.profiling.config import ProfileConfig
 from evals.profiling.counts import Counts, Kind
@@ -26,16 +27,17 @@ class Row:
     active_j: float | None
     count: int = 1
 
-    def plus(self, other: Row) -> Row:
+    def __add__(self, other: Row) -> Row:
         """Both together, without a layer."""
-        joules = (
-            None
-            if self.active_j is None or other.active_j is None
-            else self.active_j + other.active_j
+        known = self.active_j is not None and other.active_j is not None
+        return Row(
+            self.kind,
+            None,
+            self.counts + other.counts,
+            self.time_s + other.time_s,
+            (self.active_j or 0.0) + (other.active_j or 0.0) if known else None,
+            self.count + other.count,
         )
-        counts = self.counts + other.counts
-        time_s, count = self.time_s + other.time_s, self.count + other.count
-        return Row(self.kind, None, counts, time_s, joules, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +54,18 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Everything that was found."""
+    """Everything that was found; `plain_step_s` is the step without stopwatches."""
 
     subject: Subject
     config: ProfileConfig
     rows: tuple[Row, ...]
     plain_step_s: float
     energy: StepEnergy
-    counter_flops: int | None
 
     @property
     def total(self) -> Row:
         """All rows together."""
-        first, *others = self.rows
-        for row in others:
-            first = first.plus(row)
-        return first
-
-    @property
-    def counter_ratio(self) -> float | None:
-        """Own FLOPs over those of PyTorch's counter; None where it has none."""
-        return self.total.counts.flops / self.counter_flops if self.counter_flops else None
+        return reduce(Row.__add__, self.rows)
 
     @property
     def overhead(self) -> float:
@@ -83,29 +76,21 @@ class Profile:
 def rows_of(
     parts: Sequence[tuple[Kind, int | None]],
     counts: Sequence[Counts],
-    parts_s: Sequence[float],
-    rest_s: float,
+    seconds: Sequence[float],
     active_j: float | None,
 ) -> tuple[Row, ...]:
-    """A row for each part, and one for the rest."""
+    """A row for each part and one for the rest, whose seconds are the last; joules by the time."""
     places: list[tuple[Kind, int | None]] = [*parts, ("rest", None)]
-    seconds = [*parts_s, rest_s]
-    joules = shared_out(active_j, seconds)
-    columns = zip(places, [*counts, Counts()], seconds, joules, strict=True)
-    return tuple(Row(*place, counted, time_s, own_j) for place, counted, time_s, own_j in columns)
-
-
-def shared_out(active_j: float | None, seconds: Sequence[float]) -> list[float | None]:
-    """Joules by share of the time."""
-    if active_j is None:
-        return [None] * len(seconds)
     total_s = sum(seconds)
-    return [active_j * time_s / total_s for time_s in seconds]
+    return tuple(
+        Row(*place, counted, time_s, None if active_j is None else active_j * time_s / total_s)
+        for place, counted, time_s in zip(places, [*counts, Counts()], seconds, strict=True)
+    )
 
 
 def by_kind(rows: Sequence[Row]) -> list[Row]:
     """One row for each kind, the sum of its parts, in the order in which kinds first occur."""
     found: dict[Kind, Row] = {}
     for row in rows:
-        found[row.kind] = found[row.kind].plus(row) if row.kind in found else row
+        found[row.kind] = found[row.kind] + row if row.kind in found else row
     return list(found.values())

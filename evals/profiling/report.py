@@ -13,7 +13,7 @@ from typing import Any
 
 from evals.profiling.profile import Profile, Row, by_kind
 
-SCHEMA = 1
+SCHEMA = 2
 _NONE = "-"
 _HEAD = (
     "part", "parts", "MFLOP", "share", "MB", "share", "FLOP/byte", "ms", "share", "mJ by time",
@@ -35,7 +35,6 @@ def as_dict(profile: Profile) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": asdict(profile.subject),
         "options": options,
-        "counter": {"flops": profile.counter_flops, "ratio": profile.counter_ratio},
         "plain_step_s": profile.plain_step_s,
         "overhead": profile.overhead,
         "energy": asdict(profile.energy),
@@ -79,12 +78,9 @@ def markdown(profile: Profile) -> str:
 def _flops(profile: Profile) -> str:
     counts = profile.total.counts
     masked = f", {counts.masked_flops / counts.flops:.1%} of them on masked keys"
-    own = f"FLOPs: {counts.flops:,} in matrix products{masked if counts.masked_flops else ''}"
-    if profile.counter_ratio is None:
-        return f"{own}; PyTorch's counter cannot run this model. Bytes are computed."
     return (
-        f"{own}; PyTorch's counter has {profile.counter_flops:,}, ratio"
-        f" {profile.counter_ratio:.4f}. Bytes are computed."
+        f"FLOPs: {counts.flops:,} in matrix products{masked if counts.masked_flops else ''}, by"
+        " PyTorch's counter. Bytes are computed."
     )
 
 
