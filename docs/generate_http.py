@@ -21,7 +21,7 @@ from greenllm.core import Speculation
 from greenllm.energy import receipt
 from greenllm.energy.account.account import Label, Totals
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.native import Stats
+from greenllm.engine.protocol import Stats
 from greenllm.speculation.controller import Arm
 from serving import routes
 from serving.app import create_app
@@ -237,7 +237,9 @@ def metrics_page() -> str:
     counts: dict[str, Any] = {spec.name: 0 for spec in fields(Stats)}
     arm = Arm(Speculation("prompt_lookup"), num_steps=1, mean_tokens=1.0, mean_drafted=1.0)
     stats = Stats(**{**counts, "totals": Totals(), "arms": {1: [arm]}})
-    metrics = Metrics(lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0})
+    metrics = Metrics(
+        lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0}, lambda: 0
+    )
     metrics.observe(KNOWN)
     rows = []
     for family in text_string_to_metric_families(metrics.render().decode()):

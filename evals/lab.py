@@ -39,7 +39,8 @@ from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.meters.choose import choose_meter
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.files import check_folder
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
@@ -74,7 +75,7 @@ class Bench:
             CarbonPolicy(None),
             text_stream=self.tokenizer.stream,
             clock=time.monotonic,
-            limits=Limits(max_num_seqs=batch, prefix_cache=False),
+            limits=BatchLimits(max_num_seqs=batch, prefix_cache=False),
             speculator=speculator,
         )
 

@@ -13,18 +13,41 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune import compare
-from finetune.books import Books
-from finetune.card import card
-from finetune.checkpoints import MARKER, complete, read_json, step_of, write_json
-from finetune.data import Data, load_data
-from finetune.distilling import load_teacher
-from finetune.model import (
+from finetune.bill.card import card
+from finetune.bill.journal import RunJournal, take_over, update
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.plot import draw
+from finetune.bill.quality import Quality
+from finetune.bill.report import Grams, Outcome, Sizes, build, identity_of
+from finetune.bill.text import markdown
+from finetune.data.dataset import Data, load_data
+from finetune.data.probe import load_probe
+from finetune.files import (
+    CHECKPOINTS,
+    JOURNAL,
+    MARKER,
+    PAGE,
+    PLOT,
+    REPORT,
+    SWEEP,
+    read_json,
+    write_json,
+)
+from finetune.plan.forecast import Forecast, forecast
+from finetune.plan.sweep import Trial, with_settings
+from finetune.plan.trials import sweep
+from finetune.plan.waiting import Wait, wait_for_green, waited
+from finetune.recipe import Recipe
+from finetune.train import compare
+from finetune.train.checkpoints import complete, step_of
+from finetune.train.distilling import load_teacher
+from finetune.train.model import (
     load_base,
     load_tokenizer,
     num_parameters,
@@ -32,31 +55,11 @@ from finetune.model import (
     place_of,
     trainable,
 )
-from finetune.output import (
-    CHECKPOINTS,
-    JOURNAL,
-    PAGE,
-    PLOT,
-    REPORT,
-    SWEEP,
-    open_folder,
-    save_weights,
-)
-from finetune.phases import PhaseAccount
-from finetune.plan import Forecast, forecast
-from finetune.plot import draw
-from finetune.probe import load_probe
-from finetune.processes import Processes, join, launched
-from finetune.quality import Quality
-from finetune.recipe import Recipe
-from finetune.report import Grams, Outcome, Sizes, build, identity_of
-from finetune.subject import Subject
-from finetune.sweep import Trial, with_settings
-from finetune.text import markdown
-from finetune.training import load_last, make_trainer, num_rows
-from finetune.trials import sweep
-from finetune.waiting import Wait, wait_for_green, waited
-from finetune.watch import Progress, TrainingError, Watch
+from finetune.train.output import open_folder, save_weights
+from finetune.train.processes import Processes, join, launched
+from finetune.train.subject import Subject
+from finetune.train.training import load_last, make_trainer, num_rows
+from finetune.train.watch import Progress, TrainingError, Watch
 from greenllm.config import ConfigError, flag
 from greenllm.model.files import Weights, local_folder
 from greenllm.model.options import resolve
@@ -90,28 +93,30 @@ def run(
     processes = _begin(recipe)
     _require_meter(recipe, account, processes)
     checkpoint = _open(recipe, processes, say)
-    books = Books(recipe.folder / JOURNAL, account, processes)
-    books.take_over(checkpoint, recipe.resume)
+    kept = None if checkpoint is None else RunJournal.read(checkpoint / MARKER)
+    if recipe.resume and processes.is_main:
+        take_over(account, kept, RunJournal.read(recipe.folder / JOURNAL))
+    keep = partial(update, recipe.folder / JOURNAL, account)
     subject = _subject(recipe, account, processes)
     say(_data_line(subject.data))
-    subject, trials = _swept(subject, account, say, books)
+    subject, trials = _swept(subject, account, say, keep)
     now = _Run(subject, account, *_model(subject), trials)
     if recipe.start == "greenest":
         now.wait = waited(recipe) or _waited(now, say)
-        books.write()
+        keep()
     with account.during("evaluation"):
         before = subject.look(now.model, account)
     watch = _watch(subject, account, before, show)
-    status, reason = _train(subject, now.model, watch, checkpoint)
+    status, reason = _train(subject, now.model, watch, checkpoint, kept)
     with account.during("evaluation"):
         after = subject.look(now.model, account)
     if before is None or after is None:
         return None
-    books.write()
+    keep()
     with account.during("saving"):
         size = save_weights(subject.recipe, now.model, subject.tokenizer)
         now.sizes = replace(now.sizes, output_bytes=size)
-    books.write()
+    keep()
     if now.wait is not None:
         grams = now.wait.grams(grams, time.time(), account.spent().total_j)
     outcome = Outcome(status, reason, before, after, None)
@@ -180,7 +185,9 @@ def _model(subject: Subject) -> tuple[Any, Sizes]:
 def _report(now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str) -> dict[str, Any]:
     recipe = now.subject.recipe
     identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
-    found = build(recipe, identity, now.subject.data, now.sizes, watch, outcome, grams)
+    found = build(
+        recipe, identity, now.subject.data, now.sizes, watch.journal(), now.account, outcome, grams
+    )
     found["trials"] = [asdict(trial) for trial in now.trials]
     found["start"] = None if now.wait is None else now.wait.as_dict()
     write_json(recipe.folder / REPORT, found)
@@ -201,7 +208,7 @@ def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
 
 
 def _swept(
-    subject: Subject, account: PhaseAccount, say: Say, books: Books
+    subject: Subject, account: PhaseAccount, say: Say, keep: Callable[[], None]
 ) -> tuple[Subject, list[Trial]]:
     """The subject with the best settings; a run that goes on has chosen already."""
     recipe, path = subject.recipe, subject.recipe.folder / SWEEP
@@ -209,7 +216,7 @@ def _swept(
         return subject, []
     known = read_json(path) if recipe.resume else None
     if known is None:
-        chosen, trials = sweep(subject, account, subject.num_steps(), say, books.write)
+        chosen, trials = sweep(subject, account, subject.num_steps(), say, keep)
         write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
     else:
         chosen, trials = known["chosen"], [Trial(**found) for found in known["trials"]]
@@ -274,13 +281,17 @@ def _watch(subject: Subject, account: PhaseAccount, before: Quality | None, show
 
 
 def _train(
-    subject: Subject, model: Any, watch: Watch, checkpoint: Path | None
+    subject: Subject,
+    model: Any,
+    watch: Watch,
+    checkpoint: Path | None,
+    kept: RunJournal | None,
 ) -> tuple[str, str | None]:
     """How training ended, and why it did before its end."""
     steps = subject.num_steps()
     trainer = make_trainer(subject, model, watch, steps)
-    if checkpoint is not None:
-        watch.restore(read_json(checkpoint / MARKER) or {})
+    if kept is not None:
+        watch.restore(kept)
     try:
         with watch.interruptible():
             if checkpoint is not None and (step_of(checkpoint) or 0) >= steps:

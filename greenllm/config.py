@@ -53,6 +53,7 @@ class EngineConfig:
     """Options of the engine: the model, how it is run, how it is metered."""
 
     model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    served_model_name: str | None = option(None, "Name clients use for the model.")
     engine: Literal["auto", "native", "vllm"] = option(
         "auto", "auto (vllm on CUDA where it is installed, else native), native or vllm."
     )

@@ -22,11 +22,18 @@ class GreenllmError(Exception):
 
 
 class InvalidRequestError(GreenllmError):
-    """The request cannot be served as asked; `param` names the culprit."""
+    """The request cannot be served as asked.
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    `param` names the parameter to blame; `code` says what is wrong in a word, for programs.
+    """
+
+    def __init__(self, message: str, param: str | None = None, *, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
+
+
+TOO_LONG = "context_length_exceeded"
 
 
 # Below this, dividing logits by the temperature leaves the range of float32.
@@ -182,7 +189,8 @@ class Request:
     """One HTTP request: one or more prompts, each answered `sampling.n` times.
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
-    API key, never the key. `asked_model` is what the client called the model and its adapter.
+    API key, never the key. `model` is the official name, `asked_model` what the client called the
+    model and its adapter.
     Without `speculation` the server's default holds; with an `approximation` nothing is guessed.
     """
 
@@ -207,6 +215,12 @@ class Request:
     def echoed_model(self) -> str:
         """The model's name in answers: what was asked for."""
         return self.asked_model or self.model
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether its first step would wait for something that `Engine.prepare` does before."""
+        asked = (self.speculation, self.approximation, self.sampling.json_schema)
+        return any(one is not None for one in asked)
 
     @property
     def prompt_tokens(self) -> int:

@@ -20,9 +20,8 @@ from greenllm import __version__
 from greenllm.core import InvalidRequestError
 from serving import routes
 from serving.errors import ApiError, from_invalid_request
+from serving.http import CLIENT_CLOSED_REQUEST, new_request_id
 from serving.openai import files, fine_tuning, generation, models
-from serving.openai.generation import CLIENT_CLOSED_REQUEST
-from serving.openai.requests import new_request_id
 from serving.state import ServerState
 
 MakeState = Callable[[asyncio.AbstractEventLoop], ServerState]

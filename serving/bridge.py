@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from greenllm.core import Request, Token
-from greenllm.energy.receipt import Outcome, Receipt
+from greenllm.energy.receipt import Receipt
+from serving.outcome import status_of
 
 
 class QueueFullError(Exception):
@@ -75,17 +76,6 @@ class Submission:
             self._check()
         return self._take()
 
-    def http_status(self, outcome: Outcome) -> int | None:
-        """What its client is sent; None when it left before there was an answer.
-
-        The status of a stream has left before its end is known.
-        """
-        if self.streaming or outcome == "completed":
-            return 200
-        if outcome == "failed":
-            return 500
-        return None if self.left else 503
-
     def _take(self) -> list[Token]:
         return [self.tokens.popleft() for _ in range(len(self.tokens))]
 
@@ -95,19 +85,10 @@ class Submission:
 
 
 class Bridge:
-    """Submits requests to an engine loop and routes its results back."""
+    """Keeps the requests in flight, and brings them what the engine thread has for them."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        submit: Callable[[Request], None],
-        abort: Callable[[str], None],
-        max_in_flight: int,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, max_in_flight: int) -> None:
         self._loop = loop
-        self._submit = submit
-        self._abort = abort
         self._max_in_flight = max_in_flight
         self._open: dict[str, Submission] = {}
         self._mean_duration_s = 1.0
@@ -116,6 +97,10 @@ class Bridge:
     def num_in_flight(self) -> int:
         """Requests without a receipt."""
         return len(self._open)
+
+    def open_ids(self) -> list[str]:
+        """Ids of the requests without a receipt."""
+        return list(self._open)
 
     def check_room(self) -> None:
         """Refuse when there is no room for another request.
@@ -126,8 +111,8 @@ class Bridge:
         if len(self._open) >= self._max_in_flight:
             raise QueueFullError(max(1, round(self._mean_duration_s)))
 
-    def submit(self, request: Request, *, streaming: bool) -> Submission:
-        """Hand a request to the engine.
+    def open(self, request: Request, *, streaming: bool) -> Submission:
+        """Expect results for a request that is about to go to the engine.
 
         Raises:
             QueueFullError: too many requests are in flight.
@@ -135,21 +120,14 @@ class Bridge:
         self.check_room()
         submission = Submission(request, streaming=streaming)
         self._open[request.request_id] = submission
-        self._submit(request)
         return submission
 
-    def cancel(self, submission: Submission) -> None:
-        """The client is gone: stop generating. The receipt still goes to the ledger."""
-        if submission.receipt is None:
-            submission.left = True
-            self._abort(submission.request.request_id)
+    def leave(self, submission: Submission) -> bool:
+        """The client is gone; returns whether the engine still works for it."""
+        submission.left = submission.receipt is None
+        return submission.left
 
-    def cancel_all(self) -> None:
-        """The time to finish is over: every request ends with what it has."""
-        for request_id in list(self._open):
-            self._abort(request_id)
-
-    def stamped(self, receipt: Receipt) -> Receipt:
+    def stamp(self, receipt: Receipt) -> Receipt:
         """A receipt with the status of its answer; called on the engine thread.
 
         One that comes after the answer, final after provisional, is left as it is.
@@ -157,7 +135,10 @@ class Bridge:
         submission = self._open.get(receipt.request_id)
         if submission is None:
             return receipt
-        return replace(receipt, http_status=submission.http_status(receipt.outcome))
+        status = status_of(
+            receipt.outcome, streaming=submission.streaming, client_left=submission.left
+        )
+        return replace(receipt, http_status=status)
 
     def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
         """Take results; called on the engine thread."""
@@ -181,8 +162,11 @@ class Bridge:
         for submission in wake:
             submission.wake.set()
 
-    def break_all(self) -> None:
-        """The engine is down: wake everybody with an error."""
+    def failed(self) -> None:
+        """The engine is down: wake everybody with an error; called on the engine thread."""
+        self._loop.call_soon_threadsafe(self._break_all)
+
+    def _break_all(self) -> None:
         for submission in self._open.values():
             submission.broken = True
             submission.wake.set()

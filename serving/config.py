@@ -16,7 +16,6 @@ class ServeConfig(EngineConfig):
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
-    served_model_name: str | None = option(None, "Name clients use for the model.")
     api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
     max_body_mb: float = option(8.0, "Largest request body, in megabytes.")

@@ -17,7 +17,6 @@ _TYPES = {
     500: "server_error",
     503: "server_error",
 }
-_LENGTHS = ("prompt", "messages", "max_tokens", "max_completion_tokens")
 
 
 class ApiError(Exception):
@@ -59,9 +58,7 @@ class ApiError(Exception):
 
 def from_invalid_request(error: InvalidRequestError) -> ApiError:
     """A request the engine cannot serve."""
-    too_long = "context" in str(error) and error.param in _LENGTHS
-    code = "context_length_exceeded" if too_long else None
-    return ApiError(400, str(error), param=error.param, code=code)
+    return ApiError(400, str(error), param=error.param, code=error.code)
 
 
 def _is_name(part: int | str) -> bool:

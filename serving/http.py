@@ -1,20 +1,32 @@
-"""Bodies that a route reads and parses itself, so that refusals are OpenAI's error objects."""
+"""HTTP as the routes need it: status codes, ids, bodies read up to a limit, clients that leave."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ValidationError
 
-from serving.errors import from_validation
-from serving.state import ServerState, read_body
+from serving.errors import ApiError, from_validation
+from serving.state import ServerState
 
 B = TypeVar("B", bound=BaseModel)
+CLIENT_CLOSED_REQUEST = 499
+UNAUTHORIZED = 401
+# Encoding the text of a body this long takes so long that it leaves the event loop.
+LONG_BODY_BYTES = 100_000
+
+
+def new_request_id(prefix: str) -> str:
+    """A unique id that sorts by time."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, object]:
-    """OpenAPI description of such a body."""
+    """OpenAPI description of a body that a route reads itself, for OpenAI's error objects."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
@@ -26,8 +38,47 @@ async def parsed_body(http: HttpRequest, state: ServerState, kind: type[B]) -> B
         ApiError: no valid key, too large, or not as declared.
     """
     state.key_of(http)
-    raw = await read_body(http, state.config.max_body_mb)
+    return validated(kind, await read_body(http, state.config.max_body_mb))
+
+
+def validated(kind: type[B], raw: bytes) -> B:
+    """A body as declared.
+
+    Raises:
+        ApiError: it names the first thing that is wrong.
+    """
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error) from error
+
+
+async def read_body(http: HttpRequest, limit_mb: float) -> bytes:
+    """Read a request body up to a limit.
+
+    Raises:
+        ApiError: it is larger (413) or not UTF-8 (400).
+    """
+    limit = int(limit_mb * 1_000_000)
+    size = http.headers.get("content-length", "0")
+    body = bytearray()
+    too_large = size.isdigit() and int(size) > limit
+    if not too_large:
+        async for part in http.stream():
+            body += part
+            if too_large := len(body) > limit:
+                break
+    if too_large:
+        headers = {"Connection": "close"}
+        raise ApiError(413, f"the body exceeds {limit_mb:g} MB", headers=headers)
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8: {error.reason} at {error.start}") from error
+    return bytes(body)
+
+
+async def disconnected(http: HttpRequest) -> None:
+    """Return when the client goes away."""
+    while (await http.receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)

@@ -1,7 +1,7 @@
 """`GET /metrics`: Prometheus, base units, counters that end in `_total`.
 
-Engine counters are read when scraped; histograms are fed as requests finish. Names are listed in
-the README. Not covered: OpenTelemetry.
+Engine counters are read when scraped; histograms are fed as requests finish. A request with `n`
+answers is one request and `n` sequences. Not covered: OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 
 from greenllm.energy.account.account import Label
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.native import Stats
+from greenllm.engine.protocol import Stats
 
 _JOULE_BUCKETS = (0.001, 0.01, 0.1, 1, 10, 100, 1e3, 1e4, 1e5)
 _SECOND_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -24,10 +24,13 @@ class Metrics:
     """All metrics of one server."""
 
     def __init__(
-        self, stats: Callable[[], Stats], spent_j: Callable[[], Mapping[Label, float]]
+        self,
+        stats: Callable[[], Stats],
+        spent_j: Callable[[], Mapping[Label, float]],
+        num_in_flight: Callable[[], int],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(stats, spent_j))
+        self._registry.register(_EngineCollector(stats, spent_j, num_in_flight))
         labels = ["model", "outcome"]
         self._energy = Histogram(
             "greenllm_request_energy_joules",
@@ -60,15 +63,19 @@ class _EngineCollector:
     """Turns engine statistics into metric families at scrape time."""
 
     def __init__(
-        self, stats: Callable[[], Stats], spent_j: Callable[[], Mapping[Label, float]]
+        self,
+        stats: Callable[[], Stats],
+        spent_j: Callable[[], Mapping[Label, float]],
+        num_in_flight: Callable[[], int],
     ) -> None:
         self._stats = stats
         self._spent_j = spent_j
+        self._num_in_flight = num_in_flight
 
     def collect(self) -> Iterable[Metric]:
         """Yield all families."""
         stats = self._stats()
-        yield from _gauges(stats)
+        yield from _gauges(stats, self._num_in_flight())
         yield from _counters(stats)
         yield self._energy()
         yield _account(stats)
@@ -86,10 +93,11 @@ class _EngineCollector:
         return family
 
 
-def _gauges(stats: Stats) -> Iterable[Metric]:
+def _gauges(stats: Stats, num_in_flight: int) -> Iterable[Metric]:
     values = {
-        "greenllm_requests_waiting": ("Sequences waiting for a place.", stats.num_waiting),
-        "greenllm_requests_running": ("Sequences in the batch.", stats.num_running),
+        "greenllm_requests_in_flight": ("Requests without a receipt.", num_in_flight),
+        "greenllm_sequences_waiting": ("Sequences waiting for a place.", stats.num_waiting),
+        "greenllm_sequences_running": ("Sequences in the batch.", stats.num_running),
         "greenllm_kv_blocks": ("Blocks of the KV cache.", stats.num_blocks),
         "greenllm_kv_blocks_free": ("Free blocks of the KV cache.", stats.num_free_blocks),
         "greenllm_account_open_joules": (

@@ -59,6 +59,7 @@ def receipt_object(receipt: Receipt) -> dict[str, Any]:
     return {
         "object": "energy.receipt",
         "model": receipt.model,
+        "asked_model": receipt.asked_model,
         "endpoint": receipt.endpoint,
         "outcome": receipt.outcome,
         "http_status": receipt.http_status,

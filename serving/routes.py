@@ -13,12 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm.energy.ledger import GROUPS
 from greenllm.energy.period import parse_moment
+from greenllm.load import Served
 from greenllm.tokenizer import Tokenizer
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body
 from serving.openai.schemas import DetokenizeBody, TokenizeBody
 from serving.receipts import receipt_object, rounded
-from serving.state import state_of
+from serving.state import ServerState, state_of
 
 router = APIRouter()
 _ENERGY_PARAMETERS = frozenset({"since", "until", "group_by"})
@@ -32,9 +33,15 @@ async def tokenize(http: HttpRequest) -> dict[str, Any]:
     body = await parsed_body(http, state, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
-    ids = await asyncio.to_thread(_ids, state.tokenizer, body)
-    limit = state.engine.info.context_length
+    served = await _served(state, body.model)
+    ids = await asyncio.to_thread(_ids, served.tokenizer, body)
+    limit = served.info.context_length
     return {"tokens": ids, "count": len(ids), "max_model_len": limit}
+
+
+async def _served(state: ServerState, asked: str | None) -> Served:
+    """The model that is named, or the only one."""
+    return state.models.default if asked is None else (await state.models.resolve(asked)).served
 
 
 def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
@@ -53,10 +60,11 @@ async def detokenize(http: HttpRequest) -> dict[str, Any]:
     """Ids to text."""
     state = state_of(http)
     body = await parsed_body(http, state, DetokenizeBody)
-    size = state.tokenizer.vocab_size
+    tokenizer = (await _served(state, body.model)).tokenizer
+    size = tokenizer.vocab_size
     if any(not 0 <= token < size for token in body.tokens):
         raise ApiError(400, f"token ids must be in [0, {size})", param="tokens")
-    return {"prompt": state.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
 
 
 @router.get("/tokenizer_info")
@@ -65,7 +73,7 @@ async def tokenizer_info(http: HttpRequest) -> dict[str, Any]:
     """Special tokens and chat template."""
     state = state_of(http)
     state.key_of(http)
-    return state.tokenizer.describe()
+    return state.models.default.tokenizer.describe()
 
 
 @router.get("/v1/energy/{request_id}")

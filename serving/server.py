@@ -2,118 +2,72 @@
 
 The port is taken before the model is loaded, so that a port in use costs a second and not a
 minute. Everything that can go wrong before serving is a `GreenllmError` of one sentence.
+
+Who calls whom: routes -> `intake` -> `EngineLoop` (a queue) -> the engine thread -> `Listeners` ->
+`Metrics` and `Bridge` -> the route that waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import math
-import os
-import secrets
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from fastapi import FastAPI
 
 from greenllm.core import Token
-from greenllm.energy.account.account import Account, Totals
-from greenllm.energy.carbon.footprint import EmbodiedModel
-from greenllm.energy.carbon.grid import (
-    CustomIntensity,
-    IntensityTable,
-    StaticIntensity,
-    UnknownZoneError,
-)
-from greenllm.energy.carbon.policy import CarbonPolicy
-from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.ledger import Ledger
+from greenllm.energy.account.account import Totals
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.loop import EngineLoop
-from greenllm.engine.native import Limits, NativeEngine
-from greenllm.model.adapter_setup import make_registry
-from greenllm.model.files import check_folder
-from greenllm.model.options import resolve
-from greenllm.runner.base import Runner
-from greenllm.runner.registry import load_runner
-from greenllm.runner.threads import ThreadPlan
-from greenllm.runner.warmup import plan_threads, warm_up
-from greenllm.shape import ModelShape
-from greenllm.speculation.speculator import Speculator
-from greenllm.tokenizer import Tokenizer, load_tokenizer
-from greenllm.vllm.engine import VllmEngine
-from greenllm.vllm.versions import installed
+from greenllm.load import Served, load_engine, open_ledger
 from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig
-from serving.front_door import FrontDoor, StartError, take_port
+from serving.front_door import FrontDoor, take_port
+from serving.intake import cancel_all
 from serving.jobs.files import FileStore
 from serving.jobs.runner import JobRunner
 from serving.jobs.store import JobStore, TrainingHooks
 from serving.metrics import Metrics
-from serving.state import Books, ServerState, model_names
+from serving.registry import ServedModels
+from serving.state import ServerLedger, ServerState
 
-log = logging.getLogger(__name__)
-OpenBooks = Callable[[ServeConfig, Meter, int], tuple[Books, str]]
+OpenLedger = Callable[[ServeConfig, Meter, int], tuple[ServerLedger, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A loaded model with its account and ledger, ready to serve."""
+    """A loaded model with its ledger and the session that it writes there, ready to serve."""
 
-    engine: NativeEngine | VllmEngine
-    tokenizer: Tokenizer
-    ledger: Books
+    served: Served
+    ledger: ServerLedger
     session_id: str
-    threads: ThreadPlan
-    drafting: Drafting
 
 
-def carbon_policy(config: ServeConfig, num_cpus: int | None = None) -> CarbonPolicy:
-    """The configured intensity, PUE and embodied share: of so many CPUs, or of the machine.
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Passes on what the engine thread tells: final receipts are counted, answers delivered."""
 
-    Raises:
-        StartError: the zone is unknown.
-    """
-    if config.intensity_g_per_kwh is not None:
-        value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
-        return CarbonPolicy(value, config.pue, _embodied(config, num_cpus))
-    try:
-        intensity = IntensityTable.load().lookup(config.zone)
-    except UnknownZoneError as error:
-        raise StartError(str(error)) from error
-    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config, num_cpus))
+    metrics: Metrics
+    bridge: Bridge
 
+    def stamp(self, receipt: Receipt) -> Receipt:
+        """Add the status of the answer; see `Listener`."""
+        return self.bridge.stamp(receipt)
 
-def _embodied(config: ServeConfig, num_cpus: int | None) -> EmbodiedModel | None:
-    """Known for CPU servers only; with a GPU the figure would be far too low."""
-    on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
-    return None if on_gpu else EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
+    def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
+        """Count and deliver; see `Listener`."""
+        for receipt in receipts:
+            if receipt.status != "provisional":
+                self.metrics.observe(receipt)
+        self.bridge.publish(tokens, receipts)
 
-
-def open_ledger(config: ServeConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
-    """Open the ledger and begin a session.
-
-    Raises:
-        StartError: the folder cannot be made.
-    """
-    path = config.ledger_path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"cannot make the data folder {path.parent}: {error.strerror}") from error
-    ledger = Ledger(path)
-    session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
-    ledger.open_session(
-        session_id, method=meter.method, measured=meter.measured, parameters=parameters
-    )
-    return ledger, session_id
+    def failed(self) -> None:
+        """Every open request ends with an error; see `Listener`."""
+        self.bridge.failed()
 
 
 def build(
@@ -121,7 +75,7 @@ def build(
     meter: Meter,
     first: Reading,
     *,
-    open_books: OpenBooks = open_ledger,
+    open_books: OpenLedger = open_ledger,
     num_cpus: int | None = None,
 ) -> Parts:
     """Load everything a server needs; what the meter counted since `first` is booked as `load`.
@@ -131,126 +85,10 @@ def build(
     Raises:
         GreenllmError: with the reason.
     """
-    policy = carbon_policy(config, num_cpus)
-    check_folder(resolve(config.model), allow_pickle=config.allow_pickle)
-    check_draft_model(config)
-    tokenizer = load_tokenizer(resolve(config.model), trust_remote_code=config.trust_remote_code)
-
-    def account_of(shape: ModelShape) -> Account:
-        return Account(
-            meter,
-            shape,
-            clock=time.monotonic,
-            receipt_wait_s=config.receipt_wait_s,
-            first=first,
-        )
-
-    engine: NativeEngine | VllmEngine
-    if config.tensor_parallel > 1 and not is_for_vllm(config):
-        raise StartError("--tensor-parallel needs --engine vllm: the native engine has one device")
-    if is_for_vllm(config):
-        engine, threads, drafting = _load_vllm(
-            config if num_cpus is None else _with_threads(config, num_cpus),
-            policy,
-            tokenizer,
-            account_of,
-        )
-    else:
-        engine, threads, drafting = _load_native(
-            config, policy, tokenizer, account_of, num_cpus or _num_cpus()
-        )
-    # What is loaded stays: the garbage collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
-    ledger, session_id = open_books(config, meter, engine.info.parameters)
-    engine.account.start_serving()
-    return Parts(engine, tokenizer, ledger, session_id, threads, drafting)
-
-
-def _load_native(
-    config: ServeConfig,
-    policy: CarbonPolicy,
-    tokenizer: Tokenizer,
-    account_of: Callable[[ModelShape], Account],
-    num_cpus: int,
-) -> tuple[NativeEngine, ThreadPlan, Drafting]:
-    """An engine of greenllm's own, warm."""
-    runner = load_runner(config)
-    drafting = make_drafting(config, runner)
-    account = account_of(runner.shape)
-    engine = NativeEngine(
-        runner,
-        account,
-        policy,
-        text_stream=tokenizer.stream,
-        clock=time.monotonic,
-        limits=Limits(
-            config.max_num_seqs,
-            config.step_tokens(
-                on_gpu=runner.info.device.startswith("cuda"),
-                context_length=runner.info.context_length,
-            ),
-            config.prefix_cache,
-        ),
-        adapters=make_registry(config, runner.lora_targets, model_names(config, runner.info)),
-        speculator=drafting.speculator,
-    )
-    account.rest(time.sleep)
-    threads = _plan_threads(config, runner, drafting, num_cpus)
-    engine.prepare_default()
-    warm_up(runner, account)
-    return engine, threads, drafting
-
-
-def is_for_vllm(config: ServeConfig) -> bool:
-    """Whether vLLM serves: where it was asked for, or found on a CUDA device."""
-    if config.engine == "auto":
-        on_gpu = config.device != "cpu" and torch.cuda.is_available()
-        return on_gpu and config.runner == "auto" and installed() is not None
-    return config.engine == "vllm"
-
-
-def _with_threads(config: ServeConfig, num_cpus: int) -> ServeConfig:
-    """`auto` is all processors for vLLM, of which not all are this server's."""
-    return replace(config, threads=str(num_cpus)) if config.threads == "auto" else config
-
-
-def _load_vllm(
-    config: ServeConfig,
-    policy: CarbonPolicy,
-    tokenizer: Tokenizer,
-    account_of: Callable[[ModelShape], Account],
-) -> tuple[VllmEngine, ThreadPlan, Drafting]:
-    """The same with vLLM, which chooses its threads and guesses itself."""
-    from greenllm.vllm.load import load_vllm
-
-    engine = load_vllm(
-        config,
-        account_of,
-        policy,
-        text_stream=tokenizer.stream,
-        reserved=lambda info: model_names(config, info),
-    )
-    engine.account.rest(time.sleep)
-    threads = ThreadPlan.fixed(torch.get_num_threads())
-    return engine, threads, Drafting(Speculator({}, engine.speculation))
-
-
-def _plan_threads(
-    config: ServeConfig, runner: Runner, drafting: Drafting, num_cpus: int
-) -> ThreadPlan:
-    """Choose threads, also for a draft model."""
-    threads = plan_threads(runner, config.threads, num_cpus)
-    if drafting.draft_runner is not None:
-        plan_threads(drafting.draft_runner, config.threads, num_cpus)
-    return threads
-
-
-def _num_cpus() -> int:
-    """CPUs this process may use; what an affinity mask excludes does not count."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    served = load_engine(config, meter, first, num_cpus=num_cpus)
+    ledger, session_id = open_books(config, meter, served.info.parameters)
+    served.engine.account.start_serving()
+    return Parts(served, ledger, session_id)
 
 
 def make_state(
@@ -269,47 +107,27 @@ def make_state(
     engine's own; for `record_every_s` see `EngineLoop`.
     """
     workplace = workplace or config.data_path
-    engine, account = parts.engine, parts.engine.account
-
-    def publish(tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
-        for receipt in receipts:
-            if receipt.status != "provisional":
-                metrics.observe(receipt)
-        bridge.publish(tokens, receipts)
-
-    def on_failure() -> None:
-        loop.call_soon_threadsafe(bridge.break_all)
-
+    engine = parts.served.engine
+    bridge = Bridge(loop, max_in_flight=config.max_queue)
+    metrics = Metrics(engine.stats, lambda: engine.account.spent_j, lambda: bridge.num_in_flight)
     engine_loop = EngineLoop(
         engine,
         parts.ledger,
         parts.session_id,
-        publish,
-        on_failure=on_failure,
-        stamp=lambda receipt: bridge.stamped(receipt),
+        Listeners(metrics, bridge),
         record_every_s=record_every_s,
     )
-    bridge = Bridge(
-        loop,
-        submit=engine_loop.submit,
-        abort=engine_loop.abort,
-        max_in_flight=config.max_queue,
-    )
-    metrics = Metrics(engine.stats, lambda: account.spent_j)
     return ServerState(
-        config,
-        engine,
-        parts.tokenizer,
-        parts.ledger,
-        engine_loop,
-        bridge,
-        metrics,
-        parts.drafting,
-        parts.threads,
-        FileStore(workplace / "files"),
-        JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, hooks.follow),
-        hooks,
-        totals or (lambda: engine.stats().totals),
+        config=config,
+        models=ServedModels(parts.served),
+        ledger=parts.ledger,
+        loop=engine_loop,
+        bridge=bridge,
+        metrics=metrics,
+        files=FileStore(workplace / "files"),
+        jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, hooks.follow),
+        hooks=hooks,
+        totals=totals or (lambda: engine.stats().totals),
     )
 
 
@@ -334,7 +152,7 @@ def serve(
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
             drain_timeout_s=config.drain_timeout_s,
             on_signal=lambda: _stop_taking(app),
-            on_drained=lambda: app.state.server.bridge.cancel_all(),
+            on_drained=lambda: cancel_all(app.state.server),
         )
         server.run(sockets=[listener])
     finally:

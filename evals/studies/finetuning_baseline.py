@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from greenllm.model.options import BUNDLED_PATH
 
-_HOLDS_EXAMPLE = "finetune.household"
+_HOLDS_EXAMPLE = "finetune.data.household"
 
 
 def rows(data: str) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def unseen(count: int) -> list[dict[str, str]]:
     """Notes that are not in the example data."""
-    household = import_module("finetune.household")
+    household = import_module("finetune.data.household")
     known = {row["prompt"] for row in household.household_rows()}
     rows: list[dict[str, str]] = household.household_rows(seed="unseen", size=2 * count)
     return [row for row in rows if row["prompt"] not in known][:count]

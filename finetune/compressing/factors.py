@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.making import Source
 from finetune.compressing.weights import factorize
-from finetune.model import place_of
-from finetune.phases import PHASES, PhaseAccount
-from finetune.quality import losses_of
+from finetune.train.model import place_of
+from finetune.train.scoring import losses_of
 
 _TOKENS = 48
 _BATCHES = (1, 8)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.text import joules
+from finetune.bill.text import joules
 
 
 def is_green(found: Mapping[str, Any], quality_share: float) -> bool:

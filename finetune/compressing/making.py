@@ -21,18 +21,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from evals.tasks.generated.tasks import training_examples
 from finetune import run as finetune_run
-from finetune.checkpoints import SavingError
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.report import Grams
 from finetune.compressing.config import GENERATED, CompressConfig
 from finetune.compressing.importance import importance_of
 from finetune.compressing.prune import prune
 from finetune.compressing.student import student_of
 from finetune.compressing.weights import zero_smallest
-from finetune.data import Data, load_data
-from finetune.model import load_base, load_tokenizer, place_of
-from finetune.phases import PhaseAccount
+from finetune.data.dataset import Data, load_data
+from finetune.files import SavingError
 from finetune.recipe import Recipe
-from finetune.report import Grams
-from finetune.watch import Progress
+from finetune.train.model import load_base, load_tokenizer, place_of
+from finetune.train.watch import Progress
 from greenllm.core import GreenllmError
 from greenllm.model.files import local_folder
 from greenllm.model.merge import merge

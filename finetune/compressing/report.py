@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.breakeven import Answers, break_even
-from finetune.report import Grams
-from finetune.text import joules, table
+from finetune.bill.breakeven import Answers, break_even
+from finetune.bill.report import Grams
+from finetune.bill.text import joules, table
 from greenllm.energy.carbon.footprint import operational_g
 from greenllm.intervals import Estimate
 

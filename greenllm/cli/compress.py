@@ -29,9 +29,9 @@ from rich.console import Console
 from evals.basis import sum_of
 from evals.compared import Scored, compare, require_accuracies
 from evals.tasks.registry import find_tasks
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.text import joules
 from finetune.compressing.config import CompressConfig
-from finetune.phases import PhaseAccount
-from finetune.text import joules
 from greenllm.cli.contention import bound_spinning
 from greenllm.cli.evaluate import generated_tasks
 from greenllm.cli.finetune import progress_bar, shown_on
@@ -105,7 +105,7 @@ def _tasks(config: CompressConfig) -> list[Any]:
 
 
 def _grams() -> Any:
-    report = importlib.import_module("finetune.report")
+    report = importlib.import_module("finetune.bill.report")
     return report.Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
 
 

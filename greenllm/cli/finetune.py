@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from finetune.phases import PhaseAccount
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.text import joules
 from finetune.recipe import Recipe
-from finetune.text import joules
 from greenllm.cli.contention import bound_spinning, warn_of_others
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
@@ -40,7 +40,7 @@ def run(recipe: Recipe) -> None:
     logging.basicConfig(level="WARNING", format="%(message)s")
     bound_spinning()
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a kernel nobody asked for
-    processes = importlib.import_module("finetune.processes").launched()
+    processes = importlib.import_module("finetune.train.processes").launched()
     console.quiet = not processes.is_main
     others, looked_s = CpuClock(), time.monotonic()
     meter = _meter(recipe, processes.count) if processes.is_main else unmetered()
@@ -48,7 +48,7 @@ def run(recipe: Recipe) -> None:
     intensity, embodied = _carbon(recipe), _embodied(recipe)
     with console.status("importing torch and TRL"):
         run_module = importlib.import_module("finetune.run")
-        report = importlib.import_module("finetune.report")
+        report = importlib.import_module("finetune.bill.report")
     cpus = os.cpu_count() or 1
     duration_s = time.monotonic() - looked_s
     warn_of_others(others.read(), duration_s, recipe.threads or cpus, cpus, _say)

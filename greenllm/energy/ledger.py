@@ -6,9 +6,9 @@ moment, also after kill -9,
     requests_j (sum of the session's final rows) + idle + load + train + unattributed + open
     = meter_j
 
-A receipt replaces an earlier provisional one with the same id, never the other way round; an HTTP
-status that was sent stays. Rows that cannot be written now (locked, disk full) are kept in memory
-and written with the next ones.
+A receipt replaces an earlier provisional one with the same id, never the other way round; of HTTP
+statuses the last one that was sent stays. Rows that cannot be written now (locked, disk full) are
+kept in memory and written with the next ones.
 The only module that imports sqlite3. WAL with synchronous=NORMAL: a killed process loses nothing,
 a power cut may lose the last moments.
 
@@ -104,17 +104,24 @@ def m005_training(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE sessions ADD COLUMN train_j REAL NOT NULL DEFAULT 0")
 
 
+@migration
+def m006_asked_model(db: sqlite3.Connection) -> None:
+    """The name a client used, beside the official one; of older requests it is not known."""
+    db.execute("ALTER TABLE requests ADD COLUMN asked_model TEXT")
+
+
 _COLUMNS = [f.name for f in fields(Receipt)]
 _DERIVED = ("total_j", "gco2e")
 _ALL = [*_COLUMNS, *_DERIVED]
-_NEWER = {"http_status": "coalesce(excluded.http_status, requests.http_status)"}
+_SENT = "http_status = coalesce(excluded.http_status, requests.http_status)"
+_KEPT = "{0} = CASE requests.status WHEN 'final' THEN requests.{0} ELSE excluded.{0} END"
 _UPSERT = (
     "INSERT INTO requests (session_id, {names}) VALUES (?, {marks})"
-    " ON CONFLICT (request_id) DO UPDATE SET {updates} WHERE requests.status != 'final'"
+    " ON CONFLICT (request_id) DO UPDATE SET {updates}"
 ).format(
     names=", ".join(_ALL),
     marks=", ".join("?" * len(_ALL)),
-    updates=", ".join(f"{name} = {_NEWER.get(name, f'excluded.{name}')}" for name in _ALL),
+    updates=", ".join(_SENT if name == "http_status" else _KEPT.format(name) for name in _ALL),
 )
 
 

@@ -16,6 +16,8 @@ Attribution = Literal["ok", "degraded", "none"]
 class Receipt:
     """What one request cost. None means unknown, never zero.
 
+    `model` is the official name; `asked_model` is the name that the client used for it, None where
+    that is not known or could be anything.
     `active_j` is its share of the steps it took part in; `idle_j` its share of the power the
     machine draws anyway, for the time it was in the batch. Prefill, decode and draft add up to
     `active_j`; checking guesses is decoding. Both are IT energy: PUE enters the grams
@@ -33,6 +35,7 @@ class Receipt:
     method: str
     measured: bool
     endpoint: str = ""
+    asked_model: str | None = None
     adapter: str | None = None
     key: str | None = None
     http_status: int | None = None

@@ -7,7 +7,7 @@ whether there is room now (see `greenllm.engine.scheduler`); sampling ranges (se
 
 from __future__ import annotations
 
-from greenllm.core import InvalidRequestError, Request
+from greenllm.core import TOO_LONG, InvalidRequestError, Request
 from greenllm.model.info import ModelInfo
 
 MAX_SEQUENCES = 1024
@@ -66,11 +66,12 @@ def _check_prompt(prompt: tuple[int, ...], max_tokens: int, info: ModelInfo) -> 
         raise InvalidRequestError(f"token ids must be in [0, {vocabulary})", "prompt")
     if len(prompt) + min(1, max_tokens) > limit:
         raise InvalidRequestError(
-            f"the prompt has {len(prompt)} tokens, the context is {limit}", "prompt"
+            f"the prompt has {len(prompt)} tokens, the context is {limit}", "prompt", code=TOO_LONG
         )
     if len(prompt) + max_tokens > limit:
         raise InvalidRequestError(
             f"prompt ({len(prompt)}) and max_tokens ({max_tokens}) exceed the context of"
             f" {limit} tokens",
             "max_tokens",
+            code=TOO_LONG,
         )

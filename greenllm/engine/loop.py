@@ -1,9 +1,8 @@
 """The engine thread: turns the crank while there is work, blocks while there is none.
 
-Other threads talk to it through a queue of commands, carried out between steps; results leave
-through `publish`, called on the engine thread. A receipt is in the ledger before it is published;
-what only the edge knows of it, `stamp` adds before that. While there is work, totals are recorded
-every `record_every_s`, also without receipts.
+Other threads talk to it through a queue of commands, carried out between steps; a `Listener` hears
+of results on the engine thread. A receipt is in the ledger before it is published. While there is
+work, totals are recorded every `record_every_s`, also without receipts.
 An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
 
 Not covered: several engines in one process sharing a device.
@@ -22,12 +21,24 @@ from typing import Protocol
 from greenllm.core import Request, Token
 from greenllm.energy.account.account import Totals
 from greenllm.energy.receipt import Receipt
-from greenllm.engine.native import Engine
+from greenllm.engine.protocol import Engine
 
 log = logging.getLogger(__name__)
 
 IDLE_TICK_S = 30.0
-Publish = Callable[[Sequence[Token], Sequence[Receipt]], None]
+
+
+class Listener(Protocol):
+    """Hears from the engine thread; its methods must return soon and must not raise."""
+
+    def stamp(self, receipt: Receipt) -> Receipt:
+        """Add to a receipt what only the listener knows, before it is written."""
+
+    def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
+        """Take the tokens of a step, and receipts that are in the ledger."""
+
+    def failed(self) -> None:
+        """The engine has stopped for good; nothing more will come."""
 
 
 class Recorder(Protocol):
@@ -52,19 +63,15 @@ class EngineLoop:
         engine: Engine,
         ledger: Recorder,
         session_id: str,
-        publish: Publish,
+        listener: Listener,
         *,
-        on_failure: Callable[[], None],
-        stamp: Callable[[Receipt], Receipt] = lambda receipt: receipt,
         record_every_s: float = math.inf,
     ) -> None:
         self.error: BaseException | None = None
-        self._on_failure = on_failure
-        self._stamp = stamp
         self._engine = engine
         self._ledger = ledger
         self._session_id = session_id
-        self._publish = publish
+        self._listener = listener
         self._record_every_s = record_every_s
         self._recorded_s = 0.0
         # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
@@ -88,7 +95,7 @@ class EngineLoop:
 
     def abort(self, request_id: str) -> None:
         """End a request between two steps."""
-        self._commands.put(lambda: self._publish(self._engine.abort(request_id), ()))
+        self._commands.put(lambda: self._listener.publish(self._engine.abort(request_id), ()))
 
     def record(self, receipt: Receipt) -> None:
         """Write a receipt for a request that never reached the engine."""
@@ -113,7 +120,7 @@ class EngineLoop:
             self.error = error
             log.critical("the engine stopped", exc_info=True)
             self._save_what_can_be_saved()
-            self._on_failure()
+            self._listener.failed()
 
     def _turn(self) -> None:
         """Carry out commands, run a step, settle receipts; block when there is nothing to do."""
@@ -123,7 +130,7 @@ class EngineLoop:
         if receipts or time.monotonic() - self._recorded_s >= self._record_every_s:
             self._record(receipts)
         if tokens or receipts:
-            self._publish(tokens, receipts)
+            self._listener.publish(tokens, receipts)
 
     def _obey(self) -> None:
         """Run waiting commands; when there is no other work, wait for one."""
@@ -140,7 +147,7 @@ class EngineLoop:
             self._commands.get()()
 
     def _stamped(self, receipts: Sequence[Receipt]) -> list[Receipt]:
-        return [self._stamp(receipt) for receipt in receipts]
+        return [self._listener.stamp(receipt) for receipt in receipts]
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
         self._recorded_s = time.monotonic()
@@ -159,4 +166,4 @@ class EngineLoop:
         receipts = self._stamped(self._engine.drain())
         totals = self._engine.stats().totals
         self._ledger.record(self._session_id, receipts, totals, closed=True)
-        self._publish((), receipts)
+        self._listener.publish((), receipts)

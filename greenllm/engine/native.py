@@ -1,141 +1,35 @@
-"""The engine protocol, and the native engine that turns the crank.
+"""The native engine: it turns the crank.
 
     schedule -> draft -> run -> charge -> commit
 
-Contract: one thread owns an engine. `step` returns the tokens of one batch, `settle` the receipts
-that are ready. A runner that fails ends the requests of its batch with reason `error`, an error in
-place of a sample ends its request. Their energy stays on their bill and the engine goes on.
+Contract: see `protocol.Engine`. A runner that fails ends the requests of its batch with reason
+`error`, an error in place of a sample ends its request. Their energy stays on their bill and the
+engine goes on.
 
-A request with an adapter is added with a reference from `acquire_adapter`; the engine gives it back
-when it closes the request. Adapter methods may be called from any thread.
-
-Not covered: threads and waiting (see `engine_loop`), HTTP.
+Not covered: threads and waiting (see `loop`), HTTP.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
 
-from greenllm.core import AdapterRef, Batch, Request, SamplingParams, Speculation, TextSink, Token
+from greenllm.core import Batch, Request, SamplingParams, Speculation, TextSink, Token
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.admission import check_free_form, check_request
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.in_flight import InFlight
+from greenllm.engine.protocol import BatchLimits, Stats
 from greenllm.engine.scheduler import Scheduler
-from greenllm.model.adapters import AdapterInfo, AdapterRegistry
+from greenllm.model.adapters import AdapterRegistry, no_adapters
 from greenllm.model.info import ModelInfo
-from greenllm.model.lora_config import AdapterError
 from greenllm.runner.base import Runner
-from greenllm.speculation.controller import Arm
 from greenllm.speculation.exits import check_approximation
 from greenllm.speculation.speculator import Speculator
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """The engine at one moment; `arms` is what `auto` has seen, see `Controller.state`."""
-
-    num_waiting: int
-    num_running: int
-    num_blocks: int
-    num_free_blocks: int
-    num_preemptions: int
-    num_steps: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    arms: Mapping[int, SequenceOf[Arm]]
-    totals: Totals
-    num_sensor_errors: int
-    num_violations: int
-
-
-class Engine(Protocol):
-    """What serving needs from an engine, native or not."""
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model it serves."""
-
-    @property
-    def has_work(self) -> bool:
-        """Whether `step` would run something."""
-
-    def check(self, request: Request) -> None:
-        """Refuse what cannot be served; callable from any thread.
-
-        Raises:
-            InvalidRequestError: with the parameter to blame.
-        """
-
-    def prepare(self, request: Request) -> None:
-        """Do what its first step would wait for, once it passed `check`; from any thread.
-
-        Raises:
-            InvalidRequestError: only now it was found that it cannot be answered.
-        """
-
-    def add_request(self, request: Request) -> None:
-        """Queue a request that passed `check`; its adapter is the engine's to release now."""
-
-    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
-        """Make an adapter known; after an `AdapterError` nothing has changed."""
-
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter, or raise `UnknownAdapterError`; requests that use it finish."""
-
-    def adapters(self) -> tuple[AdapterInfo, ...]:
-        """Every adapter that requests may name."""
-
-    def find_adapter(self, name: str) -> AdapterInfo:
-        """One of them, or raise `AdapterError`; reads no weights."""
-
-    def acquire_adapter(self, name: str) -> AdapterRef:
-        """Get an adapter ready for one request, from disk if need be, or raise `AdapterError`."""
-
-    def release_adapter(self, ref: AdapterRef) -> None:
-        """Give back the adapter of a request that was not added after all."""
-
-    def abort(self, request_id: str) -> list[Token]:
-        """End a request wherever it is."""
-
-    def step(self) -> list[Token]:
-        """Run one batch."""
-
-    def settle(self) -> list[Receipt]:
-        """Return receipts that are ready, closing a metering window when it is time."""
-
-    def settle_in_s(self) -> float | None:
-        """Seconds until `settle` is worth calling; None when nothing is due."""
-
-    def drain(self, outcome: Outcome = "aborted") -> list[Receipt]:
-        """End what is in flight, close the books and return the last receipts."""
-
-    def if_lost(self) -> tuple[list[Receipt], Totals]:
-        """What somebody else should book if this process died now: open requests as lost."""
-
-    def stats(self) -> Stats:
-        """Counters, for metrics."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much runs in one step, and whether common prompt beginnings are shared."""
-
-    max_num_seqs: int = 64
-    max_batch_tokens: int = 512
-    prefix_cache: bool = True
 
 
 class NativeEngine:
@@ -149,14 +43,14 @@ class NativeEngine:
         *,
         text_stream: Callable[[SamplingParams], TextSink],
         clock: Callable[[], float],
-        limits: Limits | None = None,
+        limits: BatchLimits | None = None,
         adapters: AdapterRegistry | None = None,
         speculator: Speculator | None = None,
     ) -> None:
         self.runner = runner
         self.account = account
         self.policy = policy
-        limits = limits or Limits()
+        limits = limits or BatchLimits()
         blocks = BlockManager(
             runner.num_blocks, runner.block_size, prefix_cache=limits.prefix_cache
         )
@@ -168,11 +62,11 @@ class NativeEngine:
             clock=clock,
             num_drafts=self._speculator.num_drafts,
         )
-        self._adapters = adapters
-        if adapters is not None:
-            runner.use_adapters(adapters)
+        self.adapters = no_adapters() if adapters is None else adapters
+        self.adapters.prepare_with(lambda ref, folder: runner.prepare_adapter(ref.digest))
+        runner.use_adapters(self.adapters)
         self._clock = clock
-        self._in_flight = InFlight(account, policy, text_stream, self.release_adapter)
+        self._in_flight = InFlight(account, policy, text_stream, self.adapters.release)
         self._num_steps = 0
 
     @property
@@ -206,42 +100,6 @@ class NativeEngine:
     def prepare_default(self) -> None:
         """Do what requests that do not say how they are guessed would wait for."""
         self._prepare(self._speculator.default)
-
-    @property
-    def _registry(self) -> AdapterRegistry:
-        if self._adapters is None:
-            raise AdapterError("this engine was made without a registry of adapters")
-        return self._adapters
-
-    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
-        """Make an adapter known; see `Engine`."""
-        return self._registry.add(name, folder)
-
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; see `Engine`."""
-        self._registry.remove(name)
-
-    def adapters(self) -> tuple[AdapterInfo, ...]:
-        """Every adapter that requests may name."""
-        return () if self._adapters is None else self._adapters.list()
-
-    def find_adapter(self, name: str) -> AdapterInfo:
-        """One of them; see `Engine`."""
-        return self._registry.find(name)
-
-    def acquire_adapter(self, name: str) -> AdapterRef:
-        """Get an adapter ready for one request; see `Engine`."""
-        ref = self._registry.acquire(name)
-        try:
-            self.runner.prepare_adapter(ref.digest)
-        except BaseException:
-            self._registry.release(ref)
-            raise
-        return ref
-
-    def release_adapter(self, ref: AdapterRef) -> None:
-        """Give back an adapter; see `Engine`."""
-        self._registry.release(ref)
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""

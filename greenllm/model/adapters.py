@@ -1,7 +1,8 @@
 """The registry of adapters: which names there are, and which weights are in memory.
 
 Contract: may be used from any thread; files are read without holding its lock. `acquire` makes sure
-that weights are in memory and stay there until `release`; `weights` then finds them by digest.
+that weights are in memory and stay there until `release`, and that the engine which serves them is
+ready for them; `weights` then finds them by digest.
 Between uses the least recently used leave memory when `budget_bytes` is exceeded and are read again
 on demand. A name means one content from `add`, or its first use, until `remove`: files that have
 changed since are refused.
@@ -15,13 +16,14 @@ Not covered: what runners keep of weights they were given. No torch: `read` brin
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from greenllm.core import AdapterRef
 from greenllm.model.adapter_cache import WeightCache
@@ -89,8 +91,16 @@ class AdapterRegistry:
         self._lock = threading.Lock()
         self._known: dict[str, _Entry] = {}
         self._aside: dict[str, tuple[Stamp | None, AdapterError]] = {}
+        self._prepare: Callable[[AdapterRef, Path], None] = lambda ref, folder: None
         self._in_flight: Counter[AdapterRef] = Counter()
         self._cache = WeightCache(budget_bytes)
+
+    def prepare_with(self, prepare: Callable[[AdapterRef, Path], None]) -> None:
+        """Have `prepare` do what the first step with an adapter would wait for.
+
+        `acquire` calls it in its caller's thread, with the folder that the adapter came from.
+        """
+        self._prepare = prepare
 
     def add(self, name: str, folder: Path) -> AdapterInfo:
         """Read an adapter and make it known.
@@ -152,6 +162,15 @@ class AdapterRegistry:
             AdapterError: its files cannot be used, or have changed.
         """
         entry = self._entry(name)
+        ref = self._read_and_pin(entry)
+        try:
+            self._prepare(ref, entry.folder)
+        except BaseException:
+            self.release(ref)
+            raise
+        return ref
+
+    def _read_and_pin(self, entry: _Entry) -> AdapterRef:
         with entry.reading:
             stamp = stamp_of(entry.folder)
             is_fresh = stamp in (None, entry.stamp)
@@ -282,6 +301,15 @@ class AdapterRegistry:
 
     def _is_in_home(self, name: str, folder: Path) -> bool:
         return folder == (self._home / name).resolve()
+
+
+def no_adapters() -> AdapterRegistry:
+    """A registry that knows no adapter and can add none."""
+
+    def refuse(folder: Path) -> NoReturn:
+        raise AdapterError("this engine was made without a registry of adapters")
+
+    return AdapterRegistry(refuse, refuse, home=Path(os.devnull))
 
 
 def _is_plain(name: str) -> bool:

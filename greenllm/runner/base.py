@@ -67,6 +67,9 @@ class Runner(Protocol):
             LoadError: the model has no such layer, or cannot be left early.
         """
 
+    def as_drafter(self) -> Drafter:
+        """A drafter that asks the whole model, for a runner that drafts for another."""
+
     def prepare_check(self, num_tokens: int) -> None:
         """Do what the first check of so many guesses would wait for; callable from any thread."""
 

@@ -39,18 +39,18 @@ class _Made:
 
 
 class DraftModel:
-    """A runner that guesses for another; `guesser` asks its model, all layers of it."""
+    """A runner that drafts for another; `drafter` asks its model, all layers of it."""
 
-    def __init__(self, runner: Runner, guesser: Drafter) -> None:
+    def __init__(self, runner: Runner, drafter: Drafter) -> None:
         self.runner = runner
         self.shape: ModelShape | None = runner.shape
         self.passes: Sequence[DraftPass] = ()
-        self._guesser = guesser
+        self._drafter = drafter
         self._made: dict[int, _Made] = {}
 
     def prepare(self, num_tokens: int) -> None:
         """See `base.Drafter`."""
-        self._guesser.prepare(num_tokens)
+        self._drafter.prepare(num_tokens)
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
         """See `base.Drafter`; none for sequences that the draft model has yet to read."""
@@ -64,8 +64,8 @@ class DraftModel:
             if room > 0 and chunk.end - start <= _FEW:
                 asked[i] = replace(chunk, start=start, num_tokens=chunk.end - start, room=room)
         guesses: list[tuple[int, ...]] = [()] * len(chunks)
-        found = self._guesser.draft(list(asked.values()))
-        self.passes = [*passes, *self._guesser.passes]
+        found = self._drafter.draft(list(asked.values()))
+        self.passes = [*passes, *self._drafter.passes]
         for i, guess in zip(asked, found, strict=True):
             guesses[i] = guess
             if guess:

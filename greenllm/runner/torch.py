@@ -163,8 +163,8 @@ class TorchRunner:
             kind, reason = self.info.architecture, " ".join(str(error).split())
             raise LoadError(f"{kind} cannot be left early: {reason}") from error
 
-    def guesser(self) -> StepByStep:
-        """A drafter on all layers."""
+    def as_drafter(self) -> StepByStep:
+        """A drafter on all layers; see `base.Runner`."""
         return StepByStep(self.run, self.shape)
 
     @torch.inference_mode()

@@ -2,10 +2,10 @@
 
     vLLM schedules and runs -> charge what it scheduled -> take its tokens
 
-Contract: see `engine.Engine`. vLLM runs in this process, and whoever talks to it holds its lock.
-Work is charged by what its scheduler decided, token for token. Answers end by greenllm's rules;
-what greenllm ends first is aborted in vLLM before its next step. An exception out of vLLM's step
-leaves it unusable: it is passed on and ends this engine.
+Contract: see `engine.protocol.Engine`. vLLM runs in this process, and whoever talks to it holds its
+lock. Work is charged by what its scheduler decided, token for token. Answers end by greenllm's
+rules; what greenllm ends first is aborted in vLLM before its next step. An exception out of vLLM's
+step leaves it unusable: it is passed on and ends this engine.
 
 Not covered: pipelines of devices, asynchronous scheduling, sleeping.
 """
@@ -39,9 +39,9 @@ from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.admission import check_request
 from greenllm.engine.in_flight import InFlight
-from greenllm.engine.native import Stats
+from greenllm.engine.protocol import Stats
 from greenllm.engine.scheduler import append_all
-from greenllm.model.adapters import AdapterInfo, AdapterRegistry
+from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.shape import ModelShape
 from greenllm.vllm.protocol import Backend
@@ -81,9 +81,10 @@ class VllmEngine:
         self._journal = journal
         self._facts = facts
         self._clock = clock
-        self._adapters = adapters
+        self.adapters = adapters
+        adapters.prepare_with(self._prepare_adapter)
         self._lock = threading.Lock()
-        self._in_flight = InFlight(account, policy, text_stream, self.release_adapter)
+        self._in_flight = InFlight(account, policy, text_stream, adapters.release)
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
 
@@ -112,36 +113,10 @@ class VllmEngine:
         if request.sampling.json_schema is not None:
             self._backend.check_schema(request.sampling.json_schema)
 
-    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
-        """Make an adapter known; see `Engine`."""
-        return self._adapters.add(name, folder)
-
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; vLLM may keep its weights, but nobody can ask for it any more."""
-        self._adapters.remove(name)
-
-    def adapters(self) -> tuple[AdapterInfo, ...]:
-        """Every adapter that requests may name."""
-        return self._adapters.list()
-
-    def find_adapter(self, name: str) -> AdapterInfo:
-        """One of them; see `Engine`."""
-        return self._adapters.find(name)
-
-    def acquire_adapter(self, name: str) -> AdapterRef:
-        """Get an adapter ready for one request, in vLLM too; see `Engine`."""
-        ref = self._adapters.acquire(name)
-        try:
-            with self._lock:
-                self._backend.load(ref.digest, name, self._adapters.find(name).folder)
-        except BaseException:
-            self._adapters.release(ref)
-            raise
-        return ref
-
-    def release_adapter(self, ref: AdapterRef) -> None:
-        """Give back an adapter; see `Engine`."""
-        self._adapters.release(ref)
+    def _prepare_adapter(self, ref: AdapterRef, folder: Path) -> None:
+        """Load an adapter into vLLM, which may keep it when nobody can ask for it any more."""
+        with self._lock:
+            self._backend.load(ref.digest, ref.name, folder)
 
     def add_request(self, request: Request) -> None:
         """Open a bill and queue the request's sequences."""

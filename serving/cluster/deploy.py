@@ -33,6 +33,7 @@ from ray.serve.config import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from greenllm.engine.drafting import check_draft_model
+from greenllm.load import carbon_policy
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
 from serving.cluster.front import Limits, create_front, drain, end_all
@@ -43,7 +44,6 @@ from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.front_door import FrontDoor, StartError, take_port
-from serving.server import carbon_policy
 
 log = logging.getLogger(__name__)
 _STATS_EVERY_S = 2.0

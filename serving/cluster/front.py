@@ -30,8 +30,7 @@ from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
 from serving.cluster.wire import Call, Head, Part, Ticket, kin_of
 from serving.errors import ApiError
-from serving.openai.generation import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES
-from serving.state import disconnected, read_body
+from serving.http import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES, disconnected, read_body
 
 log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]

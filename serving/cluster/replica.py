@@ -88,7 +88,7 @@ class Replica:
             open_books=self._open_books,
             num_cpus=self._post.num_cpus,
         )
-        self._ledger.if_lost = parts.engine.if_lost
+        self._ledger.if_lost = parts.served.engine.if_lost
         return make_state(
             config,
             parts,
@@ -125,12 +125,12 @@ class Replica:
 
     async def describe(self) -> dict[str, Any]:
         """Who this is and what it serves."""
-        info, meter = self._state.engine.info, self._meter
+        info, meter = self._state.models.default.info, self._meter
         return {
             "replica": self._name,
             "node": ray.get_runtime_context().get_node_id(),
-            "model": self._state.model_names[0],
-            "names": self._state.model_names,
+            "model": self._state.models.default.name,
+            "names": self._state.models.default.names,
             "runner": info.runner,
             "method": meter.method,
             "measured": meter.measured,
@@ -162,11 +162,11 @@ class Replica:
             self._heard_s = time.monotonic()
 
     def _learn(self, wanted: Mapping[str, str]) -> None:
-        engine = self._state.engine
-        known = {info.name for info in engine.adapters()}
+        adapters = self._state.models.default.engine.adapters
+        known = {info.name for info in adapters.list()}
         for name in wanted.keys() - known:
             try:
-                engine.load_adapter(name, Path(wanted[name]))
+                adapters.add(name, Path(wanted[name]))
             except GreenllmError as error:
                 log.warning("adapter %s: %s", name, error)
         # What has been forgotten meanwhile must not come back.
@@ -174,7 +174,7 @@ class Replica:
         for name in self._learnt - self._wanted().keys():
             self._learnt.discard(name)
             with suppress(GreenllmError):
-                engine.unload_adapter(name)
+                adapters.remove(name)
 
     def _wanted(self) -> Mapping[str, str]:
         asked = self._post.keeper.adapters.remote()
@@ -191,7 +191,8 @@ class Replica:
 
     def _stats(self) -> dict[str, float]:
         """How many requests fill it, by what tokens have cost so far."""
-        stats, in_flight = self._state.engine.stats(), self._state.bridge.num_in_flight
+        stats = self._state.models.default.engine.stats()
+        in_flight = self._state.bridge.num_in_flight
         booked_j = stats.totals.requests_j + stats.totals.open_j
         tokens, joules = stats.completion_tokens - self._mark[0], booked_j - self._mark[1]
         if tokens > 0:

@@ -46,10 +46,10 @@ async def create(http: HttpRequest) -> dict[str, Any]:
     """Queue a job."""
     state = state_of(http)
     body = await parsed_body(http, state, JobBody)
-    if body.model not in state.model_names:
+    if body.model not in state.models.default.names:
         raise ApiError(
             404,
-            f"{body.model!r} cannot be fine-tuned here, only {state.model_names[0]!r}",
+            f"{body.model!r} cannot be fine-tuned here, only {state.models.default.name!r}",
             param="model",
             code="model_not_found",
         )
@@ -112,7 +112,7 @@ def _chosen(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 def _new_job(state: ServerState, body: JobBody) -> Job:
     return Job(
         id=new_job_id(),
-        model=state.model_names[0],
+        model=state.models.default.name,
         training_file=body.training_file,
         validation_file=body.validation_file,
         suffix=body.suffix,

@@ -1,231 +1,205 @@
-"""`POST /v1/chat/completions` and `POST /v1/completions`."""
+"""`POST /v1/chat/completions` and `POST /v1/completions`.
+
+Contract: every request that reaches a handler with a valid key leaves a row in the ledger, also
+one that is refused. Callers without a valid key leave none: they could fill the disk.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import ValidationError
 
 from greenllm.core import InvalidRequestError, Request, Token
 from greenllm.energy.receipt import Receipt
 from greenllm.model.adapter_folders import is_name
 from serving.bridge import EngineDownError, Submission
-from serving.errors import ApiError, from_invalid_request, from_validation
-from serving.http import body_schema
-from serving.openai.answers import Choice, chat_answer, gather, text_answer
-from serving.openai.models import find_adapter
-from serving.openai.requests import chat_request, completion_request, new_request_id
+from serving.errors import ApiError, from_invalid_request
+from serving.http import (
+    CLIENT_CLOSED_REQUEST,
+    LONG_BODY_BYTES,
+    UNAUTHORIZED,
+    body_schema,
+    disconnected,
+    new_request_id,
+    read_body,
+    validated,
+)
+from serving.intake import cancel, submit
+from serving.openai.answers import gather
+from serving.openai.forms import ChatForm, Form, TextForm
+from serving.openai.requests import chat_request, completion_request
 from serving.openai.schemas import ChatBody, CompletionBody, SamplingBody
-from serving.openai.stream import ChatChunks, TextChunks, events, failure_of
+from serving.openai.stream import events
+from serving.outcome import failure_of
 from serving.receipts import energy_headers, link_headers
-from serving.state import ServerState, disconnected, read_body, state_of
+from serving.registry import Target
+from serving.state import ServerState, state_of
 
 router = APIRouter()
 B = TypeVar("B", bound=SamplingBody)
-CLIENT_CLOSED_REQUEST = 499
-UNAUTHORIZED = 401
-LONG_BODY_BYTES = 100_000
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What is known of a request so far, for its row should it be refused."""
+@dataclass(frozen=True, slots=True)
+class _Endpoint(Generic[B]):
+    """What differs between the two endpoints."""
 
-    request_id: str
-    adapter: str | None = None
+    body: type[B]
+    id_prefix: str
+    make_request: Callable[..., Request]
+    make_form: Callable[[Request, Target, B], Form]
 
 
-@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody))
+_CHAT = _Endpoint(
+    ChatBody,
+    "chatcmpl",
+    chat_request,
+    lambda request, target, body: ChatForm(request, target.served),
+)
+_COMPLETIONS = _Endpoint(
+    CompletionBody,
+    "cmpl",
+    completion_request,
+    lambda request, target, body: TextForm(request, target.served, echo=bool(body.echo)),
+)
+
+
+@router.post(ChatBody.endpoint, openapi_extra=body_schema(ChatBody))
 async def chat_completions(http: HttpRequest) -> Response:
     """Answer a conversation."""
-    state = state_of(http)
-    asked = _Asked(new_request_id("chatcmpl"))
-
-    async def answer() -> Response:
-        body, key, size = await _open(http, state, ChatBody, asked)
-        make = partial(
-            chat_request,
-            body,
-            state.tokenizer,
-            request_id=asked.request_id,
-            key=key,
-            context=state.engine.info.context_length,
-            defaults=state.defaults,
-        )
-        request = await _made(make, size)
-        if body.stream:
-            chunks = ChatChunks(request, state.tokenizer, _hidden(state, request))
-            return await _stream(state, request, body, chunks)
-        return await _complete(
-            http,
-            state,
-            request,
-            lambda choices, receipt: chat_answer(request, choices, receipt, state.tokenizer),
-        )
-
-    return await _guarded(http, state, asked, answer)
+    return await _generate(http, _CHAT)
 
 
-@router.post("/v1/completions", openapi_extra=body_schema(CompletionBody))
+@router.post(CompletionBody.endpoint, openapi_extra=body_schema(CompletionBody))
 async def completions(http: HttpRequest) -> Response:
     """Continue one or more prompts."""
-    state = state_of(http)
-    asked = _Asked(new_request_id("cmpl"))
+    return await _generate(http, _COMPLETIONS)
 
-    async def answer() -> Response:
-        body, key, size = await _open(http, state, CompletionBody, asked)
-        make = partial(
-            completion_request,
-            body,
-            state.tokenizer,
-            request_id=asked.request_id,
-            key=key,
-            defaults=state.defaults,
-        )
-        request = await _made(make, size)
-        echo = bool(body.echo)
+
+async def _generate(http: HttpRequest, endpoint: _Endpoint[B]) -> Response:
+    """From a body to an answer; a refusal leaves a row in the ledger too."""
+    state, request_id, asked = state_of(http), new_request_id(endpoint.id_prefix), None
+    try:
+        key = state.key_of(http)
+        raw = await read_body(http, state.config.max_body_mb)
+        body = validated(endpoint.body, raw)
+        asked = body.model
+        # The model is looked up before its prompt costs anything.
+        target = await state.models.resolve(asked)
+        _check_stream(body)
+        request = await _made(endpoint, body, target, request_id, key, size=len(raw))
+        form = endpoint.make_form(request, target, body)
+        submission = await submit(state, target, request, streaming=bool(body.stream))
         if body.stream:
-            hidden = _hidden(state, request)
-            chunks = TextChunks(request, state.tokenizer, hidden, echo=echo)
-            return await _stream(state, request, body, chunks)
-        return await _complete(
-            http,
-            state,
-            request,
-            lambda choices, receipt: text_answer(
-                request, choices, receipt, state.tokenizer, echo=echo
-            ),
-        )
-
-    return await _guarded(http, state, asked, answer)
-
-
-async def _made(make: Callable[[], Request], size: int) -> Request:
-    """Encoding a text of megabytes takes seconds: the event loop does not wait for it."""
-    return await asyncio.to_thread(make) if size > LONG_BODY_BYTES else make()
-
-
-async def _open(
-    http: HttpRequest, state: ServerState, kind: type[B], asked: _Asked
-) -> tuple[B, str | None, int]:
-    """Authenticate, read, validate, and look the model up before its prompt costs anything.
-
-    Returns the body, the key's fingerprint and the size.
-    """
-    key = state.key_of(http)
-    raw = await read_body(http, state.config.max_body_mb)
-    try:
-        body = kind.model_validate_json(raw)
-    except ValidationError as error:
-        raise from_validation(error) from error
-    _, adapter = state.model_and_adapter(body.model)
-    # A client may ask for anything; the ledger keeps what could be an adapter's name.
-    asked.adapter = adapter if adapter is not None and is_name(adapter) else None
-    await find_adapter(state, body.model)
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
-    if body.prompt_logprobs is not None and body.stream:
-        raise ApiError(400, "streams carry no prompt_logprobs", param="prompt_logprobs")
-    return body, key, len(raw)
-
-
-async def _guarded(
-    http: HttpRequest,
-    state: ServerState,
-    asked: _Asked,
-    answer: Callable[[], Awaitable[Response]],
-) -> Response:
-    """Run a handler; whatever refuses the request leaves a row in the ledger.
-
-    Callers without a valid key leave none: they could fill the disk.
-    """
-    try:
-        return await answer()
+            return _stream(state, submission, form, body)
+        return await _complete(http, state, submission, form)
     except InvalidRequestError as error:
         refusal = from_invalid_request(error)
     except ApiError as error:
         refusal = error
     except EngineDownError as error:
-        return ApiError(500, str(error)).response(asked.request_id)
+        return ApiError(500, str(error)).response(request_id)
     if refusal.status != UNAUTHORIZED:
-        _record_refusal(http, state, asked, refusal.status)
-    return refusal.response(asked.request_id)
+        state.record(_refused(http, state, request_id, asked, refusal.status))
+    return refusal.response(request_id)
 
 
-def _record_refusal(http: HttpRequest, state: ServerState, asked: _Asked, http_status: int) -> None:
-    """A refused request has a row too; its few joules are part of `idle` or of others' windows.
+def _check_stream(body: SamplingBody) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise ApiError(400, "streams carry no prompt_logprobs", param="prompt_logprobs")
 
-    The row is under the served model and names the adapter that was asked for, there or not.
+
+async def _made(
+    endpoint: _Endpoint[B],
+    body: B,
+    target: Target,
+    request_id: str,
+    key: str | None,
+    *,
+    size: int,
+) -> Request:
+    """Encoding a text of megabytes takes seconds: the event loop does not wait for it."""
+
+    def make() -> Request:
+        return endpoint.make_request(body, target, request_id=request_id, key=key)
+
+    return await asyncio.to_thread(make) if size > LONG_BODY_BYTES else make()
+
+
+def _refused(
+    http: HttpRequest, state: ServerState, request_id: str, asked: str | None, http_status: int
+) -> Receipt:
+    """The row of a refused request; its few joules are part of `idle` or of others' windows.
+
+    It is under the model's official name and names the adapter that was asked for, there or not,
+    if it could be one's name: a client may ask for anything.
     """
-    receipt = Receipt(
-        request_id=asked.request_id,
-        model=state.model_names[0],
+    target = None if asked is None else state.models.split(asked)
+    adapter = None if target is None else target.adapter
+    known = adapter is None or is_name(adapter)
+    return Receipt(
+        request_id=request_id,
+        model=state.models.default.name,
+        asked_model=asked if known else None,
         outcome="refused",
         created_s=time.time(),
         status="unmetered",
         method="none",
         measured=False,
         endpoint=http.url.path,
-        adapter=asked.adapter,
+        adapter=adapter if known else None,
         http_status=http_status,
         key=state.key_of(http),
     )
-    state.record_refusal(receipt)
 
 
-def _hidden(state: ServerState, request: Request) -> frozenset[int]:
-    """Ids that end a chat answer without being part of it; completions score every token."""
-    if request.endpoint == "/v1/completions":
-        return frozenset()
-    return state.hidden_ids | frozenset(request.sampling.stop_token_ids)
-
-
-async def _stream(
-    state: ServerState, request: Request, body: SamplingBody, chunks: ChatChunks | TextChunks
-) -> Response:
-    submission = await state.submit(request, streaming=True)
+def _stream(state: ServerState, submission: Submission, form: Form, body: SamplingBody) -> Response:
     options = body.stream_options
     return StreamingResponse(
         events(
             submission,
-            state.bridge,
-            chunks,
+            form,
             include_usage=options is not None and options.include_usage,
             keep_alive_s=state.config.keep_alive_s,
             interval_s=state.config.stream_interval_s,
+            on_end=partial(cancel, state, submission),
         ),
         media_type="text/event-stream",
-        headers={**link_headers(request.request_id), "Cache-Control": "no-cache"},
+        headers={**link_headers(form.request.request_id), "Cache-Control": "no-cache"},
     )
 
 
 async def _complete(
-    http: HttpRequest,
-    state: ServerState,
-    request: Request,
-    make_body: Callable[[list[Choice], Receipt], dict[str, object]],
+    http: HttpRequest, state: ServerState, submission: Submission, form: Form
 ) -> Response:
-    submission = await state.submit(request, streaming=False)
     tokens = await _wait(http, state, submission)
     if tokens is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     receipt = submission.receipt
     if receipt is None:
         raise EngineDownError("the request ended without a receipt")
-    failure = next((error for error in map(failure_of, tokens) if error), None)
+    headers = energy_headers(receipt)
+    ends = (failure_of(token.finish_reason, token.text) for token in tokens)
+    failure = next((error for error in ends if error is not None), None)
     if failure is not None:
-        failure.headers |= energy_headers(receipt)
-        return failure.response(request.request_id)
-    choices = gather(tokens, request.num_sequences, _hidden(state, request))
-    return JSONResponse(make_body(choices, receipt), headers=energy_headers(receipt))
+        failure.headers |= headers
+        return failure.response(form.request.request_id)
+    try:
+        choices = gather(tokens, form.request.num_sequences, form.hidden_ids)
+        return JSONResponse(form.answer(choices, receipt), headers=headers)
+    except Exception:
+        # The ledger has the status that was decided with the receipt; the client gets another.
+        state.loop.record(replace(receipt, http_status=500))
+        raise
 
 
 async def _wait(
@@ -240,4 +214,4 @@ async def _wait(
     finally:
         answer.cancel()
         gone.cancel()
-        state.bridge.cancel(submission)
+        cancel(state, submission)

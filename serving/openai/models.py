@@ -13,6 +13,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
+from greenllm.engine.drafting import Drafting
+from greenllm.load import Served
 from greenllm.model.adapter_folders import AdapterNameError
 from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
 from greenllm.model.lora_config import AdapterError
@@ -22,7 +24,7 @@ from serving.errors import ApiError
 from serving.http import body_schema, parsed_body
 from serving.jobs.store import FINE_TUNED
 from serving.openai.schemas import LoadAdapterBody, UnloadAdapterBody
-from serving.state import ServerState, state_of
+from serving.state import state_of
 
 router = APIRouter()
 
@@ -32,10 +34,11 @@ async def models(http: HttpRequest) -> dict[str, Any]:
     """List the base model and its adapters."""
     state = state_of(http)
     state.key_of(http)
-    adapters = await asyncio.to_thread(state.engine.adapters)
+    served = state.models.default
+    adapters = await asyncio.to_thread(served.engine.adapters.list)
     trained = await asyncio.to_thread(state.jobs.store.models)
-    data = [_model(state)]
-    data += [_adapter(state, info, trained.get(info.name, info.name)) for info in adapters]
+    data = [_model(served)]
+    data += [_adapter(served, info, trained.get(info.name, info.name)) for info in adapters]
     return {"object": "list", "data": data}
 
 
@@ -44,37 +47,25 @@ async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
     """Describe the base model or an adapter."""
     state = state_of(http)
     state.key_of(http)
-    info = await find_adapter(state, model_id)
-    return _model(state) if info is None else _adapter(state, info, _shown(model_id, info))
+    target = state.models.split(model_id)
+    info = await asyncio.to_thread(state.models.adapter, target)
+    if info is None:
+        return _model(target.served)
+    # An adapter that a job has made keeps its job's name.
+    name = model_id if model_id.startswith(FINE_TUNED) else info.name
+    return _adapter(target.served, info, name)
 
 
-async def find_adapter(state: ServerState, asked: str) -> AdapterInfo | None:
-    """The adapter that a model's name means; None when it means the base.
-
-    Raises:
-        ApiError: there is no such model (404), or it cannot be used (400).
-    """
-    _, name = state.model_and_adapter(asked)
-    if name is None:
-        return None
-    try:
-        return await asyncio.to_thread(state.engine.find_adapter, name)
-    except UnknownAdapterError as error:
-        raise state.no_such_model(asked) from error
-    except AdapterError as error:
-        raise ApiError(400, str(error), param="model", code="adapter_unusable") from error
-
-
-def _model(state: ServerState) -> dict[str, Any]:
-    info = state.engine.info
+def _model(served: Served) -> dict[str, Any]:
+    info = served.info
     return {
-        "id": state.model_names[0],
+        "id": served.name,
         "object": "model",
         "created": info.created_s,
         "owned_by": "greenllm",
         "root": info.source,
         "parent": None,
-        "aliases": list(state.model_names[1:]),
+        "aliases": list(served.names[1:]),
         "architecture": info.architecture,
         "parameters": info.parameters,
         "weight_bytes": info.weight_bytes,
@@ -83,12 +74,12 @@ def _model(state: ServerState) -> dict[str, Any]:
         "dtype": info.dtype,
         "device": info.device,
         "runner": info.runner,
-        "threads": _threads(state.threads),
+        "threads": _threads(served.threads),
         "max_model_len": info.context_length,
         "vocab_size": info.vocab_size,
         "license": info.licence,
-        "speculation": _speculation(state),
-        "approximate": _approximate(state.drafting.exit),
+        "speculation": _speculation(served.drafting),
+        "approximate": _approximate(served.drafting.exit),
     }
 
 
@@ -98,9 +89,8 @@ def _threads(plan: ThreadPlan) -> list[dict[str, int]]:
     return [{"from_tokens": size, "threads": threads} for size, threads in pairs]
 
 
-def _speculation(state: ServerState) -> dict[str, Any]:
+def _speculation(drafting: Drafting) -> dict[str, Any]:
     """What requests get that do not say, and what they may ask for."""
-    drafting = state.drafting
     default = drafting.speculator.default
     return {
         "method": default.method,
@@ -119,28 +109,22 @@ def _approximate(exit_: Exit | None) -> dict[str, Any] | None:
     return {"exit_layer": exit_.layer, "agreements": sorted(exit_.thresholds)}
 
 
-def _shown(asked: str, info: AdapterInfo) -> str:
-    """What jobs have made keeps its job's name."""
-    return asked if asked.startswith(FINE_TUNED) else info.name
-
-
-def _adapter(state: ServerState, info: AdapterInfo, name: str) -> dict[str, Any]:
-    base = state.model_names[0]
+def _adapter(served: Served, info: AdapterInfo, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
         "created": int(info.registered_s),
         "owned_by": "greenllm",
         "root": str(info.folder),
-        "parent": base,
-        "aliases": [f"{name}:{info.name}" for name in state.model_names],
+        "parent": served.name,
+        "aliases": [f"{base}:{info.name}" for base in served.names],
         "parameters": info.facts.num_parameters,
         "rank": info.facts.rank,
         "targets": list(info.facts.targets),
         "adapter_bytes": info.facts.num_bytes,
         "resident": info.resident,
         "requests_in_flight": info.in_flight,
-        "max_model_len": state.engine.info.context_length,
+        "max_model_len": served.info.context_length,
     }
 
 
@@ -149,13 +133,13 @@ async def load_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     """Make an adapter known under a name; answers with its entry in `/v1/models`."""
     state = state_of(http)
     body = await parsed_body(http, state, LoadAdapterBody)
-    folder = Path(body.lora_path)
+    served, folder = state.models.default, Path(body.lora_path)
     try:
-        info = await asyncio.to_thread(state.engine.load_adapter, body.lora_name, folder)
+        info = await asyncio.to_thread(served.engine.adapters.add, body.lora_name, folder)
     except AdapterError as error:
         name = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
         raise ApiError(400, str(error), param=name) from error
-    return _adapter(state, info, info.name)
+    return _adapter(served, info, info.name)
 
 
 @router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterBody))
@@ -164,7 +148,7 @@ async def unload_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
     body = await parsed_body(http, state, UnloadAdapterBody)
     try:
-        await asyncio.to_thread(state.engine.unload_adapter, body.lora_name)
+        await asyncio.to_thread(state.models.default.engine.adapters.remove, body.lora_name)
     except UnknownAdapterError as error:
         raise ApiError(404, str(error), param="lora_name", code="model_not_found") from error
     except AdapterError as error:

@@ -1,19 +1,26 @@
-"""From HTTP bodies to `core.Request`."""
+"""From HTTP bodies to `core.Request`.
+
+A sampling field that a body declares reaches `SamplingParams` by its name: a new one needs an
+entry in `SamplingBody` and in `SamplingParams`, and nothing here.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from greenllm.core import (
+    TOO_LONG,
     Approximation,
     InvalidRequestError,
     Request,
     SamplingParams,
     Speculation,
 )
+from greenllm.speculation.exits import Exit
 from greenllm.tokenizer import Tokenizer
 from serving.openai.schemas import (
     ChatBody,
@@ -22,27 +29,16 @@ from serving.openai.schemas import (
     SamplingBody,
     SchemaFormat,
 )
-from serving.state import Defaults
+from serving.registry import Target
 
 DEFAULT_COMPLETION_TOKENS = 16
+SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
 
-def new_request_id(prefix: str) -> str:
-    """A unique id that sorts by time."""
-    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
-
-
-def chat_request(
-    body: ChatBody,
-    tokenizer: Tokenizer,
-    *,
-    request_id: str,
-    key: str | None,
-    context: int,
-    defaults: Defaults,
-) -> Request:
+def chat_request(body: ChatBody, target: Target, *, request_id: str, key: str | None) -> Request:
     """Render the messages and make a request; without a limit the answer may fill the context."""
     _check_chat(body)
+    tokenizer, context = target.served.tokenizer, target.served.info.context_length
     text = tokenizer.chat(
         [message.plain() for message in body.messages], add_generation_prompt=True
     )
@@ -51,17 +47,37 @@ def chat_request(
     if limit is None:
         limit = max(1, context - len(prompt))
     _check_length(body, len(prompt), limit, context)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    sampling = _sampling(
+        body,
+        max_tokens=limit,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+        json_schema=_json_schema(body),
+    )
+    return _request(body, target, (prompt,), sampling, request_id, key)
+
+
+def _request(
+    body: SamplingBody,
+    target: Target,
+    prompts: tuple[tuple[int, ...], ...],
+    sampling: SamplingParams,
+    request_id: str,
+    key: str | None,
+) -> Request:
+    """The parts of a request that every endpoint makes alike."""
+    drafting = target.served.drafting
     return Request(
         request_id=request_id,
-        prompts=(prompt,),
-        sampling=_sampling(body, max_tokens=limit, logprobs=logprobs),
-        model=body.model,
-        endpoint="/v1/chat/completions",
+        prompts=prompts,
+        sampling=sampling,
+        model=target.served.name,
+        asked_model=target.asked,
+        endpoint=body.endpoint,
         key=key,
         created_s=time.time(),
-        speculation=_speculation(body, defaults),
-        approximation=_approximation(body, defaults),
+        speculation=_speculation(body, drafting.speculator.default.num_tokens),
+        approximation=_approximation(body, drafting.exit),
     )
 
 
@@ -78,38 +94,35 @@ def _check_length(body: ChatBody, prompt_len: int, limit: int, context: int) -> 
     """What the engine would refuse too, but by the names that chat requests use."""
     if prompt_len + min(1, limit) > context:
         raise InvalidRequestError(
-            f"the messages have {prompt_len} tokens, the context is {context}", "messages"
+            f"the messages have {prompt_len} tokens, the context is {context}",
+            "messages",
+            code=TOO_LONG,
         )
     if prompt_len + limit > context:
         name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         raise InvalidRequestError(
             f"messages ({prompt_len}) and {name} ({limit}) exceed the context of {context} tokens",
             name,
+            code=TOO_LONG,
         )
 
 
 def completion_request(
-    body: CompletionBody,
-    tokenizer: Tokenizer,
-    *,
-    request_id: str,
-    key: str | None,
-    defaults: Defaults,
+    body: CompletionBody, target: Target, *, request_id: str, key: str | None
 ) -> Request:
     """Encode the prompts and make a request; see `chat_request`."""
-    prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, tokenizer))
-    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return Request(
-        request_id=request_id,
-        prompts=prompts,
-        sampling=_sampling(body, max_tokens=limit, logprobs=body.logprobs),
-        model=body.model,
-        endpoint="/v1/completions",
-        key=key,
-        created_s=time.time(),
-        speculation=_speculation(body, defaults),
-        approximation=_approximation(body, defaults),
+    prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, target.served.tokenizer))
+    sampling = _sampling(
+        body,
+        max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
+        logprobs=body.logprobs,
+        # Echoed prompts are scored when log probabilities are asked for.
+        prompt_logprobs=body.logprobs
+        if body.echo and body.logprobs is not None
+        else body.prompt_logprobs,
+        json_schema=None,
     )
+    return _request(body, target, prompts, sampling, request_id, key)
 
 
 def _prompt_ids(
@@ -131,34 +144,31 @@ def _lists(prompt: list[str] | list[int] | list[list[int]]) -> list[str | list[i
     return [item for item in prompt if not isinstance(item, int)]
 
 
-def _sampling(body: SamplingBody, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    given = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": 0 if body.top_k == -1 else body.top_k,
-        "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "min_tokens": body.min_tokens,
-        "ignore_eos": body.ignore_eos,
-        "n": body.n,
-    }
-    return SamplingParams(
-        logit_bias=_logit_bias(body.logit_bias),
-        seed=body.seed,
-        stop=tuple(stop),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
-        max_tokens=max_tokens,
-        logprobs=logprobs,
-        prompt_logprobs=_prompt_logprobs(body),
-        json_schema=_json_schema(body),
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
+def _sampling(body: SamplingBody, **decided: Any) -> SamplingParams:
+    """Every sampling field of a body by its name; the endpoint has `decided` some of them."""
+    given = body.model_dump(include=set(SAMPLING_FIELDS - decided.keys()), exclude_none=True)
+    for name, translate in _TRANSLATED.items():
+        if name in given:
+            given[name] = translate(given[name])
+    return SamplingParams(**given, **decided)
 
 
-def _speculation(body: SamplingBody, defaults: Defaults) -> Speculation | None:
+def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
+    if any(not (token.isascii() and token.isdigit()) for token in bias):
+        raise InvalidRequestError("logit_bias keys must be token ids", "logit_bias")
+    return {int(token): value for token, value in bias.items()}
+
+
+# Fields that bodies spell differently from `SamplingParams`.
+_TRANSLATED: Mapping[str, Callable[[Any], Any]] = {
+    "top_k": lambda count: 0 if count == -1 else count,
+    "stop": lambda stop: (stop,) if isinstance(stop, str) else tuple(stop),
+    "stop_token_ids": tuple,
+    "logit_bias": _logit_bias,
+}
+
+
+def _speculation(body: SamplingBody, default_tokens: int) -> Speculation | None:
     asked = body.speculative
     if asked is None:
         return None
@@ -168,36 +178,24 @@ def _speculation(body: SamplingBody, defaults: Defaults) -> Speculation | None:
             f"speculative.num_tokens goes with a method that is named: {why}",
             "speculative.num_tokens",
         )
-    number = defaults.num_drafts if asked.num_tokens is None else asked.num_tokens
-    return Speculation(asked.method, number)
+    return Speculation(
+        asked.method, default_tokens if asked.num_tokens is None else asked.num_tokens
+    )
 
 
-def _approximation(body: SamplingBody, defaults: Defaults) -> Approximation | None:
+def _approximation(body: SamplingBody, leaves_at: Exit | None) -> Approximation | None:
     asked = body.approximate
     if asked is None:
         return None
-    if defaults.exit is None:
+    if leaves_at is None:
         raise InvalidRequestError(
             "approximate is not available: this model has no layer to leave it at", "approximate"
         )
-    return defaults.exit.approximation(asked.agreement, asked.threshold)
+    return leaves_at.approximation(asked.agreement, asked.threshold)
 
 
-def _prompt_logprobs(body: SamplingBody) -> int | None:
-    """Echoed prompts are scored when log probabilities are asked for."""
-    if isinstance(body, CompletionBody) and body.echo and body.logprobs is not None:
-        return body.logprobs
-    return body.prompt_logprobs
-
-
-def _json_schema(body: SamplingBody) -> str | None:
-    asked = body.response_format if isinstance(body, ChatBody) else None
+def _json_schema(body: ChatBody) -> str | None:
+    asked = body.response_format
     if isinstance(asked, SchemaFormat):
         return json.dumps(asked.json_schema.definition)
     return json.dumps({"type": "object"}) if isinstance(asked, ObjectFormat) else None
-
-
-def _logit_bias(bias: dict[str, float] | None) -> dict[int, float]:
-    if any(not (token.isascii() and token.isdigit()) for token in bias or {}):
-        raise InvalidRequestError("logit_bias keys must be token ids", "logit_bias")
-    return {int(token): value for token, value in (bias or {}).items()}

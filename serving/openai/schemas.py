@@ -8,7 +8,7 @@ ignored, except `user` and `metadata`, which change nothing by their definition.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -87,6 +87,8 @@ class Approximate(Body):
 
 class SamplingBody(Body):
     """Parameters that chat and text completions share; see `core.SamplingParams`."""
+
+    endpoint: ClassVar[str]
 
     model: str
     temperature: float | None = None
@@ -182,6 +184,7 @@ ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discr
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
+    endpoint = "/v1/chat/completions"
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
@@ -203,6 +206,7 @@ class ChatBody(SamplingBody):
 class CompletionBody(SamplingBody):
     """`POST /v1/completions`."""
 
+    endpoint = "/v1/completions"
     prompt: str | list[str] | TokenIds | list[TokenIds]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune import run as finetune_run
-from finetune.phases import PhaseAccount
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.report import Grams
 from finetune.recipe import Recipe
-from finetune.report import Grams
-from finetune.watch import Progress
+from finetune.train.watch import Progress
 from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.meters.choose import modelled_meter
 from greenllm.energy.meters.protocol import Meter

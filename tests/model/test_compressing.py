@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.report import Grams
 from finetune.compressing.config import CompressConfig
 from finetune.compressing.factors import measure
 from finetune.compressing.importance import Importance, importance_of
@@ -19,8 +21,6 @@ from finetune.compressing.making import Healer, batches, make, read_source, writ
 from finetune.compressing.prune import prune
 from finetune.compressing.sizes import sizes_of
 from finetune.compressing.weights import factorize, matrices_of, zero_smallest
-from finetune.phases import PhaseAccount
-from finetune.report import Grams
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.meters.choose import modelled_meter

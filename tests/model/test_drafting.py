@@ -381,7 +381,7 @@ def test_all_layers_guess_what_the_model_says(
     runner: Any, random_prompts: Callable[..., list[list[int]]]
 ) -> None:
     prompts = random_prompts(VOCABULARY, LENGTHS, seed=9)
-    drafter = runner.guesser()
+    drafter = runner.as_drafter()
     drafter.prepare(4)
     chunks = _ready(runner, prompts, room=4)
     found = drafter.draft(chunks)
@@ -524,7 +524,7 @@ def test_models_that_cannot_be_left_early_say_why(six_layers: str) -> None:
 
 
 def _draft_model(target: Any, runner: Any, num_tokens: int = 3) -> DraftModel:
-    drafter = DraftModel(runner, runner.guesser())
+    drafter = DraftModel(runner, runner.as_drafter())
     drafter.prepare(num_tokens)
     assert (runner.num_blocks, runner.block_size) == (target.num_blocks, target.block_size)
     return drafter

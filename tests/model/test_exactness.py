@@ -24,7 +24,8 @@ from greenllm.core import Chunk, Request, Sample, SamplingParams, Speculation, S
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.meters.choose import modelled_meter
-from greenllm.engine.native import Limits, NativeEngine
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import LoadOptions
 from greenllm.runner import readout
@@ -94,7 +95,7 @@ def _engine(runner: Any, drafters: Drafters) -> NativeEngine:
         CarbonPolicy(None),
         text_stream=_no_text,
         clock=time.monotonic,
-        limits=Limits(max_num_seqs=32),
+        limits=BatchLimits(max_num_seqs=32),
         speculator=Speculator(drafters, OFF),
     )
 
@@ -118,7 +119,7 @@ def equipped(request: pytest.FixtureRequest, folder: str) -> tuple[Any, Drafters
     return runner, {
         "prompt_lookup": PromptLookup(),
         "early_exit": runner.early_exit(4),
-        "draft_model": DraftModel(twin, twin.guesser()),
+        "draft_model": DraftModel(twin, twin.as_drafter()),
     }
 
 

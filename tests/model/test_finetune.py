@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.checkpoints import complete
-from finetune.household import household_rows
-from finetune.output import JOURNAL
-from finetune.watch import Progress
+from finetune.data.household import household_rows
+from finetune.files import JOURNAL
+from finetune.train.checkpoints import complete
+from finetune.train.watch import Progress
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from tests.model.finetuning import STEPS, equal, save_tiny, train, weights

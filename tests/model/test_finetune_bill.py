@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import compare, trials
 from finetune import run as finetune_run
-from finetune.encoding import Encoded
-from finetune.examples import Example
-from finetune.household import household_rows
-from finetune.output import JOURNAL
-from finetune.phases import PhaseAccount
-from finetune.plan import sample
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.text import markdown
+from finetune.data.encoding import Encoded
+from finetune.data.examples import Example
+from finetune.data.household import household_rows
+from finetune.files import JOURNAL
+from finetune.plan import trials
+from finetune.plan.forecast import sample
 from finetune.recipe import Recipe
-from finetune.text import markdown
+from finetune.train import compare
 from greenllm.config import ConfigError
 from greenllm.energy.meters.choose import modelled_meter
 from greenllm.energy.meters.protocol import Reading, ReplayMeter

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from greenllm.runner.openvino.load import Blueprint, CacheOptions, read_blueprin
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.passes import remembered
-from greenllm.runner.registry import load_runner
+from greenllm.runner.registry import RUNNERS, load_runner
 from greenllm.runner.selfcheck import (
     SelfCheckError,
     check_openvino,
@@ -81,6 +81,10 @@ def gpt2(tmp_path: Path, save: Callable[..., str]) -> str:
 
 def _config(tmp_path: Path, **options: Any) -> EngineConfig:
     return EngineConfig(device="cpu", kv_cache_gb=0.01, cache_dir=tmp_path / "cache", **options)
+
+
+def test_options_name_every_runner() -> None:
+    assert {*get_args(get_type_hints(EngineConfig)["runner"])} == {"auto", *RUNNERS}
 
 
 def test_cpus_get_openvino(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_a_pass_is_remembered_for_what_was_checked(
 def test_a_start_checks_what_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Blueprint] = []
     monkeypatch.setattr(
-        "greenllm.runner.registry.check_openvino", lambda _, plan: seen.append(plan)
+        "greenllm.runner.openvino_kind.check_openvino", lambda _, plan: seen.append(plan)
     )
     load_runner(_config(tmp_path, quantize="int8", kv_dtype="u8"))
     (plan,) = seen

@@ -162,7 +162,7 @@ class Server:
 
     def wait_idle(self) -> None:
         """Wait until no sequence is running or waiting."""
-        names = ("greenllm_requests_running", "greenllm_requests_waiting")
+        names = ("greenllm_sequences_running", "greenllm_sequences_waiting")
 
         def is_idle() -> bool:
             metrics = self.metrics()

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from finetune.household import household_rows
+from finetune.data.household import household_rows
 from serving.jobs.store import JobStore
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from finetune.household import household_rows
+from finetune.data.household import household_rows
 
 README = Path(__file__).parents[2] / "README.md"
 SHORT = ("--data", "example", "--answers", "0", "--steps", "16", "--save-every", "4")

@@ -98,6 +98,7 @@ class Bill:
         return Receipt(
             request_id=request.request_id,
             model=request.model,
+            asked_model=request.asked_model,
             adapter=request.adapter_name,
             key=request.key,
             endpoint=request.endpoint,

@@ -128,8 +128,8 @@ class OpenVinoRunner:
         if not 1 <= layer <= last:
             raise LoadError(f"no early exit after layer {layer}: it must be in [1, {last}]")
 
-    def guesser(self) -> UnrolledDrafter:
-        """A drafter on all layers."""
+    def as_drafter(self) -> UnrolledDrafter:
+        """A drafter on all layers; see `base.Runner`."""
         return self._drafter(self._spec.num_layers)
 
     def _drafter(self, number: int) -> UnrolledDrafter:

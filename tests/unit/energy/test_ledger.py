@@ -486,3 +486,12 @@ def test_rows_of_before_were_not_approximate(
     assert opened.receipt("new") == new
     assert opened.sums()[0].requests == 2
     opened.close()
+
+
+def test_of_two_statuses_the_one_that_was_sent_last_stays_and_the_joules_do_too(
+    ledger: Ledger, make_receipt: MakeReceipt
+) -> None:
+    answered = replace(make_receipt("a"), http_status=200)
+    ledger.record("s", [answered])
+    ledger.record("s", [replace(answered, http_status=500, active_j=99.0)])
+    assert ledger.receipt("a") == replace(answered, http_status=500)

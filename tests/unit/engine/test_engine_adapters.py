@@ -55,14 +55,14 @@ def make(
 
 
 def in_flight(engine: NativeEngine) -> dict[str, int]:
-    return {info.name: info.in_flight for info in engine.adapters()}
+    return {info.name: info.in_flight for info in engine.adapters.list()}
 
 
 def submit(
     engine: NativeEngine, make_request: Callable[..., Request], request_id: str, adapter: str
 ) -> None:
     request = make_request(request_id, [1, 2, 3], [3, 2, 1], ignore_eos=True)
-    engine.add_request(replace(request, adapter=engine.acquire_adapter(adapter)))
+    engine.add_request(replace(request, adapter=engine.adapters.acquire(adapter)))
 
 
 @pytest.mark.parametrize("end", ["completed", "aborted", "failed", "drained", "never ran"])
@@ -74,7 +74,7 @@ def test_references_come_back(
     submit(engine, make_request, "b", "fox")
     submit(engine, make_request, "c", "owl")
     assert in_flight(engine) == {"fox": 2, "owl": 1}
-    assert engine.find_adapter("fox").in_flight == 2
+    assert engine.adapters.find("fox").in_flight == 2
     if end != "never ran":
         engine.step()
     if end == "aborted":
@@ -100,35 +100,37 @@ def test_unloading_is_for_new_requests(
 ) -> None:
     engine = make()
     submit(engine, make_request, "a", "fox")
-    engine.unload_adapter("fox")
+    engine.adapters.remove("fox")
     with pytest.raises(UnknownAdapterError):
-        engine.acquire_adapter("fox")
+        engine.adapters.acquire("fox")
     tokens = [token for _ in range(20) if engine.has_work for token in engine.step()]
     assert [token.finish_reason for token in tokens if token.finish_reason] == ["length"] * 2
-    assert engine.load_adapter("bird", engine.adapters()[0].folder).name == "bird"
+    assert engine.adapters.add("bird", engine.adapters.list()[0].folder).name == "bird"
 
 
 def test_without_a_registry_there_are_no_adapters(
-    make_engine: Callable[..., NativeEngine],
+    make_engine: Callable[..., NativeEngine], tmp_path: Path
 ) -> None:
     engine = make_engine()
-    assert engine.adapters() == ()
-    with pytest.raises(AdapterError, match="without a registry"):
-        engine.acquire_adapter("fox")
+    assert engine.adapters.list() == ()
+    with pytest.raises(UnknownAdapterError, match="fox"):
+        engine.adapters.acquire("fox")
+    with pytest.raises(AdapterError, match="adapter"):
+        engine.adapters.add("fox", tmp_path)
 
 
 def test_the_runner_prepares_before_a_request_is_taken(
     make: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make()
-    ref = engine.acquire_adapter("fox")
+    ref = engine.adapters.acquire("fox")
     assert engine.runner.prepared == [ref.digest]  # type: ignore[attr-defined]
-    engine.release_adapter(ref)
+    engine.adapters.release(ref)
 
     def broken(digest: str) -> None:
         raise RuntimeError("no memory for another graph")
 
     monkeypatch.setattr(engine.runner, "prepare_adapter", broken)
     with pytest.raises(RuntimeError, match="no memory"):
-        engine.acquire_adapter("owl")
+        engine.adapters.acquire("owl")
     assert in_flight(engine) == {"fox": 0, "owl": 0}

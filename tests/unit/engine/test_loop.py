@@ -49,16 +49,20 @@ class House:
     engine: NativeEngine
     ledger: Ledger
     gate: Gate
-    failed: threading.Event = field(default_factory=threading.Event)
+    has_failed: threading.Event = field(default_factory=threading.Event)
     told: queue.Queue[Token | Receipt] = field(default_factory=queue.Queue)
     unwritten: list[Receipt] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     loop: EngineLoop = field(init=False)
 
     def __post_init__(self) -> None:
-        self.loop = EngineLoop(
-            self.engine, self.ledger, "s", self.publish, on_failure=self.failed.set
-        )
+        self.loop = EngineLoop(self.engine, self.ledger, "s", self)
+
+    def stamp(self, receipt: Receipt) -> Receipt:
+        return receipt
+
+    def failed(self) -> None:
+        self.has_failed.set()
 
     def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
         self.threads.add(threading.current_thread().name)
@@ -230,7 +234,7 @@ def test_stop_closes_the_session_and_the_joules_add_up(
     assert session.closed
     assert not alive(house)
     assert house.loop.error is None
-    assert not house.failed.is_set()
+    assert not house.has_failed.is_set()
     assert session.totals.meter_j > 0
     assert session.totals.residual < 1e-6
     assert house.ledger.session_sum_j("s") == pytest.approx(session.totals.requests_j)
@@ -276,7 +280,7 @@ def test_a_crash_is_kept_and_reported(
     monkeypatch.setattr(house.engine, "step", crash)
     assert alive(house)
     house.loop.submit(make_request("a", [1]))
-    assert house.failed.wait(PATIENCE_S)
+    assert house.has_failed.wait(PATIENCE_S)
     assert house.loop.error is error
     assert not alive(house)
     assert "the engine stopped" in caplog.text
@@ -325,7 +329,7 @@ class AlwaysDue:
 
 def test_a_wait_that_is_over_before_it_begins_ends(make_request: Callable[..., Request]) -> None:
     engine = AlwaysDue()
-    loop = EngineLoop(engine, None, "s", lambda *given: None, on_failure=lambda: None)  # type: ignore[arg-type]
+    loop = EngineLoop(engine, None, "s", None)  # type: ignore[arg-type]
     request = make_request("a", [1])
 
     def turn() -> None:
@@ -349,10 +353,7 @@ def totals_recorded(house: House, record_every_s: float) -> int:
             nonlocal calls
             calls += 1
 
-    loop = EngineLoop(
-        house.engine, Counting(), "s", house.publish, on_failure=house.failed.set,
-        record_every_s=record_every_s,
-    )  # fmt: skip
+    loop = EngineLoop(house.engine, Counting(), "s", house, record_every_s=record_every_s)
     for _ in range(20):
         loop._turn()
     return calls
@@ -375,10 +376,7 @@ def test_who_records_between_receipts_records_at_the_start_too(house: House) -> 
         def record(self, *given: object, **options: object) -> None:
             recorded.set()
 
-    loop = EngineLoop(
-        house.engine, Telling(), "s", house.publish, on_failure=house.failed.set,
-        record_every_s=60.0,
-    )  # fmt: skip
+    loop = EngineLoop(house.engine, Telling(), "s", house, record_every_s=60.0)
     loop.start()
     assert recorded.wait(PATIENCE_S), "an idle loop would wait for half a minute"
     loop.stop(PATIENCE_S)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.breakeven import Answers, at_best, break_even
-from finetune.text import markdown
+from finetune.bill.breakeven import Answers, at_best, break_even
+from finetune.bill.text import markdown
 from greenllm.intervals import wilson
 from tests.unit.scorecard.samples import finetuned
 

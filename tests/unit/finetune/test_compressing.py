@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from finetune.bill.report import Grams
 from finetune.compressing.config import CompressConfig
 from finetune.compressing.factors_report import is_green
 from finetune.compressing.factors_report import markdown as factors_page
 from finetune.compressing.report import Costs, Side, build, markdown, verdict
-from finetune.report import Grams
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import Intensity
 from greenllm.intervals import Estimate, wilson

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data import load_data, prepare
-from finetune.encoding import Encoder
-from finetune.examples import DataError, Example, example_of
+from finetune.data.dataset import load_data, prepare
+from finetune.data.encoding import Encoder
+from finetune.data.examples import DataError, Example, example_of
 from finetune.recipe import Recipe
 
 END = "~"

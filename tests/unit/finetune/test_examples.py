@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune.examples import DataError, example_of, examples_of, read_examples
-from finetune.household import SIZE, household_rows
+from finetune.data.examples import DataError, example_of, examples_of, read_examples
+from finetune.data.household import SIZE, household_rows
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
 

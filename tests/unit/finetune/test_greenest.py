@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.greenest import Series, greenest_start, read_series, seconds_of
+from finetune.plan.greenest import Series, greenest_start, read_series, seconds_of
 from greenllm.config import ConfigError
 
 HOUR = 3600.0

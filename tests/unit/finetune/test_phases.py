@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.phases import PHASES, PhaseAccount
+from finetune.bill.phases import PHASES, PhaseAccount
 from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter
 
 STEP = st.tuples(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.plan.sweep import Trial, best, rungs, settings_of, with_settings
 from finetune.recipe import Recipe
-from finetune.sweep import Trial, best, rungs, settings_of, with_settings
 from greenllm.config import ConfigError
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.evaluation_config import EvalConfig
-from finetune import report
+from finetune.bill import report
 from finetune.compressing.config import CompressConfig
 from finetune.recipe import Recipe
 from greenllm.cli import compress

@@ -230,9 +230,7 @@ def test_a_finding_is_one_line() -> None:
 @pytest.mark.parametrize("name", ["runners", "adapters", "sharing", "overhead", "idle"])
 def test_benchmarks_say_what_makes_their_model(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"evals.studies.{name}")
-    with pytest.raises(
-        LoadError, match=r"no folder .*`python -m evals\.studies\.peers model`"
-    ):
+    with pytest.raises(LoadError, match=r"no folder .*`python -m evals\.studies\.peers model`"):
         module.main(model=str(tmp_path / "none"))
 
 

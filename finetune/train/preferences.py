@@ -14,8 +14,8 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOTrainer
 
-from finetune.encoding import Encoded
-from finetune.trainer import Watched
+from finetune.data.encoding import Encoded
+from finetune.train.trainer import Watched
 from greenllm.config import ConfigError
 
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoints import (
+from finetune.files import (
+    CHECKPOINTS,
+    JOURNAL,
+    PAGE,
+    PLOT,
+    REPORT,
+    SWEEP,
+    WAIT,
     SavingError,
     read_json,
-    remove_incomplete,
     write_json,
 )
-from finetune.exits import exits_of
 from finetune.recipe import Recipe
+from finetune.train.checkpoints import remove_incomplete
+from finetune.train.exits import exits_of
 from greenllm.config import ConfigError
 
-REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
-JOURNAL = "journal.json"
-CHECKPOINTS = "checkpoints"
-SWEEP = "sweep.json"
-WAIT = "wait.json"
 _OWN = frozenset(
     {REPORT, PAGE, PLOT, JOURNAL, CHECKPOINTS, SWEEP, WAIT, "trial", "compare", "README.md",
      "adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json",

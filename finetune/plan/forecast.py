@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from finetune.breakeven import at_best
-from finetune.encoding import Encoded
-from finetune.phases import PhaseAccount
+from finetune.bill.breakeven import at_best
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.report import answers_of
+from finetune.data.encoding import Encoded
+from finetune.plan.sweep import rungs, settings_of
 from finetune.recipe import Recipe
-from finetune.report import answers_of
-from finetune.subject import Subject
-from finetune.sweep import rungs, settings_of
-from finetune.trainer import Watched
-from finetune.training import make_trainer, rows_for
-from finetune.watch import Watch
+from finetune.train.subject import Subject
+from finetune.train.trainer import Watched
+from finetune.train.training import make_trainer, rows_for
+from finetune.train.watch import Watch
 
 _BATCHES = 6
 

@@ -15,15 +15,15 @@ from datasets import Dataset, disable_progress_bars
 from transformers import EarlyStoppingCallback, TrainerState
 from trl import DPOConfig, SFTConfig, pack_dataset
 
-from finetune.distilling import DistillTrainer
-from finetune.encoding import Encoded
-from finetune.exits import ExitTrainer, exits_of
-from finetune.model import Place, load_base
-from finetune.preferences import PreferenceTrainer, pairs_of
+from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
-from finetune.subject import Subject
-from finetune.trainer import GreenTrainer, Watched, rows_of
-from finetune.watch import Watch
+from finetune.train.distilling import DistillTrainer
+from finetune.train.exits import ExitTrainer, exits_of
+from finetune.train.model import Place, load_base
+from finetune.train.preferences import PreferenceTrainer, pairs_of
+from finetune.train.subject import Subject
+from finetune.train.trainer import GreenTrainer, Watched, rows_of
+from finetune.train.watch import Watch
 
 _SAVES = 10
 

@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune.checkpoints import read_json, write_json
-from finetune.greenest import Series, greenest_start, read_series, seconds_of
-from finetune.output import WAIT
-from finetune.phases import PhaseAccount
+from finetune.bill.phases import PhaseAccount
+from finetune.bill.report import Grams
+from finetune.files import WAIT, read_json, write_json
+from finetune.plan.greenest import Series, greenest_start, read_series, seconds_of
 from finetune.recipe import Recipe
-from finetune.report import Grams
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import Intensity
 

@@ -7,41 +7,13 @@ the joules up to that moment, so that a resumed run knows its whole bill.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from greenllm.core import GreenllmError
+from finetune.files import MARKER
 
-MARKER = "greenllm.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-
-
-class SavingError(GreenllmError):
-    """Something could not be written; earlier checkpoints are intact."""
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file as a whole: readers see the old one or the new one."""
-    draft = path.with_name(path.name + ".part")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file's object; None where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def step_of(folder: Path) -> int | None:

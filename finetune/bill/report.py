@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from finetune.breakeven import Answers, break_even
-from finetune.data import Data
-from finetune.phases import LEARNING, Energy, PhaseAccount
-from finetune.quality import Quality
+from finetune.bill.breakeven import Answers, break_even
+from finetune.bill.journal import RunJournal
+from finetune.bill.phases import LEARNING, Energy, PhaseAccount
+from finetune.bill.quality import Quality
+from finetune.data.dataset import Data
 from finetune.recipe import Recipe
-from finetune.watch import Watch
 from greenllm.energy.carbon.footprint import EmbodiedModel, operational_g, sci_g_per_1k_tokens
 from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.units import joules_to_kwh
@@ -88,13 +88,13 @@ def build(
     identity: Mapping[str, Any],
     data: Data,
     sizes: Sizes,
-    watch: Watch,
+    journal: RunJournal,
+    account: PhaseAccount,
     outcome: Outcome,
     grams: Grams,
 ) -> dict[str, Any]:
     """The whole report."""
-    account, seen = watch.account, watch.seen
-    spent = account.spent()
+    seen, spent = journal.seen, account.spent()
     known = account.is_known
     flops = _flops_per_token(recipe, sizes) * seen.tokens
     carbon = grams.of(spent) if known else dict.fromkeys(("operational_g", "embodied_g", "total_g"))
@@ -110,8 +110,8 @@ def build(
             "tokens": seen.tokens,
             "padding_tokens": seen.padding,
             "learnt_tokens": seen.learnt,
-            "losses": watch.losses,
-            "validation_losses": watch.scores,
+            "losses": journal.losses,
+            "validation_losses": journal.scores,
         },
         "measures": {
             "running_time_s": spent.duration_s,
@@ -125,7 +125,7 @@ def build(
                 **grams.basis(),
             },
         },
-        "prediction": _prediction(watch),
+        "prediction": _prediction(journal.predicted_j, account),
         "quality": _quality(outcome),
         "break_even": _break_even(account, outcome),
         "comparator": outcome.comparator or {"kind": "not measured"},
@@ -175,12 +175,11 @@ def _sci(carbon: Mapping[str, float | None], tokens: int) -> float | None:
     return sci_g_per_1k_tokens(carbon["operational_g"] or 0.0, carbon["embodied_g"], tokens)
 
 
-def _prediction(watch: Watch) -> dict[str, Any] | None:
-    predicted = watch.predicted_j
-    if predicted is None or not watch.account.is_known:
+def _prediction(predicted_j: float | None, account: PhaseAccount) -> dict[str, Any] | None:
+    if predicted_j is None or not account.is_known:
         return None
-    actual = watch.account.spent().total_j
-    return {"predicted_j": predicted, "actual_j": actual, "ratio": predicted / actual}
+    actual_j = account.spent().total_j
+    return {"predicted_j": predicted_j, "actual_j": actual_j, "ratio": predicted_j / actual_j}
 
 
 def _break_even(account: PhaseAccount, outcome: Outcome) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.text import joules, markdown
+from finetune.bill.text import joules, markdown
 from greenllm.scorecard.huggingface import front_matter
 from greenllm.scorecard.reading import card_of_finetune
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from finetune.encoding import Encoded
-from finetune.model import Place
-from finetune.quality import batches_of
+from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
-from finetune.trainer import GreenTrainer, cross_entropy
+from finetune.train.model import Place
+from finetune.train.scoring import batches_of
+from finetune.train.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
 from greenllm.intervals import Estimate, wilson
 

@@ -19,9 +19,9 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
-from finetune.checkpoints import SavingError
-from finetune.encoding import Encoded
-from finetune.watch import TrainingError, Watch
+from finetune.data.encoding import Encoded
+from finetune.files import MARKER, SavingError
+from finetune.train.watch import TrainingError, Watch
 
 IGNORED = -100
 
@@ -73,7 +73,7 @@ class Watched(Trainer):  # type: ignore[misc]
                     " and go on with --resume"
                 ) from error
         if self.args.should_save:
-            self._watch.mark(folder)
+            self._watch.journal().write(folder / MARKER)
 
 
 class GreenTrainer(Watched, SFTTrainer):  # type: ignore[misc]

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from finetune import quality
-from finetune.model import load_base, trainable
-from finetune.phases import PhaseAccount
-from finetune.subject import Subject
-from finetune.sweep import Trial, best, rungs, settings_of, with_settings
-from finetune.training import make_trainer
-from finetune.watch import TrainingError, Watch
+from finetune.bill.phases import PhaseAccount
+from finetune.plan.sweep import Trial, best, rungs, settings_of, with_settings
+from finetune.train import scoring
+from finetune.train.model import load_base, trainable
+from finetune.train.subject import Subject
+from finetune.train.training import make_trainer
+from finetune.train.watch import TrainingError, Watch
 
 Say = Callable[[str], None]
 
@@ -77,5 +77,5 @@ def _try(subject: Subject, account: PhaseAccount, settings: dict[str, Any], step
 def _loss(subject: Subject, model: Any) -> float | None:
     model.eval()
     pad = subject.tokenizer.pad_token_id
-    mean = quality.losses_of(model, subject.data.validation, subject.place, pad).mean()
+    mean = scoring.losses_of(model, subject.data.validation, subject.place, pad).mean()
     return mean.value if mean is not None and math.isfinite(mean.value) else None

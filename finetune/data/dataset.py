@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune import household
-from finetune.encoding import Encoded, Encoder
-from finetune.examples import DataError, Example, examples_of, read_examples
+from finetune.data import household
+from finetune.data.encoding import Encoded, Encoder
+from finetune.data.examples import DataError, Example, examples_of, read_examples
 from finetune.recipe import Recipe
 
 FEWEST = 2

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.examples import DataError, Example, Turn
+from finetune.data.examples import DataError, Example, Turn
 
 # What other models' templates mark turns with: as plain text it teaches a model nonsense.
 _MARKERS = (

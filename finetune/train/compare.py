@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from finetune.model import load_base, num_trained, trainable
-from finetune.phases import LEARNING, PhaseAccount
-from finetune.report import phase_dict
-from finetune.subject import Subject
-from finetune.training import make_trainer
-from finetune.watch import Seen, Watch
+from finetune.bill.journal import Seen
+from finetune.bill.phases import LEARNING, PhaseAccount
+from finetune.bill.report import phase_dict
+from finetune.train.model import load_base, num_trained, trainable
+from finetune.train.subject import Subject
+from finetune.train.training import make_trainer
+from finetune.train.watch import Watch
 from greenllm.energy.meters.protocol import Meter
 
 SAMPLE_STEPS = 20

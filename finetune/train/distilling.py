@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.model import Place
 from finetune.recipe import Recipe
-from finetune.trainer import IGNORED, GreenTrainer, cross_entropy
+from finetune.train.model import Place
+from finetune.train.trainer import IGNORED, GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
 from greenllm.model.files import check_folder, local_folder
 from greenllm.model.info import LoadError

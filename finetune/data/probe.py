@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.tasks.generated.stories import story
-from finetune.encoding import Encoded, Encoder
-from finetune.examples import DataError, Example, Turn
+from finetune.data.encoding import Encoded, Encoder
+from finetune.data.examples import DataError, Example, Turn
 from finetune.recipe import Recipe
 
 _SIZE = 32

@@ -14,17 +14,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from finetune.books import spent_state, write_journal
-from finetune.checkpoints import MARKER, write_json
-from finetune.phases import LEARNING, Energy, Phase, PhaseAccount
-from finetune.processes import Processes
+from finetune.bill.journal import RunJournal, Seen
+from finetune.bill.phases import LEARNING, Energy, Phase, PhaseAccount
+from finetune.train.processes import Processes
 from greenllm.core import GreenllmError
 
 PREDICT_AFTER = 20
@@ -35,16 +34,6 @@ ALONE = Processes()
 
 class TrainingError(GreenllmError):
     """Training cannot go on; the message says what the weights in the output are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What has been trained on; `padding` was computed too, for nothing."""
-
-    steps: int = 0
-    tokens: int = 0
-    padding: int = 0
-    learnt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +53,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     """A trainer's callback.
 
     `reserve_j` is what will still be spent after training; `look_j` at each look on the way, until
-    there were some.
+    there were some. `path` is the journal's.
     """
 
     def __init__(
         self,
         account: PhaseAccount,
-        journal: Path,
+        path: Path,
         *,
         total_tokens: int,
         budget_j: float | None = None,
@@ -86,7 +75,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.predicted_j: float | None = None
         self.losses: list[tuple[int, float]] = []
         self.scores: list[tuple[int, float]] = []
-        self._journal = journal
+        self._path = path
         self._total_tokens = total_tokens
         self._budget_j = budget_j
         self._reserve_j = reserve_j
@@ -242,29 +231,23 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def write_journal(self) -> None:
         """Leave what was spent where a run that goes on after a crash finds it."""
-        write_journal(self._journal, self.state())
+        self.journal().write(self._path)
         self._written_s = self._clock()
 
-    def mark(self, checkpoint: Path) -> None:
-        """Finish a checkpoint."""
-        write_json(checkpoint / MARKER, self.state())
-
-    def state(self) -> dict[str, Any]:
+    def journal(self) -> RunJournal:
         """What a later run has to know."""
-        return {
-            "seen": asdict(self.seen),
-            **spent_state(self.account),
-            "predicted_j": self.predicted_j,
-            "losses": self.losses,
-            "scores": self.scores,
-        }
+        found = RunJournal(
+            seen=self.seen,
+            predicted_j=self.predicted_j,
+            losses=tuple(self.losses),
+            scores=tuple(self.scores),
+        )
+        return found.spent(self.account)
 
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take over how far a checkpoint had come; its joules are `books.take_over`'s."""
-        self.seen = Seen(**checkpoint["seen"])
-        self.predicted_j = checkpoint["predicted_j"]
-        self.losses = [(step, loss) for step, loss in checkpoint["losses"]]
-        self.scores = [(step, loss) for step, loss in checkpoint["scores"]]
+    def restore(self, checkpoint: RunJournal) -> None:
+        """Take over how far a checkpoint had come; its joules are `take_over`'s."""
+        self.seen, self.predicted_j = checkpoint.seen, checkpoint.predicted_j
+        self.losses, self.scores = list(checkpoint.losses), list(checkpoint.scores)
 
 
 def _left(state: Any, every: float) -> int:

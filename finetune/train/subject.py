@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune import quality
-from finetune.data import Data
-from finetune.encoding import Encoded
-from finetune.exits import agreements, exits_of
-from finetune.model import Place
-from finetune.phases import PHASES, PhaseAccount
-from finetune.processes import Processes
+from finetune.bill.phases import PHASES, PhaseAccount
+from finetune.bill.quality import Quality
+from finetune.data.dataset import Data
+from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
+from finetune.train import scoring
+from finetune.train.exits import agreements, exits_of
+from finetune.train.model import Place
+from finetune.train.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,13 @@ class Subject:
     num_rows: int
     teacher: Any | None = None
 
-    def look(self, model: Any, account: PhaseAccount) -> quality.Quality | None:
+    def look(self, model: Any, account: PhaseAccount) -> Quality | None:
         """Quality now; None in all processes but the main one, which wait."""
         found = self._measured(model, account) if self.processes.is_main else None
         self.processes.wait()
         return found
 
-    def _measured(self, model: Any, account: PhaseAccount) -> quality.Quality:
+    def _measured(self, model: Any, account: PhaseAccount) -> Quality:
         """A look with what it cost."""
         account.read()
         before = account.spent(*PHASES)
@@ -47,14 +48,14 @@ class Subject:
         account.read()
         return replace(found, cost=account.spent(*PHASES).minus(before))
 
-    def _look(self, model: Any, account: PhaseAccount) -> quality.Quality:
+    def _look(self, model: Any, account: PhaseAccount) -> Quality:
         items, answers = self.data.validation, self.recipe.answers
 
         def spent_j() -> float | None:
             account.read()
             return account.spent(*PHASES).total_j if account.is_known else None
 
-        found = quality.look(model, items, self.probe, self.place, self.tokenizer, answers, spent_j)
+        found = scoring.look(model, items, self.probe, self.place, self.tokenizer, answers, spent_j)
         if self.recipe.objective != "layerskip":
             return found
         exits, pad = exits_of(self.recipe, model), self.tokenizer.pad_token_id

@@ -1,0 +1,97 @@
+"""How far a run has come and what it has spent, kept where a run that goes on finds it.
+
+Contract: the journal is written after every part of a run, so that a crash forgets at most the part
+it happened in; between parts, training writes it about once a second. A checkpoint's marker holds
+the journal of its moment. What was spent after the checkpoint that a run goes on from is booked as
+`lost`, but for trials, whose results stay, and for what is not billed.
+
+Not covered: joules of a process that was killed, since its last entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from finetune.bill.phases import NOT_BILLED, Energy, Phase, PhaseAccount
+from finetune.files import read_json, write_json
+
+_STAYS: frozenset[Phase] = NOT_BILLED | {"trials"}
+Curve = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What has been trained on; `padding` was computed too, for nothing."""
+
+    steps: int = 0
+    tokens: int = 0
+    padding: int = 0
+    learnt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunJournal:
+    """One entry, which replaces the one before.
+
+    `is_known` says whether the meter counted every joule; `predicted_j` is the forecast of the
+    whole bill. `losses` (training) and `scores` (validation) are pairs of a step and its loss.
+    """
+
+    seen: Seen = Seen()
+    energy: Mapping[Phase, Energy] = field(default_factory=dict)
+    is_known: bool = True
+    predicted_j: float | None = None
+    losses: Curve = ()
+    scores: Curve = ()
+
+    @classmethod
+    def read(cls, path: Path) -> RunJournal | None:
+        """What a file holds; None where there is none that can be read."""
+        found = read_json(path)
+        try:
+            return None if found is None else cls(
+                Seen(**found["seen"]),
+                {phase: Energy(**spent) for phase, spent in found["energy"].items()},
+                found["is_known"],
+                found["predicted_j"],
+                tuple((step, loss) for step, loss in found["losses"]),
+                tuple((step, loss) for step, loss in found["scores"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def spent(self, account: PhaseAccount) -> RunJournal:
+        """The same with what an account has by now."""
+        return replace(self, energy=account.by_phase(), is_known=account.is_known)
+
+    def write(self, path: Path) -> None:
+        """Replace the file.
+
+        Raises:
+            SavingError: it cannot be written.
+        """
+        write_json(path, asdict(self))
+
+
+def update(path: Path, account: PhaseAccount) -> None:
+    """Bring the journal's joules up to date; what it says of training stays."""
+    account.read()
+    (RunJournal.read(path) or RunJournal()).spent(account).write(path)
+
+
+def take_over(
+    account: PhaseAccount, checkpoint: RunJournal | None, journal: RunJournal | None
+) -> None:
+    """Book what was spent before this process, up to the checkpoint and after it."""
+    if not all(found.is_known for found in (checkpoint, journal) if found is not None):
+        account.give_up("the meter failed before the run was resumed")
+    kept = {} if checkpoint is None else checkpoint.energy
+    later = kept if journal is None else journal.energy
+    for phase, energy in kept.items():
+        account.add(phase, energy)
+    for phase, energy in later.items():
+        more = energy.minus(kept.get(phase, Energy()))
+        if more.duration_s > 0:
+            account.add(phase if phase in _STAYS else "lost", more)

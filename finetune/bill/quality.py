@@ -1,0 +1,60 @@
+"""How good a model was found on examples it was not trained on.
+
+Losses are nats per learnt token, with a bootstrap interval over examples.
+Not covered: whether an answer that differs from the wanted one is right too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from finetune.bill.phases import Energy
+from greenllm.intervals import Estimate, bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Summed loss and learnt tokens of each example."""
+
+    sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    def mean(self) -> Estimate | None:
+        """Nats per token; None without examples."""
+        return bootstrap(self.sums, self.tokens)
+
+    def more_than(self, before: Losses) -> Estimate | None:
+        """Nats per token more than before, on the same examples."""
+        pairs = zip(self.sums, before.sums, strict=True)
+        return bootstrap([now - then for now, then in pairs], self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One look at a model; `matches` are None where nothing could be answered.
+
+    `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
+    `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` is the whole look's.
+
+    `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
+    `preferred` is the share of preferences whose better answer the model finds likelier.
+    """
+
+    losses: Losses
+    probe: Losses
+    matches: Estimate | None
+    exits: Mapping[int, Estimate | None] = field(default_factory=dict)
+    preferred: Estimate | None = None
+    answers_j: float | None = None
+    answer_steps: int = 0
+    wanted_steps: int = 0
+    losses_j: float | None = None
+    cost: Energy = field(default_factory=Energy)
+
+    @property
+    def more_answers_j(self) -> float:
+        """Joules that answering would cost more, if answers were as long as the wanted ones."""
+        if not self.answers_j or not self.answer_steps:
+            return 0.0
+        return self.answers_j * (self.wanted_steps / self.answer_steps - 1)

@@ -1,0 +1,1 @@
+"""What a run learns from: read, checked, encoded, split."""

@@ -1,0 +1,236 @@
+"""The one composition: from options and a meter to an engine that can answer.
+
+The server, the benchmarks and `greenllm.LLM` all load a model here, so that all of them serve and
+meter it in the same way.
+
+Contract: `load_engine` books what the meter counted since `first` as `load`, and leaves the engine
+warm. Everything that can go wrong is a `GreenllmError` of one sentence.
+
+Not covered: the engine's thread (see `engine.loop`), HTTP.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from greenllm.config import ConfigError, EngineConfig
+from greenllm.core import GreenllmError
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.footprint import EmbodiedModel
+from greenllm.energy.carbon.grid import (
+    CustomIntensity,
+    IntensityTable,
+    StaticIntensity,
+    UnknownZoneError,
+)
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.ledger import Ledger
+from greenllm.energy.meters.protocol import Meter, Reading
+from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits, Engine
+from greenllm.model.adapter_setup import make_registry
+from greenllm.model.files import check_folder
+from greenllm.model.info import ModelInfo
+from greenllm.model.options import resolve
+from greenllm.runner.base import Runner
+from greenllm.runner.registry import load_runner
+from greenllm.runner.threads import ThreadPlan
+from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.shape import ModelShape
+from greenllm.speculation.speculator import Speculator
+from greenllm.tokenizer import Tokenizer, load_tokenizer
+from greenllm.vllm.versions import installed
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model that answers, under its names; the first is the official one."""
+
+    names: tuple[str, ...]
+    engine: Engine
+    tokenizer: Tokenizer
+    drafting: Drafting
+    threads: ThreadPlan
+
+    @property
+    def name(self) -> str:
+        """The official name: the one in receipts, in the ledger and in metrics."""
+        return self.names[0]
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model as it was loaded."""
+        return self.engine.info
+
+
+def load_engine(
+    config: EngineConfig, meter: Meter, first: Reading | None = None, *, num_cpus: int | None = None
+) -> Served:
+    """Load a model with everything that its options ask for, and warm it up.
+
+    Args:
+        config: the options.
+        meter: counts the process's joules; one meter and one account per process.
+        first: the reading at which loading began; None is now.
+        num_cpus: CPUs that belong to this engine; None is all that this process may use.
+
+    Raises:
+        GreenllmError: with the reason.
+    """
+    first = first or meter.read()
+    policy = carbon_policy(config, num_cpus)
+    source = resolve(config.model)
+    check_folder(source, allow_pickle=config.allow_pickle)
+    check_draft_model(config)
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+
+    def account_of(shape: ModelShape) -> Account:
+        return Account(
+            meter, shape, clock=time.monotonic, receipt_wait_s=config.receipt_wait_s, first=first
+        )
+
+    if is_for_vllm(config):
+        if num_cpus is not None and config.threads == "auto":
+            # For vLLM `auto` is every processor, of which not all belong to this engine.
+            config = replace(config, threads=str(num_cpus))
+        served = _load_vllm(config, policy, tokenizer, account_of)
+    elif config.tensor_parallel > 1:
+        raise ConfigError("--tensor-parallel needs --engine vllm: the native engine has one device")
+    else:
+        served = _load_native(config, policy, tokenizer, account_of, num_cpus or _num_cpus())
+    # The loaded model stays: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    return served
+
+
+def is_for_vllm(config: EngineConfig) -> bool:
+    """Whether vLLM serves: where it was asked for, or found on a CUDA device."""
+    if config.engine == "auto":
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        return on_gpu and config.runner == "auto" and installed() is not None
+    return config.engine == "vllm"
+
+
+def _names(config: EngineConfig, info: ModelInfo) -> tuple[str, ...]:
+    """Names of the base model; the first is the official one."""
+    names = (config.served_model_name, info.name, config.model)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _load_native(
+    config: EngineConfig,
+    policy: CarbonPolicy,
+    tokenizer: Tokenizer,
+    account_of: Callable[[ModelShape], Account],
+    num_cpus: int,
+) -> Served:
+    runner = load_runner(config)
+    drafting = make_drafting(config, runner)
+    account = account_of(runner.shape)
+    names = _names(config, runner.info)
+    engine = NativeEngine(
+        runner,
+        account,
+        policy,
+        text_stream=tokenizer.stream,
+        clock=time.monotonic,
+        limits=_limits(config, runner),
+        adapters=make_registry(config, runner.lora_targets, names),
+        speculator=drafting.speculator,
+    )
+    account.rest(time.sleep)
+    threads = plan_threads(runner, config.threads, num_cpus)
+    if drafting.draft_runner is not None:
+        plan_threads(drafting.draft_runner, config.threads, num_cpus)
+    engine.prepare_default()
+    warm_up(runner, account)
+    return Served(names, engine, tokenizer, drafting, threads)
+
+
+def _limits(config: EngineConfig, runner: Runner) -> BatchLimits:
+    info = runner.info
+    step_tokens = config.step_tokens(
+        on_gpu=info.device.startswith("cuda"), context_length=info.context_length
+    )
+    return BatchLimits(config.max_num_seqs, step_tokens, config.prefix_cache)
+
+
+def _load_vllm(
+    config: EngineConfig,
+    policy: CarbonPolicy,
+    tokenizer: Tokenizer,
+    account_of: Callable[[ModelShape], Account],
+) -> Served:
+    """The same with vLLM, which chooses its threads and its draft tokens itself."""
+    from greenllm.vllm.load import load_vllm
+
+    engine = load_vllm(
+        config,
+        account_of,
+        policy,
+        text_stream=tokenizer.stream,
+        reserved=lambda info: _names(config, info),
+    )
+    engine.account.rest(time.sleep)
+    drafting = Drafting(Speculator({}, engine.speculation))
+    threads = ThreadPlan.fixed(torch.get_num_threads())
+    return Served(_names(config, engine.info), engine, tokenizer, drafting, threads)
+
+
+def _num_cpus() -> int:
+    """CPUs this process may use; those that an affinity mask excludes do not count."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def carbon_policy(config: EngineConfig, num_cpus: int | None = None) -> CarbonPolicy:
+    """The configured intensity, PUE and embodied share: of so many CPUs, or of the machine.
+
+    Raises:
+        ConfigError: the zone is unknown.
+    """
+    if config.intensity_g_per_kwh is not None:
+        value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
+        return CarbonPolicy(value, config.pue, _embodied(config, num_cpus))
+    try:
+        intensity = IntensityTable.load().lookup(config.zone)
+    except UnknownZoneError as error:
+        raise ConfigError(str(error)) from error
+    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config, num_cpus))
+
+
+def _embodied(config: EngineConfig, num_cpus: int | None) -> EmbodiedModel | None:
+    """Known for CPU servers only; with a GPU the figure would be far too low."""
+    on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
+    return None if on_gpu else EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
+
+
+def open_ledger(config: EngineConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
+    """Open the ledger and begin a session; returns its id too.
+
+    Raises:
+        GreenllmError: the folder cannot be made, or the file cannot be used.
+    """
+    path = config.ledger_path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the data folder {path.parent}: {error.strerror}"
+        raise GreenllmError(message) from error
+    ledger = Ledger(path)
+    session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
+    ledger.open_session(
+        session_id, method=meter.method, measured=meter.measured, parameters=parameters
+    )
+    return ledger, session_id

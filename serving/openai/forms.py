@@ -1,0 +1,190 @@
+"""The two forms of an answer, a chat message and text: each as a whole and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from greenllm.core import Request, Token, TokenLogprob
+from greenllm.energy.receipt import Receipt
+from greenllm.load import Served
+from serving.openai.answers import Choice, is_hidden, mark, usage
+from serving.openai.logprobs import chat_logprobs, text_logprobs
+
+
+class Form(Protocol):
+    """How one request's answer looks on the wire."""
+
+    request: Request
+    chunk_object: str
+
+    @property
+    def hidden_ids(self) -> frozenset[int]:
+        """Ids that end an answer without being part of it."""
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Choices of the chunks that a stream begins with."""
+
+    def chunk(self, token: Token) -> dict[str, Any] | None:
+        """The choice of one token's chunk; None when there is nothing to tell yet."""
+
+    def answer(self, choices: Sequence[Choice], receipt: Receipt) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+
+
+class ChatForm:
+    """`/v1/chat/completions`: the role first, then content, then the reason it ended."""
+
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, request: Request, served: Served) -> None:
+        self.request = request
+        self.hidden_ids = served.info.eos_token_ids | frozenset(request.sampling.stop_token_ids)
+        self._tokenizer = served.tokenizer
+
+    def opening(self) -> list[dict[str, Any]]:
+        """One choice per answer, with the role."""
+        delta = {"role": "assistant", "content": ""}
+        return [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for index in range(self.request.num_sequences)
+        ]
+
+    def chunk(self, token: Token) -> dict[str, Any] | None:
+        """The choice of one token's chunk; see `Form`."""
+        logprobs = None
+        if token.logprob is not None and not is_hidden(token, self.hidden_ids):
+            logprobs = chat_logprobs([token.logprob], self._tokenizer)
+        if not (token.text or logprobs or token.finish_reason):
+            return None
+        return {
+            "index": token.index,
+            "delta": {"content": token.text} if token.text else {},
+            "logprobs": logprobs,
+            "finish_reason": token.finish_reason,
+        }
+
+    def answer(self, choices: Sequence[Choice], receipt: Receipt) -> dict[str, Any]:
+        """The body of an answer; see `Form`."""
+        request = self.request
+        body = {
+            **head(request, "chat.completion"),
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage(receipt),
+            **mark(request),
+        }
+        if request.sampling.prompt_logprobs is not None:
+            scores = _prompt_entries(choices[0])
+            body["prompt_logprobs"] = text_logprobs(scores, request.prompts[0][0], self._tokenizer)
+        return body
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        wants_logprobs = self.request.sampling.logprobs is not None
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": chat_logprobs(choice.logprobs, self._tokenizer) if wants_logprobs else None,
+            "finish_reason": choice.finish_reason,
+        }
+
+
+class TextForm:
+    """`/v1/completions`: text, after the prompt where it is echoed. Every token is scored."""
+
+    chunk_object = "text_completion"
+    hidden_ids: frozenset[int] = frozenset()
+
+    def __init__(self, request: Request, served: Served, *, echo: bool) -> None:
+        self.request = request
+        self._tokenizer = served.tokenizer
+        self._echo = echo
+        self._offsets = [0] * request.num_sequences
+        self._scores_prompt = echo and request.sampling.prompt_logprobs is not None
+        self._begun: set[int] = set()
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Echoed prompts; those that are scored come with the first token."""
+        if not self._echo or self._scores_prompt:
+            return []
+        return [
+            {"index": i, "text": self._prompt_text(i), "logprobs": None, "finish_reason": None}
+            for i in range(self.request.num_sequences)
+        ]
+
+    def chunk(self, token: Token) -> dict[str, Any] | None:
+        """The choice of one token's chunk; see `Form`."""
+        scored: list[TokenLogprob | None] = []
+        text = token.text
+        if self._scores_prompt and token.index not in self._begun:
+            scored += [None, *token.prompt_logprobs]
+            text = self._prompt_text(token.index) + text
+        self._begun.add(token.index)
+        if token.logprob is not None:
+            scored.append(token.logprob)
+        if not (text or scored or token.finish_reason):
+            return None
+        return {
+            "index": token.index,
+            "text": text,
+            "logprobs": self._chunk_logprobs(token.index, scored),
+            "finish_reason": token.finish_reason,
+        }
+
+    def answer(self, choices: Sequence[Choice], receipt: Receipt) -> dict[str, Any]:
+        """The body of an answer; see `Form`."""
+        return {
+            **head(self.request, self.chunk_object),
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage(receipt),
+            **mark(self.request),
+        }
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        sampling, first_id = self.request.sampling, self._prompt(index)[0]
+        prompt_entries = _prompt_entries(choice)
+        logprobs, scores = None, {}
+        if sampling.logprobs is not None:
+            scored = [*(prompt_entries if self._echo else ()), *choice.logprobs]
+            logprobs = text_logprobs(scored, first_id, self._tokenizer)
+        if sampling.prompt_logprobs is not None and not self._echo:
+            found = text_logprobs(prompt_entries, first_id, self._tokenizer)
+            scores = {"prompt_logprobs": found}
+        return {
+            "index": index,
+            "text": (self._prompt_text(index) if self._echo else "") + choice.text,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+            **scores,
+        }
+
+    def _chunk_logprobs(
+        self, index: int, scored: Sequence[TokenLogprob | None]
+    ) -> dict[str, Any] | None:
+        if self.request.sampling.logprobs is None:
+            return None
+        found = text_logprobs(
+            scored, self._prompt(index)[0], self._tokenizer, offset=self._offsets[index]
+        )
+        self._offsets[index] += sum(len(text) for text in found["tokens"])
+        return found
+
+    def _prompt(self, index: int) -> tuple[int, ...]:
+        return self.request.prompts[index // self.request.sampling.n]
+
+    def _prompt_text(self, index: int) -> str:
+        return self._tokenizer.decode(self._prompt(index))
+
+
+def head(request: Request, object_name: str) -> dict[str, Any]:
+    """The fields that every answer and every chunk begin with."""
+    return {
+        "id": request.request_id,
+        "object": object_name,
+        "created": int(request.created_s),
+        "model": request.echoed_model,
+    }
+
+
+def _prompt_entries(choice: Choice) -> list[TokenLogprob | None]:
+    """Scores of every prompt token; the first has nothing before it."""
+    return [None, *choice.prompt_logprobs]
