@@ -106,7 +106,6 @@ def test_the_hub_reads_a_compression_under_a_name_of_its_own() -> None:
     [
         ("prune", True, "fine-tuning"),
         ("prune", False, None),
-        ("sparsity", False, None),
         ("student", True, None),
     ],
 )
