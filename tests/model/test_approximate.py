@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from evals import calibrate
-from evals.lab import load_bench
+from evals.engines import load_bench
 from greenllm.config import EngineConfig, load
 from greenllm.core import (
     EXIT_RUN,

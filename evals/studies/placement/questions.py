@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class Scenario:
     """What all questions have in common; the first grid is where requests come from."""
 
     machine: Machine
@@ -98,74 +98,76 @@ class Study:
         return Carbon(self.assumed.spare_share, max_detour_s=self.assumed.max_detour_s)
 
 
-def replicas(study: Study) -> list[Row]:
+def replicas(scenario: Scenario) -> list[Row]:
     """So many machines awake for one load, and those that packing keeps awake."""
-    window_s = study.window_s(STUDY_MACHINES)
-    arrivals = study.arrivals(STUDY_MACHINES, window_s)
-    needed = study.load * STUDY_MACHINES
+    window_s = scenario.window_s(STUDY_MACHINES)
+    arrivals = scenario.arrivals(STUDY_MACHINES, window_s)
+    needed = scenario.load * STUDY_MACHINES
     found = []
     for count in sorted({math.ceil(needed * factor) for factor in AWAKE_FACTORS}):
-        setting = study.setting((Region("here", count),), window_s, study.limit)
-        found.append(study.run(Spread(), setting, arrivals, {"needed": needed})[0])
-    setting = study.setting((Region("here", STUDY_MACHINES),), window_s, study.limit)
-    return [*found, study.run(study.pack(), setting, arrivals, {"needed": needed})[0]]
+        setting = scenario.setting((Region("here", count),), window_s, scenario.limit)
+        found.append(scenario.run(Spread(), setting, arrivals, {"needed": needed})[0])
+    setting = scenario.setting((Region("here", STUDY_MACHINES),), window_s, scenario.limit)
+    return [*found, scenario.run(scenario.pack(), setting, arrivals, {"needed": needed})[0]]
 
 
-def limits(study: Study) -> list[Row]:
+def limits(scenario: Scenario) -> list[Row]:
     """Batch limits, spread and packed."""
-    window_s = study.window_s(STUDY_MACHINES)
-    arrivals = study.arrivals(STUDY_MACHINES, window_s)
-    sizes = {2**power for power in range(study.largest.bit_length())} | {study.largest}
-    policies: tuple[Policy, ...] = (Spread(), study.pack())
+    window_s = scenario.window_s(STUDY_MACHINES)
+    arrivals = scenario.arrivals(STUDY_MACHINES, window_s)
+    sizes = {2**power for power in range(scenario.largest.bit_length())} | {scenario.largest}
+    policies: tuple[Policy, ...] = (Spread(), scenario.pack())
     return [
-        study.run(policy, study.setting((Region("here", STUDY_MACHINES),), window_s, size),
+        scenario.run(policy, scenario.setting((Region("here", STUDY_MACHINES),), window_s, size),
                   arrivals, {})[0]
         for policy in policies
         for size in sorted(sizes)
     ]  # fmt: skip
 
 
-def fleets(study: Study, sizes: Sequence[int]) -> Iterator[Row]:
+def fleets(scenario: Scenario, sizes: Sequence[int]) -> Iterator[Row]:
     """Policies by number of machines, at the trace's own hour."""
     for machines in sizes:
-        regions, window_s = study.regions(machines), study.window_s(machines)
-        arrivals = study.arrivals(machines, window_s)
-        policies: list[Policy] = [Spread(), study.pack()]
+        regions, window_s = scenario.regions(machines), scenario.window_s(machines)
+        arrivals = scenario.arrivals(machines, window_s)
+        policies: list[Policy] = [Spread(), scenario.pack()]
         if len(regions) > 1:
-            policies.append(study.carbon())
+            policies.append(scenario.carbon())
         for policy in policies:
-            setting = study.setting(regions, window_s, study.limit)
-            yield study.run(policy, setting, arrivals, {})[0]
+            setting = scenario.setting(regions, window_s, scenario.limit)
+            yield scenario.run(policy, setting, arrivals, {})[0]
 
 
-def days(study: Study, year: int) -> Iterator[Row]:
+def days(scenario: Scenario, year: int) -> Iterator[Row]:
     """Twelve days, the middle ones of a year's months; a small fleet, as a day is whole here.
 
     What only carbon-aware placement looks at is the grid: the others are run once, and priced.
     """
-    machines = DAY_MACHINES * len(study.grids)
-    regions = study.regions(machines)
-    arrivals = study.arrivals(machines, S_PER_DAY)
+    machines = DAY_MACHINES * len(scenario.grids)
+    regions = scenario.regions(machines)
+    arrivals = scenario.arrivals(machines, S_PER_DAY)
     starts = [datetime(year, month, 15, tzinfo=UTC).timestamp() for month in range(1, 13)]
     policies: list[Policy] = [Spread()]
-    for place, grid in enumerate(study.grids):
-        rest = [other for other in range(len(study.grids)) if other != place]
-        policies.append(study.pack((place, *rest), f"pack, {grid.zone} first"))
+    for place, grid in enumerate(scenario.grids):
+        rest = [other for other in range(len(scenario.grids)) if other != place]
+        policies.append(scenario.pack((place, *rest), f"pack, {grid.zone} first"))
     for policy in policies:
-        setting = _day(study, regions, starts[0])
-        row, outcome = study.run(policy, setting, arrivals, {"days": len(starts)})
+        setting = _day(scenario, regions, starts[0])
+        row, outcome = scenario.run(policy, setting, arrivals, {"days": len(starts)})
         grams = [outcome.grams(setting.grids, start_s) for start_s in starts]
         yield _priced(row, [one for one in grams if one is not None])
     runs = [
-        study.run(study.carbon(), _day(study, regions, start_s), arrivals, {"days": len(starts)})
+        scenario.run(
+            scenario.carbon(), _day(scenario, regions, start_s), arrivals, {"days": len(starts)}
+        )
         for start_s in starts
     ]
     yield _mean([row for row, _ in runs])
 
 
-def _day(study: Study, regions: tuple[Region, ...], start_s: float) -> Setting:
-    after_s = study.assumed.sleep_after_s
-    return Setting(study.machine, study.limit, regions, after_s, start_s, S_PER_DAY)
+def _day(scenario: Scenario, regions: tuple[Region, ...], start_s: float) -> Setting:
+    after_s = scenario.assumed.sleep_after_s
+    return Setting(scenario.machine, scenario.limit, regions, after_s, start_s, S_PER_DAY)
 
 
 def _priced(row: Row, grams: Sequence[float]) -> Row:
