@@ -6,69 +6,63 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_NONE = "-"
-_HEAD = (
-    "| task | figure | 95 % | chance | examples | J | J per example | J per right answer"
-    " | accuracy per J | J per token | Wh per 1,000 requests |"
-)
+from evals.tables import Column, Row, table, text, value
 
 
 def markdown(found: Mapping[str, Any]) -> str:
     """One row for each task."""
-    rows = [_HEAD, "|---|---:|---|---:|---:|---:|---:|---|---:|---:|---:|"]
-    rows += [_row(name, task) for name, task in found["tasks"].items()]
-    measured = found["energy"]["measured"]
+    rows = [{"name": name, **task} for name, task in found["tasks"].items()]
+    measured, wh = found["energy"]["measured"], found["basis"]["wh_per_1000_requests"]
     how = {True: "measured", False: "modelled, not measured", None: "unknown"}[measured]
     lines = [
         f"# {found['model']}",
-        "\n".join(rows),
+        table(_COLUMNS, rows),
         f"Joules are {how} ({', '.join(found['energy']['methods']) or 'the server says none'}).",
-        f"All tasks together: {_short(found['basis']['wh_per_1000_requests'])} Wh per 1,000"
-        " requests.",
+        f"All tasks together: {text(wh)} Wh per 1,000 requests.",
     ]
-    refused = {name: task for name, task in found["tasks"].items() if task["refused"]}
     lines += [
-        f"{name}: {task['refused']} examples were refused and count as wrong, the first because:"
-        f" {task['refusals'][0]}"
-        for name, task in refused.items()
+        f"{row['name']}: {row['refused']} examples were refused and count as wrong, the first"
+        f" because: {row['refusals'][0]}"
+        for row in rows
+        if row["refused"]
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def _row(name: str, task: Mapping[str, Any]) -> str:
-    value, is_accuracy = task["value"], task["measure"] == "accuracy"
-    per_right = task["joules_per_correct"]
-    show = _percent if is_accuracy else _bits
-    cells = (
-        name,
-        show(value["value"]) + ("" if is_accuracy else " bits per byte"),
-        f"{show(value['low'])} to {show(value['high'])}",
-        _NONE if task["chance"] is None else _percent(task["chance"]),
-        str(value["examples"]),
-        _short(task["energy_j"]),
-        _short(task["joules_per_example"]),
-        _NONE if per_right is None else _interval(per_right),
-        _short(task["accuracy_per_joule"]),
-        _short(task["joules_per_token"]),
-        _short(task["wh_per_1000_requests"]),
-    )
-    return f"| {' | '.join(cells)} |"
+def _spec(task: Row) -> str:
+    return ".1%" if task["measure"] == "accuracy" else ".3f"
 
 
-def _percent(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.1%}"
+def _figure(task: Row) -> str:
+    unit = "" if task["measure"] == "accuracy" else " bits per byte"
+    return text(task["value"]["value"], _spec(task)) + unit
 
 
-def _bits(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3f}"
+def _interval(task: Row) -> str:
+    low, high = (text(task["value"][end], _spec(task)) for end in ("low", "high"))
+    return f"{low} to {high}"
 
 
-def _short(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3g}"
+def _per_right(task: Row) -> str | None:
+    found = task["joules_per_correct"]
+    if found is None:
+        return None
+    return f"{text(found['value'])} ({text(found['low'])} to {text(found['high'])})"
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
-    return f"{_short(found['value'])} ({_short(found['low'])} to {_short(found['high'])})"
+_COLUMNS: Mapping[str, Column] = {
+    "task": value("name"),
+    "figure": _figure,
+    "95 %": _interval,
+    "chance": value("chance", ".1%"),
+    "examples": value("value.examples", ".0f"),
+    "J": value("energy_j"),
+    "J per example": value("joules_per_example"),
+    "J per right answer": _per_right,
+    "accuracy per J": value("accuracy_per_joule"),
+    "J per token": value("joules_per_token"),
+    "Wh per 1,000 requests": value("wh_per_1000_requests"),
+}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:

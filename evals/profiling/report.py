@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.profiling.profile import Profile, Row, by_kind
+from evals.tables import grid, text
 
 SCHEMA = 2
-_NONE = "-"
 _HEAD = (
     "part", "parts", "MFLOP", "share", "MB", "share", "FLOP/byte", "ms", "share", "mJ by time",
 )  # fmt: skip
@@ -105,11 +105,10 @@ def _joules(profile: Profile) -> str:
 def _table(profile: Profile) -> str:
     shown = profile.rows if profile.config.each_layer else by_kind(profile.rows)
     total = profile.total
-    lines = [_HEAD, ("---", *["---:"] * (len(_HEAD) - 1))]
-    lines += [_cells(_name(row), row, total) for row in shown]
+    rows = [_cells(_name(row), row, total) for row in shown]
     # The step is the sum of its parts, not their mean.
-    lines.append(("step", str(total.count), *_cells("", replace(total, count=1), total)[2:]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    rows.append(("step", str(total.count), *_cells("", replace(total, count=1), total)[2:]))
+    return grid(_HEAD, rows)
 
 
 def _name(row: Row) -> str:
@@ -121,30 +120,23 @@ def _name(row: Row) -> str:
 def _cells(name: str, row: Row, total: Row) -> tuple[str, ...]:
     """Figures of one part on the average; shares of all of them."""
     flops, moved_bytes = row.counts.flops, row.counts.moved_bytes
+    active_j = None if row.active_j is None else row.active_j / row.count
     return (
         name,
         str(row.count),
-        _number(flops / row.count / 1e6),
+        text(flops / row.count, factor=1e-6),
         f"{_share(flops, total.counts.flops):.1%}",
-        _number(moved_bytes / row.count / 1e6),
+        text(moved_bytes / row.count, factor=1e-6),
         f"{_share(moved_bytes, total.counts.moved_bytes):.1%}",
-        _optional(row.counts.intensity),
-        _number(row.time_s / row.count * 1e3),
+        text(row.counts.intensity),
+        text(row.time_s / row.count, factor=1e3),
         f"{_share(row.time_s, total.time_s):.1%}",
-        _NONE if row.active_j is None else _number(row.active_j / row.count * 1e3),
+        text(active_j, factor=1e3),
     )
 
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def _optional(value: float | None) -> str:
-    return _NONE if value is None else _number(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def shares(rows: Sequence[Row]) -> dict[str, list[float]]:

@@ -30,7 +30,7 @@ import typer
 from torch import nn
 
 from evals.studies import study
-from evals.tables import cell, table
+from evals.tables import table, value
 from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.importance import layers_of
 from finetune.compressing.making import Source, read_model, write
@@ -94,12 +94,12 @@ def measure(
 ) -> dict[str, Any]:
     """Each model's parameters, loss, and costs of decoding; joules are None where unknown."""
     place, pad = place_of(source.recipe), source.tokenizer.pad_token_id
-    arms = {
-        f"{name}/{size}": lambda model=model, size=size: _decode(model, source, size, account)
-        for name, model in models.items()
-        for size in _BATCHES
-    }
-    costs = study.interleave(arms, rounds, warm_up=True)
+    costs = study.interleave(
+        lambda arm, _: _decode(models[arm[0]], source, arm[1], account),
+        rounds,
+        *([(name, size) for name in models] for size in _BATCHES),
+        warm_up=True,  # it finds its kernels
+    )
     found = {}
     for name, model in models.items():
         loss = losses_of(model, source.data.validation, place, pad).mean()
@@ -107,7 +107,7 @@ def measure(
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": None if loss is None else loss.as_dict(),
             "decoding": {
-                str(size): _medians(costs[f"{name}/{size}"], is_known=account.is_known)
+                str(size): _medians(costs[name, size], is_known=account.is_known)
                 for size in _BATCHES
             },
         }
@@ -142,15 +142,14 @@ def _decode(model: Any, source: Source, size: int, account: PhaseAccount) -> tup
 def page(found: study.Result) -> str:
     """A table of the arms, and which of them need fewer joules at every batch size."""
     columns = {
-        "model": cell("name"),
-        "parameters": cell("parameters", ",d"),
-        "loss on held-out examples": cell("loss.value", ".4f"),
+        "model": value("name"),
+        "parameters": value("parameters", ",.0f"),
+        "loss on held-out examples": value("loss.value", ".4f"),
     }
-    for size in map(str, _BATCHES):
-        columns |= {
-            f"mJ per token at batch {size}": cell(f"decoding.{size}.joules_per_token", factor=1e3),
-            f"ms per token at batch {size}": cell(f"decoding.{size}.seconds_per_token", factor=1e3),
-        }
+    for size in _BATCHES:
+        place = f"decoding.{size}"
+        columns[f"mJ per token at batch {size}"] = value(f"{place}.joules_per_token", factor=1e3)
+        columns[f"ms per token at batch {size}"] = value(f"{place}.seconds_per_token", factor=1e3)
     rows = [{"name": name, **one} for name, one in found["models"].items()]
     saving = ", ".join(_saving(found["models"])) or "neither zeros nor factors"
     return (

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evals.tables import grid
+
 _NONE = "-"
 
 
@@ -65,7 +67,7 @@ def _measures(found: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         ("SCI", f"{_number(carbon['g_per_1k_training_tokens'])} g per 1,000 training tokens"),
         ("trained", f"{training['steps']:,} steps, {training['tokens']:,} tokens"),
     ]  # fmt: skip
-    return table(("measure", "value"), rows)
+    return grid(("measure", "value"), rows)
 
 
 def _phases(energy: Mapping[str, Any]) -> str:
@@ -76,7 +78,7 @@ def _phases(energy: Mapping[str, Any]) -> str:
             continue
         parts = [joules(found[name]) for name in ("active_j", "idle_j", "total_j")]
         rows.append((phase, f"{found['duration_s']:.1f}", *parts))
-    return table(("phase", "seconds", "active", "idle share", "together"), rows)
+    return grid(("phase", "seconds", "active", "idle share", "together"), rows)
 
 
 def _trials(trials: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -91,7 +93,7 @@ def _trials(trials: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         for trial in trials
     ]
-    return ["## Trials", table(("settings", "steps", "validation loss", "joules"), rows)]
+    return ["## Trials", grid(("settings", "steps", "validation loss", "joules"), rows)]
 
 
 def _quality(found: Mapping[str, Any]) -> str:
@@ -106,7 +108,7 @@ def _quality(found: Mapping[str, Any]) -> str:
         *((f"exit after layer {layer} agrees", *_both(pair, share=True), "")
           for layer, pair in found["exits"].items()),
     ]  # fmt: skip
-    return table(("", "before", "after", "change"), rows) + "\n\nWith 95 % intervals."
+    return grid(("", "before", "after", "change"), rows) + "\n\nWith 95 % intervals."
 
 
 def _break_even(found: Mapping[str, Any] | None) -> str:
@@ -163,13 +165,7 @@ def _data(data: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in data.items()
             if isinstance(value, int)]  # fmt: skip
     rows.append(("padding computed for nothing", f"{training['padding_tokens']:,}"))
-    return table(("", "count"), rows)
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Markdown."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return grid(("", "count"), rows)
 
 
 def _number(value: float | None) -> str:

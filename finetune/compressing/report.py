@@ -12,17 +12,27 @@ Not covered: what the model as it was cost to train; what the hardware's manufac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from evals.tables import grid, text
 from finetune.bill.breakeven import Answers, break_even
 from finetune.bill.report import Grams
-from finetune.bill.text import joules, table
+from finetune.bill.text import joules
 from greenllm.energy.carbon.footprint import operational_g
 from greenllm.intervals import Estimate
 
 SCHEMA = 1
+_FIGURES = {
+    "parameters": "parameters",
+    "bytes of weights": "weight_bytes",
+    "J per answer": "joules_per_answer",
+    "J per right answer": "joules_per_right_answer",
+    "J per token": "joules_per_token",
+    "s per token": "seconds_per_token",
+    "p95 s": "p95_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,29 +161,26 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The report as a model card."""
     before, after, costs = found["before"], found["after"], found["costs"]
     how = "measured" if costs["measured"] else "modelled, not measured"
+    phases = ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
     identity = found["identity"]
-    return "\n\n".join(
-        [
-            f"---\nlibrary_name: transformers\nbase_model: {identity['base']}\n---",
-            f"# {identity['base']}, {identity['method']}",
-            f"{found['verdict'].capitalize()}.",
-            table(("", "before", "after", "ratio"), _rows(before, after)),
-            f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): "
-            + ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
-            + f". Scoring both models took {joules(costs['scoring_j'])} more, not counted below.",
-            _grams_line(found["carbon"]),
-            _payback_line(found["break_even"], is_green=found["is_green"]),
-            "## By task",
-            table(
-                ("task", "before", "after"),
-                [
-                    (name, f"{share:.1%}", f"{after['by_task'][name]:.1%}")
-                    for name, share in before["by_task"].items()
-                ],
-            ),
-            f"## How to make it again\n\n```sh\n{identity['command']}\n```",
-        ]
-    ) + "\n"  # fmt: skip
+    parts = (
+        f"---\nlibrary_name: transformers\nbase_model: {identity['base']}\n---",
+        f"# {identity['base']}, {identity['method']}",
+        f"{found['verdict'].capitalize()}.",
+        grid(("", "before", "after", "ratio"), _rows(before, after)),
+        f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): {phases}. Scoring"
+        f" both models took {joules(costs['scoring_j'])} more, not counted below.",
+        _grams_line(found["carbon"]),
+        _payback_line(found["break_even"], is_green=found["is_green"]),
+        "## By task",
+        grid(
+            ("task", "before", "after"),
+            [(name, f"{share:.1%}", f"{after['by_task'][name]:.1%}")
+             for name, share in before["by_task"].items()],
+        ),
+        f"## How to make it again\n\n```sh\n{identity['command']}\n```",
+    )  # fmt: skip
+    return "\n\n".join(parts) + "\n"
 
 
 def _grams_line(found: Mapping[str, Any]) -> str:
@@ -188,23 +195,13 @@ def _grams_line(found: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    shown = (
-        ("parameters", "parameters", "{:,.0f}"),
-        ("bytes of weights", "weight_bytes", "{:,.0f}"),
-        ("J per answer", "joules_per_answer", "{:.3g}"),
-        ("J per right answer", "joules_per_right_answer", "{:.3g}"),
-        ("J per token", "joules_per_token", "{:.3g}"),
-        ("s per token", "seconds_per_token", "{:.3g}"),
-        ("p95 s", "p95_s", "{:.3g}"),
-    )
+def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence[Sequence[str]]:
     ratio = _ratio(before["solved"]["value"], after["solved"]["value"])
-    found: list[tuple[str, ...]] = [("right answers (95 %)", _share(before), _share(after), ratio)]
-    for label, name, pattern in shown:
+    rows = [("right answers (95 %)", _share(before), _share(after), ratio)]
+    for label, name in _FIGURES.items():
         one, other = before[name], after[name]
-        cells = ("-" if value is None else pattern.format(value) for value in (one, other))
-        found.append((label, *cells, _ratio(one, other)))
-    return found
+        rows.append((label, text(one), text(other), _ratio(one, other)))
+    return rows
 
 
 def _ratio(one: float | None, other: float | None) -> str:
