@@ -18,6 +18,7 @@ from generate_library import library_page
 from typer.core import TyperCommand, TyperGroup
 
 from greenllm.cli.app import app
+from greenllm.cli.lazy import LazyCommand
 from greenllm.scorecard.schema import card_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def pages() -> dict[Path, str]:
     texts = {
         "cli.md": cli_page(),
         "http.md": http_page(),
-        "library.md": library_page(ROOT / "greenllm"),
+        "library.md": library_page(),
         "metrics.md": metrics_page(),
     }
     schema = json.dumps(card_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -64,6 +65,8 @@ def cli_page() -> str:
 
 def helps(command: object, name: str) -> Iterator[tuple[str, str]]:
     """A command and those below it, with their help as plain text."""
+    if isinstance(command, LazyCommand):
+        command = command.load()
     if not isinstance(command, TyperCommand | TyperGroup):
         raise TypeError(f"{name} is not a typer command")
     # Boxes and colours depend on the terminal and on rich's version.

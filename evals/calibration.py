@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evals.tables import grid
-from greenllm.speculation.exits import EXIT_THRESHOLDS
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS
 
 AGREEMENTS = (0.90, 0.95, 0.98, 0.99)
 # Below it an exit is sure of everything.

@@ -5,7 +5,6 @@ Not covered: HTTP, adapters, drafters beyond the one that is given.
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from dataclasses import dataclass
@@ -13,18 +12,19 @@ from dataclasses import dataclass
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server; read when torch is loaded
 
 from evals.servers import require_model
-from greenllm.config import EngineConfig, load
+from greenllm.config import load
+from greenllm.core import GreenllmError
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
-from greenllm.energy.meters.choose import choose_meter
+from greenllm.energy.meters.choose import open_meter
 from greenllm.engine.native import NativeEngine
 from greenllm.engine.protocol import BatchLimits
-from greenllm.model.options import resolve
+from greenllm.load import load_engine
+from greenllm.options import EngineConfig, MeterOptions
 from greenllm.runner.base import Runner
-from greenllm.runner.registry import load_runner
-from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.runner.warmup import warm_up
 from greenllm.speculation.speculator import Speculator
-from greenllm.tokenizer import Tokenizer, load_tokenizer
+from greenllm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class Bench:
 
     def account(self, meter: str = "modelled") -> Account:
         """A fresh account, warmed up; the meter is called as for `--meter`."""
-        account = Account(choose_meter(meter), self.runner.shape, clock=time.monotonic)
+        opened, _ = open_meter(MeterOptions(meter=meter))
+        account = Account(opened, self.runner.shape, clock=time.monotonic)
         warm_up(self.runner, account)
         account.start_serving()
         return account
@@ -66,8 +67,9 @@ def load_bench(model: str, threads: int, **flags: str) -> Bench:
         LoadError: it is not there, or cannot be loaded.
     """
     require_model(model)
-    runner = load_runner(load(EngineConfig, flags={"model": model, **flags}))
-    plan_threads(runner, str(threads), threads)
-    gc.collect()
-    gc.freeze()  # as the server
-    return Bench(runner, load_tokenizer(resolve(model)))
+    flags |= {"model": model, "threads": str(threads), "meter": "modelled", "engine": "native"}
+    config = load(EngineConfig, flags=flags)
+    served = load_engine(config, *open_meter(config))
+    if not isinstance(served.engine, NativeEngine):
+        raise GreenllmError(f"{model} was not loaded into the native engine")
+    return Bench(served.engine.runner, served.tokenizer)

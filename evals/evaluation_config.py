@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenllm.config import ConfigError, option
+from greenllm.config import ConfigError, Options, option
+from greenllm.options import ModelOptions
 
 
-@dataclass(frozen=True, slots=True)
-class EvalConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ModelOptions):
     """What is asked of whom."""
+
+    panel = Options.panel
 
     tasks: str | None = option(
         None,
         "Tasks, comma-separated: generated, generated.NAME, FILE.py, or one of perplexity, pairs,"
         " choice, exact, json, sql, number with :FILE.",
     )
-    model: str = option("bundled", "Model to serve for this: folder, hub id, or 'bundled'.")
-    serve: str = option("", "Options for that server, as for greenllm serve, in one text.")
+    serve: str = option(
+        "", "Options for the server of the model, as for greenllm serve, in one text."
+    )
     url: str | None = option(None, "A server that runs already, instead.")
     ask_for: str | None = option(
         None, "Model or adapter to ask for; default is the first that the server lists."
@@ -32,11 +36,9 @@ class EvalConfig:
     output: Path | None = option(None, "Folder for the results: JSON, a page and a plot.")
 
     def __post_init__(self) -> None:
-        for name in ("limit", "concurrency", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-        if self.shots < 0:
-            raise ConfigError(f"--shots must not be negative, but is {self.shots}")
+        super().__post_init__()
+        self.require_above_zero("limit", "concurrency", "timeout_s")
+        self.require(self.shots >= 0, "shots", "must not be negative")
         if self.url is not None and self.serve:
-            raise ConfigError("--serve is for a server of this command's own, not for --url")
+            text = "--serve is for a server of this command's own, not for --url"
+            raise ConfigError(text, "serve")

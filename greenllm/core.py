@@ -1,6 +1,7 @@
 """The vocabulary: what a request asks, what runs in a step, what comes back and what it cost.
 
-Everything else in greenllm speaks in these values. Only the standard library is imported here.
+Everything else in greenllm speaks in these values. Only `exits` and the standard library are
+imported here.
 
 Not covered: text (token ids only), HTTP, tensors.
 """
@@ -8,9 +9,12 @@ Not covered: text (token ids only), HTTP, tensors.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
+
+from greenllm.exits import ExitOffer, ExitResult, ExitState
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Phase = Literal["prefill", "decode", "draft"]
@@ -41,13 +45,20 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to conform to; a `json_schema` is given as JSON in `source`."""
+
+    kind: Literal["json_schema"]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen and when a sequence ends.
 
     `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
     chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
     frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
-    `json_schema`, as JSON, is what the answer has to be an instance of.
     """
 
     temperature: float = 1.0
@@ -67,7 +78,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    json_schema: str | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
@@ -97,6 +108,7 @@ class SamplingParams:
             and not self.has_penalties
             and not self.min_tokens
             and self.logprobs is None
+            and self.grammar is None
         )
 
     @property
@@ -129,9 +141,9 @@ MOST_DRAFTED = 16
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How a sequence's next tokens are guessed, to be checked together, and how many at most.
+    """How a sequence gets draft tokens, which are checked in one step, and how many at most.
 
-    Guesses change the cost, never the tokens.
+    Draft tokens change the cost, never the answer.
     """
 
     method: SpeculativeMethod
@@ -143,13 +155,6 @@ class Speculation:
                 f"num_tokens must be in [1, {MOST_DRAFTED}], got {self.num_tokens}",
                 "speculative.num_tokens",
             )
-
-
-# Once so many tokens wait for the layers after the exit these are asked: the step that computes
-# them stays small.
-MOST_SHALLOW = 12
-# Greedy answers take so many tokens at a time from the exit.
-EXIT_RUN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +190,28 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """Work that ends with the prompt, for an embedding or a score: nothing is generated."""
+
+    kind: Literal["embed", "score"] = "embed"
+
+
+_GENERATE_NOTHING = SamplingParams(temperature=0, max_tokens=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request: one or more prompts, each answered `sampling.n` times.
+    """One HTTP request: one or more prompts, each answered `sampling.n` times, or encoded.
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `model` is the official name, `asked_model` what the client called the
-    model and its adapter.
-    Without `speculation` the server's default holds; with an `approximation` nothing is guessed.
+    model and its adapter. Without `speculation` the server's default holds; with an `approximation`
+    nothing is drafted.
     """
 
     request_id: str
     prompts: tuple[tuple[int, ...], ...]
-    sampling: SamplingParams
+    work: SamplingParams | Encode
     model: str
     endpoint: str = ""
     key: str | None = None
@@ -207,9 +222,19 @@ class Request:
     approximation: Approximation | None = None
 
     @property
+    def sampling(self) -> SamplingParams:
+        """How answers are generated; what is only encoded has an answer of no tokens."""
+        return _GENERATE_NOTHING if isinstance(self.work, Encode) else self.work
+
+    @property
     def adapter_name(self) -> str | None:
         """Name of its adapter."""
         return None if self.adapter is None else self.adapter.name
+
+    @property
+    def asks_for_drafts(self) -> bool:
+        """Whether it names a way to get draft tokens."""
+        return self.speculation is not None and self.speculation.method != "off"
 
     @property
     def echoed_model(self) -> str:
@@ -219,7 +244,7 @@ class Request:
     @property
     def needs_preparation(self) -> bool:
         """Whether its first step would wait for something that `Engine.prepare` does before."""
-        asked = (self.speculation, self.approximation, self.sampling.json_schema)
+        asked = (self.speculation, self.approximation, self.sampling.grammar)
         return any(one is not None for one in asked)
 
     @property
@@ -231,6 +256,11 @@ class Request:
     def num_sequences(self) -> int:
         """Answers asked for."""
         return len(self.prompts) * self.sampling.n
+
+
+def new_request_id(prefix: str) -> str:
+    """A unique id that sorts by time."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 class TextSink(Protocol):
@@ -245,6 +275,19 @@ class TextSink(Protocol):
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the sequence."""
+
+
+class MaskProvider(Protocol):
+    """Says which tokens keep one sequence's answer within its grammar."""
+
+    def allowed(self, ahead: tuple[int, ...]) -> bytearray:
+        """A byte for each logit, 0 where the token may not follow the answer and `ahead`.
+
+        Where `ahead` has left the grammar already, every token may follow: none will be taken.
+        """
+
+    def push(self, token_id: int) -> None:
+        """Take one id that has become part of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +305,8 @@ class Sequence:
 
     `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
     the `num_remembered` blocks that the prefix cache knows. A draft model has seen the first
-    `draft_computed` tokens. Of the computed tokens the last `num_shallow` have no keys and values
-    yet in the layers after the exit that chose what follows; `num_exited` is all that it chose.
+    `draft_computed` tokens. `exit` is the early exit of an approximate answer, `mask` holds an
+    answer to its grammar.
     """
 
     request: Request
@@ -287,8 +330,8 @@ class Sequence:
     draft_computed: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
-    num_shallow: int = 0
-    num_exited: int = 0
+    exit: ExitState | None = None
+    mask: MaskProvider | None = None
 
     @property
     def sampling(self) -> SamplingParams:
@@ -316,6 +359,7 @@ def sequences_of(
 ) -> list[Sequence]:
     """Expand a request into its sequences, `n` per prompt; siblings follow the first of them."""
     sequences: list[Sequence] = []
+    asked = request.approximation
     for prompt in request.prompts:
         leader: Sequence | None = None
         for choice in range(request.sampling.n):
@@ -328,6 +372,7 @@ def sequences_of(
                 eos_token_ids=eos_token_ids,
                 max_len=min(max_len, len(prompt) + request.sampling.max_tokens),
                 leader=leader,
+                exit=None if asked is None else ExitState(asked.exit_layer, asked.threshold),
             )
             leader = leader or seq
             sequences.append(seq)
@@ -345,9 +390,8 @@ def _choice_seed(seed: int | None, choice: int) -> int:
 class Chunk:
     """The part of one sequence that runs in a step: tokens [start, start + num_tokens).
 
-    The last ones are `draft`, guesses of what follows. `room` is how many more could be written.
-    `exits` says whether the step may end at the exit; for the layers after it `shallow` tokens
-    before `start` are still to be computed.
+    The last ones are `draft` tokens. `room` is how many more could be written.
+    `exit` is there for the newest token of an approximate answer.
     """
 
     seq: Sequence
@@ -356,8 +400,7 @@ class Chunk:
     samples: bool
     draft: tuple[int, ...] = ()
     room: int = 0
-    exits: bool = False
-    shallow: int = 0
+    exit: ExitOffer | None = None
 
     @property
     def end(self) -> int:
@@ -370,15 +413,21 @@ class Chunk:
         return [*self.seq.token_ids[self.start : self.end], *self.draft]
 
     def with_draft(self, draft: tuple[int, ...]) -> Chunk:
-        """The chunk with guesses after its tokens, in place of its room."""
+        """The chunk with draft tokens after its own, in place of its room."""
         return replace(self, num_tokens=self.num_tokens + len(draft), draft=draft, room=0)
 
+    @property
+    def may_exit(self) -> bool:
+        """Whether the step may end at its exit."""
+        return self.exit is not None and self.exit.is_open
+
     def through_all_layers(self) -> Chunk:
-        """The chunk as the layers after the exit have to run it."""
-        if not (self.exits or self.shallow):
+        """The chunk as the layers after its exit have to run it: with what is pending there."""
+        if self.exit is None:
             return self
-        start, num_tokens = self.start - self.shallow, self.num_tokens + self.shallow
-        return replace(self, start=start, num_tokens=num_tokens, exits=False, shallow=0, room=0)
+        pending = self.exit.num_pending
+        start, num_tokens = self.start - pending, self.num_tokens + pending
+        return replace(self, start=start, num_tokens=num_tokens, exit=None, room=0)
 
     @property
     def phase(self) -> Phase:
@@ -397,8 +446,8 @@ class DraftPass(NamedTuple):
 class Batch:
     """What one step runs: one chunk per sequence, decode first.
 
-    Before anything is written for it, guesses included, each block of `copies` (from, to) has to be
-    copied, in order: a block to copy from may be handed out anew in the same step.
+    Before anything is written for it, draft tokens included, each block of `copies` (from, to) has
+    to be copied, in order: a block to copy from may be handed out anew in the same step.
     """
 
     chunks: tuple[Chunk, ...]
@@ -409,22 +458,26 @@ class Batch:
         """Tokens in all chunks."""
         return sum(chunk.num_tokens for chunk in self.chunks)
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether a chunk may exit, or has to run what is pending from earlier exits."""
+        return any(chunk.exit is not None for chunk in self.chunks)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What the runner returns for a chunk: chosen tokens and the log probabilities asked for.
 
-    Every token but the last is a guess of the chunk's that came true. `prompt` holds one entry for
-    each prompt position in the chunk whose predecessor was in view. The first `exited` tokens are
-    those that the exit was sure of, after `exit_steps` steps of its layers. `error` says why there
-    is no token where one was due; the request cannot go on.
+    Every token but the last is an accepted draft token of the chunk. `prompt` holds one entry for
+    each prompt position in the chunk whose predecessor was in view. `exit` is there where the
+    chunk might exit. `error` says why there is no token where one was due: its request cannot go
+    on.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt: tuple[TokenLogprob, ...] = ()
-    exited: int = 0
-    exit_steps: int = 0
+    exit: ExitResult | None = None
     error: str = ""
 
 

@@ -13,63 +13,33 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from greenllm.config import ConfigError, EngineConfig
-from greenllm.core import GreenllmError
+from greenllm.config import ConfigError
 from greenllm.energy.account.account import Account
-from greenllm.energy.carbon.footprint import EmbodiedModel
-from greenllm.energy.carbon.grid import (
-    CustomIntensity,
-    IntensityTable,
-    StaticIntensity,
-    UnknownZoneError,
-)
-from greenllm.energy.carbon.policy import CarbonPolicy
-from greenllm.energy.hardware import read_cpu_info
-from greenllm.energy.ledger import Ledger
+from greenllm.energy.carbon.policy import CarbonPolicy, carbon_policy, embodied_of
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.native import NativeEngine
-from greenllm.engine.protocol import BatchLimits, Engine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.info import ModelInfo
 from greenllm.model.options import resolve
+from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.served import Served
 from greenllm.shape import ModelShape
 from greenllm.speculation.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from greenllm.vllm.versions import installed
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model that answers, under its names; the first is the official one."""
-
-    names: tuple[str, ...]
-    engine: Engine
-    tokenizer: Tokenizer
-    drafting: Drafting
-    threads: ThreadPlan
-
-    @property
-    def name(self) -> str:
-        """The official name: the one in receipts, in the ledger and in metrics."""
-        return self.names[0]
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model as it was loaded."""
-        return self.engine.info
 
 
 def load_engine(
@@ -87,7 +57,8 @@ def load_engine(
         GreenllmError: with the reason.
     """
     first = first or meter.read()
-    policy = carbon_policy(config, num_cpus)
+    embodied = embodied_of(config.device, has_cuda=torch.cuda.is_available(), num_cpus=num_cpus)
+    policy = carbon_policy(config, embodied)
     source = resolve(config.model)
     check_folder(source, allow_pickle=config.allow_pickle)
     check_draft_model(config)
@@ -104,7 +75,8 @@ def load_engine(
             config = replace(config, threads=str(num_cpus))
         served = _load_vllm(config, policy, tokenizer, account_of)
     elif config.tensor_parallel > 1:
-        raise ConfigError("--tensor-parallel needs --engine vllm: the native engine has one device")
+        why = "--tensor-parallel needs --engine vllm: the native engine has one device"
+        raise ConfigError(why, "tensor_parallel")
     else:
         served = _load_native(config, policy, tokenizer, account_of, num_cpus or _num_cpus())
     # The loaded model stays: the garbage collector need not look at it again and again.
@@ -192,45 +164,3 @@ def _num_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def carbon_policy(config: EngineConfig, num_cpus: int | None = None) -> CarbonPolicy:
-    """The configured intensity, PUE and embodied share: of so many CPUs, or of the machine.
-
-    Raises:
-        ConfigError: the zone is unknown.
-    """
-    if config.intensity_g_per_kwh is not None:
-        value = CustomIntensity(config.intensity_g_per_kwh, config.intensity_source or "")
-        return CarbonPolicy(value, config.pue, _embodied(config, num_cpus))
-    try:
-        intensity = IntensityTable.load().lookup(config.zone)
-    except UnknownZoneError as error:
-        raise ConfigError(str(error)) from error
-    return CarbonPolicy(StaticIntensity(intensity), config.pue, _embodied(config, num_cpus))
-
-
-def _embodied(config: EngineConfig, num_cpus: int | None) -> EmbodiedModel | None:
-    """Known for CPU servers only; with a GPU the figure would be far too low."""
-    on_gpu = config.device.startswith("cuda") or torch.cuda.is_available()
-    return None if on_gpu else EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
-
-
-def open_ledger(config: EngineConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
-    """Open the ledger and begin a session; returns its id too.
-
-    Raises:
-        GreenllmError: the folder cannot be made, or the file cannot be used.
-    """
-    path = config.ledger_path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot make the data folder {path.parent}: {error.strerror}"
-        raise GreenllmError(message) from error
-    ledger = Ledger(path)
-    session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
-    ledger.open_session(
-        session_id, method=meter.method, measured=meter.measured, parameters=parameters
-    )
-    return ledger, session_id

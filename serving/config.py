@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from greenllm.config import EngineConfig, option
+from greenllm.config import Options, option
+from greenllm.options import EngineConfig
 
 # What requests that were cut off get for their last words.
 ABORT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(EngineConfig):
-    """Everything `greenllm serve` can be told."""
+class HttpOptions(Options):
+    """Who may ask, how much, and how they are answered."""
+
+    panel = "HTTP"
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
@@ -25,6 +28,26 @@ class ServeConfig(EngineConfig):
         0.025, "Shortest time between two writes to a stream; tokens of one interval go together."
     )
     drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
+        self.require_above_zero("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s")
+        for name in ("stream_interval_s", "drain_timeout_s"):
+            self.require(getattr(self, name) >= 0, name, "must not be negative")
+
+    @property
+    def longest_stop_s(self) -> float:
+        """From SIGTERM to the end at most: requests, their last words, then a fine-tuning job."""
+        return 2 * self.drain_timeout_s + ABORT_TIMEOUT_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOptions(Options):
+    """Several engines behind one address."""
+
+    panel = "Replicas"
+
     replicas: int | None = option(
         None, "Run that many replicas on Ray Serve behind one address; default is one without Ray."
     )
@@ -40,37 +63,29 @@ class ServeConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
-        for name in ("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s"):
-            self._require(getattr(self, name) > 0, name, "must be greater than 0")
-        self._require(self.stream_interval_s >= 0, "stream_interval_s", "must not be negative")
-        self._require(self.drain_timeout_s >= 0, "drain_timeout_s", "must not be negative")
-        self._require_replicas()
-
-    def _require_replicas(self) -> None:
         for name in ("min_replicas", "replica_cpus", "cluster"):
-            self._require_together(name, "replicas")
-        most = self.replicas
-        self._require(most is None or most > 0, "replicas", "must be greater than 0")
-        least = self.min_replicas
+            self.require_together(name, "replicas")
+        self.require_above_zero("replicas", "replica_cpus")
+        least, most = self.min_replicas, self.replicas
         within = least is None or most is None or 0 < least <= most
-        self._require(within, "min_replicas", "must be in [1, --replicas]")
-        cpus = self.replica_cpus
-        self._require(cpus is None or cpus > 0, "replica_cpus", "must be greater than 0")
-        self._require(
+        self.require(within, "min_replicas", "must be in [1, --replicas]")
+        self.require(
             "://" not in (self.cluster or ""),
             "cluster",
             "is HOST:PORT or auto: the command runs on a machine of the cluster",
         )
-        alone = most is None or ":" not in self.device
-        self._require(alone, "device", "is cpu, cuda or auto with --replicas: Ray says which GPU")
 
     @property
     def cpus_per_replica(self) -> int:
         """CPUs that belong to one replica."""
         return self.replica_cpus or 1
 
-    @property
-    def longest_stop_s(self) -> float:
-        """From SIGTERM to the end at most: requests, their last words, then a fine-tuning job."""
-        return 2 * self.drain_timeout_s + ABORT_TIMEOUT_S
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(EngineConfig, HttpOptions, ReplicaOptions):
+    """Everything `greenllm serve` can be told."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alone = self.replicas is None or ":" not in self.device
+        self.require(alone, "device", "is cpu, cuda or auto with --replicas: Ray says which GPU")

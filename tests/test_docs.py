@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from greenllm.cli.app import app
+from greenllm.cli.lazy import LazyCommand
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,9 +43,9 @@ def options_by_command() -> dict[str, set[str]]:
 
 def own(command: Any) -> set[str]:
     """Options of a command itself."""
-    return {spelling for p in command.params for spelling in (*p.opts, *p.secondary_opts)} | {
-        "--help"
-    }
+    whole = command.load() if isinstance(command, LazyCommand) else command
+    spellings = {spelling for p in whole.params for spelling in (*p.opts, *p.secondary_opts)}
+    return spellings | {"--help"}
 
 
 def reachable(command: Any) -> set[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from greenllm.config import ConfigError, option
+from greenllm.config import ConfigError, Options, option
 
 ABOVE_ZERO = (
     *("requests", "duration_s", "prompt_tokens", "max_tokens", "limit", "max_context"),
@@ -14,8 +14,8 @@ ABOVE_ZERO = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class BenchConfig:
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(Options):
     """What to send to whom."""
 
     url: str = option("http://127.0.0.1:8000", "Server; this machine's unless you say so.")
@@ -40,13 +40,11 @@ class BenchConfig:
     json: Path | None = option(None, "Write everything as JSON.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"not a URL of a server: {self.url}; {_url_hint(self.url)}")
-        for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+            raise ConfigError(f"not a URL of a server: {self.url}; {_url_hint(self.url)}", "url")
+        self.require_above_zero(*ABOVE_ZERO)
         self.levels()
 
     def levels(self) -> list[int]:
@@ -85,5 +83,5 @@ def parse_levels(text: str) -> list[int]:
     except ValueError:
         levels = []
     if not levels or min(levels) < 1:
-        raise ConfigError(f"--concurrency takes numbers like 1,8,32, not {text!r}")
+        raise ConfigError(f"--concurrency takes numbers like 1,8,32, not {text!r}", "concurrency")
     return levels

@@ -34,9 +34,10 @@ from evals.tables import table, value
 from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.importance import layers_of
 from finetune.compressing.making import Source, read_model, write
-from finetune.train.model import place_of
+from finetune.train.model import device_of
 from finetune.train.scoring import losses_of
-from greenllm.energy.meters.choose import choose_meter
+from greenllm.energy.meters.choose import open_meter
+from greenllm.options import MeterOptions
 
 _SEED = 7
 _TOKENS = 48
@@ -93,7 +94,7 @@ def measure(
     models: Mapping[str, Any], source: Source, rounds: int, account: PhaseAccount
 ) -> dict[str, Any]:
     """Each model's parameters, loss, and costs of decoding; joules are None where unknown."""
-    place, pad = place_of(source.recipe), source.tokenizer.pad_token_id
+    device, pad = device_of(source.recipe), source.tokenizer.pad_token_id
     costs = study.interleave(
         lambda arm, _: _decode(models[arm[0]], source, arm[1], account),
         rounds,
@@ -102,7 +103,7 @@ def measure(
     )
     found = {}
     for name, model in models.items():
-        loss = losses_of(model, source.data.validation, place, pad).mean()
+        loss = losses_of(model, source.data.validation, device, pad).mean()
         found[name] = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": None if loss is None else loss.as_dict(),
@@ -183,7 +184,7 @@ def main(
     keep: Annotated[Path | None, typer.Option(help="Folder for the model with zeros.")] = None,
 ) -> None:
     """Measure a model as it is, with zeros and with factors."""
-    account = PhaseAccount(choose_meter(meter))
+    account = PhaseAccount(open_meter(MeterOptions(meter=meter))[0])
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         source = read_model(

@@ -35,12 +35,13 @@ from evals.studies import study
 from evals.studies.speculation import KINDS
 from evals.studies.speculation_prompts import prompts
 from evals.tables import table, value
-from greenllm.config import EngineConfig, load
+from greenllm.config import load
 from greenllm.core import Request, SamplingParams, Speculation, Token, sequences_of
 from greenllm.engine.drafting import make_drafting
 from greenllm.engine.native import NativeEngine
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
+from greenllm.options import EngineConfig
 from greenllm.runner.sampling import Place, sample
 from greenllm.tokenizer import Tokenizer
 

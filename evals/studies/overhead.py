@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -30,11 +30,12 @@ from evals.studies.load import CHATS, Server, chat_body, serve, story_request
 from evals.studies.ratios import Figures, medians, over
 from greenllm.core import Batch, Request, Sample
 from greenllm.energy.account.account import Account
-from greenllm.energy.account.bill import Counts
+from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.ledger import Ledger
-from greenllm.energy.meters.choose import choose_meter
+from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.native import NativeEngine
+from greenllm.options import MeterOptions
 from greenllm.runner.warmup import warm_up
 
 STUDY = study.Study("overhead")
@@ -50,7 +51,14 @@ class Unmetered(Account):
     def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[Counts]) -> None:
+    def finish(
+        self,
+        request_id: str,
+        outcome: Outcome,
+        counts: TokenCounts,
+        *,
+        mean_layers: float | None = None,
+    ) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:
@@ -72,7 +80,8 @@ class Timed(Account):
 
 def metering_share(bench: Bench, ledger: Ledger, meter: str, *, batch: int, tokens: int) -> float:
     """Share of the wall time of a run that goes to charging, settling and recording."""
-    account = Timed(choose_meter(meter), bench.runner.shape, clock=time.monotonic)
+    opened, _ = open_meter(MeterOptions(meter=meter))
+    account = Timed(opened, bench.runner.shape, clock=time.monotonic)
     warm_up(bench.runner, account)
     account.start_serving()
     engine = bench.engine(account, batch)

@@ -28,7 +28,10 @@ from evals.studies import study
 from evals.tables import grid, text
 from evals.tuning.servers import Laps
 from finetune.data.household import household_rows
-from greenllm.cli.metering import meter_of_tree
+from greenllm.energy.meters.choose import open_meter
+from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.scope import Scope
+from greenllm.options import MeterOptions
 
 NAME = "household"
 _AT = (100, 1_000, 10_000, 100_000)
@@ -114,7 +117,7 @@ def side_of(task: Mapping[str, Any], spent_j: float) -> dict[str, Any]:
 
 def evaluations(notes: Path, data_dir: Path, folder: Path) -> list[dict[str, Any]]:
     """The base and the adapter on the same notes."""
-    meter, _ = meter_of_tree("auto", os.getpid())
+    meter, _ = open_meter(MeterOptions(), Scope(CpuClock(tree_of=os.getpid())))
     laps, found = Laps(meter), []
     for name in ("bundled", NAME):
         output = folder / f"eval-{name}"

@@ -31,8 +31,8 @@ from evals.studies.load import serve_all
 from evals.studies.ratios import paired_ratio, spread_of
 from evals.tables import ratio, rows_of, table, value
 from evals.tasks.base import Answer, Ask, Measure, Query, Score, Task
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
-from greenllm.cli.evaluate import generated_tasks
 from greenllm.intervals import wilson
 from greenllm.model.options import own_name
 

@@ -23,12 +23,12 @@ import typer
 
 from evals.entry import BenchError
 from evals.studies import study
+from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import DEFAULT, Setting
-from greenllm.cli.evaluate import generated_tasks
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 
 STUDY = study.Study("tuned")
 

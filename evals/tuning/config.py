@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.tuning.space import DEFAULT
-from greenllm.config import ConfigError, flag, option
+from greenllm.config import ConfigError, Options, option
+from greenllm.options import MeterOptions, ModelOptions
 
 
-@dataclass(frozen=True, slots=True)
-class TuneConfig:
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(ModelOptions, MeterOptions):
     """What is searched, by what, and what a setting has to keep."""
 
-    model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    panel = Options.panel
+
     space: str = option(DEFAULT, "Options of greenllm serve and the values to try.")
     tasks: str = option(
         "generated.sql,generated.edit,generated.count,generated.json",
@@ -31,22 +33,18 @@ class TuneConfig:
     exhaustive: bool = option(False, "Measure every setting on all examples instead.")
     draft_model: str | None = option(None, "Draft model of every server, as for greenllm serve.")
     servers: int = option(3, "Servers that run at once, asked in turns; memory permitting.")
-    meter: str = option("auto", "Meter of the search: auto, nvml, rapl, hwmon or modelled.")
     seed: int = option(7, "Of generated tasks.")
     output: Path = option(Path("tuned"), "Folder for serve.toml, the trials, a page and a plot.")
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "few", "many", "slowest_s", "budget_wh", "servers"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{flag(name)} must be above 0, not {value}")
+        super().__post_init__()
+        self.require_above_zero("concurrency", "few", "many", "slowest_s", "budget_wh", "servers")
         if self.exhaustive and self.budget_wh is not None:
             raise ConfigError(
-                "--budget-wh does not go with --exhaustive, which measures everything"
+                "--budget-wh does not go with --exhaustive, which measures everything", "budget_wh"
             )
         if self.many < self.few:
-            raise ConfigError(f"--many {self.many} must be at least --few {self.few}")
+            raise ConfigError(f"--many {self.many} must be at least --few {self.few}", "many")
         for name in ("quality_floor", "quality_share"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{flag(name)} must be in [0, 1], not {value}")
+            self.require(value is None or 0 <= value <= 1, name, "must be in [0, 1]")

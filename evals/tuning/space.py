@@ -14,7 +14,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from greenllm.config import ConfigError, EngineConfig, flag
+from greenllm.config import ConfigError, flag
+from greenllm.options import EngineConfig
 
 PER_REQUEST = ("speculative",)
 DEFAULT = (

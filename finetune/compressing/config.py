@@ -10,7 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from greenllm.config import ConfigError, flag, option
+from greenllm.config import ConfigError, Options, flag, option
+from greenllm.options import (
+    CarbonOptions,
+    DeviceOptions,
+    MeterOptions,
+    ModelOptions,
+    ThreadOptions,
+)
 
 Method = Literal["prune", "student"]
 GENERATED = "generated"
@@ -19,10 +26,11 @@ _HEALING = ("steps", "rank", "learning_rate", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig:
+class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, CarbonOptions):
     """What is made smaller, how, and what it is judged by."""
 
-    model: str = option("bundled", "Model folder, hub id, or 'bundled'.")
+    panel = Options.panel
+
     output: Path | None = option(None, "Folder to write: the smaller model, its card and report.")
     data: str = option(
         GENERATED,
@@ -52,34 +60,30 @@ class CompressConfig:
     limit: int = option(20, "Examples of each task.")
     rounds: int = option(3, "Times that both models are scored, in turns.")
     concurrency: int = option(8, "Examples in flight.")
-    serve: str = option("", "Options for the servers that score, as for greenllm serve.")
+    serve: str = option(
+        "", "More options for the servers that score, which get --threads: as for greenllm serve."
+    )
     quality_share: float = option(
         0.95, "Share of the quality before that a green compression keeps at least."
     )
-    device: str = option("auto", "cpu, cuda, cuda:N or auto (CUDA where there is one).")
-    threads: int | None = option(None, "CPU threads, also of servers that score; default is all.")
-    meter: str = option("auto", "auto, nvml, rapl, hwmon, modelled or replay:FILE.")
     seed: int = option(7, "Seed of everything random.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output is None:
-            raise ConfigError("--output is needed: a folder for what is made")
+            raise ConfigError("--output is needed: a folder for what is made", "output")
+        self.require_above_zero(
+            *_SIZES, "examples", "steps", "batch_size", "rank", "limit", "rounds", "concurrency"
+        )
+        within = 0 < self.quality_share <= 1
+        self.require(within, "quality_share", "must be above 0 and at most 1")
         sizes = _SIZES[: 3 if self.method == "prune" else 4]
         if self.method == "prune" and self.hidden_size is not None:
-            raise ConfigError("--hidden-size does not go with --method prune")
+            raise ConfigError("--hidden-size does not go with --method prune", "hidden_size")
         if all(getattr(self, name) is None for name in sizes):
             raise ConfigError(f"--method {self.method} needs one of {', '.join(map(flag, sizes))}")
-        for name in (*_SIZES, "examples", "steps", "batch_size", "rank", "limit", "rounds",
-                     "concurrency", "threads"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{flag(name)} must be above 0 (got {value})")
-        if not 0 < self.quality_share <= 1:
-            raise ConfigError(
-                f"--quality-share must be above 0, at most 1 (got {self.quality_share})"
-            )
         if self.method == "student" and self.heal not in ("auto", "full"):
-            raise ConfigError(f"--heal {self.heal} does not go with --method student")
+            raise ConfigError(f"--heal {self.heal} does not go with --method student", "heal")
         self._require_used()
 
     def _require_used(self) -> None:
@@ -87,7 +91,7 @@ class CompressConfig:
         defaults = {field.name: field.default for field in fields(self)}
         for name in () if self.healing else _HEALING:
             if getattr(self, name) != defaults[name]:
-                raise ConfigError(f"{flag(name)} goes with healing")
+                raise ConfigError(f"{flag(name)} goes with healing", name)
 
     @property
     def healing(self) -> Literal["lora", "full"] | None:

@@ -27,10 +27,10 @@ from finetune.compressing.config import GENERATED, CompressConfig
 from finetune.compressing.importance import importance_of
 from finetune.compressing.prune import prune
 from finetune.compressing.student import student_of
-from finetune.data.dataset import Data, load_data
+from finetune.data.dataset import TrainingData, load_data
 from finetune.files import SavingError
 from finetune.recipe import Recipe
-from finetune.train.model import load_base, load_tokenizer, place_of
+from finetune.train.model import device_of, load_base, load_tokenizer
 from finetune.train.watch import Progress
 from greenllm.core import GreenllmError
 from greenllm.model.files import local_folder
@@ -49,7 +49,7 @@ class Source:
 
     model: Any
     tokenizer: Any
-    data: Data
+    data: TrainingData
     recipe: Recipe
     dtype: torch.dtype
 
@@ -79,7 +79,7 @@ def read_model(model: str, data: str, count: int, work: Path, **recipe: Any) -> 
     tokenizer = load_tokenizer(about)
     found = load_data(about, tokenizer, tokenizer.model_max_length)
     stored = AutoConfig.from_pretrained(local_folder(resolve(model))).dtype
-    loaded = load_base(about, place_of(about))
+    loaded = load_base(about, device_of(about))
     return Source(loaded, tokenizer, found, about, stored or torch.float32)
 
 

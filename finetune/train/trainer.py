@@ -21,7 +21,7 @@ from trl import SFTTrainer
 
 from finetune.data.encoding import Encoded
 from finetune.files import MARKER, SavingError
-from finetune.train.watch import TrainingError, Watch
+from finetune.train.watch import RunWatch, TrainingError
 
 IGNORED = -100
 
@@ -29,7 +29,7 @@ IGNORED = -100
 class Watched(Trainer):  # type: ignore[misc]
     """Put before one of TRL's trainers: trains with a watch that counts, saves and stops."""
 
-    def __init__(self, *, watch: Watch, **given: Any) -> None:
+    def __init__(self, *, watch: RunWatch, **given: Any) -> None:
         self._watch = watch
         super().__init__(callbacks=[watch], **given)
         self.remove_callback(PrinterCallback)
@@ -45,10 +45,7 @@ class Watched(Trainer):  # type: ignore[misc]
             self._watch.count(inputs)
         loss = self.plain_loss(model, inputs, *args, **kwargs)
         if is_training and not torch.isfinite(loss).all():
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}: a smaller"
-                " --learning-rate may help; what is kept are the weights before that step"
-            )
+            raise TrainingError(f"the loss is {float(loss)}", self.state.global_step + 1)
         return loss
 
     def plain_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from greenllm.cli.report_export import writing
 from greenllm.config import ConfigError
@@ -25,7 +27,20 @@ from greenllm.scorecard.table import csv_table
 FORMATS = ("json", "hf", "spdx", "csv")
 
 
-def run(file: Path, form: str, output: Path | None) -> None:
+def card(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A run's green_report.json, evaluation.json or compression.json."),
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="json, hf (Hugging Face metadata), spdx (SPDX 3.0.1 JSON-LD) or csv.",
+        ),
+    ] = "json",
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+) -> None:
     """Read a report and print its card, or write it.
 
     Raises:
@@ -33,9 +48,9 @@ def run(file: Path, form: str, output: Path | None) -> None:
     """
     if form not in FORMATS:
         raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, not {form!r}")
-    card = load(file)
+    found = load(file)
     try:
-        text = shown(card, form, datetime.now(UTC))
+        text = shown(found, form, datetime.now(UTC))
     except GreenllmError as error:
         raise GreenllmError(f"{file}: {error}") from error
     if output is None:

@@ -16,14 +16,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.clashes import find_clashes
-from greenllm.cli.figures import UNKNOWN, make_console, make_table, number, print_table
-from greenllm.cli.places import cache_path, ledger_path
+from greenllm.clashes import find_clashes
+from greenllm.cli.options import DataDir
 from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.ledger import Ledger, LedgerError
-from greenllm.energy.meters.choose import Rung, cpu_rungs, gpu_rungs
+from greenllm.energy.meters.choose import Rung, ladder
+from greenllm.energy.meters.registry import DOMAINS, Domain
+from greenllm.energy.meters.scope import Scope
+from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.model.spec import FAMILIES
+from greenllm.places import cache_path, ledger_path
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
 from greenllm.runner.passes import remembered
 
@@ -48,15 +51,14 @@ RAPL_RECIPE = (
 )
 
 
-def run(data_dir: Path | None = None) -> None:
+def doctor(data_dir: DataDir = None) -> None:
     """Print everything there is to know."""
     console = make_console()
     cpu = read_cpu_info()
-    on_cpu = cpu_rungs()
-    ladders = {"gpu": gpu_rungs(), "cpu": on_cpu}
+    ladders = {domain: list(ladder(domain, Scope())) for domain in DOMAINS}
     print_table(console, "Meters, best first", rung_table(ladders))
     print_lines(console, "Processor", cpu_lines(cpu, vcpu_power(cpu)))
-    rapl = next(rung for rung in on_cpu if rung.name == "rapl")
+    rapl = next(rung for rung in ladders["cpu"] if rung.name == "rapl")
     print_lines(console, "RAPL", rapl_lines(rapl, is_virtual=is_virtual()))
     print_lines(console, "Runner", [*runner_lines(), *selfcheck_lines(cache_path())])
     print_lines(console, "Software", version_lines())
@@ -73,7 +75,7 @@ def print_lines(console: Console, heading: str, lines: Iterable[str]) -> None:
     console.print()
 
 
-def rung_table(ladders: Mapping[str, Sequence[Rung]]) -> Table:
+def rung_table(ladders: Mapping[Domain, Sequence[Rung]]) -> Table:
     """One row per method, best first; the first that works in each domain is chosen."""
     columns = ("domain", "rung", "works", "updates", "± 90 %", "method, or why not")
     table = make_table(columns, num_text=len(columns))

@@ -8,20 +8,18 @@ that would be ignored is refused. Every mistake is one line. Not covered: what
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.figures import make_console, make_table, number, print_table
-from greenllm.config import ConfigError
-from greenllm.energy.carbon.grid import IntensityTable
+from greenllm.config import ConfigError, Options, option
+from greenllm.energy.carbon.policy import intensity_source
 from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
     FITTED_SIZES_B,
     Estimate,
-    Interval,
     Site,
     TokenWork,
     accelerator_device,
@@ -40,24 +38,42 @@ from greenllm.energy.hardware import (
     vcpu_power,
 )
 from greenllm.energy.units import joules_to_wh
+from greenllm.figures import make_console, make_table, number, print_table
+from greenllm.options import CarbonOptions
 
 CPU = "cpu"
 _PROCESSORS = ("EPYC", "Xeon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(CarbonOptions):
     """What is to be estimated: hours of hardware, or tokens of a model."""
 
-    hours: float | None = None
-    hardware: str = CPU
-    vcpus: int | None = None
-    utilisation: float = 0.5
-    parameters_b: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    zone: str = "WORLD"
-    pue: float = 1.0
+    panel = Options.panel
+
+    hours: float | None = option(None, "Hours of use (with --hardware).")
+    hardware: str = option(CPU, "'cpu' (this machine's), or a GPU such as 'H100 SXM'.")
+    vcpus: int | None = option(None, "vCPUs, for --hardware cpu.")
+    utilisation: float = option(0.5, "Mean load, 0 to 1.")
+    parameters_b: float | None = option(None, "Model size in billions of parameters.")
+    prompt_tokens: int = option(0, "Prompt tokens.")
+    completion_tokens: int = option(0, "Generated tokens.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        num_tokens = self.prompt_tokens + self.completion_tokens
+        if (self.hours is None) == (self.parameters_b is None):
+            raise ConfigError(
+                "give exactly one of --hours (of --hardware) and --parameters-b (tokens)"
+            )
+        if self.hours is not None and num_tokens:
+            raise ConfigError("tokens go with --parameters-b, not with --hours")
+        if self.parameters_b is not None and not num_tokens:
+            raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
+        if self.vcpus is not None and (self.hours is None or self.hardware != CPU):
+            raise ConfigError("--vcpus goes with --hours and --hardware cpu", "vcpus")
+        self.require(self.vcpus is None or self.vcpus >= 1, "vcpus", "must be at least 1")
+        self.require_above_zero("hours", "parameters_b")
 
 
 @dataclass(frozen=True)
@@ -69,44 +85,17 @@ class Answer:
     notes: tuple[str, ...]
 
 
-def run(question: Question) -> None:
+def estimate(question: Question) -> None:
     """Print an estimate.
 
     Raises:
         ConfigError: an option is wrong, missing or would be ignored.
     """
-    check(question)
     try:
         answer = answer_to(question, read_cpu_info())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     print_answer(make_console(), question, answer)
-
-
-def check(question: Question) -> None:
-    """Refuse combinations that mean nothing.
-
-    Raises:
-        ConfigError: with what to give instead.
-    """
-    num_tokens = question.prompt_tokens + question.completion_tokens
-    if (question.hours is None) == (question.parameters_b is None):
-        raise ConfigError("give exactly one of --hours (of --hardware) and --parameters-b (tokens)")
-    if question.hours is not None and num_tokens:
-        raise ConfigError("tokens go with --parameters-b, not with --hours")
-    if question.parameters_b is not None and not num_tokens:
-        raise ConfigError("--parameters-b needs --prompt-tokens or --completion-tokens")
-    if question.vcpus is not None and (question.hours is None or question.hardware != CPU):
-        raise ConfigError("--vcpus goes with --hours and --hardware cpu")
-    if question.vcpus is not None and question.vcpus < 1:
-        raise ConfigError(f"--vcpus must be at least 1 (got {question.vcpus})")
-    _require_number("--hours", question.hours)
-    _require_number("--parameters-b", question.parameters_b)
-
-
-def _require_number(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} must be greater than 0 (got {value:g})")
 
 
 def answer_to(question: Question, cpu: CpuInfo) -> Answer:
@@ -115,16 +104,11 @@ def answer_to(question: Question, cpu: CpuInfo) -> Answer:
     Raises:
         ValueError: an unknown zone or GPU, or a figure out of its range.
     """
-    site = Site(IntensityTable.load().lookup(question.zone), question.pue)
-    if question.hardware != CPU:
-        gpu = find_accelerator(question.hardware)
-        estimate_gpu = _gpu_tokens if question.hours is None else _gpu_hours
-        return estimate_gpu(question, gpu, site)
-    power = vcpu_power(cpu)
+    site = Site(intensity_source(question).intensity(time.time()), question.pue)
+    gpu = None if question.hardware == CPU else find_accelerator(question.hardware)
     if question.hours is None:
-        estimate = estimate_cpu_tokens(_work(question), power, site)
-        return Answer(f"{_tokens(question)} on CPUs", estimate, _cpu_notes(power))
-    return _cpu_hours(question, cpu, power, site)
+        return _tokens(question, gpu, vcpu_power(cpu), site)
+    return _hours(question, gpu, cpu, site)
 
 
 def find_accelerator(name: str) -> Accelerator:
@@ -144,49 +128,40 @@ def find_accelerator(name: str) -> Accelerator:
     return accelerator(name)
 
 
-def _cpu_hours(question: Question, cpu: CpuInfo, power: VcpuPower, site: Site) -> Answer:
-    num_vcpus = question.vcpus or cpu.num_vcpus
-    device = vcpu_device(power, num_vcpus)
+def _hours(question: Question, gpu: Accelerator | None, cpu: CpuInfo, site: Site) -> Answer:
+    if gpu is None:
+        power, num_vcpus = vcpu_power(cpu), question.vcpus or cpu.num_vcpus
+        device, name, notes = vcpu_device(power, num_vcpus), f"{num_vcpus} vCPUs", _cpu_notes(power)
+    else:
+        device, name, notes = accelerator_device(gpu), gpu.name, (
+            f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not"
+            " counted, neither its power nor its manufacture",
+        )  # fmt: skip
     estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
-    return Answer(_held(question, f"{num_vcpus} vCPUs"), estimate, _cpu_notes(power))
+    if gpu is not None and estimate.embodied_g is not None:
+        notes = (*notes, f"manufacture: {ACCELERATOR_EMBODIED}")
+    return Answer(
+        f"{question.hours:g} h of {name} at {question.utilisation:.0%} load", estimate, notes
+    )
 
 
-def _gpu_hours(question: Question, gpu: Accelerator, site: Site) -> Answer:
-    device = accelerator_device(gpu)
-    estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
-    notes = [
-        f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not counted,"
-        " neither its power nor its manufacture"
-    ]
-    if estimate.embodied_g is not None:
-        notes.append(f"manufacture: {ACCELERATOR_EMBODIED}")
-    return Answer(_held(question, gpu.name), estimate, tuple(notes))
-
-
-def _gpu_tokens(question: Question, gpu: Accelerator, site: Site) -> Answer:
+def _tokens(question: Question, gpu: Accelerator | None, power: VcpuPower, site: Site) -> Answer:
+    prompt, completion = question.prompt_tokens, question.completion_tokens
+    work = TokenWork(question.parameters_b or 0.0, prompt, completion)
+    subject = (
+        f"{prompt:,} prompt and {completion:,} completion tokens of {question.parameters_b:g}"
+        " billion parameters on"
+    )
+    if gpu is None:
+        return Answer(f"{subject} CPUs", estimate_cpu_tokens(work, power, site), _cpu_notes(power))
     if any(word in gpu.name for word in _PROCESSORS):
         raise ConfigError("tokens are estimated for a GPU, or for --hardware cpu")
-    estimate = estimate_gpu_tokens(_work(question), site)
+    estimate = estimate_gpu_tokens(work, site)
     notes = ["the step model was fitted on an H100; which GPU it is does not enter"]
     if estimate.extrapolated:
         low, high = FITTED_SIZES_B
         notes.append(f"extrapolated: the model was fitted from {low:g} to {high:g} billion")
-    return Answer(f"{_tokens(question)} on a GPU", estimate, tuple(notes))
-
-
-def _work(question: Question) -> TokenWork:
-    size_b = question.parameters_b or 0.0
-    return TokenWork(size_b, question.prompt_tokens, question.completion_tokens)
-
-
-def _held(question: Question, what: str) -> str:
-    return f"{question.hours:g} h of {what} at {question.utilisation:.0%} load"
-
-
-def _tokens(question: Question) -> str:
-    prompt, completion = question.prompt_tokens, question.completion_tokens
-    size = f"{question.parameters_b:g} billion parameters"
-    return f"{prompt:,} prompt and {completion:,} completion tokens of {size}"
+    return Answer(f"{subject} a GPU", estimate, tuple(notes))
 
 
 def _cpu_notes(power: VcpuPower) -> tuple[str, ...]:
@@ -223,11 +198,6 @@ def figures_table(estimate: Estimate) -> Table:
         ("carbon of manufacture, gCO2e", estimate.embodied_g),
     )
     for name, interval in rows:
-        table.add_row(name, *_cells(interval))
+        ends = (None,) * 3 if interval is None else (interval.mid, interval.low, interval.high)
+        table.add_row(name, *map(number, ends))
     return table
-
-
-def _cells(interval: Interval | None) -> tuple[str, str, str]:
-    if interval is None:
-        return (number(None),) * 3
-    return number(interval.mid), number(interval.low), number(interval.high)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
-from greenllm.cli.figures import UNKNOWN
 from greenllm.cli.report_data import FOREVER_S, Period, Report, SessionAccount
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.ledger import Ledger, Row
 from greenllm.energy.receipt import Receipt
 from greenllm.energy.units import joules_to_kwh
+from greenllm.figures import UNKNOWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

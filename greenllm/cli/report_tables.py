@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.figures import UNKNOWN, make_table, moment, number, print_table
 from greenllm.cli.report_data import Report, SessionAccount
 from greenllm.energy.ledger import Row, Session
 from greenllm.energy.units import joules_to_kwh
+from greenllm.figures import UNKNOWN, make_table, moment, number, print_table
 
 Columns = Mapping[str, Callable[[Row], str]]
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from greenllm.cli.figures import make_console, number
+import typer
+
+from greenllm.figures import make_console, number
 from greenllm.model.options import LoadOptions
 from greenllm.model.quiet import hush_libraries
 
 
-def run(model: str, layers: int | None, output: Path) -> None:
+def truncate(
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or 'bundled'.")],
+    output: Annotated[Path, typer.Option(help="Folder to make for the checkpoint.")],
+    layers: Annotated[
+        int | None,
+        typer.Option(help="Layers to keep; default is the trained exit nearest a third."),
+    ] = None,
+) -> None:
     """Write them, and say how large they are.
 
     Raises:
@@ -17,12 +27,13 @@ def run(model: str, layers: int | None, output: Path) -> None:
     """
     hush_libraries()
     from greenllm.engine.drafting import default_exit, trained_exits
-    from greenllm.model.truncate import num_layers_of, truncate
+    from greenllm.model.truncate import num_layers_of
+    from greenllm.model.truncate import truncate as write_layers
 
     options = LoadOptions()
     if layers is None:
         layers = default_exit(trained_exits(model), num_layers_of(model, options))
-    made = truncate(model, layers, output, options)
+    made = write_layers(model, layers, output, options)
     make_console().print(
         f"{output}: the first {layers} layers of {model} and its head, {number(made.parameters)}"
         f" parameters, {number(made.weight_bytes / 1e6)} MB",

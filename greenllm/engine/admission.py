@@ -7,18 +7,20 @@ whether there is room now (see `greenllm.engine.scheduler`); sampling ranges (se
 
 from __future__ import annotations
 
-from greenllm.core import TOO_LONG, InvalidRequestError, Request
+from greenllm.core import TOO_LONG, Encode, InvalidRequestError, Request
 from greenllm.model.info import ModelInfo
 
 MAX_SEQUENCES = 1024
 
 
 def check_request(request: Request, info: ModelInfo) -> None:
-    """Refuse empty prompts, unknown ids and what exceeds the context.
+    """Refuse empty prompts, unknown ids, what exceeds the context, and what only encodes.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
     """
+    if isinstance(request.work, Encode):
+        raise InvalidRequestError("embeddings are not served yet")
     if request.num_sequences > MAX_SEQUENCES:
         raise InvalidRequestError(
             f"{request.num_sequences} choices asked for, at most {MAX_SEQUENCES}",
@@ -31,17 +33,37 @@ def check_request(request: Request, info: ModelInfo) -> None:
     _check_ids(request, info)
 
 
-def check_free_form(request: Request) -> None:
-    """Refuse what has to be an instance of a schema, for engines that cannot see to it.
+def refuse_grammar(request: Request) -> None:
+    """Refuse a grammar, for engines that cannot hold answers to one.
 
     Raises:
-        InvalidRequestError: there is a schema.
+        InvalidRequestError: there is a grammar.
     """
-    if request.sampling.json_schema is not None:
+    if request.sampling.grammar is not None:
         raise InvalidRequestError(
             'response_format is not supported by the native engine, only {"type": "text"};'
             " --engine vllm holds answers to JSON",
             "response_format",
+        )
+
+
+def check_approximation(request: Request) -> None:
+    """Refuse what does not go together with an approximate answer.
+
+    Raises:
+        InvalidRequestError: an adapter, or draft tokens that were asked for.
+    """
+    if request.approximation is None:
+        return
+    if request.adapter is not None:
+        raise InvalidRequestError(
+            "approximate is not available with adapters: exits are those of the model",
+            "approximate",
+        )
+    if request.speculation is not None and request.asks_for_drafts:
+        raise InvalidRequestError(
+            f"approximate and speculative {request.speculation.method} exclude each other",
+            "approximate",
         )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import partial
 
-from greenllm.config import EngineConfig
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.lora import read_lora
 from greenllm.model.lora_layout import inspect_lora
+from greenllm.options import EngineConfig
 
 
 def make_registry(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import SamplingParams, Speculation, TextSink
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
@@ -21,6 +21,7 @@ from greenllm.model.info import ModelInfo
 from greenllm.model.loader import facts_of
 from greenllm.model.options import LoadOptions, resolve
 from greenllm.model.targets import targets_of
+from greenllm.options import EngineConfig
 from greenllm.shape import ModelShape
 from greenllm.vllm.backend import Plan, make_backend
 from greenllm.vllm.engine import Facts, VllmEngine

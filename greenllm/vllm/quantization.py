@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.options import Dtype
 from greenllm.model.quiet import hush_bitsandbytes
+from greenllm.options import EngineConfig
 
 _PACKAGES = {"nf4": ("vllm_bnb_plugin", "vllm-bnb-plugin"), "int8": ("torchao", "torchao")}
 

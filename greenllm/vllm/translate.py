@@ -17,7 +17,7 @@ MOST_LOGPROBS = 32
 
 
 def refuse(request: Request, own: Speculation) -> None:
-    """Refuse what this engine cannot do; `own` is the one way it guesses.
+    """Refuse what this engine cannot do; `own` is the one way it drafts.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
@@ -28,7 +28,7 @@ def refuse(request: Request, own: Speculation) -> None:
             "approximate",
         )
     _refuse_speculation(request.speculation, own)
-    _refuse_beside_schema(request.sampling)
+    _refuse_beside_grammar(request.sampling)
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(request.sampling, name)
         if asked is not None and asked > MOST_LOGPROBS:
@@ -39,15 +39,15 @@ def _refuse_speculation(asked: Speculation | None, own: Speculation) -> None:
     if asked is not None and asked != own:
         what = own.method if own.method == "off" else f"{own.method}, {own.num_tokens} tokens"
         raise InvalidRequestError(
-            f"vLLM guesses in one way for all requests, here {what}; leave speculative out, or"
+            f"vLLM drafts in one way for all requests, here {what}; leave speculative out, or"
             " start the server with another --speculative",
             "speculative.method",
         )
 
 
-def _refuse_beside_schema(sampling: SamplingParams) -> None:
-    """An answer held to a schema ends where the schema says."""
-    if sampling.json_schema is None:
+def _refuse_beside_grammar(sampling: SamplingParams) -> None:
+    """An answer held to a grammar ends where the grammar says."""
+    if sampling.grammar is None:
         return
     for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
         if getattr(sampling, name):
@@ -77,7 +77,7 @@ def sampling_values(seq: TokenSequence) -> dict[str, Any]:
         "logprobs": sampling.logprobs,
         "prompt_logprobs": sampling.prompt_logprobs,
         "detokenize": False,
-        "json_schema": sampling.json_schema,
+        "grammar": sampling.grammar,
     }
 
 

@@ -32,8 +32,8 @@ from ray.serve.config import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from greenllm.energy.carbon.policy import carbon_policy
 from greenllm.engine.drafting import check_draft_model
-from greenllm.load import carbon_policy
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
 from serving.cluster.front import Limits, create_front, drain, end_all

@@ -28,10 +28,10 @@ from ray import serve
 from ray.exceptions import RayError
 
 from greenllm.core import GreenllmError
-from greenllm.energy.meters.choose import Rung, choose_meter, cpu_rungs, gpu_rungs
-from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.protocol import Meter
-from greenllm.energy.meters.sharing import Roster, SharedMeter
+from greenllm.energy.meters.scope import Scope
+from greenllm.energy.meters.sharing import Roster
 from serving.app import create_app
 from serving.cluster.asgi import answer_of
 from serving.cluster.curve import JoulesCurve
@@ -39,7 +39,6 @@ from serving.cluster.remote_ledger import RemoteLedger
 from serving.cluster.scaling import STAT
 from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
 from serving.config import ServeConfig
-from serving.jobs.store import TrainingHooks
 from serving.server import build, make_state
 from serving.state import ServerState
 
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 RECORD_EVERY_S = 0.25
 _KEEPER_PATIENCE_S = 5.0
 _ORPHANED_AFTER_S = 60.0
-_NO_TRAINING = TrainingHooks(lambda pid, is_training: None, lambda values: None, frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +78,12 @@ class Replica:
 
     def _make_state(self, loop: asyncio.AbstractEventLoop) -> ServerState:
         config = self._post.config
-        self._meter = meter = shared_meter(config, self._roster)
+        scope = Scope(gpus=config.device != "cpu", roster=self._roster)
+        self._meter, first = open_meter(config, scope)
         parts = build(
             config,
-            meter,
-            meter.read(),
+            self._meter,
+            first,
             open_books=self._open_books,
             num_cpus=self._post.num_cpus,
         )
@@ -93,7 +92,7 @@ class Replica:
             config,
             parts,
             loop,
-            _NO_TRAINING,
+            lambda pid, is_training: None,
             workplace=self._work,
             record_every_s=RECORD_EVERY_S,
             totals=self._ledger.totals,
@@ -221,19 +220,3 @@ def run_folder(run: str) -> Path:
 def forget(run: str) -> None:
     """Remove what replicas that were killed here have left."""
     shutil.rmtree(run_folder(run), ignore_errors=True)
-
-
-def shared_meter(config: ServeConfig, roster: Roster) -> Meter:
-    """The machine's meter, of which this replica sees its own part; a GPU is all its own."""
-    clock = CpuClock()
-
-    def shared(rung: Rung) -> Rung:
-        if rung.meter is None:
-            return rung
-        return Rung(rung.name, SharedMeter(rung.meter, roster), rung.reason)
-
-    return choose_meter(
-        config.meter,
-        gpu=gpu_rungs if config.device != "cpu" else list,
-        cpu=lambda: [shared(rung) for rung in cpu_rungs(clock=clock)],
-    )

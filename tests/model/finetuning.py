@@ -18,7 +18,7 @@ from finetune.bill.report import Grams
 from finetune.recipe import Recipe
 from finetune.train.watch import Progress
 from greenllm.energy.carbon.grid import IntensityTable
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from greenllm.energy.meters.protocol import Meter
 from greenllm.model.options import BUNDLED_PATH
 

@@ -21,7 +21,7 @@ from finetune.compressing.prune import prune
 from finetune.compressing.sizes import sizes_of
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import IntensityTable
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from tests.model.finetuning import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from evals.studies.compression import factorize, matrices_of, measure, page, zero_smallest
 from finetune.bill.phases import PhaseAccount
 from finetune.compressing.making import read_model
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from tests.model.finetuning import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

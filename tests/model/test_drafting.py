@@ -20,7 +20,6 @@ import pytest
 import torch
 import transformers
 
-from greenllm.config import EngineConfig
 from greenllm.core import (
     AdapterRef,
     Batch,
@@ -38,6 +37,7 @@ from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import LoadError
 from greenllm.model.lora import LoraWeights, read_lora
 from greenllm.model.options import BUNDLED, LoadOptions
+from greenllm.options import EngineConfig
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.early_exit import first_layers
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner

@@ -23,7 +23,7 @@ from evals.studies.exactness import answer_all, check_way, holds, make_requests,
 from greenllm.core import Chunk, Request, Sample, SamplingParams, Speculation, SpeculativeMethod
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
-from greenllm.energy.meters.choose import modelled_meter
+from greenllm.energy.meters.modelled import modelled_meter
 from greenllm.engine.native import NativeEngine
 from greenllm.engine.protocol import BatchLimits
 from greenllm.model.loader import LoadedModel, load_model

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, MistralConfig, MixtralConfig, OPTConfig
 
+from evals.commands.profile import profile as run
 from evals.profiling import profiler
 from evals.profiling.config import ProfileConfig
 from evals.profiling.counts import Counts
@@ -21,7 +22,6 @@ from evals.profiling.profile import Profile, by_kind
 from evals.profiling.profiler import profile
 from evals.profiling.step import Step
 from evals.profiling.timing import time_step
-from greenllm.cli.profile import run
 from greenllm.config import ConfigError
 from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter
 from greenllm.model.loader import load_model

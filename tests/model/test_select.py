@@ -15,10 +15,10 @@ import pytest
 import transformers
 from openvino import Output, opset13
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
 from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import spec_of
+from greenllm.options import EngineConfig
 from greenllm.runner.openvino import attention
 from greenllm.runner.openvino.load import Blueprint, CacheOptions, read_blueprint
 from greenllm.runner.openvino.machine import TESTED
@@ -206,7 +206,7 @@ def test_a_pass_is_remembered_for_what_was_checked(
 def test_a_start_checks_what_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Blueprint] = []
     monkeypatch.setattr(
-        "greenllm.runner.openvino_kind.check_openvino", lambda _, plan: seen.append(plan)
+        "greenllm.runner.registry.check_openvino", lambda _, plan: seen.append(plan)
     )
     load_runner(_config(tmp_path, quantize="int8", kv_dtype="u8"))
     (plan,) = seen

@@ -7,6 +7,7 @@ import math
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,9 @@ Evaluate = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def evaluate(command: Callable[..., list[str]], environment: dict[str, str]) -> Evaluate:
+def evaluate(greenllm: Evaluate) -> Evaluate:
     """Runs the command."""
-
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command("eval", *options),
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-
-    return run
+    return partial(greenllm, "eval")
 
 
 @pytest.fixture
@@ -101,7 +95,7 @@ def test_quality_and_joules_come_together(evaluate: Evaluate, server: Any, tmp_p
         (("generated.none",), "there is no generated.none"),
         (("generated", "--url", "http://127.0.0.1:9"), "http://127.0.0.1:9/v1/models"),
         (("generated", "--url", "http://x", "--serve", "--threads 1"), "--serve is for a server"),
-        (("generated", "--limit", "0"), "--limit must be above 0"),
+        (("generated", "--limit", "0"), "--limit must be greater than 0 (got 0)"),
         ((), "no tasks were named"),
     ],
 )

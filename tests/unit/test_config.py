@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import FrozenInstanceError, dataclass, fields
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from greenllm.config import (
-    ConfigError,
-    EngineConfig,
-    convert,
-    default_data_dir,
-    default_of,
-    flag,
-    load,
-    option,
-)
+from greenllm.config import ConfigError, convert, default_of, flag, load, option
+from greenllm.options import EngineConfig, default_data_dir
 from serving.config import ServeConfig
 
 
@@ -180,7 +173,6 @@ def test_conversion(value: Any, hint: Any, expected: Any) -> None:
     assert type(converted) is type(expected)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.none(),
@@ -314,3 +306,31 @@ def test_a_misspelt_environment_variable_is_refused() -> None:
         load(EngineConfig, flags={}, environment={"GREENLLM_PROT": "9000"})
     found = load(EngineConfig, flags={}, environment={"GREENLLM_TEST_DATA": "x", "HOME": "y"})
     assert found == EngineConfig()
+
+
+def test_an_error_carries_the_option_it_is_about(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'port = "many"\n')
+    sources: list[dict[str, Any]] = [
+        {"flags": {}, "file": file},
+        {"flags": {}, "environment": {"GREENLLM_PORT": "x"}},
+        {"flags": {"port": "x"}},
+        {"flags": {"port": -1}},
+    ]
+    for source in sources:
+        with pytest.raises(ConfigError) as caught:
+            load(ServeConfig, **source)
+        assert caught.value.option == "port"
+    with pytest.raises(ConfigError) as caught:
+        load(ServeConfig, flags={}, file=toml(tmp_path, "prot = 8000\n"))
+    assert caught.value.option is None
+
+
+def test_errors_keep_their_option_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ConfigError("--port must be lower", "port")))
+    assert (str(error), error.option) == ("--port must be lower", "port")
+
+
+def test_a_meter_that_is_in_no_registry_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match="--meter barometer: no meter is called 'barometer'"):
+        load(ServeConfig, flags={"meter": "barometer"})
+    assert load(ServeConfig, flags={"meter": "replay:run.jsonl"}).meter == "replay:run.jsonl"

@@ -23,7 +23,7 @@ from evals.load.drive import Load, measure
 from evals.load.plan import even_shots
 from evals.servers import free_port
 from evals.studies.peers.arms import MODEL, Arm, Place
-from evals.studies.peers.servers import running
+from evals.studies.peers.servers import serving
 from evals.studies.peers.words import VOCABULARY, text_of
 from greenllm.core import GreenllmError
 
@@ -60,7 +60,7 @@ class Plan:
             yield Load(str(level), shots, level, max(self.requests, 2 * level))
 
 
-def take_turn(arm: Arm, plan: Plan, envs: Path, logs: Path, seed: int) -> dict[str, Any]:
+def take_turn(arm: Arm, plan: Plan, envs: Path, data: Path, seed: int) -> dict[str, Any]:
     """Figures of each load, or `failure`."""
     missing = arm.missing(envs)
     if missing:
@@ -71,15 +71,14 @@ def take_turn(arm: Arm, plan: Plan, envs: Path, logs: Path, seed: int) -> dict[s
         threads=plan.threads,
         sequences=max(plan.concurrency),
         context=plan.context,
-        data=logs / arm.name,
+        data=data / arm.name,
     )
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(plan.threads))
     environment = {"HF_HUB_OFFLINE": "1", **threads, **arm.environment(place)}
     place.data.mkdir(exist_ok=True)
     started_s = time.monotonic()
-    log = logs / f"{arm.name}.log"
     try:
-        with running(arm.command(place), environment, place.port, log, set(plan.cores)) as (
+        with serving(arm.command(place), environment, place.port, set(plan.cores)) as (
             url,
             listed,
             pid,

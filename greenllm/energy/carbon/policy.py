@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from greenllm.config import ConfigError
 from greenllm.energy.carbon.footprint import EmbodiedModel, operational_g
-from greenllm.energy.carbon.grid import IntensitySource
+from greenllm.energy.carbon.grid import (
+    CustomIntensity,
+    IntensitySource,
+    IntensityTable,
+    StaticIntensity,
+    UnknownZoneError,
+)
+from greenllm.energy.hardware import read_cpu_info
 from greenllm.energy.receipt import Receipt
+from greenllm.options import CarbonOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +48,38 @@ class CarbonPolicy:
             intensity_year=intensity.year,
             pue=self.pue,
         )
+
+
+def carbon_policy(options: CarbonOptions, embodied: EmbodiedModel | None = None) -> CarbonPolicy:
+    """The policy that was asked for.
+
+    Raises:
+        ConfigError: the zone is unknown.
+    """
+    return CarbonPolicy(intensity_source(options), options.pue, embodied)
+
+
+def intensity_source(options: CarbonOptions) -> IntensitySource:
+    """The intensity that was asked for: one's own, or that of a zone.
+
+    Raises:
+        ConfigError: the zone is unknown.
+    """
+    if options.intensity_g_per_kwh is not None:
+        return CustomIntensity(options.intensity_g_per_kwh, options.intensity_source or "")
+    try:
+        return StaticIntensity(IntensityTable.load().lookup(options.zone))
+    except UnknownZoneError as error:
+        raise ConfigError(f"--zone {options.zone}: {error}", "zone") from error
+
+
+def embodied_of(
+    device: str, *, has_cuda: bool, num_cpus: int | None = None
+) -> EmbodiedModel | None:
+    """Manufacture of what computes: of so many CPUs, by default of all that this machine has.
+
+    It is known for CPUs only: on a GPU the figure would be far too low.
+    """
+    if device.startswith("cuda") or (device == "auto" and has_cuda):
+        return None
+    return EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)

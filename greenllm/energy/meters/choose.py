@@ -1,43 +1,96 @@
 """Chooses the best meter this machine offers, and can say why.
 
-Per domain, best first: GPU: NVML energy counter, NVML power. CPU: RAPL, hwmon, the per-vCPU model.
-A rung that fails leaves its reason behind; `greenllm doctor` prints them.
+Per domain the meters of `registry` are tried, best first. One that fails leaves its reason behind;
+`greenllm doctor` prints them.
 
 Not covered: host-shared readings inside virtual machines, Redfish, AMD and Intel GPUs.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
-from greenllm.energy.hardware import read_cpu_info, vcpu_power
-from greenllm.energy.meters.counters import FileCounterMeter, find_hwmon, find_rapl
-from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.modelled import ModelledMeter
-from greenllm.energy.meters.nvml import NvmlMeter, load_nvml
+from greenllm.config import ConfigError
 from greenllm.energy.meters.protocol import (
     CombinedMeter,
     Meter,
     NullMeter,
+    Reading,
     SensorError,
     load_replay,
 )
+from greenllm.energy.meters.registry import (
+    AUTO,
+    DOMAINS,
+    METERS,
+    REPLAY,
+    Domain,
+    MeterEntry,
+    why_unknown,
+)
+from greenllm.energy.meters.scope import Scope
+from greenllm.energy.meters.sharing import SharedMeter
+from greenllm.options import MeterOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One method that was tried; `meter` is None where it failed, and `reason` says why."""
+    """One meter that was tried; `meter` is None where it failed, and `reason` says why."""
 
     name: str
     meter: Meter | None
     reason: str
 
 
-def try_rung(name: str, make: Callable[[], Meter]) -> Rung:
+def open_meter(options: MeterOptions, scope: Scope | None = None) -> tuple[Meter, Reading]:
+    """Make the meter that was asked for, and read it once.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read.
+    """
+    scope = scope or Scope()
+    name = options.meter
+    domains = DOMAINS if scope.gpus else tuple(domain for domain in DOMAINS if domain != "gpu")
+    only = None if name == AUTO else name
+    try:
+        meter = choose_meter(name, {domain: ladder(domain, scope, only) for domain in domains})
+        return meter, meter.read()
+    except SensorError as error:
+        raise ConfigError(f"--meter {name}: {error}", "meter") from error
+
+
+def choose_meter(name: str, ladders: Mapping[Domain, Iterable[Rung]]) -> Meter:
+    """The meter called `name`; `auto` is the best of each domain together.
+
+    Raises:
+        SensorError: a meter asked for by name does not work here.
+    """
+    if name.startswith(REPLAY):
+        return load_replay(Path(name.removeprefix(REPLAY)), clock=time.monotonic)
+    if name == AUTO:
+        return _together([found for rungs in ladders.values() if (found := _best(rungs))])
+    if fault := why_unknown(name):
+        raise SensorError(fault)
+    for rung in (rung for rungs in ladders.values() for rung in rungs if rung.name == name):
+        if rung.meter is None:
+            raise SensorError(f"meter {name} does not work here: {rung.reason}")
+        return rung.meter
+    raise SensorError(f"meter {name} is for devices that are not metered here")
+
+
+def ladder(domain: Domain, scope: Scope, only: str | None = None) -> Iterator[Rung]:
+    """Try the meters of a domain, best first, or only one of them; each when it is asked for."""
+    for entry in METERS:
+        if entry.domain == domain and only in (None, entry.name):
+            yield try_meter(entry.name, partial(_make, entry, scope))
+
+
+def try_meter(name: str, make: Callable[[], Meter]) -> Rung:
     """Make a meter and read it once."""
     try:
         meter = make()
@@ -47,55 +100,19 @@ def try_rung(name: str, make: Callable[[], Meter]) -> Rung:
     return Rung(name, meter, "works")
 
 
-def gpu_rungs() -> list[Rung]:
-    """Try the GPU methods, on the devices that CUDA programs see."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [try_rung("nvml", lambda: NvmlMeter(load_nvml(), visible=visible))]
+def _make(entry: MeterEntry, scope: Scope) -> Meter:
+    module, _, function = entry.maker.partition(":")
+    meter: Meter = getattr(import_module(module), function)(scope)
+    if scope.roster is None or entry.domain == "gpu":
+        return meter
+    return SharedMeter(meter, scope.roster)
 
 
-def cpu_rungs(sys: Path = Path("/sys"), *, clock: CpuClock | None = None) -> list[Rung]:
-    """Try the CPU methods, best first; `clock` tells whose CPU time is the own."""
-    rapl, hwmon = "measured:rapl", "measured:hwmon"
-    return [
-        try_rung("rapl", lambda: FileCounterMeter(find_rapl(sys), method=rapl, cpu=clock)),
-        try_rung("hwmon", lambda: FileCounterMeter(find_hwmon(sys), method=hwmon, cpu=clock)),
-        try_rung("modelled", lambda: modelled_meter(clock)),
-    ]
-
-
-def modelled_meter(clock: CpuClock | None = None) -> ModelledMeter:
-    """Model the CPU from its family's watts per vCPU."""
-    cpu = read_cpu_info()
-    return ModelledMeter(vcpu_power(cpu), cpu.num_vcpus, cpu=clock)
-
-
-def choose_meter(
-    name: str = "auto",
-    *,
-    gpu: Callable[[], list[Rung]] = gpu_rungs,
-    cpu: Callable[[], list[Rung]] = cpu_rungs,
-) -> Meter:
-    """Build the meter called `name`: auto, nvml, rapl, hwmon, modelled or replay:FILE.
-
-    Raises:
-        SensorError: a method asked for by name does not work here.
-    """
-    if name.startswith("replay:"):
-        return load_replay(Path(name.removeprefix("replay:")), clock=time.monotonic)
-    if name == "auto":
-        parts = [_best(gpu()), _best(cpu())]
-        working = [meter for meter in parts if meter is not None]
-        if not working:
-            return NullMeter(time.monotonic)
-        return working[0] if len(working) == 1 else CombinedMeter(working)
-    for rung in [*gpu(), *cpu()]:
-        if rung.name == name:
-            if rung.meter is None:
-                raise SensorError(f"meter {name} does not work here: {rung.reason}")
-            return rung.meter
-    choices = "auto, nvml, rapl, hwmon, modelled, replay:FILE"
-    raise SensorError(f"no meter is called {name!r}: {choices}")
-
-
-def _best(rungs: list[Rung]) -> Meter | None:
+def _best(rungs: Iterable[Rung]) -> Meter | None:
     return next((rung.meter for rung in rungs if rung.meter is not None), None)
+
+
+def _together(meters: list[Meter]) -> Meter:
+    if not meters:
+        return NullMeter(time.monotonic)
+    return meters[0] if len(meters) == 1 else CombinedMeter(meters)

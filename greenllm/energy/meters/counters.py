@@ -19,6 +19,7 @@ from typing import Literal
 
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.protocol import Reading, SensorError
+from greenllm.energy.meters.scope import Scope
 
 _J_PER_UJ = 1e-6
 _HWMON_ENERGY_DRIVERS = frozenset({"amd_energy", "zenergy"})
@@ -139,3 +140,21 @@ class FileCounterMeter:
             return wrapped
         self.num_resets += 1
         return now if now <= before // 2 else 0
+
+
+def rapl_meter(scope: Scope) -> FileCounterMeter:
+    """The processors' and the memory's counters of powercap.
+
+    Raises:
+        SensorError: there is none, or it cannot be read.
+    """
+    return FileCounterMeter(find_rapl(scope.sys), method="measured:rapl", cpu=scope.clock)
+
+
+def hwmon_meter(scope: Scope) -> FileCounterMeter:
+    """The processors' counters of hwmon.
+
+    Raises:
+        SensorError: there is none, or it cannot be read.
+    """
+    return FileCounterMeter(find_hwmon(scope.sys), method="measured:hwmon", cpu=scope.clock)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from greenllm.energy.hardware import VcpuPower
+from greenllm.energy.hardware import VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.protocol import Reading
+from greenllm.energy.meters.scope import Scope
 
 
 class ModelledMeter:
@@ -52,3 +53,9 @@ class ModelledMeter:
         dynamic_w = self._power.max_w - self._power.min_w
         joules = self._idle_w * (now_s - self._started_s) + dynamic_w * times.machine_s
         return Reading(now_s, {"cpu": joules}, times.own_s, times.machine_s, times.train_s)
+
+
+def modelled_meter(scope: Scope | None = None) -> ModelledMeter:
+    """The processors of this machine, by their family's watts per vCPU."""
+    cpu = read_cpu_info()
+    return ModelledMeter(vcpu_power(cpu), cpu.num_vcpus, cpu=scope.clock if scope else None)

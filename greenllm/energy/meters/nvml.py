@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from greenllm.energy.meters.protocol import Reading, SensorError
+from greenllm.energy.meters.scope import Scope
 
 _J_PER_MJ = 1e-3
 _W_PER_MW = 1e-3
@@ -172,3 +174,12 @@ class NvmlMeter:
             return now_j - before_j
         self.num_resets += 1
         return now_j if now_j <= before_j / 2 else 0.0
+
+
+def nvml_meter(_: Scope) -> NvmlMeter:
+    """The GPUs that CUDA programs see.
+
+    Raises:
+        SensorError: there is no driver, or no such device.
+    """
+    return NvmlMeter(load_nvml(), visible=os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -94,8 +94,8 @@ def test_self_checks_that_passed_are_listed(tmp_path: Path) -> None:
 
 
 def test_only_the_model_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "gpu_rungs", lambda: [Rung("nvml", None, "nvml: no driver")])
-    monkeypatch.setattr(doctor, "cpu_rungs", lambda: [BROKEN, MODELLED])
+    found = {"gpu": [Rung("nvml", None, "nvml: no driver")], "cpu": [BROKEN, MODELLED]}
+    monkeypatch.setattr(doctor, "ladder", lambda domain, scope: found[domain])
     output = run(monkeypatch, tmp_path)
     assert "nvml: no driver" in output
     assert "70-rapl.rules" in output
@@ -110,7 +110,7 @@ def test_the_chosen_rungs_are_those_serving_takes() -> None:
         console.print(doctor.rung_table({"gpu": gpu, "cpu": cpu}))
     lines = capture.get().splitlines()
     [chosen] = [line for line in lines if "chosen" in line]
-    assert choose_meter("auto", gpu=lambda: gpu, cpu=lambda: cpu).method in chosen
+    assert choose_meter("auto", {"gpu": gpu, "cpu": cpu}).method in chosen
     assert "1 ms" in chosen
     assert "5%" in chosen
     [other] = [line for line in lines if "modelled" in line]

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from greenllm.cli.app import app
 from greenllm.cli.estimate import Question, answer_to, find_accelerator
-from greenllm.config import ConfigError, EngineConfig
+from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.hardware import CpuInfo, vcpu_power
 from greenllm.energy.units import hours_to_seconds, joules_to_kwh
+from greenllm.options import EngineConfig
 
 MILAN = CpuInfo("AuthenticAMD", 25, 1, "AMD EPYC 7763", 8)
 NOBODY = CpuInfo("unknown", None, None, "", 2)
@@ -114,7 +115,7 @@ def test_a_cpu_nobody_knows_is_said_to_be_one() -> None:
         (["--hours", "1", "--hardware", "L4", "--vcpus", "2"], "--vcpus goes with"),
         (["--hours", "1", "--vcpus", "0"], "--vcpus must be at least 1"),
         (["--hours", "-1"], "--hours must be greater than 0"),
-        (["--hours", "nan"], "--hours must be greater than 0"),
+        (["--hours", "nan"], "--hours must be finite, not nan"),
         (["--parameters-b", "0", "--prompt-tokens", "1"], "--parameters-b must be greater"),
         (["--parameters-b", "1", "--prompt-tokens", "-1", "--completion-tokens", "9"], "prompt"),
         (["--hours", "1", "--utilisation", "1.5"], "utilisation must be"),

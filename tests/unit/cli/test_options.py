@@ -5,17 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 import typer
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+from evals.evaluation_config import EvalConfig
+from evals.profiling.config import ProfileConfig
+from evals.tuning.config import TuneConfig
+from finetune.compressing.config import CompressConfig
+from finetune.recipe import Recipe
 from greenllm.cli.app import app as greenllm_app
+from greenllm.cli.estimate import Question
+from greenllm.cli.lazy import LazyCommand
 from greenllm.cli.options import with_options
-from greenllm.config import ConfigError, flag, load
+from greenllm.config import ConfigError, Options, flag, load
+from greenllm.options import (
+    CarbonOptions,
+    DataOptions,
+    DeviceOptions,
+    MeterOptions,
+    ModelOptions,
+)
 from serving.config import ServeConfig
 
 Given = list[tuple[Mapping[str, Any], Path | None]]
@@ -143,3 +159,61 @@ def test_without_a_positional_every_field_is_a_flag() -> None:
 
     call(app, "--model", "mine")
     assert seen[0]["model"] == "mine"
+
+
+def declaring(config_type: type, name: str) -> type:
+    """The class whose field it is."""
+    return next(one for one in config_type.__mro__ if name in get_annotations(one))
+
+
+def test_what_commands_share_is_declared_once() -> None:
+    configs: list[type[Options]] = [
+        ServeConfig,
+        Recipe,
+        CompressConfig,
+        EvalConfig,
+        ProfileConfig,
+        TuneConfig,
+        Question,
+    ]
+    for group in (ModelOptions, MeterOptions, CarbonOptions, DeviceOptions, DataOptions):
+        for spec in fields(group):
+            users = [one for one in configs if spec.name in {own.name for own in fields(one)}]
+            assert len(users) > 1
+            assert {declaring(one, spec.name) for one in users} == {group}, spec.name
+
+
+@pytest.mark.parametrize("command", ["serve", "finetune"])
+def test_help_shows_options_in_groups(command: str) -> None:
+    text = call(greenllm_app, command, "--help")
+    titles = re.findall(r"╭─ ([\w ]+) ─", text)
+    assert len(titles) == len(set(titles)) > 6
+    energy = text.partition("─ Energy and carbon ─")[2].partition("╰─")[0]
+    assert all(name in energy for name in ("--meter", "--zone", "--pue"))
+    assert "--model" not in energy
+    options = text.partition("─ Options ─")[2].partition("╰─")[0]
+    assert set(re.findall(r"--[a-z]\S+", options)) == {"--config", "--help"}
+
+
+def test_plain_help_has_the_same_groups() -> None:
+    command = typer.main.get_command(greenllm_app)
+    assert isinstance(command, TyperGroup)
+    lazy = command.commands["serve"]
+    assert isinstance(lazy, LazyCommand)
+    whole = lazy.load()
+    whole.rich_markup_mode = None
+    text = whole.get_help(typer.Context(whole, info_name="serve"))
+    headings = re.findall(r"^([A-Z][\w ]+):$", text, re.MULTILINE)
+    for heading in ("Model", "Engine", "Speculation", "Energy and carbon", "HTTP", "Replicas"):
+        assert headings.count(heading) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [("tune", "--space"), ("compress", "--layers"), ("profile", "--rounds"), ("estimate", "--pue")],
+)
+def test_a_commands_own_options_are_not_in_the_groups_it_shares(command: str, own: str) -> None:
+    text = call(greenllm_app, command, "--help")
+    options = text.partition("─ Options ─")[2].partition("╰─")[0]
+    assert (own in options) == (own != "--pue")
+    assert text.count(f" {own} ") == 1

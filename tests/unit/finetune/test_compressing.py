@@ -26,7 +26,7 @@ OUTPUT = Path("out")
         ({}, "--method prune needs one of --layers, --heads, --mlp-width"),
         ({"method": "student"}, "--method student needs one of --layers"),
         ({"layers": 2, "hidden_size": 64}, "--hidden-size does not go with --method prune"),
-        ({"layers": 0}, "--layers must be above 0"),
+        ({"layers": 0}, r"--layers must be greater than 0 \(got 0\)"),
         ({"layers": 2, "quality_share": 0.0}, "--quality-share must be above 0"),
         ({"method": "student", "layers": 2, "heal": "lora"}, "--heal lora does not go with"),
         ({"layers": 2, "heal": "none", "rank": 4}, "--rank goes with healing"),

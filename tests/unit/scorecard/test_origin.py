@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evals.commands.evaluate import identity_of
 from evals.evaluation_config import EvalConfig
 from finetune.bill import report
+from finetune.commands import compress
 from finetune.compressing.config import CompressConfig
 from finetune.recipe import Recipe
-from greenllm.cli import compress
-from greenllm.cli.evaluate import identity_of
 from greenllm.energy.hardware import CpuInfo
 from greenllm.scorecard import origin
 from greenllm.scorecard.origin import command_line, machine_name

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from greenllm.config import EngineConfig
 from greenllm.model.info import LoadError
+from greenllm.options import EngineConfig
 from greenllm.vllm.backend import Plan, engine_values, prepare_workers, speculative_values
 
 PLAN = Plan("folder", 128, "float32", on_gpu=False, draft_source="draft")

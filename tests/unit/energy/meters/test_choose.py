@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from greenllm.energy.meters.choose import Rung, choose_meter, cpu_rungs, gpu_rungs, try_rung
+from greenllm.config import ConfigError
+from greenllm.energy.meters.choose import Rung, choose_meter, ladder, open_meter, try_meter
 from greenllm.energy.meters.protocol import (
     CombinedMeter,
     Meter,
@@ -16,6 +17,10 @@ from greenllm.energy.meters.protocol import (
     ReplayMeter,
     SensorError,
 )
+from greenllm.energy.meters.registry import DOMAINS, METER_NAMES, METERS, why_unknown
+from greenllm.energy.meters.scope import Scope
+from greenllm.energy.meters.sharing import Roster, SharedMeter
+from greenllm.options import MeterOptions
 
 
 def _works(name: str) -> Rung:
@@ -27,25 +32,25 @@ def _fails(name: str, reason: str = "is not there") -> Rung:
 
 
 def _choose(name: str, gpu: list[Rung], cpu: list[Rung]) -> Meter:
-    return choose_meter(name, gpu=lambda: gpu, cpu=lambda: cpu)
+    return choose_meter(name, {"gpu": gpu, "cpu": cpu})
 
 
 def test_a_rung_that_works_is_read_once() -> None:
     meter = ReplayMeter([None, Reading(1.0)])
-    rung = try_rung("x", lambda: meter)
+    rung = try_meter("x", lambda: meter)
     assert rung == Rung("x", None, "replay: recorded sensor failure")
-    assert try_rung("x", lambda: meter) == Rung("x", meter, "works")
+    assert try_meter("x", lambda: meter) == Rung("x", meter, "works")
 
 
 def test_a_rung_that_cannot_be_made_leaves_its_reason() -> None:
     def make() -> Meter:
         raise SensorError("no such sensor")
 
-    assert try_rung("x", make) == Rung("x", None, "no such sensor")
+    assert try_meter("x", make) == Rung("x", None, "no such sensor")
 
 
 def test_cpu_rungs_are_ordered_and_the_model_always_works(tmp_path: Path) -> None:
-    rapl, hwmon, modelled = cpu_rungs(tmp_path)
+    rapl, hwmon, modelled = ladder("cpu", Scope(sys=tmp_path))
     assert [rung.name for rung in (rapl, hwmon, modelled)] == ["rapl", "hwmon", "modelled"]
     assert rapl.meter is hwmon.meter is None
     assert "no counters found" in rapl.reason
@@ -58,14 +63,14 @@ def test_a_rapl_zone_makes_a_rung(tmp_path: Path) -> None:
     zone.mkdir(parents=True)
     (zone / "name").write_text("package-0")
     (zone / "energy_uj").write_text("5")
-    meter = cpu_rungs(tmp_path)[0].meter
+    meter = next(ladder("cpu", Scope(sys=tmp_path))).meter
     assert meter is not None
     assert meter.method == "measured:rapl"
 
 
 def test_a_machine_without_a_driver_has_no_gpu_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    (rung,) = gpu_rungs()
+    (rung,) = ladder("gpu", Scope())
     assert (rung.name, rung.meter) == ("nvml", None)
     assert "pynvml" in rung.reason
 
@@ -110,9 +115,45 @@ def test_a_replay_runs_on_the_servers_clock(
     path = tmp_path / "run.jsonl"
     path.write_text(json.dumps({"at_s": 0.0, "joules": {"cpu": 4.0}}))
     monkeypatch.setattr(time, "monotonic", lambda: 321.0)
-    assert choose_meter(f"replay:{path}").read() == Reading(321.0, {"cpu": 4.0})
+    _, first = open_meter(MeterOptions(meter=f"replay:{path}"))
+    assert first == Reading(321.0, {"cpu": 4.0})
 
 
 def test_a_replay_of_nothing_is_a_sensor_error(tmp_path: Path) -> None:
     with pytest.raises(SensorError, match="cannot use"):
-        choose_meter(f"replay:{tmp_path / 'nothing'}")
+        choose_meter(f"replay:{tmp_path / 'nothing'}", {})
+
+
+def test_every_meter_of_the_registry_can_be_asked_for() -> None:
+    for entry in METERS:
+        assert entry.domain in DOMAINS
+        assert entry.name in METER_NAMES
+        assert why_unknown(entry.name) is None
+        (rung,) = ladder(entry.domain, Scope(), entry.name)
+        assert rung.name == entry.name
+
+
+def test_a_meter_asked_for_is_the_only_one_that_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML is slow to begin with, and says things on standard error."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    meter, first = open_meter(MeterOptions(meter="modelled"))
+    assert meter.method.startswith("modelled:")
+    assert first.joules
+    with pytest.raises(ConfigError, match=r"^--meter nvml: meter nvml does not work") as caught:
+        open_meter(MeterOptions(meter="nvml"))
+    assert caught.value.option == "meter"
+
+
+def test_what_computes_on_the_cpu_is_not_metered_on_gpus() -> None:
+    with pytest.raises(ConfigError, match="meter nvml is for devices that are not metered here"):
+        open_meter(MeterOptions(meter="nvml"), Scope(gpus=False))
+    meter, _ = open_meter(MeterOptions(), Scope(gpus=False))
+    assert "gpu" not in meter.read().joules
+
+
+def test_servers_on_one_machine_share_its_meter(tmp_path: Path) -> None:
+    roster = Roster(tmp_path / "roster")
+    meter, _ = open_meter(MeterOptions(meter="modelled"), Scope(roster=roster))
+    assert isinstance(meter, SharedMeter)
+    assert meter.method.startswith("modelled:")
+    roster.leave()

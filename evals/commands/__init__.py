@@ -1,0 +1,1 @@
+"""What `greenllm eval`, `tune`, `profile` and `bench` do."""

@@ -1,0 +1,1 @@
+"""What `greenllm finetune` and `greenllm compress` do."""
