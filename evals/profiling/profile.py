@@ -27,6 +27,13 @@ class Row:
     active_j: float | None
     count: int = 1
 
+    @property
+    def name(self) -> str:
+        """How it is called in a table."""
+        if self.count > 1:
+            return f"{self.kind}, mean of a layer"
+        return self.kind if self.layer is None else f"layer {self.layer}: {self.kind}"
+
     def __add__(self, other: Row) -> Row:
         """Both together, without a layer."""
         known = self.active_j is not None and other.active_j is not None

@@ -12,14 +12,14 @@ Not covered: what the model as it was cost to train; what the hardware's manufac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from evals.tables import grid, text
+from evals.pages import page
 from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.report import Grams
-from finetune.bill.text import joules
 from greenllm.energy.carbon.footprint import operational_g
 from greenllm.intervals import Estimate
 
@@ -159,69 +159,4 @@ def _payback(costs: Costs, before: Side, after: Side) -> dict[str, Any] | None:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The report as a model card."""
-    before, after, costs = found["before"], found["after"], found["costs"]
-    how = "measured" if costs["measured"] else "modelled, not measured"
-    phases = ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
-    identity = found["identity"]
-    parts = (
-        f"---\nlibrary_name: transformers\nbase_model: {identity['base']}\n---",
-        f"# {identity['base']}, {identity['method']}",
-        f"{found['verdict'].capitalize()}.",
-        grid(("", "before", "after", "ratio"), _rows(before, after)),
-        f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): {phases}. Scoring"
-        f" both models took {joules(costs['scoring_j'])} more, not counted below.",
-        _grams_line(found["carbon"]),
-        _payback_line(found["break_even"], is_green=found["is_green"]),
-        "## By task",
-        grid(
-            ("task", "before", "after"),
-            [(name, f"{share:.1%}", f"{after['by_task'][name]:.1%}")
-             for name, share in before["by_task"].items()],
-        ),
-        f"## How to make it again\n\n```sh\n{identity['command']}\n```",
-    )  # fmt: skip
-    return "\n\n".join(parts) + "\n"
-
-
-def _grams_line(found: Mapping[str, Any]) -> str:
-    if found["operational_g"] is None:
-        return "The grams of making it are not known."
-    year = "" if found["intensity_year"] is None else f", {found['intensity_year']}"
-    return (
-        f"The electricity of making it is {found['operational_g']:.3g} g CO2e at"
-        f" {found['intensity_g_per_kwh']:g} g/kWh ({found['intensity_zone']},"
-        f" {found['intensity_source']}{year}), PUE {found['pue']:g}; what the hardware's"
-        " manufacture adds is not known."
-    )
-
-
-def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence[Sequence[str]]:
-    ratio = _ratio(before["solved"]["value"], after["solved"]["value"])
-    rows = [("right answers (95 %)", _share(before), _share(after), ratio)]
-    for label, name in _FIGURES.items():
-        one, other = before[name], after[name]
-        rows.append((label, text(one), text(other), _ratio(one, other)))
-    return rows
-
-
-def _ratio(one: float | None, other: float | None) -> str:
-    return "-" if not one or other is None else f"{other / one:.2f}"
-
-
-def _share(side: Mapping[str, Any]) -> str:
-    solved = side["solved"]
-    return f"{solved['value']:.1%} ({solved['low']:.1%} to {solved['high']:.1%})"
-
-
-def _payback_line(found: Mapping[str, Any] | None, *, is_green: bool) -> str:
-    if found is None:
-        return "When it pays back is not known."
-    if found["requests"] is None:
-        return f"When it pays back: {found['reason']}."
-    most = found["at_most"]
-    bound = "" if most is None else f" (at most {most:,}, by the intervals of the shares)"
-    if not is_green:
-        return (
-            f"Its joules alone would be made up for by {found['requests']:,} right answers{bound}."
-        )
-    return f"It has paid back after {found['requests']:,} right answers{bound}."
+    return page(Path(__file__).with_name("report.md.jinja"), **found, figures=_FIGURES)

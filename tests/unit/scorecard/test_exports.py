@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.served import Cost
-from finetune.bill.card import card as readme
+from finetune.bill.pages import card as readme
 from greenllm.cli.card import FORMATS, shown
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.scorecard.card import Card
