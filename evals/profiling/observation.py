@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from evals.profiling.config import ProfileConfig
-from evals.profiling.counts import Counts
 from evals.profiling.parts import Part
+from evals.profiling.profile import Counts
 from evals.profiling.step import AttentionStep, Step
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evals.profiling.counts import Kind
+from evals.profiling.profile import Kind
 from greenllm.core import GreenllmError
 from greenllm.model.loader import stored_bytes
 from greenllm.runner.early_exit import path_of_layers

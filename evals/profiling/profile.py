@@ -2,18 +2,45 @@
 
 Contract: the rows are every part and the rest, which is in no part; their seconds sum to the step
 with stopwatches, their joules to the step's active ones. Joules are shared out by time. What is
-unknown is None, never 0.
+unknown is None, never 0. What is counted and what is not says `observation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import reduce
+from typing import Literal
 
 from evals.profiling.config import ProfileConfig
-from evals.profiling.counts import Counts, Kind
 from evals.profiling.energy import StepEnergy
+
+Kind = Literal["embedding", "norms", "attention", "MLP", "final norm", "head", "rest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """FLOPs and bytes of one part in one step."""
+
+    flops: int = 0
+    masked_flops: int = 0
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def moved_bytes(self) -> int:
+        """All bytes."""
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs for each byte; None where nothing is moved."""
+        return self.flops / self.moved_bytes if self.moved_bytes else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,9 +180,8 @@ def _write(
 
 
 def _side(report: Any, name: str, scored: Scored, config: CompressConfig) -> Any:
-    facts = importlib.import_module("finetune.compressing.sizes")
     model = config.model if name == "before" else str(config.folder)
-    parameters, weight_bytes = facts.sizes_of(model)
+    parameters, weight_bytes = report.sizes_of(model)
     return report.Side(
         parameters, weight_bytes, scored.solved, scored.joules_per_answer,
         scored.joules_per_token, scored.seconds_per_token, scored.p95_s, scored.by_task,

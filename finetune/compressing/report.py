@@ -12,16 +12,21 @@ Not covered: what the model as it was cost to train; what the hardware's manufac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from evals.pages import page
 from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.report import Grams
 from greenllm.energy.carbon.footprint import operational_g
 from greenllm.intervals import Estimate
+from greenllm.model.files import local_folder
+from greenllm.model.options import resolve
 
 SCHEMA = 1
 _FIGURES = {
@@ -63,6 +68,17 @@ class Side:
             "by_task": dict(self.by_task),
             "joules_per_right_answer": self.joules_per_right_answer,
         }
+
+
+def sizes_of(model: str) -> tuple[int, int]:
+    """Parameters and bytes of a model's safetensors files; tied weights count once."""
+    files = sorted(Path(local_folder(resolve(model))).glob("*.safetensors"))
+    parameters = 0
+    for path in files:
+        with safe_open(path, framework="np") as file:
+            shapes = (file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
+            parameters += sum(map(math.prod, shapes))
+    return parameters, sum(path.stat().st_size for path in files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from finetune.compressing.config import CompressConfig
 from finetune.compressing.importance import Importance, importance_of
 from finetune.compressing.making import Healer, batches, make, read_source, write
 from finetune.compressing.prune import prune
-from finetune.compressing.sizes import sizes_of
+from finetune.compressing.report import sizes_of
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import IntensityTable
 from greenllm.energy.meters.modelled import modelled_meter

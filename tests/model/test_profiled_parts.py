@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 
 from evals.commands.profile import profile as run
 from evals.profiling.config import ProfileConfig
-from evals.profiling.counts import Counts, Kind
 from evals.profiling.energy import Patience, StepEnergy, measure_energy
-from evals.profiling.profile import Profile, Row, Subject, by_kind, rows_of
+from evals.profiling.profile import Counts, Kind, Profile, Row, Subject, by_kind, rows_of
 from evals.profiling.report import as_dict, draw, markdown, shares
 from evals.profiling.timing import middle
 from greenllm.cli.app import app

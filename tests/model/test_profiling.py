@@ -14,11 +14,10 @@ from transformers import GPT2Config, MistralConfig, MixtralConfig, OPTConfig
 from evals.commands.profile import profile as run
 from evals.profiling import profiler
 from evals.profiling.config import ProfileConfig
-from evals.profiling.counts import Counts
 from evals.profiling.energy import Patience
 from evals.profiling.observation import count, flops_by_module
 from evals.profiling.parts import ProfileError, find_parts
-from evals.profiling.profile import Profile, by_kind
+from evals.profiling.profile import Counts, Profile, by_kind
 from evals.profiling.profiler import profile
 from evals.profiling.step import Step
 from evals.profiling.timing import time_step
