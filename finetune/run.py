@@ -20,14 +20,13 @@ from typing import Any
 import torch
 
 from finetune import files
-from finetune.bill.card import card
 from finetune.bill.journal import RunJournal, take_over, update
 from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.bill.pages import card, markdown
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.plot import draw
 from finetune.bill.quality import ModelQuality
 from finetune.bill.report import Grams, ModelSizes, RunResult, build, identity_of
-from finetune.bill.text import markdown
 from finetune.plan.forecast import Forecast, forecast
 from finetune.plan.sweep import SweepTrial, with_settings
 from finetune.plan.trials import sweep

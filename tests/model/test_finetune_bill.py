@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from finetune import run as finetune_run
+from finetune.bill.pages import markdown
 from finetune.bill.phases import PhaseAccount
-from finetune.bill.text import markdown
 from finetune.data.encoding import Encoded
 from finetune.data.examples import DataLine
 from finetune.data.household import household_rows

@@ -29,9 +29,9 @@ from greenllm.runner.selfcheck import (
     SelfCheckError,
     check_openvino,
     measure,
+    shrink,
     tolerance,
 )
-from greenllm.runner.tinymodel import shrink
 from greenllm.runner.torch import TorchRunner
 
 GPT2: dict[str, Any] = {
