@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -30,7 +30,7 @@ from evals.studies.load import CHATS, Server, chat_body, serve, story_request
 from evals.studies.ratios import Figures, medians, over
 from greenllm.core import Batch, Request, Sample
 from greenllm.energy.account.account import Account
-from greenllm.energy.account.bill import BillCounts
+from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.receipt import Outcome, Receipt
@@ -51,7 +51,14 @@ class Unmetered(Account):
     def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[BillCounts]) -> None:
+    def finish(
+        self,
+        request_id: str,
+        outcome: Outcome,
+        counts: TokenCounts,
+        *,
+        mean_layers: float | None = None,
+    ) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:
