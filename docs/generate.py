@@ -47,7 +47,7 @@ def pages() -> dict[Path, str]:
     texts = {
         "cli.md": cli_page(),
         "http.md": http_page(),
-        "library.md": library_page(ROOT / "greenllm"),
+        "library.md": library_page(),
         "metrics.md": metrics_page(),
     }
     schema = json.dumps(card_schema(), indent=2, ensure_ascii=False) + "\n"

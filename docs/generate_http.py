@@ -7,12 +7,12 @@ the energy object; errors.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args
 
+from docstrings import attributes, first
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from prometheus_client.parser import text_string_to_metric_families
@@ -79,9 +79,9 @@ def http_page() -> str:
     parts = ["# The HTTP API", "## Routes", *_route_parts(found), "## Bodies", _BODIES]
     schemas = [body for route in found if (body := _body(route)) is not None]
     for name, schema in _named(schemas).items():
-        parts += [f"### {name}", _first(schema.get("description", "")), _field_table(schema)]
+        parts += [f"### {name}", _one_line(schema.get("description", "")), _field_table(schema)]
     parts += ["## Headers of an answer", _HEADERS, _header_table(), _REPLICAS]
-    parts += ["## The energy object", _OBJECT, inspect.getdoc(Receipt) or "", _value_list()]
+    parts += ["## The energy object", _OBJECT, _value_list()]
     parts += [_object_table(energy_object(KNOWN), energy_object(UNKNOWN))]
     extra = {key: receipt_object(KNOWN)[key] for key in _receipt_keys()}
     parts += ["## The receipt", _RECEIPT, _object_table(extra, receipt_object(UNKNOWN))]
@@ -105,7 +105,9 @@ _HEADERS = (
 )
 _OBJECT = (
     "`usage.energy` in answers, in the last chunk of a stream with `include_usage`, and in the"
-    " comment. Figures have three significant digits. What they mean, where `_j` is joules:"
+    " comment. Figures have three significant digits; what is unknown is null, never 0. The joules"
+    " are those of the machine: only the grams are multiplied by the PUE. Active and idle joules"
+    " add up to `energy_joules`, those of prefill, decode and draft to `active_joules`."
 )
 _RECEIPT = "`GET /v1/energy/{request_id}` adds these keys to the energy object."
 
@@ -128,7 +130,7 @@ def _route_parts(found: list[APIRoute]) -> list[str]:
             if other.endpoint is route.endpoint and other is not route
         ]
         parts.append(f"### {' '.join(sorted(route.methods or ()))} {route.path_format}")
-        parts.append(_first(inspect.getdoc(route.endpoint) or ""))
+        parts.append(first(route.endpoint))
         if aliases:
             parts.append(f"Also as {', '.join(aliases)}.")
         if (body := _body(route)) is not None:
@@ -138,6 +140,10 @@ def _route_parts(found: list[APIRoute]) -> list[str]:
 
 def _no_state(_: object) -> Any:
     raise NotImplementedError
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 def _body(route: APIRoute) -> Json | None:
@@ -226,10 +232,31 @@ def _receipt_keys() -> list[str]:
 
 def _object_table(known: Json, unknown: Json) -> str:
     rows = [
-        (f"`{key}`", f"`{json.dumps(value)}`", "null" if unknown[key] is None else "")
+        (f"`{key}`", f"`{json.dumps(value)}`", _absent(unknown[key]), _meaning(key))
         for key, value in known.items()
     ]
-    return _table(("key", "example", "when unknown"), rows)
+    return _table(("key", "example", "when unknown", "what"), rows)
+
+
+def _absent(value: object) -> str:
+    return "null" if value is None else ""
+
+
+# Keys of the energy object that do not follow from the names of a receipt's fields.
+_FIELDS = {"energy_joules": "total_j", "avg_power_watts": "avg_power_w", "created": "created_s"}
+_UNITS = (("_joules", "_j"), ("_seconds", "_s"), ("_gco2e", "_g"))
+
+
+def _meaning(key: str) -> str:
+    """What the receipt says of the field or property that a key shows."""
+    name = _FIELDS.get(key, key.removeprefix("carbon_"))
+    for long, short in _UNITS:
+        name = name.removesuffix(long) + short if name.endswith(long) else name
+    if name == "energy_kwh":
+        return "The total, in kWh."
+    if name == "object":
+        return "The kind of the object."
+    return attributes(Receipt).get(name) or first(getattr(Receipt, name))
 
 
 def metrics_page() -> str:
@@ -257,7 +284,3 @@ def metrics_page() -> str:
 def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [headings, tuple("---" for _ in headings), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _first(doc: str) -> str:
-    return " ".join(doc.partition("\n\n")[0].split())

@@ -1,83 +1,136 @@
-"""The library's reference, from the source text: nothing is imported.
+"""The library's reference: what a user of the Python package calls and reads.
 
-Contract: every public class, method and function of `greenllm`, by module, with its signature and
-the first paragraph of its docstring. Not covered: constants; the command line, which has a page
-of its own.
+Contract: the classes of `PUBLIC` with their docstrings, fields and methods, from the code as it is
+imported. Everything else in the packages is internal and may change. Not covered: the command
+line, which has a page of its own.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
 
-LEFT_OUT = ("cli", "__main__.py")
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+from docstrings import attributes, first, prose
+
+from finetune.recipe import Recipe
+from greenllm.core import (
+    Approximation,
+    GreenllmError,
+    InvalidRequestError,
+    SamplingParams,
+    Speculation,
+)
+from greenllm.energy.ledger import Ledger, Row, Session
+from greenllm.energy.receipt import Receipt
+from greenllm.options import EngineConfig
+from serving.config import ServeConfig
+
+# A class by the module to import it from, and its methods: None is every public one.
+Public = tuple[str, type, tuple[str, ...] | None]
+PUBLIC: dict[str, tuple[Public, ...]] = {
+    "Asking a model": (
+        ("greenllm", SamplingParams, ()),
+        ("greenllm.core", Speculation, ()),
+        ("greenllm.core", Approximation, ()),
+    ),
+    "Receipts and the ledger": (
+        ("greenllm.energy.receipt", Receipt, None),
+        ("greenllm.energy.ledger", Ledger, ("receipt", "receipts", "sums", "sessions", "close")),
+        ("greenllm.energy.ledger", Row, ()),
+        ("greenllm.energy.ledger", Session, ()),
+    ),
+    "Options": (
+        ("greenllm.config", EngineConfig, ()),
+        ("serving.config", ServeConfig, ()),
+        ("finetune.recipe", Recipe, ()),
+    ),
+    "Errors": (
+        ("greenllm.core", GreenllmError, ()),
+        ("greenllm.core", InvalidRequestError, ()),
+    ),
+}
+_INTRODUCTION = (
+    "What a Python program uses. Every other name is internal and may change between versions;"
+    " [the architecture](../architecture.md) is the way in for readers of the code."
+)
 
 
-def library_page(root: Path) -> str:
-    """The page for the package at `root`."""
-    parts = ["# The library", "By module. Start with `greenllm.core`, the vocabulary."]
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in LEFT_OUT:
-            parts += _module(_module_name(root, path), ast.parse(path.read_text("utf-8")))
+def library_page() -> str:
+    """The page."""
+    parts = ["# The library", _INTRODUCTION]
+    seen: set[str] = set()
+    for heading, classes in PUBLIC.items():
+        parts.append(f"## {heading}")
+        for module, owner, methods in classes:
+            parts += _class(module, owner, methods, seen)
     return "\n\n".join(parts) + "\n"
 
 
-def _module_name(root: Path, path: Path) -> str:
-    parts = path.relative_to(root.parent).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+def _class(
+    module: str, owner: type, methods: tuple[str, ...] | None, seen: set[str]
+) -> Iterator[str]:
+    yield f"### {owner.__name__}"
+    yield f"```python\nfrom {module} import {owner.__name__}\n```"
+    yield prose(owner)
+    own = fields(owner) if is_dataclass(owner) else ()
+    # A config class repeats the options of those that it is made of; each is listed once.
+    new = [field for field in own if not (_is_option(field) and field.name in seen)]
+    seen.update(field.name for field in new if _is_option(field))
+    if len(new) < len(own):
+        yield "It has the options above too."
+    if new:
+        yield _field_table(owner, new)
+    described = [_method(name, item) for name, item in _methods(owner, methods)]
+    if described:
+        yield "\n".join(described)
 
 
-def _module(name: str, tree: ast.Module) -> list[str]:
-    parts: list[str] = []
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and _is_public(node.name):
-            parts += _class(node)
-        elif isinstance(node, Function) and _is_public(node.name):
-            parts += [f"### {node.name}", _code(_signature(node)), _summary(node)]
-    return [f"## {name}", _summary(tree), *parts] if parts else []
+def _field_table(owner: type, found: Sequence[Field[Any]]) -> str:
+    meanings = attributes(owner)
+    rows = ["| name | type | default | what |", "|---|---|---|---|"]
+    for field in found:
+        meaning = field.metadata.get("help") or meanings.get(field.name, "")
+        cells = (f"`{field.name}`", f"`{_kind(field)}`", _default(field), meaning)
+        rows.append(f"| {' | '.join(map(_escaped, cells))} |")
+    return "\n".join(rows)
 
 
-def _class(node: ast.ClassDef) -> list[str]:
-    bases = ", ".join(ast.unparse(base) for base in node.bases)
-    head = f"class {node.name}({bases})" if bases else f"class {node.name}"
-    lines = [f"    {ast.unparse(item)}" for item in node.body if _is_field(item)]
-    methods = [item for item in node.body if isinstance(item, Function)]
-    lines += [f"    {_signature(item)}" for item in methods if item.name == "__init__"]
-    code = _code("\n".join([head + ":", *lines]) if lines else head)
-    described = "\n".join(f"- {_method(item)}" for item in methods if _is_public(item.name))
-    return [f"### {node.name}", code, _summary(node), *([described] if described else [])]
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
-def _method(node: Function) -> str:
-    decorators = {ast.unparse(item) for item in node.decorator_list}
-    if "property" in decorators:
-        result = f": {ast.unparse(node.returns)}" if node.returns else ""
-        return f"`{node.name}{result}` (property): {_summary(node)}"
-    signature = _signature(node).removeprefix("async def ").removeprefix("def ")
-    return f"`{signature}`: {_summary(node)}"
+def _is_option(field: Field[Any]) -> bool:
+    return "help" in field.metadata
 
 
-def _signature(node: Function) -> str:
-    word = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
-    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return f"{word} {node.name}({ast.unparse(node.args)}){result}"
+def _kind(field: Field[Any]) -> str:
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
 
 
-def _is_field(node: ast.stmt) -> bool:
-    named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    return named and _is_public(ast.unparse(node).partition(":")[0])
+def _default(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        return f"`{field.default!r}`"
+    if field.default_factory is not MISSING:
+        value = field.default_factory()
+        # A default that depends on the machine would make the page differ between machines.
+        return f"`{value!r}`" if isinstance(value, dict | list | tuple) else ""
+    return "required"
 
 
-def _is_public(name: str) -> bool:
-    return not name.startswith("_")
+def _methods(owner: type, names: tuple[str, ...] | None) -> Iterator[tuple[str, Any]]:
+    for name, item in vars(owner).items():
+        is_wanted = not name.startswith("_") if names is None else name in names
+        if is_wanted and (inspect.isfunction(item) or isinstance(item, property)):
+            yield name, item
 
 
-def _summary(node: ast.Module | ast.ClassDef | Function) -> str:
-    paragraphs: Iterator[str] = iter((ast.get_docstring(node) or "").split("\n\n"))
-    return " ".join(next(paragraphs).split())
-
-
-def _code(text: str) -> str:
-    return f"```python\n{text}\n```"
+def _method(name: str, item: Any) -> str:
+    if isinstance(item, property):
+        kind = inspect.signature(item.fget).return_annotation if item.fget else ""
+        return f"- `{name}: {kind}` (property): {first(item)}"
+    signature = inspect.signature(item)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    text = str(signature.replace(parameters=own)).replace("'", "")
+    return f"- `{name}{text}`: {first(item)}"

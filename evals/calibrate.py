@@ -10,9 +10,9 @@ then scores these answers with the whole model: whether each token is the likeli
 before it. Beside that: how many layers a token took, and how many answers are the plain ones, and
 right.
 
-Prompts are held-out examples of `TASKS`, a module that is found by its name, as benchmarks know
-nothing of training; or pieces of a plain text. With `--keep all` the thresholds go into the model's
-config.json, with `--keep higher` those that are higher than what is there from another text.
+Prompts are held-out examples of the generated tasks, or pieces of a plain text. The result is
+written as `NAME.json`. With `--keep all` the thresholds go into the model's config.json, with
+`--keep higher` those that are higher than what is there from another text.
 
 Not covered: sampled answers; thresholds for quantized weights of their own (the exit is read in
 float32, but answers and the test are the server's); energy.
@@ -20,11 +20,10 @@ float32, but answers and the test are the server's); energy.
 
 from __future__ import annotations
 
+import json
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,8 +40,9 @@ from evals.calibration import (
     markdown,
     with_thresholds,
 )
-from evals.entry import BenchError, finish
-from evals.lab import Bench, load_bench, save
+from evals.engines import Bench, load_bench
+from evals.entry import BenchError, finish, origin
+from evals.tasks.generated.tasks import held_out_examples, task_names
 from greenllm.core import Approximation, Request, SamplingParams, Token
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.drafting import default_exit, trained_exits
@@ -52,8 +52,8 @@ from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
 from greenllm.runner.early_exit import first_layers
 from greenllm.tokenizer import Tokenizer
 
+MODULE = "evals.calibrate"
 console = Console(stderr=True)
-TASKS = "evals.tasks.generated.tasks"
 SEED = 1
 BATCH = 16
 THREADS = 1
@@ -81,12 +81,11 @@ class Answer:
 
 def task_prompts(tokenizer: Tokenizer, count: int) -> list[Prompt]:
     """So many held-out examples, of all tasks alike, in random order."""
-    tasks = import_module(TASKS)
-    names = tasks.task_names()
+    names = task_names()
     each = -(-2 * count // len(names))  # some tasks have none
     found: list[Prompt] = []
     for name in names:
-        for example in tasks.held_out_examples(name, each, SEED, exact=False):
+        for example in held_out_examples(name, each, SEED, exact=False):
             turns = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
             text = tokenizer.chat(turns, add_generation_prompt=True)
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -265,7 +264,7 @@ def main(
         Path | None, typer.Option(help="A plain text for prompts.", exists=True)
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens per answer, at most.")] = 200,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "calibration",
+    name: Annotated[str, typer.Option(help="The result's file, without .json.")] = "calibration",
     keep: Annotated[
         Literal["no", "all", "higher"],
         typer.Option(help="What of this to write into config.json: all, or what is higher there."),
@@ -280,16 +279,10 @@ def main(
     for row in calibrate(bench, model, layer, found, max_tokens):
         rows.append(row)
         console.print(f"agreement {row['asked'] or 'of plain answers'} done")
-    # In place of the command as typed, which may name folders of this machine.
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    what = {
-        "command": " ".join(["python -m evals.calibrate", *words]),
-        "model": own_name(model),
-        "exit_layer": layer,
-        "prompts": len(found),
-        "rows": rows,
-    }
-    path = save(name, what, module="calibrate")
+    about = {"model": own_name(model), "exit_layer": layer, "prompts": len(found)}
+    result = json.dumps({**origin(MODULE), **about, "rows": rows}, indent=2)
+    path = Path(f"{name}.json")
+    path.write_text(result + "\n", encoding="utf-8")
     typer.echo(f"{markdown(rows)}written to {path}")
     if keep != "no":
         thresholds = {row["asked"]: row["threshold"] for row in rows if row["threshold"]}
@@ -297,4 +290,4 @@ def main(
 
 
 if __name__ == "__main__":
-    finish("evals.calibrate", lambda: typer.run(main))
+    finish(MODULE, lambda: typer.run(main))

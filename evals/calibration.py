@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from greenllm.speculation.exits import EXIT_THRESHOLDS
+from evals.tables import grid
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS
 
 AGREEMENTS = (0.90, 0.95, 0.98, 0.99)
 # Below it an exit is sure of everything.
@@ -103,8 +104,7 @@ _COLUMNS = (
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table; a row without a threshold that is not plain could not be had."""
-    lines = [_COLUMNS, ["---:"] * len(_COLUMNS), *map(_cells, rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return grid(_COLUMNS, list(map(_cells, rows))) + "\n"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

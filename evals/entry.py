@@ -1,41 +1,43 @@
-"""What the benchmarks' own commands share: names that are chosen, and how a command ends.
+"""What commands of their own share: how they end, and what results say of where they are from.
 
-A mistake is one line on standard error and exit code 2.
+Contract: a mistake is one line on standard error and exit code 2. A result names its command and
+machine; of folders of this machine it has the last part only.
 """
 
 from __future__ import annotations
 
+import platform
+import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 
 from greenllm.core import GreenllmError
+from greenllm.scorecard.origin import machine_name
 
 
 class BenchError(GreenllmError):
     """A benchmark cannot be run."""
 
 
-def pick(names: Sequence[str], known: Collection[str], refusal: str) -> list[str]:
-    """Names that are known; all of them without any.
-
-    Raises:
-        BenchError: one is not known; it begins with `refusal`.
-    """
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise BenchError(f"{refusal} {', '.join(unknown)}; there are {', '.join(known)}")
-    return list(names or known)
-
-
-def split_names(text: str) -> list[str]:
-    """What stands between commas."""
-    return [name.strip() for name in text.split(",")] if text else []
-
-
-def finish(name: str, command: Callable[[], object]) -> None:
-    """Run a command line; `name` is the module's, as it is typed after `python -m`."""
+def finish(module: str, command: Callable[[], object]) -> None:
+    """Run a command line; `module` is what is typed after `python -m`."""
     try:
         command()
     except GreenllmError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{module}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def origin(module: str) -> dict[str, str]:
+    """Command, date, machine and versions, for a result."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return {
+        "command": shlex.join(["python", "-m", module, *words]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine_name(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }

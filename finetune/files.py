@@ -1,9 +1,14 @@
-"""The files of a run's folder: their names, and JSON that is there whole or not at all."""
+"""The files of a run's folder: their names, JSON and checkpoints that are whole or not there.
+
+Contract: a checkpoint counts once its marker is written, which comes last; what a crash or a full
+disk left half-written is never resumed from, and is removed when it is noticed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,9 @@ from typing import Any
 from greenllm.core import GreenllmError
 
 REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
-JOURNAL = "journal.json"
+JOURNAL, OUTCOME, SWEEP, WAIT = "journal.json", "outcome.json", "sweep.json", "wait.json"
 CHECKPOINTS, MARKER = "checkpoints", "greenllm.json"
-SWEEP = "sweep.json"
-WAIT = "wait.json"
+PART = ".part"  # of a file that is being written
 
 
 class SavingError(GreenllmError):
@@ -27,7 +31,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         SavingError: it cannot be written.
     """
-    draft = path.with_name(path.name + ".part")
+    draft = path.with_name(path.name + PART)
     try:
         with draft.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=1)
@@ -45,3 +49,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints that were finished, oldest first."""
+    found = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    steps = {path: int(step) for path, step in found.items() if step.isdecimal()}
+    return sorted((path for path in steps if (path / MARKER).is_file()), key=steps.__getitem__)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Delete checkpoints that are half-written."""
+    for path in set(folder.glob("checkpoint-*")) - set(complete(folder)):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,6 @@
 """One fine-tune from recipe to report.
 
-    data -> model -> look -> train -> look -> save -> compare -> report
+    data -> model -> score -> train -> score -> save -> compare -> report
 
 Contract: every joule from the first line on is booked to a phase. A run that cannot go on leaves
 its last good weights and a report that says why. Not covered: several runs in one process.
@@ -19,47 +19,28 @@ from typing import Any
 
 import torch
 
+from finetune import files
 from finetune.bill.card import card
 from finetune.bill.journal import RunJournal, take_over, update
+from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.plot import draw
-from finetune.bill.quality import Quality
-from finetune.bill.report import Grams, Outcome, Sizes, build, identity_of
+from finetune.bill.quality import ModelQuality
+from finetune.bill.report import Grams, ModelSizes, RunResult, build, identity_of
 from finetune.bill.text import markdown
-from finetune.data.dataset import Data, load_data
-from finetune.data.probe import load_probe
-from finetune.files import (
-    CHECKPOINTS,
-    JOURNAL,
-    MARKER,
-    PAGE,
-    PLOT,
-    REPORT,
-    SWEEP,
-    read_json,
-    write_json,
-)
 from finetune.plan.forecast import Forecast, forecast
-from finetune.plan.sweep import Trial, with_settings
+from finetune.plan.sweep import SweepTrial, with_settings
 from finetune.plan.trials import sweep
 from finetune.plan.waiting import Wait, wait_for_green, waited
 from finetune.recipe import Recipe
 from finetune.train import compare
-from finetune.train.checkpoints import complete, step_of
-from finetune.train.distilling import load_teacher
-from finetune.train.model import (
-    load_base,
-    load_tokenizer,
-    num_parameters,
-    num_trained,
-    place_of,
-    trainable,
-)
+from finetune.train.model import device_of, load_base, num_parameters, num_trained, trainable
 from finetune.train.output import open_folder, save_weights
 from finetune.train.processes import Processes, join, launched
-from finetune.train.subject import Subject
-from finetune.train.training import load_last, make_trainer, num_rows
-from finetune.train.watch import Progress, TrainingError, Watch
+from finetune.train.scoring import score
+from finetune.train.setup import RunSetup, load_setup
+from finetune.train.training import load_last, make_trainer
+from finetune.train.watch import Progress, RunWatch, TrainingError
 from greenllm.config import ConfigError, flag
 from greenllm.model.files import Weights, local_folder
 from greenllm.model.options import resolve
@@ -68,15 +49,24 @@ Show = Callable[[Progress], None]
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Where a run goes on."""
+
+    folder: Path
+    journal: RunJournal
+
+
 @dataclass(slots=True)
 class _Run:
-    """What a run has so far."""
+    """What a run has so far, for its report."""
 
-    subject: Subject
+    setup: RunSetup
     account: PhaseAccount
-    model: Any
-    sizes: Sizes
-    trials: list[Trial]
+    grams: Grams
+    began: str
+    sizes: ModelSizes
+    trials: list[SweepTrial]
     wait: Wait | None = None
 
 
@@ -93,67 +83,86 @@ def run(
     processes = _begin(recipe)
     _require_meter(recipe, account, processes)
     checkpoint = _open(recipe, processes, say)
-    kept = None if checkpoint is None else RunJournal.read(checkpoint / MARKER)
     if recipe.resume and processes.is_main:
-        take_over(account, kept, RunJournal.read(recipe.folder / JOURNAL))
-    keep = partial(update, recipe.folder / JOURNAL, account)
-    subject = _subject(recipe, account, processes)
-    say(_data_line(subject.data))
-    subject, trials = _swept(subject, account, say, keep)
-    now = _Run(subject, account, *_model(subject), trials)
+        reached = None if checkpoint is None else checkpoint.journal
+        take_over(account, reached, RunJournal.read(recipe.folder / files.JOURNAL))
+    keep = partial(update, recipe.folder / files.JOURNAL, account)
+    setup = load_setup(recipe, account, processes)
+    say(setup.data.counts.line())
+    setup, trials = _swept(setup, account, say, keep)
+    model, sizes = _model(setup)
+    now = _Run(setup, account, grams, began, sizes, trials)
     if recipe.start == "greenest":
-        now.wait = waited(recipe) or _waited(now, say)
+        now.wait = waited(recipe) or _waited(setup, account, model, say)
         keep()
     with account.during("evaluation"):
-        before = subject.look(now.model, account)
-    watch = _watch(subject, account, before, show)
-    status, reason = _train(subject, now.model, watch, checkpoint, kept)
+        before = score(setup, model, account)
+    watch = _watch(setup, account, before, show)
+    outcome = _train(setup, model, watch, checkpoint)
     with account.during("evaluation"):
-        after = subject.look(now.model, account)
+        after = score(setup, model, account)
     if before is None or after is None:
         return None
     keep()
     with account.during("saving"):
-        size = save_weights(subject.recipe, now.model, subject.tokenizer)
-        now.sizes = replace(now.sizes, output_bytes=size)
+        size = save_weights(setup.recipe, model, setup.tokenizer)
+        now.sizes = replace(sizes, output_bytes=size)
     keep()
     if now.wait is not None:
-        grams = now.wait.grams(grams, time.time(), account.spent().total_j)
-    outcome = Outcome(status, reason, before, after, None)
-    return _reported(now, watch, outcome, grams, began)
+        now.grams = now.wait.grams(grams, time.time(), account.spent().total_j)
+    return _reported(now, watch, RunResult(outcome, before, after))
 
 
-def _reported(
-    now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str
-) -> dict[str, Any]:
+def _reported(now: _Run, watch: RunWatch, result: RunResult) -> dict[str, Any]:
     """The report, written before anything is compared: what is trained has its bill by then."""
-    kind = now.subject.recipe.compare
-    if kind == "none":
-        return _report(now, watch, outcome, grams, began)
+    if now.setup.recipe.compare == "none":
+        return _report(now, watch, result)
     unfinished: dict[str, Any] = {"kind": "failed", "reason": "the run ended while it compared"}
-    _report(now, watch, replace(outcome, comparator=unfinished), grams, began)
+    _report(now, watch, replace(result, comparator=unfinished))
+    found: dict[str, Any] | None
     try:
         with now.account.during("compare"):
-            found = compare.measure(now.subject, now.account.meter, watch.seen)
+            found = compare.measure(now.setup, now.account.meter, watch.seen)
     except KeyboardInterrupt:
         found = {**unfinished, "reason": "interrupted"}
     except Exception as error:  # out of memory, say: what was trained is whole all the same
         found = {**unfinished, "reason": str(error) or type(error).__name__}
-    return _report(now, watch, replace(outcome, comparator=found), grams, began)
+    return _report(now, watch, replace(result, comparator=found))
 
 
-def _waited(now: _Run, say: Say) -> Wait:
-    expected = forecast(now.subject, now.account, now.model, now.subject.num_steps())
-    return wait_for_green(now.subject.recipe, now.account, expected.duration_s, say)
+def _report(now: _Run, watch: RunWatch, result: RunResult) -> dict[str, Any]:
+    """Write the report, and then the outcome: who finds that finds the report too."""
+    recipe, account, journal = now.setup.recipe, now.account, watch.journal()
+    digest = Weights(local_folder(resolve(recipe.model))).digest()
+    identity = identity_of(recipe, digest, now.began)
+    found = build(recipe, identity, now.setup.data, now.sizes, journal, account, result, now.grams)
+    found["trials"] = [asdict(trial) for trial in now.trials]
+    found["start"] = None if now.wait is None else now.wait.as_dict()
+    files.write_json(recipe.folder / files.REPORT, found)
+    grams = found["measures"]["carbon"]["operational_g"]
+    bill = TrainingBill.of(journal, account.meter, grams)
+    outcome = replace(result.outcome, tokens=journal.seen.tokens, bill=bill)
+    outcome.write(recipe.folder / files.OUTCOME)
+    return found
 
 
-def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) -> None:
-    account.read()
-    if recipe.budget_wh is not None and processes.is_main and not account.is_known:
-        raise ConfigError(
-            f"--budget-wh needs a meter, and none works here ({account.error or 'no sensor'});"
-            " --meter chooses one"
-        )
+def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
+    """What the run would cost; nothing is written.
+
+    Raises:
+        GreenllmError: what the run itself would refuse.
+    """
+    setup = load_setup(recipe, account, _begin(recipe))
+    say(setup.data.counts.line())
+    model, _ = _model(setup)
+    return forecast(setup, account, model)
+
+
+def write_pages(folder: Path, found: dict[str, Any]) -> None:
+    """The report as Markdown, its plot, and the card."""
+    draw(found, folder / files.PLOT)
+    (folder / files.PAGE).write_text(markdown(found, files.PLOT), encoding="utf-8")
+    (folder / "README.md").write_text(card(found), encoding="utf-8")
 
 
 def _begin(recipe: Recipe) -> Processes:
@@ -165,157 +174,104 @@ def _begin(recipe: Recipe) -> Processes:
     )  # fmt: skip
     for name, is_wanted in alone:
         if is_wanted and processes.count > 1:
-            raise ConfigError(f"{flag(name)} does not go with several processes")
-    join(processes, place_of(recipe).device)
+            raise ConfigError(f"{flag(name)} does not go with several processes", name)
+    join(processes, device_of(recipe).name)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     return processes
 
 
-def _model(subject: Subject) -> tuple[Any, Sizes]:
-    recipe = subject.recipe
-    torch.manual_seed(recipe.seed)
-    base = load_base(recipe, subject.place)
-    parameters = num_parameters(base)
-    model = trainable(recipe, base)
-    teacher = None if subject.teacher is None else num_parameters(subject.teacher)
-    return model, Sizes(parameters, num_trained(model), 0, teacher)
+def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) -> None:
+    account.read()
+    if recipe.budget_wh is not None and processes.is_main and not account.is_known:
+        raise ConfigError(
+            f"--budget-wh needs a meter, and none works here ({account.error or 'no sensor'});"
+            " --meter chooses one",
+            "budget_wh",
+        )
 
 
-def _report(now: _Run, watch: Watch, outcome: Outcome, grams: Grams, began: str) -> dict[str, Any]:
-    recipe = now.subject.recipe
-    identity = identity_of(recipe, Weights(local_folder(resolve(recipe.model))).digest(), began)
-    found = build(
-        recipe, identity, now.subject.data, now.sizes, watch.journal(), now.account, outcome, grams
-    )
-    found["trials"] = [asdict(trial) for trial in now.trials]
-    found["start"] = None if now.wait is None else now.wait.as_dict()
-    write_json(recipe.folder / REPORT, found)
-    return found
-
-
-def plan(recipe: Recipe, account: PhaseAccount, say: Say) -> Forecast:
-    """What the run would cost; nothing is written.
-
-    Raises:
-        GreenllmError: what the run itself would refuse.
-    """
-    processes = _begin(recipe)
-    subject = _subject(recipe, account, processes)
-    say(_data_line(subject.data))
-    model, _ = _model(subject)
-    return forecast(subject, account, model, subject.num_steps())
-
-
-def _swept(
-    subject: Subject, account: PhaseAccount, say: Say, keep: Callable[[], None]
-) -> tuple[Subject, list[Trial]]:
-    """The subject with the best settings; a run that goes on has chosen already."""
-    recipe, path = subject.recipe, subject.recipe.folder / SWEEP
-    if recipe.sweep is None:
-        return subject, []
-    known = read_json(path) if recipe.resume else None
-    if known is None:
-        chosen, trials = sweep(subject, account, subject.num_steps(), say, keep)
-        write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
-    else:
-        chosen, trials = known["chosen"], [Trial(**found) for found in known["trials"]]
-    return replace(subject, recipe=with_settings(recipe, chosen)), trials
-
-
-def write_pages(folder: Path, found: dict[str, Any]) -> None:
-    """The report as Markdown, its plot, and the card."""
-    draw(found, folder / PLOT)
-    (folder / PAGE).write_text(markdown(found, PLOT), encoding="utf-8")
-    (folder / "README.md").write_text(card(found), encoding="utf-8")
-
-
-def _open(recipe: Recipe, processes: Processes, say: Say) -> Path | None:
+def _open(recipe: Recipe, processes: Processes, say: Say) -> _Checkpoint | None:
     """The main process makes the folder; all of them find the same checkpoint in it."""
     if processes.is_main:
         open_folder(recipe)
     processes.wait()
-    found = complete(recipe.folder / CHECKPOINTS) if recipe.resume else []
-    if recipe.resume:
-        say(f"goes on from {found[-1].name}" if found else "no checkpoint yet: begins anew")
-    return found[-1] if found else None
+    if not recipe.resume:
+        return None
+    for folder in reversed(files.complete(recipe.folder / files.CHECKPOINTS)):
+        if (journal := RunJournal.read(folder / files.MARKER)) is not None:
+            say(f"goes on from {folder.name}")
+            return _Checkpoint(folder, journal)
+    say("no checkpoint yet: begins anew")
+    return None
 
 
-def _subject(recipe: Recipe, account: PhaseAccount, processes: Processes) -> Subject:
-    place, tokenizer = place_of(recipe), load_tokenizer(recipe)
-    context = min(tokenizer.model_max_length, _context(recipe))
-    with account.during("data"):
-        data = load_data(recipe, tokenizer, context)
-        probe = load_probe(recipe, tokenizer, context)
-    recipe = replace(recipe, max_length=recipe.max_length or context)
-    teacher = load_teacher(recipe, place, tokenizer)
-    if recipe.eval_every is not None and not data.validation:
-        raise ConfigError(
-            f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
-            " to look at; give --validation, or more examples"
-        )
-    rows = num_rows(recipe, data.train, recipe.max_length or context)
-    return Subject(recipe, place, tokenizer, data, probe, processes, rows, teacher)
+def _swept(
+    setup: RunSetup, account: PhaseAccount, say: Say, keep: Callable[[], None]
+) -> tuple[RunSetup, list[SweepTrial]]:
+    """The run with the best settings; one that goes on has chosen already."""
+    recipe, path = setup.recipe, setup.recipe.folder / files.SWEEP
+    if recipe.sweep is None:
+        return setup, []
+    known = files.read_json(path) if recipe.resume else None
+    if known is None:
+        chosen, trials = sweep(setup, account, say, keep)
+        files.write_json(path, {"chosen": chosen, "trials": [asdict(trial) for trial in trials]})
+    else:
+        chosen, trials = known["chosen"], [SweepTrial(**found) for found in known["trials"]]
+    return replace(setup, recipe=with_settings(recipe, chosen)), trials
 
 
-def _context(recipe: Recipe) -> int:
-    from transformers import AutoConfig
+def _model(setup: RunSetup) -> tuple[Any, ModelSizes]:
+    torch.manual_seed(setup.recipe.seed)
+    base = load_base(setup.recipe, setup.device)
+    parameters = num_parameters(base)
+    model = trainable(setup.recipe, base)
+    teacher = None if setup.teacher is None else num_parameters(setup.teacher)
+    return model, ModelSizes(parameters, num_trained(model), 0, teacher)
 
-    config = AutoConfig.from_pretrained(local_folder(resolve(recipe.model)))
-    return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+def _waited(setup: RunSetup, account: PhaseAccount, model: Any, say: Say) -> Wait:
+    expected = forecast(setup, account, model)
+    return wait_for_green(setup.recipe, account, expected.duration_s, say)
 
 
-def _watch(subject: Subject, account: PhaseAccount, before: Quality | None, show: Show) -> Watch:
-    """Its reserve is what the last look will cost: as the first, but for the answers' length."""
-    recipe = subject.recipe
-    return Watch(
+def _watch(
+    setup: RunSetup, account: PhaseAccount, before: ModelQuality | None, show: Show
+) -> RunWatch:
+    """Its reserve is what the last scoring will cost: as the first, but for the answers' length."""
+    recipe = setup.recipe
+    return RunWatch(
         account,
-        recipe.folder / JOURNAL,
-        total_tokens=subject.total_tokens(subject.num_steps()),
+        recipe.folder / files.JOURNAL,
+        total_tokens=setup.tokens_of(setup.num_steps),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
         reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
         look_j=(before.losses_j or 0.0) if before else 0.0,
-        processes=subject.processes,
+        processes=setup.processes,
         show=show,
     )
 
 
 def _train(
-    subject: Subject,
-    model: Any,
-    watch: Watch,
-    checkpoint: Path | None,
-    kept: RunJournal | None,
-) -> tuple[str, str | None]:
-    """How training ended, and why it did before its end."""
-    steps = subject.num_steps()
-    trainer = make_trainer(subject, model, watch, steps)
-    if kept is not None:
-        watch.restore(kept)
+    setup: RunSetup, model: Any, watch: RunWatch, checkpoint: _Checkpoint | None
+) -> RunOutcome:
+    """Train from the beginning, or from a checkpoint."""
+    trainer = make_trainer(setup, model, watch, setup.num_steps)
+    if checkpoint is not None:
+        watch.restore(checkpoint.journal)
     try:
         with watch.interruptible():
-            if checkpoint is not None and (step_of(checkpoint) or 0) >= steps:
-                load_last(trainer, checkpoint)
+            if checkpoint is not None and checkpoint.journal.seen.steps >= setup.num_steps:
+                load_last(trainer, checkpoint.folder)
             else:
-                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.folder))
     except TrainingError as error:
-        return "failed", str(error)
+        return RunOutcome("failed", error=RunError.of(error))
     finally:
         watch.account.begin("evaluation")
-        if subject.processes.is_main:
+        if setup.processes.is_main:
             watch.write_journal()
-    return ("completed", None) if watch.stopped_by is None else ("stopped", watch.stopped_by)
-
-
-def _data_line(data: Data) -> str:
-    counts = data.counts
-    left_out = [
-        f"{counts.doubles} doubles ({counts.doubles_tokens:,} tokens)" if counts.doubles else "",
-        f"{counts.dropped} too long" if counts.dropped else "",
-        f"{counts.truncated} cut" if counts.truncated else "",
-    ]
-    rest = ", ".join(part for part in left_out if part)
-    return (
-        f"{counts.train} examples ({counts.train_tokens:,} tokens, {counts.learnt_tokens:,} of them"
-        f" learnt), {counts.validation} to score on" + (f"; left out: {rest}" if rest else "")
-    )
+    if watch.stopped_by is None:
+        return RunOutcome("completed")
+    return RunOutcome("stopped", watch.stopped_by)

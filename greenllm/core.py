@@ -1,6 +1,7 @@
 """The vocabulary: what a request asks, what runs in a step, what comes back and what it cost.
 
-Everything else in greenllm speaks in these values. Only the standard library is imported here.
+Everything else in greenllm speaks in these values. Only `exits` and the standard library are
+imported here.
 
 Not covered: text (token ids only), HTTP, tensors.
 """
@@ -8,9 +9,12 @@ Not covered: text (token ids only), HTTP, tensors.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
+
+from greenllm.exits import ExitOffer, ExitResult, ExitState
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Phase = Literal["prefill", "decode", "draft"]
@@ -129,9 +133,9 @@ MOST_DRAFTED = 16
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How a sequence's next tokens are guessed, to be checked together, and how many at most.
+    """How a sequence gets draft tokens, which are checked in one step, and how many at most.
 
-    Guesses change the cost, never the tokens.
+    Draft tokens change the cost, never the answer.
     """
 
     method: SpeculativeMethod
@@ -143,13 +147,6 @@ class Speculation:
                 f"num_tokens must be in [1, {MOST_DRAFTED}], got {self.num_tokens}",
                 "speculative.num_tokens",
             )
-
-
-# Once so many tokens wait for the layers after the exit these are asked: the step that computes
-# them stays small.
-MOST_SHALLOW = 12
-# Greedy answers take so many tokens at a time from the exit.
-EXIT_RUN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +187,8 @@ class Request:
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `model` is the official name, `asked_model` what the client called the
-    model and its adapter.
-    Without `speculation` the server's default holds; with an `approximation` nothing is guessed.
+    model and its adapter. Without `speculation` the server's default holds; with an `approximation`
+    nothing is drafted.
     """
 
     request_id: str
@@ -210,6 +207,11 @@ class Request:
     def adapter_name(self) -> str | None:
         """Name of its adapter."""
         return None if self.adapter is None else self.adapter.name
+
+    @property
+    def asks_for_drafts(self) -> bool:
+        """Whether it names a way to get draft tokens."""
+        return self.speculation is not None and self.speculation.method != "off"
 
     @property
     def echoed_model(self) -> str:
@@ -231,6 +233,11 @@ class Request:
     def num_sequences(self) -> int:
         """Answers asked for."""
         return len(self.prompts) * self.sampling.n
+
+
+def new_request_id(prefix: str) -> str:
+    """A unique id that sorts by time."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 class TextSink(Protocol):
@@ -262,8 +269,7 @@ class Sequence:
 
     `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
     the `num_remembered` blocks that the prefix cache knows. A draft model has seen the first
-    `draft_computed` tokens. Of the computed tokens the last `num_shallow` have no keys and values
-    yet in the layers after the exit that chose what follows; `num_exited` is all that it chose.
+    `draft_computed` tokens. `exit` is the early exit of an approximate answer.
     """
 
     request: Request
@@ -287,8 +293,7 @@ class Sequence:
     draft_computed: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
-    num_shallow: int = 0
-    num_exited: int = 0
+    exit: ExitState | None = None
 
     @property
     def sampling(self) -> SamplingParams:
@@ -316,6 +321,7 @@ def sequences_of(
 ) -> list[Sequence]:
     """Expand a request into its sequences, `n` per prompt; siblings follow the first of them."""
     sequences: list[Sequence] = []
+    asked = request.approximation
     for prompt in request.prompts:
         leader: Sequence | None = None
         for choice in range(request.sampling.n):
@@ -328,6 +334,7 @@ def sequences_of(
                 eos_token_ids=eos_token_ids,
                 max_len=min(max_len, len(prompt) + request.sampling.max_tokens),
                 leader=leader,
+                exit=None if asked is None else ExitState(asked.exit_layer, asked.threshold),
             )
             leader = leader or seq
             sequences.append(seq)
@@ -345,9 +352,8 @@ def _choice_seed(seed: int | None, choice: int) -> int:
 class Chunk:
     """The part of one sequence that runs in a step: tokens [start, start + num_tokens).
 
-    The last ones are `draft`, guesses of what follows. `room` is how many more could be written.
-    `exits` says whether the step may end at the exit; for the layers after it `shallow` tokens
-    before `start` are still to be computed.
+    The last ones are `draft` tokens. `room` is how many more could be written.
+    `exit` is there for the newest token of an approximate answer.
     """
 
     seq: Sequence
@@ -356,8 +362,7 @@ class Chunk:
     samples: bool
     draft: tuple[int, ...] = ()
     room: int = 0
-    exits: bool = False
-    shallow: int = 0
+    exit: ExitOffer | None = None
 
     @property
     def end(self) -> int:
@@ -370,15 +375,21 @@ class Chunk:
         return [*self.seq.token_ids[self.start : self.end], *self.draft]
 
     def with_draft(self, draft: tuple[int, ...]) -> Chunk:
-        """The chunk with guesses after its tokens, in place of its room."""
+        """The chunk with draft tokens after its own, in place of its room."""
         return replace(self, num_tokens=self.num_tokens + len(draft), draft=draft, room=0)
 
+    @property
+    def may_exit(self) -> bool:
+        """Whether the step may end at its exit."""
+        return self.exit is not None and self.exit.is_open
+
     def through_all_layers(self) -> Chunk:
-        """The chunk as the layers after the exit have to run it."""
-        if not (self.exits or self.shallow):
+        """The chunk as the layers after its exit have to run it: with what is pending there."""
+        if self.exit is None:
             return self
-        start, num_tokens = self.start - self.shallow, self.num_tokens + self.shallow
-        return replace(self, start=start, num_tokens=num_tokens, exits=False, shallow=0, room=0)
+        pending = self.exit.num_pending
+        start, num_tokens = self.start - pending, self.num_tokens + pending
+        return replace(self, start=start, num_tokens=num_tokens, exit=None, room=0)
 
     @property
     def phase(self) -> Phase:
@@ -397,8 +408,8 @@ class DraftPass(NamedTuple):
 class Batch:
     """What one step runs: one chunk per sequence, decode first.
 
-    Before anything is written for it, guesses included, each block of `copies` (from, to) has to be
-    copied, in order: a block to copy from may be handed out anew in the same step.
+    Before anything is written for it, draft tokens included, each block of `copies` (from, to) has
+    to be copied, in order: a block to copy from may be handed out anew in the same step.
     """
 
     chunks: tuple[Chunk, ...]
@@ -409,22 +420,26 @@ class Batch:
         """Tokens in all chunks."""
         return sum(chunk.num_tokens for chunk in self.chunks)
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether a chunk may exit, or has to run what is pending from earlier exits."""
+        return any(chunk.exit is not None for chunk in self.chunks)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What the runner returns for a chunk: chosen tokens and the log probabilities asked for.
 
-    Every token but the last is a guess of the chunk's that came true. `prompt` holds one entry for
-    each prompt position in the chunk whose predecessor was in view. The first `exited` tokens are
-    those that the exit was sure of, after `exit_steps` steps of its layers. `error` says why there
-    is no token where one was due; the request cannot go on.
+    Every token but the last is an accepted draft token of the chunk. `prompt` holds one entry for
+    each prompt position in the chunk whose predecessor was in view. `exit` is there where the
+    chunk might exit. `error` says why there is no token where one was due: its request cannot go
+    on.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt: tuple[TokenLogprob, ...] = ()
-    exited: int = 0
-    exit_steps: int = 0
+    exit: ExitResult | None = None
     error: str = ""
 
 

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from greenllm.config import ConfigError
-from greenllm.core import GreenllmError
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy, carbon_policy, embodied_of
-from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.engine.drafting import Drafting, check_draft_model, make_drafting
 from greenllm.engine.native import NativeEngine
-from greenllm.engine.protocol import BatchLimits, Engine
+from greenllm.engine.protocol import BatchLimits
 from greenllm.model.adapter_setup import make_registry
 from greenllm.model.files import check_folder
 from greenllm.model.info import ModelInfo
@@ -38,31 +35,11 @@ from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.warmup import plan_threads, warm_up
+from greenllm.served import Served
 from greenllm.shape import ModelShape
 from greenllm.speculation.speculator import Speculator
 from greenllm.tokenizer import Tokenizer, load_tokenizer
 from greenllm.vllm.versions import installed
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model that answers, under its names; the first is the official one."""
-
-    names: tuple[str, ...]
-    engine: Engine
-    tokenizer: Tokenizer
-    drafting: Drafting
-    threads: ThreadPlan
-
-    @property
-    def name(self) -> str:
-        """The official name: the one in receipts, in the ledger and in metrics."""
-        return self.names[0]
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model as it was loaded."""
-        return self.engine.info
 
 
 def load_engine(
@@ -98,8 +75,8 @@ def load_engine(
             config = replace(config, threads=str(num_cpus))
         served = _load_vllm(config, policy, tokenizer, account_of)
     elif config.tensor_parallel > 1:
-        message = "--tensor-parallel needs --engine vllm: the native engine has one device"
-        raise ConfigError(message, "tensor_parallel")
+        why = "--tensor-parallel needs --engine vllm: the native engine has one device"
+        raise ConfigError(why, "tensor_parallel")
     else:
         served = _load_native(config, policy, tokenizer, account_of, num_cpus or _num_cpus())
     # The loaded model stays: the garbage collector need not look at it again and again.
@@ -187,23 +164,3 @@ def _num_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def open_ledger(config: EngineConfig, meter: Meter, parameters: int) -> tuple[Ledger, str]:
-    """Open the ledger and begin a session; returns its id too.
-
-    Raises:
-        GreenllmError: the folder cannot be made, or the file cannot be used.
-    """
-    path = config.ledger_path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot make the data folder {path.parent}: {error.strerror}"
-        raise GreenllmError(message) from error
-    ledger = Ledger(path)
-    session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
-    ledger.open_session(
-        session_id, method=meter.method, measured=meter.measured, parameters=parameters
-    )
-    return ledger, session_id

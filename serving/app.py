@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from greenllm import __version__
-from greenllm.core import InvalidRequestError
+from greenllm.core import InvalidRequestError, new_request_id
 from serving import routes
 from serving.errors import ApiError, from_invalid_request
-from serving.http import CLIENT_CLOSED_REQUEST, new_request_id
+from serving.http import CLIENT_CLOSED_REQUEST
 from serving.openai import files, fine_tuning, generation, models
 from serving.state import ServerState
 

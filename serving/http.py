@@ -1,17 +1,16 @@
-"""HTTP as the routes need it: status codes, ids, bodies read up to a limit, clients that leave."""
+"""HTTP as the routes need it: status codes, bodies read up to a limit, clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
+from fastapi import Depends
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ValidationError
 
 from serving.errors import ApiError, from_validation
-from serving.state import ServerState
+from serving.state import ServerState, state_of
 
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
@@ -20,15 +19,24 @@ UNAUTHORIZED = 401
 LONG_BODY_BYTES = 100_000
 
 
-def new_request_id(prefix: str) -> str:
-    """A unique id that sorts by time."""
-    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
-
-
 def body_schema(model: type[BaseModel]) -> dict[str, object]:
     """OpenAPI description of a body that a route reads itself, for OpenAI's error objects."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
+
+
+async def authorized(http: HttpRequest) -> ServerState:
+    """The server, for a caller with a valid key.
+
+    Raises:
+        ApiError: keys are required and this is none of them.
+    """
+    state = state_of(http)
+    state.key_of(http)
+    return state
+
+
+Server = Annotated[ServerState, Depends(authorized)]
 
 
 async def parsed_body(http: HttpRequest, state: ServerState, kind: type[B]) -> B:

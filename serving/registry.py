@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from greenllm.core import AdapterRef
-from greenllm.load import Served
 from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
 from greenllm.model.lora_config import AdapterError
+from greenllm.served import Served
 from serving.errors import ApiError
 from serving.jobs.store import FINE_TUNED, adapter_folder
 

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm.energy.ledger import GROUPS
 from greenllm.energy.period import parse_moment
-from greenllm.load import Served
+from greenllm.served import Served
 from greenllm.tokenizer import Tokenizer
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body

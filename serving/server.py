@@ -21,8 +21,10 @@ from greenllm.core import Token
 from greenllm.energy.account.account import Totals
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.receipt import Receipt
+from greenllm.energy.session import open_ledger
 from greenllm.engine.loop import EngineLoop
-from greenllm.load import Served, load_engine, open_ledger
+from greenllm.load import load_engine
+from greenllm.served import Served
 from serving.app import create_app
 from serving.bridge import Bridge
 from serving.config import ServeConfig

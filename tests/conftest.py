@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Other programs may slow any example down; `make check` tries fewer of them than `make test`.
+settings.register_profile("suite", deadline=None)
+settings.register_profile("quick", settings.get_profile("suite"), max_examples=20)
+settings.load_profile("suite")
 
 # Before anything loads torch: its idle threads must not spin, on machines that tests share.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -18,7 +18,7 @@ from greenllm.speculation.drafter import Drafter
 VOCABULARY = 8
 EOS = 0
 CONTEXT = 64
-Slot = tuple[AdapterRef | None, int, int]
+Slot = tuple[str | None, int, int]
 _INFO = ModelInfo(
     name="fake",
     source="fake",
@@ -42,6 +42,12 @@ def next_token(adapter: AdapterRef | None, seed: int, context: SequenceOf[int]) 
 def score(context: SequenceOf[int], token_id: int) -> TokenLogprob:
     """The fake model's log probability of a prompt token."""
     return TokenLogprob(token_id, -(zlib.crc32(repr((*context, token_id)).encode()) % 1000) / 100)
+
+
+def digest(seq: Sequence) -> str | None:
+    """The content of a sequence's adapter, whatever it is called."""
+    adapter = seq.request.adapter
+    return None if adapter is None else adapter.digest
 
 
 class FakeRunner:
@@ -101,7 +107,7 @@ class FakeRunner:
                 assert slot not in written, "two chunks write to one place"
                 written.add(slot)
                 token_id = chunk.token_ids[position - chunk.start]
-                self._memory[slot] = (chunk.seq.request.adapter, position, token_id)
+                self._memory[slot] = (digest(chunk.seq), position, token_id)
         return [self._sample(chunk) for chunk in batch.chunks]
 
     def copy_blocks(self, copies: SequenceOf[tuple[int, int]]) -> None:
@@ -122,9 +128,8 @@ class FakeRunner:
     def _context(self, chunk: Chunk) -> list[int]:
         """What attention would see, read through the block table."""
         found = [self._memory[self._slot(chunk, position)] for position in range(chunk.end)]
-        adapter = chunk.seq.request.adapter
         ids = chunk.seq.token_ids[: chunk.start] + chunk.token_ids
-        want = [(adapter, place, token_id) for place, token_id in enumerate(ids)]
+        want = [(digest(chunk.seq), place, token_id) for place, token_id in enumerate(ids)]
         assert found == want, "the KV cache holds somebody else's tokens"
         return [token_id for _, _, token_id in found]
 

@@ -64,7 +64,7 @@ def _server(config: EvalConfig, console: Console) -> Iterator[str]:
     if config.url is not None:
         yield config.url
         return
-    from evals.lab import running_server
+    from evals.servers import running_server
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

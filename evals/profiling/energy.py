@@ -76,9 +76,9 @@ def _measure(
     return StepEnergy(
         *about,
         steps=steps,
-        active_j=sum(window.dynamic_j.values()) / steps,
-        idle_j=sum(window.baseline_j.values()) / steps,
-        foreign_j=window.foreign_j / steps,
+        active_j=sum(window.active_j.values()) / steps,
+        idle_j=sum(window.idle_j.values()) / steps,
+        foreign_j=window.unattributed_j / steps,
     )
 
 
@@ -86,4 +86,4 @@ def _learn(idle: IdlePower, meter: Meter, patience: Patience) -> None:
     before = meter.read()
     patience.wait(patience.rest_s)
     window = take_apart(before, meter.read(), {})
-    idle.learn(window.duration_s, window.dynamic_j)
+    idle.learn(window.duration_s, window.active_j)

@@ -1,8 +1,9 @@
-"""What adapters cost: the same burst of eight on the base, on a few adapters, on many.
+"""What adapters cost: `python -m evals.studies.adapters --model FOLDER`.
 
-`python -m evals.studies.adapters --model FOLDER`: one real server, random adapters (speed does not
-depend on what they say), bursts of eight requests interleaved, over HTTP. Rank 8 on all
-linear layers, and on queries and values only.
+Question: how much slower is a batch whose requests have adapters? Arms: bursts of eight requests on
+the base, on one adapter, on a few, and on any of a hundred, in turns on one server; rank 8 on all
+linear layers, and on queries and values only. The adapters are random, as speed does not depend on
+what they say. Measure: tokens per second and per CPU second, active joules per token.
 """
 
 from __future__ import annotations
@@ -10,24 +11,25 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import statistics
 import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from safetensors.torch import save_file
 
-from evals.entry import finish
-from evals.lab import Burst, completion_body, require_model, running_server, save, send_burst
-from evals.studies.ratios import paired_ratio
+from evals.servers import require_model
+from evals.studies import study
+from evals.studies.load import completion_body, random_prompt, serve
+from evals.studies.ratios import medians, over
 from greenllm.model.files import local_folder, read_json
-from greenllm.model.options import resolve
+from greenllm.model.options import own_name, resolve
 from greenllm.model.spec import spec_of
 
-console = Console(stderr=True)
+STUDY = study.Study("adapters")
 ROWS = 8
 RANK = 8
 MANY = 100
@@ -35,7 +37,7 @@ PROMPT_TOKENS = 32
 NARROW = ("q_proj", "v_proj")
 
 
-def write_adapter(folder: Path, targets: dict[str, tuple[int, int]], seed: int) -> None:
+def write_adapter(folder: Path, targets: Mapping[str, tuple[int, int]], seed: int) -> None:
     """A random adapter in PEFT's layout."""
     source = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
@@ -86,48 +88,35 @@ def mixes(model: str) -> dict[str, itertools.cycle[list[str]]]:
 
 
 def measure(model: str, *, narrow: bool, rounds: int, tokens: int, quantize: str) -> dict[str, Any]:
-    """All mixes on one server."""
-    served = "bundled" if model == "bundled" else Path(model).resolve().name
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_all(model, folder, narrow=narrow)
-        options = ("--quantize", quantize, "--no-prefix-cache", "--adapter-cache-mb", "4000")
-        with running_server(model, folder, *options) as (url, pid):
-            source, arms = random.Random(7), mixes(served)
-            found: dict[str, list[Burst]] = {arm: [] for arm in arms}
-            for number in range(rounds + 1):
-                for arm, names in arms.items():
-                    bodies = [
-                        completion_body(
-                            who, source.choices(range(10, 400), k=PROMPT_TOKENS), tokens
-                        )
-                        for who in next(names)
-                    ]
-                    burst = send_burst(url, pid, bodies)
-                    if number:  # the first compiles the graphs
-                        found[arm].append(burst)
-                console.print(f"round {number}/{rounds}")
-    return {arm: _summary(bursts, found["base"]) for arm, bursts in found.items()}
-
-
-def _summary(bursts: list[Burst], base: list[Burst]) -> dict[str, Any]:
-    def speeds(of: list[Burst]) -> list[float]:
-        return [burst.tokens_per_s for burst in of]
-
+    """All mixes on one server; the first round compiles the graphs."""
+    options = ("--quantize", quantize, "--no-prefix-cache", "--adapter-cache-mb", "4000")
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    source = random.Random(7)
+    with tempfile.TemporaryDirectory() as folder:
+        write_all(model, Path(folder), narrow=narrow)
+        with serve(model, *options, folder=Path(folder)) as server:
+            arms = mixes(server.model)
+            for number in study.each_round(rounds, warm_up=True):
+                for arm in study.rotate(list(arms), number):
+                    prompts = (
+                        (who, random_prompt(PROMPT_TOKENS, source)) for who in next(arms[arm])
+                    )
+                    burst = server.burst([completion_body(*pair, tokens) for pair in prompts])
+                    if number >= 0:
+                        found[arm].append(burst.figures())
     return {
-        "tokens_per_s": statistics.median(speeds(bursts)),
-        "tokens_per_cpu_s": statistics.median(b.tokens_per_cpu_s for b in bursts),
-        "active_joules_per_token": statistics.median(
-            b.total("active_joules") / b.tokens for b in bursts
-        ),
-        "over_base_tokens_per_s": paired_ratio(speeds(bursts), speeds(base)),
+        arm: {
+            **medians(turns, "tokens_per_s", "tokens_per_cpu_s", "active_joules_per_token"),
+            "over_base_tokens_per_s": over(turns, found["base"], "tokens_per_s"),
+        }
+        for arm, turns in found.items()
     }
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
-    rounds: Annotated[int, typer.Option(help="Bursts per mix.")] = 7,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
+    model: study.Model = "bundled",
+    rounds: study.Rounds = 7,
+    tokens: study.Tokens = 64,
     quantize: Annotated[str, typer.Option(help="Weights of the base.")] = "int8",
 ) -> None:
     """Measure throughput with adapters against the base's."""
@@ -137,11 +126,9 @@ def main(
         name: measure(model, narrow=narrow, rounds=rounds, tokens=tokens, quantize=quantize)
         for name, narrow in arms.items()
     }
-    about = {"model": Path(model).name, "rank": RANK, "rounds": rounds, "tokens": tokens}
-    result = {**about, "quantize": quantize, "targets": figures}
-    console.print_json(data=result)
-    console.print(f"written to {save('adapters', result)}")
+    about = {"model": own_name(model), "rank": RANK, "rounds": rounds, "tokens": tokens}
+    STUDY.report({**about, "quantize": quantize, "targets": figures})
 
 
 if __name__ == "__main__":
-    finish("evals.studies.adapters", lambda: typer.run(main))
+    STUDY.run(main)

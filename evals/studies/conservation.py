@@ -1,9 +1,9 @@
 """Whether every joule is on a bill, engine by engine: `python -m evals.studies.conservation`.
 
-The same mixed load to a real server of each engine: bursts of several sizes, prompts and answers of
-many lengths, greedy and sampled, on the base and on an adapter. Then the server is stopped, and its
-ledger is read: the rows of requests are added up here, one by one, and with load, idle and what
-other processes took they are held against what the meter counted. So are the joules that the
+Question: do receipts, load, idle and what other processes took add up to what the meter counted?
+Arms: each engine, with the same mixed load to a real server: bursts of several sizes, prompts and
+answers of many lengths, greedy and sampled, on the base and on an adapter. Measure: the server is
+stopped, and the rows of its ledger are added up here, one by one. So are the joules that the
 answers themselves named.
 
 vLLM's CPU build has an environment of its own: run it there with `--engines vllm`; engines that are
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
@@ -24,18 +23,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import finish, pick, split_names
-from evals.lab import RESULTS, completion_body, running_server, save, send_burst
+from evals.entry import origin
+from evals.studies import study
 from evals.studies.adapters import write_adapter
+from evals.studies.load import Body, completion_body, random_prompt, serve
 from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import Ledger
-from greenllm.model.options import LoadOptions, own_name
+from greenllm.model.options import LoadOptions
 from greenllm.model.targets import targets_of
 
-console = Console(stderr=True)
-NAME, ADAPTER = "conservation", "a0"
+STUDY = study.Study("conservation")
+ADAPTER = "a0"
 ENGINES: Mapping[str, tuple[str, ...]] = {
     "openvino": ("--engine", "native", "--runner", "openvino"),
     "torch": ("--engine", "native", "--runner", "torch"),
@@ -44,11 +43,11 @@ ENGINES: Mapping[str, tuple[str, ...]] = {
 BATCHES = (1, 2, 5, 16, 48)
 
 
-def bodies(model: str, batch: int, source: random.Random) -> list[dict[str, Any]]:
+def bodies(model: str, batch: int, source: random.Random) -> list[Body]:
     """So many requests, no two alike; every third is for the adapter."""
     found = []
     for number in range(batch):
-        prompt = [source.randrange(10, 400) for _ in range(source.randint(4, 200))]
+        prompt = random_prompt(source.randint(4, 200), source)
         body = completion_body(model, prompt, source.randint(1, 96))
         if number % 2:
             body |= {"temperature": 1.0, "seed": number}
@@ -59,22 +58,21 @@ def bodies(model: str, batch: int, source: random.Random) -> list[dict[str, Any]
 def measure(engine: str, model: str, rounds: int, threads: int) -> dict[str, Any]:
     """One engine's server under the load, and its books after it."""
     source, told_j, asked = random.Random(7), 0.0, 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         targets = dict(targets_of(model, LoadOptions()))
-        write_adapter(Path(folder) / "adapters" / ADAPTER, targets, seed=1)
+        write_adapter(folder / "adapters" / ADAPTER, targets, seed=1)
         options = (*ENGINES[engine], "--threads", str(threads), "--device", "cpu")
-        with running_server(model, Path(folder), *options) as (url, pid):
-            for _ in range(rounds):
-                for batch in BATCHES:
-                    burst = send_burst(url, pid, bodies(own_name(model), batch, source))
-                    told_j += burst.total("energy_joules")
-                    asked += batch
-        with closing(Ledger(Path(folder) / "ledger.sqlite", read_only=True)) as ledger:
+        with serve(model, *options, folder=folder) as server:
+            for batch in BATCHES * rounds:
+                burst = server.burst(bodies(server.model, batch, source))
+                told_j += burst.total("energy_joules")
+                asked += batch
+        with closing(Ledger(folder / "ledger.sqlite", read_only=True)) as ledger:
             rows = [row.total_j or 0.0 for row in ledger.receipts(since_s=0.0)]
             session = ledger.sessions()[-1]
-    command = " ".join(["python", "-m", "evals.studies.conservation", *sys.argv[1:]])
     return {
-        "command": command,
+        "command": origin(STUDY.module)["command"],
         "meter": session.method,
         "requests": asked,
         "rows": len(rows),
@@ -100,7 +98,7 @@ def books(totals: Totals, rows_j: float, told_j: float) -> dict[str, float]:
 
 def kept() -> dict[str, Any]:
     """Figures of engines that were measured before."""
-    path = RESULTS / f"{NAME}.json"
+    path = study.RESULTS / f"{STUDY.name}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     engines: dict[str, Any] = found.get("engines", {})
     return engines
@@ -108,17 +106,15 @@ def kept() -> dict[str, Any]:
 
 def main(
     engines: Annotated[str, typer.Option(help="Comma-separated: openvino, torch, vllm.")] = "",
-    rounds: Annotated[int, typer.Option(help="Times that all bursts are sent.")] = 3,
-    threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    rounds: study.Rounds = 3,
+    threads: study.Threads = 1,
+    model: study.Model = "bundled",
 ) -> None:
     """Hold the sum of receipts against the meter, engine by engine."""
-    names = pick(split_names(engines), ENGINES, "--engines: no engine called")
+    names = study.pick(study.split_names(engines), ENGINES, "--engines: no engine called")
     found = {name: measure(name, model, rounds, threads) for name in names}
-    figures = {"engines": dict(sorted({**kept(), **found}.items()))}
-    console.print_json(data=figures)
-    console.print(f"written to {save(NAME, figures)}")
+    STUDY.report({"engines": dict(sorted({**kept(), **found}.items()))})
 
 
 if __name__ == "__main__":
-    finish("evals.studies.conservation", lambda: typer.run(main))
+    STUDY.run(main)

@@ -28,12 +28,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish, pick, split_names
-from evals.lab import load_bench, save
-from evals.studies import speculation
+from evals.engines import load_bench
+from evals.entry import BenchError
+from evals.studies import study
+from evals.studies.speculation import KINDS
 from evals.studies.speculation_prompts import prompts
+from evals.tables import table, value
 from greenllm.config import load
 from greenllm.core import Request, SamplingParams, Speculation, Token, sequences_of
 from greenllm.engine.drafting import make_drafting
@@ -44,7 +45,6 @@ from greenllm.options import EngineConfig
 from greenllm.runner.sampling import Place, sample
 from greenllm.tokenizer import Tokenizer
 
-console = Console(stderr=True)
 RUNNERS = ("openvino", "torch")
 WAYS = {"greedy": 0.0, "sampled": 0.8}
 MIXED = "mixed"
@@ -84,8 +84,8 @@ def chat_prompts(tokenizer: Tokenizer, count: int, seed: int) -> list[Prompt]:
     """Questions as a chat model gets them; none where there is no chat template."""
     if not tokenizer.has_chat_template:
         return []
-    each = -(-count // len(speculation.KINDS))
-    texts = [text for kind in speculation.KINDS for text in prompts(kind, each, seed)]
+    each = -(-count // len(KINDS))
+    texts = [text for kind in KINDS for text in prompts(kind, each, seed)]
     turns = [[{"role": "user", "content": text}] for text in texts[:count]]
     chats = [tokenizer.chat(turn, add_generation_prompt=True) for turn in turns]
     return [tuple(tokenizer.encode(chat, add_special_tokens=False)) for chat in chats]
@@ -257,21 +257,24 @@ def holds(row: Row) -> bool:
     return bool(row["different"] == 0 < row["drafted"])
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table, without their cases."""
-    names = [name for name in rows[0] if name != "cases"]
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("_", " ")
+def page(result: study.Result) -> str:
+    """The rows, without their cases."""
+    names = [name for name in result["rows"][0] if name != "cases"]
+    columns = {name.replace("_", " "): value(name) for name in names}
+    return table(columns, result["rows"]) + "\n"
+
+
+STUDY = study.Study("exactness", page)
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = BUNDLED,
+    model: study.Model = BUNDLED,
     draft_model: Annotated[str, typer.Option(help="Draft model; else the bundled one's.")] = "",
     prompts: Annotated[int, typer.Option(help="Prompts for each method and way.")] = 1000,
     max_tokens: Annotated[int, typer.Option(help="Tokens per answer, at most.")] = 24,
     seed: Annotated[int, typer.Option(help="Other prompts and settings.")] = 1,
     runners: Annotated[str, typer.Option(help="Runners.")] = ",".join(RUNNERS),
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "exactness",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Compare answers with and without guesses."""
     has_own = model == BUNDLED and Path(resolve(BUNDLED_DRAFT)).is_dir()
@@ -279,23 +282,14 @@ def main(
     if draft := draft_model or BUNDLED_DRAFT * has_own:
         flags["draft_model"] = draft
     reference, rows = load_model(model, LoadOptions(dtype="float32", device="cpu")), []
-    for runner in pick(split_names(runners), RUNNERS, "--runners: no such runner:"):
+    for runner in study.pick(study.split_names(runners), RUNNERS, "--runners: no such runner:"):
         for row in check_runner({**flags, "runner": runner}, prompts, max_tokens, seed, reference):
             rows.append(row)
-            console.print(", ".join(f"{key} {value}" for key, value in row.items()))
-    # In place of the command as typed, which may name folders of this machine.
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    what = {
-        "command": " ".join(["python -m evals.studies.exactness", *words]),
-        "model": own_name(model),
-        "draft_model": own_name(draft) if draft else None,
-        "rows": rows,
-    }
-    path = save(name, what, module="exactness")
-    path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
-    typer.echo(f"{markdown(rows)}written to {path}")
+            study.console.print(", ".join(f"{key} {value}" for key, value in row.items()))
+    about = {"model": own_name(model), "draft_model": own_name(draft) if draft else None}
+    STUDY.report({**about, "rows": rows}, name)
     raise typer.Exit(0 if all(map(holds, rows)) else 1)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.exactness", lambda: typer.run(main))
+    STUDY.run(main)

@@ -1,9 +1,10 @@
 """Ways of fine-tuning side by side, in joules: `python -m evals.studies.finetuning`.
 
-Every run is `greenllm finetune` in a process of its own with the same data, steps and evaluation;
-methods take turns, seed by seed. What is compared is each run's own report. Learning rates are
-the methods' defaults. `--throughput` instead trains the same with TRL's trainer alone, in turns,
-and compares tokens per second.
+Question: which method reaches which quality for how many joules? Arms: every method is
+`greenllm finetune` in a process of its own with the same data, steps and evaluation; methods take
+turns, seed by seed. Learning rates are the methods' defaults. Measure: each run's own report.
+`--throughput` instead trains the same with TRL's trainer alone, in turns, and compares tokens per
+second.
 
 Not covered: searching each method's best settings.
 """
@@ -11,29 +12,68 @@ Not covered: searching each method's best settings.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish, split_names
-from evals.lab import RESULTS, save
-from evals.studies.finetuning_report import draw, markdown
-from evals.studies.ratios import paired_ratio
+from evals.entry import BenchError
+from evals.studies import study
+from evals.studies.ratios import column, over, paired_ratio, spread_of
+from evals.tables import ratio, rows_of, table, value
 
-console = Console(stderr=True)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 METHODS = ("full", "lora", "qlora", "dora", "rslora")
 Report = Mapping[str, Any]
 
 
-def train(options: Sequence[str]) -> Report:
+def page(result: study.Result) -> str:
+    """One row for each method."""
+    columns = {
+        "method": value("method"),
+        "trained": value("trained_parameters", ",.0f"),
+        "MB": value("output_mb", ".1f"),
+        "training J": value("training_j", ".1f"),
+        f"x first ({spread_of(result['seeds'])})": ratio("joules_over_first"),
+        "bill J": value("total_j", ".1f"),
+        "validation loss": value("validation_loss", ".3f"),
+        "exact": value("exact_match", ".0%"),
+        "probe loss": value("probe_loss_change", "+.3f"),
+        "predicted / actual": value("prediction_ratio", ".2f"),
+    }
+    return table(columns, rows_of(result["methods"], "method")) + "\n"
+
+
+def plot(figure: Figure, result: study.Result) -> None:
+    """Quality against the joules of training, every run a point."""
+    panels: dict[str, dict[str, Any]] = {
+        "validation_loss": {"ylabel": "validation loss"},
+        "exact_match": {"ylabel": "exact matches", "ylim": (-0.05, 1.05)},
+    }
+    figure.set_size_inches(8.4, 3.6)
+    for axes, (name, settings) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        points = {
+            method: (column(found["runs"], "training_j"), column(found["runs"], name), "o")
+            for method, found in result["methods"].items()
+            if found[name] is not None
+        }
+        study.curves(axes, points, xlabel="joules of training (modelled)", **settings)
+    figure.suptitle(f"Fine-tuning the bundled model on {result['data']}")
+
+
+STUDY = study.Study("finetuning", page, plot)
+THROUGHPUT = study.Study("finetuning")
+
+
+def train(*options: str) -> Report:
     """One run's report.
 
     Raises:
@@ -41,18 +81,22 @@ def train(options: Sequence[str]) -> Report:
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
-        command = [sys.executable, "-m", "greenllm", "finetune", *options, "--output", str(output)]
-        done = _run(command)
-        if done.returncode != 0:
-            raise BenchError(f"a run failed: {done.stderr.strip()[-500:]}")
+        call("greenllm", "finetune", *options, "--output", str(output))
         found: Report = json.loads((output / "green_report.json").read_text())
         return found
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run without the servers' OMP_WAIT_POLICY, which `lab` sets: it halves training's speed."""
-    environment = {name: text for name, text in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def call(module: str, *words: str) -> str:
+    """What a module prints when it is run.
+
+    Raises:
+        BenchError: it failed.
+    """
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"{module} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def figures(report: Report) -> dict[str, float | None]:
@@ -78,15 +122,19 @@ def figures(report: Report) -> dict[str, float | None]:
 def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Medians over seeds, and joules beside those of the first method, seed by seed."""
     first = next(iter(runs.values()))
-    found: dict[str, Any] = {}
-    for method, reports in runs.items():
-        medians = {
-            name: None if None in values else statistics.median(values)
-            for name, values in ((n, [r[n] for r in reports]) for n in reports[0])
+    return {
+        method: {
+            **{name: _median([report[name] for report in reports]) for name in reports[0]},
+            "joules_over_first": over(reports, first, "training_j"),
+            "runs": reports,
         }
-        joules = [[r["training_j"] for r in group] for group in (reports, first)]
-        found[method] = {**medians, "joules_over_first": paired_ratio(*joules), "runs": reports}
-    return found
+        for method, reports in runs.items()
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if len(known) == len(values) else None
 
 
 def tokens_per_s(report: Report) -> float:
@@ -95,14 +143,10 @@ def tokens_per_s(report: Report) -> float:
     return float(report["training"]["tokens"] / seconds)
 
 
-def baseline(data: str, steps: int, batch_size: int, seed: int) -> float:
-    """Tokens per second of TRL's trainer alone with the same settings."""
-    command = [sys.executable, "-m", "evals.studies.finetuning_baseline", data]
-    command += [str(number) for number in (steps, batch_size, seed)]
-    done = _run(command)
-    if done.returncode != 0:
-        raise BenchError(f"the baseline failed: {done.stderr.strip()[-500:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["tokens_per_s"])
+def baseline(data: str, *numbers: int) -> float:
+    """Tokens per second of TRL's trainer alone with the same steps, batch size and seed."""
+    said = call("evals.studies.finetuning_baseline", data, *map(str, numbers))
+    return float(json.loads(said.splitlines()[-1])["tokens_per_s"])
 
 
 def measure_throughput(data: str, steps: int, rounds: int, batch_size: int) -> dict[str, Any]:
@@ -110,14 +154,12 @@ def measure_throughput(data: str, steps: int, rounds: int, batch_size: int) -> d
     ours: list[float] = []
     theirs: list[float] = []
     shares: list[float] = []
-    for seed in range(rounds):
+    for seed in study.each_round(rounds):
         options = ["--data", data, "--steps", str(steps), "--answers", "0", "--seed", str(seed)]
-        options += ["--batch-size", str(batch_size), "--validation-share", "0.1"]
-        report = train(options)
+        report = train(*options, "--batch-size", str(batch_size), "--validation-share", "0.1")
         ours.append(tokens_per_s(report))
         shares.append(figures(report)["metering_share"] or 0.0)
         theirs.append(baseline(data, steps, batch_size, seed))
-        console.print(f"round {seed + 1}: {ours[-1]:,.0f} and {theirs[-1]:,.0f} tokens/s")
     return {
         "tokens_per_s": statistics.median(ours),
         "baseline_tokens_per_s": statistics.median(theirs),
@@ -132,13 +174,12 @@ def measure_methods(
     data: str, validation: str, seeds: int, epochs: float, methods: Sequence[str]
 ) -> dict[str, Any]:
     """All methods with all seeds, in turns."""
-    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    for seed in range(seeds):
-        for method in methods:
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    extra = ["--validation", validation] if validation else []
+    for seed in study.each_round(seeds):
+        for method in study.rotate(methods, seed):
             options = ["--data", data, "--method", method, "--epochs", str(epochs)]
-            options += ["--seed", str(seed)] + (["--validation", validation] if validation else [])
-            runs[method].append(figures(train(options)))
-            console.print(f"seed {seed + 1}/{seeds} {method}: {runs[method][-1]}")
+            runs[method].append(figures(train(*options, "--seed", str(seed), *extra)))
     return {"data": Path(data).name, "epochs": epochs, "seeds": seeds, "methods": summary(runs)}
 
 
@@ -155,21 +196,12 @@ def main(
 ) -> None:
     """Measure methods, or the speed beside TRL's."""
     if throughput:
-        path = save(
-            name or "finetuning_throughput",
-            measure_throughput(data, steps, seeds, batch_size),
-            module="finetuning",
-        )
-        console.print(f"written to {path}")
+        found = measure_throughput(data, steps, seeds, batch_size)
+        THROUGHPUT.report(found, name or "finetuning_throughput")
         return
-    chosen, name = split_names(methods) or list(METHODS), name or "finetuning"
-    result = measure_methods(data, validation, seeds, epochs, chosen)
-    path = save(name, result, module="finetuning")
-    draw(result, RESULTS / f"{name}.svg")
-    (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")
-    console.print(markdown(result))
-    console.print(f"written to {path}")
+    chosen = study.split_names(methods) or METHODS
+    STUDY.report(measure_methods(data, validation, seeds, epochs, chosen), name)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.finetuning", lambda: typer.run(main))
+    STUDY.run(main)

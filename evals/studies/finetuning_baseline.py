@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from finetune.data.household import household_rows
 from greenllm.model.options import BUNDLED_PATH
-
-_HOLDS_EXAMPLE = "finetune.data.household"
 
 
 def rows(data: str) -> list[dict[str, Any]]:
     """Conversations as TRL wants them."""
     if data == "example":
-        found = import_module(_HOLDS_EXAMPLE).household_rows()
+        found = household_rows()
     else:
         found = [json.loads(line) for line in Path(data).read_text().splitlines() if line.strip()]
     return [

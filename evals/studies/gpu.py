@@ -1,7 +1,8 @@
 """A server on an NVIDIA board, with the joules the board counts: `python -m evals.studies.gpu`.
 
-A real server for each arm, a precision, all of them on one board; the same bursts to each, batch by
-batch, in turns. Joules are what the servers put into `usage.energy`, the board's part and the
+Question: what does a token cost on a board, and do receipts say what the board counted? Arms: a
+real server for each precision, all of them on one board, with the same bursts, batch by batch, in
+turns. Measure: joules that the servers put into `usage.energy`, the board's part and the
 processor's apart: the first is measured, the second mostly modelled. This process reads NVML's
 counter as well, around every burst and by itself, so that a server's sums have something to be held
 against that they were not made of. The board's own draw at rest is on whoever answers; the figure
@@ -17,29 +18,22 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import typer
-from rich.console import Console
-
-from evals.entry import BenchError, finish, pick, split_names
-from evals.lab import RESULTS, Burst, joined, random_bodies, running_server, save, send_burst
-from evals.studies.gpu_report import markdown
-from evals.studies.ratios import paired_ratio
+from evals.entry import BenchError
+from evals.studies import study
+from evals.studies.load import Burst, Server, serve_all
+from evals.studies.ratios import Figures, column, medians, over, paired_ratio
+from evals.tables import ratio, rows_of, table, value
 from greenllm.energy.meters.nvml import NvmlMeter, load_nvml
 from greenllm.energy.meters.protocol import Meter
 from greenllm.model.options import own_name
 
-console = Console(stderr=True)
-ARMS: dict[str, tuple[str, ...]] = {
+ARMS: Mapping[str, tuple[str, ...]] = {
     "bfloat16": ("--dtype", "bfloat16"),
     "bfloat16 eager": ("--dtype", "bfloat16", "--eager"),
     "float32": ("--dtype", "float32"),
@@ -51,40 +45,26 @@ _BOARD_FACTS = (
 )
 # The counter moves every 0.1 s, so that a burst of a second is known to within a fifth.
 LEAST_S = 2.0
+Cells = Mapping[tuple[int, str], Sequence[Figures]]
 
 
-@dataclass(slots=True)
-class Cell:
-    """One arm at one batch size, round by round: bursts, and the board's joules around each."""
-
-    bursts: list[Burst] = field(default_factory=list)
-    counted_j: list[float] = field(default_factory=list)
-
-    def per_token(self, domain: str) -> list[float]:
-        """Joules of a domain per generated token, idle share included."""
-        return [_domain_j(burst, domain) / burst.tokens for burst in self.bursts]
-
-    def summary(self) -> dict[str, Any]:
-        """Medians over rounds."""
-        bursts = self.bursts
-        own = [_domain_j(burst, "gpu") for burst in bursts]
-        return {
-            "tokens_per_s": statistics.median(burst.tokens_per_s for burst in bursts),
-            "gpu_joules_per_token": statistics.median(self.per_token("gpu")),
-            "cpu_joules_per_token": statistics.median(self.per_token("cpu")),
-            "active_joules_per_token": statistics.median(
-                burst.total("active_joules") / burst.tokens for burst in bursts
-            ),
-            "receipts_over_counter": paired_ratio(own, self.counted_j),
-            "board_w": statistics.median(
-                counted_j / burst.wall_s
-                for counted_j, burst in zip(self.counted_j, bursts, strict=True)
-            ),
-        }
+def page(result: study.Result) -> str:
+    """A row for every precision and batch size."""
+    columns = {
+        "weights": value("arm"),
+        "batch": value("batch"),
+        "tok/s": value("tokens_per_s", ",.0f"),
+        "board W": value("board_w", ".0f"),
+        "mJ/token, board": value("gpu_joules_per_token", ".3g", 1e3),
+        "x the first (quartiles)": ratio("gpu_joules_over_first"),
+        "mJ/token, processor": value("cpu_joules_per_token", ".3g", 1e3),
+        "mJ/token, active": value("active_joules_per_token", ".3g", 1e3),
+        "receipts / counter": value("receipts_over_counter.median", ".3f"),
+    }
+    return table(columns, rows_of(result["arms"], "arm", "batch")) + "\n"
 
 
-def _domain_j(burst: Burst, domain: str) -> float:
-    return sum(float(body["usage"]["energy"]["domains_joules"][domain]) for body in burst.bodies)
+STUDY = study.Study("gpu", page)
 
 
 def board() -> dict[str, str]:
@@ -110,90 +90,73 @@ def idle_w(meter: Meter, seconds: float) -> float:
     return (last.joules["gpu"] - first.joules["gpu"]) / (last.at_s - first.at_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """What every burst asks, and the counter that is read around it."""
-
-    model: str
-    tokens: int
-    meter: Meter
-    seeds: Iterator[int]
-
-    def burst(self, server: tuple[str, int], batch: int) -> tuple[Burst, float]:
-        """Bursts until they have lasted, and what the board's counter moved by around them."""
-        parts: list[Burst] = []
-        before_j = self.meter.read().joules["gpu"]
-        while sum(part.wall_s for part in parts) < LEAST_S:
-            source = random.Random(next(self.seeds))
-            asked = random_bodies(self.model, batch, self.tokens, source)
-            parts.append(send_burst(*server, asked))
-        return joined(parts), self.meter.read().joules["gpu"] - before_j
+def turn(server: Server, meter: Meter, batch: int, tokens: int, source: random.Random) -> Figures:
+    """Bursts until they have lasted, and what the board's counter moved by around them."""
+    before_j = meter.read().joules["gpu"]
+    burst = server.bursts(batch, tokens, source, least_s=LEAST_S)
+    counted_j = meter.read().joules["gpu"] - before_j
+    gpu_j, cpu_j = (_domain_j(burst, domain) for domain in ("gpu", "cpu"))
+    return {
+        **burst.figures(),
+        "gpu_joules_per_token": gpu_j / burst.tokens,
+        "cpu_joules_per_token": cpu_j / burst.tokens,
+        "board_w": counted_j / burst.wall_s,
+        "receipts_j": gpu_j,
+        "counted_j": counted_j,
+    }
 
 
-def one_round(
-    asking: Asking,
-    servers: Mapping[str, tuple[str, int]],
-    sizes: Sequence[int],
-    cells: dict[tuple[str, int], Cell],
-) -> None:
-    """Every batch size and arm once."""
-    for batch in sizes:
-        for arm, server in servers.items():
-            burst, counted_j = asking.burst(server, batch)
-            cell = cells.setdefault((arm, batch), Cell())
-            cell.bursts.append(burst)
-            cell.counted_j.append(counted_j)
+def _domain_j(burst: Burst, domain: str) -> float:
+    return sum(float(body["usage"]["energy"]["domains_joules"][domain]) for body in burst.bodies)
 
 
-def figures(cells: dict[tuple[str, int], Cell]) -> dict[str, Any]:
+def figures(cells: Cells, arms: Sequence[str]) -> dict[str, Any]:
     """Every cell, beside the first arm at its batch size."""
-    found: dict[str, Any] = {}
-    first = next(iter(cells))[0]
-    for (arm, batch), cell in cells.items():
-        plain = cells[first, batch]
-        found.setdefault(arm, {})[str(batch)] = {
-            **cell.summary(),
-            "gpu_joules_over_first": paired_ratio(cell.per_token("gpu"), plain.per_token("gpu")),
-        }
+    found: dict[str, Any] = {arm: {} for arm in arms}
+    for (batch, arm), turns in cells.items():
+        found[arm][str(batch)] = {
+            **medians(turns, "tokens_per_s", "gpu_joules_per_token", "cpu_joules_per_token",
+                      "active_joules_per_token", "board_w"),
+            "receipts_over_counter": paired_ratio(
+                column(turns, "receipts_j"), column(turns, "counted_j")
+            ),
+            "gpu_joules_over_first": over(turns, cells[batch, arms[0]], "gpu_joules_per_token"),
+        }  # fmt: skip
     return found
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
-    arms: Annotated[str, typer.Option(help="Precisions, comma-separated; else all.")] = "",
-    batches: Annotated[str, typer.Option(help="Requests in flight.")] = "1,8,32,128",
-    rounds: Annotated[int, typer.Option(help="Rounds of all arms.")] = 3,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "gpu",
+    model: study.Model = "bundled",
+    arms: study.Arms = "",
+    batches: study.Batches = "1,8,32,128",
+    rounds: study.Rounds = 3,
+    tokens: study.Tokens = 64,
+    name: study.Name = STUDY.name,
 ) -> None:
-    """Measure precisions on a GPU, interleaved."""
-    chosen = pick(split_names(arms), ARMS, "--arms: no")
-    sizes = [int(size) for size in batches.split(",")]
-    facts, meter = board(), NvmlMeter(load_nvml())
-    resting_w = idle_w(meter, 5.0)
-    asking = Asking(own_name(model), tokens, meter, itertools.count())
-    cells: dict[tuple[str, int], Cell] = {}
-    with ExitStack() as stack:
-        servers: dict[str, tuple[str, int]] = {}
-        for arm in chosen:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            options = [*ARMS[arm], "--device", "cuda", "--max-num-seqs", str(max(sizes))]
-            options += ["--threads", "1", "--no-prefix-cache"]
-            servers[arm] = stack.enter_context(running_server(model, folder, *options))
-        about = {"model": asking.model, "board": facts, "tokens": tokens}
-        about |= {"resting_w": resting_w, "loaded_w": idle_w(meter, 5.0)}
-        one_round(asking, servers, sizes, {})  # graphs are recorded, kernels are chosen
-        for number in range(rounds):
-            # Arms change places from round to round.
-            order = {arm: servers[arm] for arm in sorted(chosen, reverse=number % 2 == 1)}
-            one_round(asking, order, sizes, cells)
-            ordered = {(arm, batch): cells[arm, batch] for arm in chosen for batch in sizes}
-            result = {**about, "rounds": number + 1, "arms": figures(ordered)}
-            path = save(name, result, module="gpu")
-            (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")
-            console.print(f"round {number + 1}/{rounds} is in {path}")
-    console.print(markdown(result))
+    """Measure precisions on a GPU, interleaved; what is known is saved after every round."""
+    chosen = study.pick(study.split_names(arms), ARMS, "--arms: no")
+    sizes = study.split_numbers(batches, "--batches")
+    facts, meter, seeds = board(), NvmlMeter(load_nvml()), itertools.count()
+    about: dict[str, Any] = {"model": own_name(model), "board": facts, "tokens": tokens}
+    about["resting_w"] = idle_w(meter, 5.0)
+    options = ["--device", "cuda", "--max-num-seqs", str(max(sizes))]
+    options += ["--threads", "1", "--no-prefix-cache"]
+    cells: dict[tuple[int, str], list[Figures]] = defaultdict(list)
+    with serve_all(model, {arm: ARMS[arm] for arm in chosen}, *options) as servers:
+        about["loaded_w"] = idle_w(meter, 5.0)
+        # In the first round graphs are recorded, and kernels are chosen.
+        for number in study.each_round(rounds, warm_up=True):
+            for size in sizes:
+                for arm in study.rotate(chosen, number):
+                    source = random.Random(next(seeds))
+                    found = turn(servers[arm], meter, size, tokens, source)
+                    if number >= 0:
+                        cells[size, arm].append(found)
+            if number >= 0:
+                result = {**about, "rounds": number + 1, "arms": figures(cells, chosen)}
+                STUDY.save(result, name)
+    STUDY.report(result, name)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.gpu", lambda: typer.run(main))
+    STUDY.run(main)

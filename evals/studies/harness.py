@@ -3,9 +3,10 @@
     python -m evals.studies.harness install     lm-eval in an environment of its own, .peers/lm-eval
     python -m evals.studies.harness run
 
-The same texts, minimal pairs and questions go through both: log likelihoods by `local-completions`
-with the server's tokenizer, answers by `local-chat-completions`. Written are both figures, their
-difference, and lm-eval's own output.
+Question: do both say the same of a model? Arms: lm-eval, and `greenllm eval`'s tasks, with the same
+texts, minimal pairs and questions: log likelihoods by `local-completions` with the server's
+tokenizer, answers by `local-chat-completions`. Measure: each task's figure, how far they are apart,
+and lm-eval's own output.
 
 Not covered: tasks of the hub, which need a network; few-shot prompts.
 """
@@ -21,26 +22,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish
+from evals.entry import BenchError
 from evals.evaluation import evaluate
-from evals.lab import RESULTS, running_server, save
 from evals.served import connect
+from evals.studies import study
+from evals.studies.load import serve
+from evals.tables import table, value
 from evals.tasks.base import Task
+from evals.tasks.generated.stories import story
+from evals.tasks.generated.tasks import held_out_examples
 from evals.tasks.registry import find_tasks
 
 PLACE = Path(".peers/lm-eval")
 VERSION = "0.4.13"
-_STORIES, _TASKS = "evals.tasks.generated.stories", "evals.tasks.generated.tasks"
 _KINDS = ("upper", "sort", "reverse")
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-console = Console(stderr=True)
 
 # As the harness reads them: JSON is YAML. A continuation begins without a space of its own.
 _SHARED = {"dataset_path": "json", "test_split": "test", "doc_to_text": ""}
@@ -73,17 +74,16 @@ METRICS = {"perplexity": "bits_per_byte,none", "pairs": "acc,none", "exact": "ex
 
 def rows() -> dict[str, list[dict[str, str]]]:
     """What is asked: stories and one text longer than the context, swapped words, questions."""
-    source, story = random.Random("harness"), import_module(_STORIES).story
+    source = random.Random("harness")
     texts = [str(story(source).answer) for _ in range(40)]
     pairs = [
         {"sentence_good": text, "sentence_bad": _swapped(text, source)}
         for text in (text.split(".")[0] + "." for text in texts)
     ]
-    held_out = import_module(_TASKS).held_out_examples
     questions = [
         {"prompt": example.prompt[-1].content, "answer": example.answer}
         for kind in _KINDS
-        for example in held_out(kind, 20, 7)
+        for example in held_out_examples(kind, 20, 7)
     ]
     texts.append(" ".join(texts))
     return {"perplexity": [{"text": text} for text in texts], "pairs": pairs, "exact": questions}
@@ -175,10 +175,7 @@ def install() -> None:
 
 
 @app.command()
-def run(
-    model: Annotated[str, typer.Option(help="Model to serve.")] = "bundled",
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "harness",
-) -> None:
+def run(model: study.Model = "bundled", name: study.Name = "harness") -> None:
     """Run both and write the comparison."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -186,29 +183,35 @@ def run(
         names = [f"{kind}:{path}" for kind, path in places.items()]
         found = find_tasks(names, {}, limit=None, shots=0, seed=0)
         tasks = dict(zip(places, found, strict=True))
-        with running_server(model, folder / "data") as (url, _):
-            own, context, asked = asyncio.run(ask_ourselves(url, tasks))
-            theirs, said = ask_harness(folder, url, asked, context)
-    rows_ = {
+        with serve(model) as server:
+            own, context, asked = asyncio.run(ask_ourselves(server.url, tasks))
+            theirs, said = ask_harness(folder, server.url, asked, context)
+    rows = {
         kind: {"lm_eval": theirs[kind], "greenllm": own[kind], "examples": tasks[kind].count()}
         for kind in places
     }
-    save(name, {"lm_eval_version": VERSION, "model": model, "tasks": rows_}, module="harness")
-    page = markdown(rows_) + "\n" + re.sub(r"http://\S+?/v1", "URL/v1", said)
-    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
-    console.print(page)
+    said = re.sub(r"http://\S+?/v1", "URL/v1", said)
+    about = {"lm_eval_version": VERSION, "model": model}
+    STUDY.report({**about, "tasks": rows, "lm_eval_said": said}, name)
 
 
-def markdown(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Both figures of each task, and how far they are apart."""
-    lines = ["| task | examples | lm-eval | greenllm | apart |", "|---|---:|---:|---:|---:|"]
-    lines += [
-        f"| {kind} | {row['examples']} | {row['lm_eval']:.6f} | {row['greenllm']:.6f}"
-        f" | {abs(row['lm_eval'] - row['greenllm']):.1g} |"
-        for kind, row in found.items()
+def page(result: study.Result) -> str:
+    """Both figures of each task, how far they are apart, and what lm-eval printed."""
+    columns = {
+        "task": value("task"),
+        "examples": value("examples", ".0f"),
+        "lm-eval": value("lm_eval", ".6f"),
+        "greenllm": value("greenllm", ".6f"),
+        "apart": value("apart", ".1g"),
+    }
+    rows = [
+        {"task": task, "apart": abs(row["lm_eval"] - row["greenllm"]), **row}
+        for task, row in result["tasks"].items()
     ]
-    return "\n".join(lines) + "\n"
+    return f"{table(columns, rows)}\n\n{result['lm_eval_said']}"
 
+
+STUDY = study.Study("harness", page)
 
 if __name__ == "__main__":
-    finish("evals.studies.harness", app)
+    STUDY.run(app)

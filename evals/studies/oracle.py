@@ -1,15 +1,16 @@
-"""What guessing would bring at a given acceptance: `python -m evals.studies.oracle --model FOLDER`.
+"""What draft tokens bring at an acceptance: `python -m evals.studies.oracle --model FOLDER`.
 
-Random weights foresee nothing, so the early exit's guesses are computed, at their full cost, and
-then replaced by an oracle's: the token the model will choose, or, with the chance that the wanted
-acceptance leaves, another one. Speed and joules are measured in this process, on the real engine,
-at batch 1, and set against
+Question: does the cost model of drafting hold? Arms: plain decoding, and an early exit at several
+acceptances. Random weights foresee nothing, so the exit's draft tokens are computed, at their full
+cost, and then replaced by an oracle's: the token the model will choose, or, with the chance that
+the wanted acceptance leaves, another one. Measure: speed and joules in this process, on the real
+engine, at batch 1, set against
 
-    tokens per cycle / (guesses * exit share + check)
+    tokens per cycle / (draft tokens * exit share + check)
 
-where tokens per cycle is (1 - a^(k+1)) / (1 - a), the exit share is the parameters read for a guess
-over those read for a token (layers and head), and the check of k guesses is a measured step of
-1 + k tokens over a step of one.
+where tokens per cycle is (1 - a^(k+1)) / (1 - a), the exit share is the parameters read for a draft
+token over those read for a token (layers and head), and the check of k draft tokens is a measured
+step of 1 + k tokens over a step of one.
 
 Not covered: HTTP, batches, the acceptance itself.
 """
@@ -19,24 +20,25 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import finish
-from evals.lab import Bench, load_bench, save
+from evals.engines import Bench, load_bench
+from evals.studies import study
+from evals.studies.load import random_prompt
 from evals.studies.ratios import paired_ratio
 from greenllm.core import Chunk, DraftPass, Request, SamplingParams, Speculation
+from greenllm.model.options import own_name
 from greenllm.runner.warmup import step_of
 from greenllm.shape import ModelShape
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import Speculator
 
-console = Console(stderr=True)
+STUDY = study.Study("oracle")
 ACCEPTANCES = (0.6, 0.7, 0.8, 0.9)
 PROMPT_TOKENS = 32
 TOKENS = 96
@@ -45,7 +47,7 @@ _CHECK_RUNS = 41
 
 @dataclass(slots=True)
 class Oracle:
-    """Pays for the guesses of `inner` and gives others: right with a chance of `acceptance`."""
+    """Pays for the draft tokens of `inner` and gives others, right by the `acceptance`."""
 
     inner: Drafter
     answers: Mapping[str, Sequence[int]]
@@ -54,12 +56,12 @@ class Oracle:
 
     @property
     def shape(self) -> ModelShape | None:
-        """What a guess costs."""
+        """What a draft token costs."""
         return self.inner.shape
 
     @property
     def passes(self) -> Sequence[DraftPass]:
-        """What guesses took."""
+        """What draft tokens took."""
         return self.inner.passes
 
     def prepare(self, num_tokens: int) -> None:
@@ -67,11 +69,11 @@ class Oracle:
         self.inner.prepare(num_tokens)
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """As many guesses as the real drafter made; others than its own, so it must not check."""
-        counts = [len(guesses) for guesses in self.inner.draft(chunks)]
-        return [self._guess(*pair) for pair in zip(chunks, counts, strict=True)]
+        """As many as the real drafter made; others than its own, so it must not check."""
+        counts = [len(tokens) for tokens in self.inner.draft(chunks)]
+        return [self._draft(*pair) for pair in zip(chunks, counts, strict=True)]
 
-    def _guess(self, chunk: Chunk, count: int) -> tuple[int, ...]:
+    def _draft(self, chunk: Chunk, count: int) -> tuple[int, ...]:
         seq = chunk.seq
         coming = self.answers[seq.request.request_id][seq.num_generated :][:count]
         return tuple(
@@ -91,6 +93,16 @@ class Run:
     accepted: int
     answers: dict[str, list[int]]
 
+    @property
+    def tokens_per_s(self) -> float:
+        """By the clock."""
+        return self.tokens / self.wall_s
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        """By this process's CPU time."""
+        return self.tokens / self.cpu_s
+
 
 def requests(count: int, tokens: int, seed: int) -> list[Request]:
     """Random prompts, greedy, of a fixed length."""
@@ -99,7 +111,7 @@ def requests(count: int, tokens: int, seed: int) -> list[Request]:
     return [
         Request(
             f"oracle-{seed}-{number}",
-            (tuple(source.randrange(10, 400) for _ in range(PROMPT_TOKENS)),),
+            (tuple(random_prompt(PROMPT_TOKENS, source)),),
             params,
             model="bench",
         )
@@ -153,17 +165,17 @@ def expected(acceptance: float, num_tokens: int, share: float, check: float) -> 
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")],
-    exit_layer: Annotated[int, typer.Option(help="Layers that guess.")],
+    model: study.Model,
+    exit_layer: Annotated[int, typer.Option(help="Layers that draft.")],
     quantize: Annotated[str, typer.Option(help="none, int8 or int4.")] = "int8",
     dtype: Annotated[str, typer.Option(help="Arithmetic.")] = "float32",
-    threads: Annotated[int, typer.Option(help="Threads of every step.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Rounds of all acceptances.")] = 5,
-    num_tokens: Annotated[int, typer.Option(help="Guesses per step.")] = 4,
+    threads: study.Threads = 2,
+    rounds: study.Rounds = 5,
+    num_tokens: Annotated[int, typer.Option(help="Draft tokens per step.")] = 4,
     count: Annotated[int, typer.Option(help="Answers per round.")] = 2,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "oracle",
+    name: study.Name = STUDY.name,
 ) -> None:
-    """Measure guessing at forced acceptances, interleaved with plain decoding."""
+    """Measure draft tokens at forced acceptances, interleaved with plain decoding."""
     bench = load_bench(model, threads, quantize=quantize, dtype=dtype)
     drafter = bench.runner.early_exit(exit_layer)
     drafter.prepare(num_tokens)
@@ -172,20 +184,19 @@ def main(
     share = drafter.shape.num_parameters / bench.runner.shape.num_parameters
     check = check_cost(bench, num_tokens)
     plain: list[Run] = []
-    guessed: dict[float, list[Run]] = {a: [] for a in ACCEPTANCES}
-    for number in range(-1, rounds):
+    forced: dict[float, list[Run]] = defaultdict(list)
+    for number in study.each_round(rounds, warm_up=True):
         asked = requests(count, TOKENS, number)
-        base = run(bench, asked, None)
-        for acceptance, runs in guessed.items():
+        base = run(bench, asked, None)  # the first, as the oracle knows its answers
+        plain += [base] if number >= 0 else []
+        for acceptance in ACCEPTANCES:
             oracle = Oracle(drafter, base.answers, acceptance, random.Random(number))
             choice = Speculation("early_exit", num_tokens)
             found = run(bench, asked, Speculator({"early_exit": oracle}, choice))
             if number >= 0:
-                runs.append(found)
-        plain += [base] if number >= 0 else []
-        console.print(f"round {number + 1}/{rounds}")
-    figures = {
-        "model": Path(model).name,
+                forced[acceptance].append(found)
+    STUDY.report({
+        "model": own_name(model),
         "quantize": quantize,
         "dtype": dtype,
         "threads": threads,
@@ -193,35 +204,32 @@ def main(
         "num_tokens": num_tokens,
         "exit_share": share,
         "check": check,
-        "plain_tokens_per_s": statistics.median(r.tokens / r.wall_s for r in plain),
-        "plain_tokens_per_cpu_s": statistics.median(r.tokens / r.cpu_s for r in plain),
+        "plain_tokens_per_s": statistics.median(run.tokens_per_s for run in plain),
+        "plain_tokens_per_cpu_s": statistics.median(run.tokens_per_cpu_s for run in plain),
         "acceptances": {
             str(a): _summary(a, runs, plain, expected(a, num_tokens, share, check))
-            for a, runs in guessed.items()
+            for a, runs in forced.items()
         },
-    }
-    console.print_json(data=figures)
-    console.print(f"written to {save(name, figures, module='oracle')}")
+    }, name)  # fmt: skip
 
 
 def _summary(
     acceptance: float, runs: Sequence[Run], plain: Sequence[Run], model: float
 ) -> dict[str, Any]:
     per_step = sum(r.tokens for r in runs) / sum(r.tokens - r.accepted for r in runs)
-    speed = paired_ratio([r.tokens / r.wall_s for r in runs], [r.tokens / r.wall_s for r in plain])
+    speed = paired_ratio(*([run.tokens_per_s for run in arm] for arm in (runs, plain)))
+    joules = paired_ratio(*([run.active_j / run.tokens for run in arm] for arm in (runs, plain)))
     pairs = zip(runs, plain, strict=True)
     return {
         "forced_acceptance": acceptance,
-        "tokens_per_s": statistics.median(r.tokens / r.wall_s for r in runs),
-        "tokens_per_cpu_s": statistics.median(r.tokens / r.cpu_s for r in runs),
+        "tokens_per_s": statistics.median(run.tokens_per_s for run in runs),
+        "tokens_per_cpu_s": statistics.median(run.tokens_per_cpu_s for run in runs),
         "tokens_per_step": per_step,
         "speed_over_plain": speed,
         "cycle_over_plain_step": per_step / speed["median"],
         "cost_model": model,
         "measured_over_model": speed["median"] / model,
-        "joules_over_plain": paired_ratio(
-            [r.active_j / r.tokens for r in runs], [r.active_j / r.tokens for r in plain]
-        ),
+        "joules_over_plain": joules,
         "answers_that_differ": sum(
             one.answers[key] != other.answers[key] for one, other in pairs for key in one.answers
         ),
@@ -229,4 +237,4 @@ def _summary(
 
 
 if __name__ == "__main__":
-    finish("evals.studies.oracle", lambda: typer.run(main))
+    STUDY.run(main)

@@ -1,13 +1,13 @@
 """What metering costs, and what HTTP costs: `python -m evals.studies.overhead`.
 
-Metering: the bare engine at a fixed batch, with the account, the receipts and the ledger, and with
-none of them, interleaved, with nothing else running; and, as the difference drowns in a noisy
-machine's noise, the share of the time that is spent in the account and the ledger, by stopwatch.
+Arms of metering: the bare engine at a fixed batch, with the account, the receipts and the ledger,
+and with none of them, interleaved, with nothing else running; and, as the difference drowns in a
+noisy machine's noise, the share of the time that is spent in the account and the ledger, by
+stopwatch. Arms of HTTP: the same number of requests sent to a real server with the same batch,
+streamed and not, interleaved with the bare engine. Clients run in this process, on the same cores,
+so the figure includes what they take.
 
-HTTP: the same number of requests sent to a real server with the same batch, streamed and not,
-interleaved with the bare engine. Clients run in this process, on the same cores, so the figure
-includes what they take. In tokens per second, and in tokens per CPU second of the process that runs
-the engine.
+Measure: tokens per second, and per CPU second of the process that runs the engine.
 """
 
 from __future__ import annotations
@@ -16,30 +16,21 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
 import httpx
 import typer
-from rich.console import Console
 
-from evals.entry import finish
-from evals.lab import (
-    Bench,
-    chat_body,
-    cpu_seconds,
-    interleave,
-    load_bench,
-    running_server,
-    save,
-    story_request,
-)
-from evals.studies.ratios import paired_ratio
+from evals.engines import Bench, load_bench
+from evals.studies import study
+from evals.studies.load import CHATS, Server, chat_body, serve, story_request
+from evals.studies.ratios import Figures, medians, over
 from greenllm.core import Batch, Request, Sample
 from greenllm.energy.account.account import Account
-from greenllm.energy.account.bill import Counts
+from greenllm.energy.account.bill import BillCounts
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.receipt import Outcome, Receipt
@@ -47,7 +38,8 @@ from greenllm.engine.native import NativeEngine
 from greenllm.options import MeterOptions
 from greenllm.runner.warmup import warm_up
 
-console = Console()
+STUDY = study.Study("overhead")
+_SHARES = 5
 
 
 class Unmetered(Account):
@@ -59,7 +51,7 @@ class Unmetered(Account):
     def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[Counts]) -> None:
+    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[BillCounts]) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:
@@ -98,63 +90,50 @@ def metering_share(bench: Bench, ledger: Ledger, meter: str, *, batch: int, toke
     return account.spent_s / (time.perf_counter() - started_s)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Load:
     """The work every arm gets: a batch, and as many requests again in the queue."""
 
     batch: int
     tokens: int
-    per_cpu_s: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
         """Requests of one run."""
         return 2 * self.batch
 
-    def note(self, arm: str, cpu_s: float) -> None:
-        """Keep the tokens per CPU second of a run."""
-        self.per_cpu_s.setdefault(arm, []).append(self.requests * self.tokens / cpu_s)
+    def figures(self, wall_s: float, cpu_s: float) -> Figures:
+        """Speed of one run."""
+        tokens = self.requests * self.tokens
+        return {"tokens_per_s": tokens / wall_s, "tokens_per_cpu_s": tokens / cpu_s}
 
-    def bare(
-        self, arm: str, bench: Bench, account: Account, ledger: Ledger | None
-    ) -> Callable[[], float]:
-        """An arm that runs the engine in this process; returns tokens per second."""
+    def bare(self, bench: Bench, account: Account, ledger: Ledger | None) -> Figures:
+        """Run the engine in this process."""
+        engine = bench.engine(account, self.batch)
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
+        for number in range(self.requests):
+            name = f"r{started_s}-{number}"
+            engine.add_request(story_request(bench.tokenizer, name, self.tokens))
+        while engine.has_work:
+            engine.step()
+            _settle(engine, ledger)
+        cpu_s = time.process_time() - started_cpu_s
+        return self.figures(time.perf_counter() - started_s, cpu_s)
 
-        def run() -> float:
-            engine = bench.engine(account, self.batch)
-            started_s, started_cpu_s = time.perf_counter(), time.process_time()
-            for number in range(self.requests):
-                name = f"r{started_s}-{number}"
-                engine.add_request(story_request(bench.tokenizer, name, self.tokens))
-            while engine.has_work:
-                engine.step()
-                _settle(engine, ledger)
-            self.note(arm, time.process_time() - started_cpu_s)
-            return self.requests * self.tokens / (time.perf_counter() - started_s)
-
-        return run
-
-    def http(
-        self, arm: str, server: tuple[str, int], model: str, *, stream: bool
-    ) -> Callable[[], float]:
-        """An arm that sends the requests to a server; returns tokens per second."""
-        url, pid = server
-        body = chat_body(Path(model).name, self.tokens, stream=stream)
+    def http(self, server: Server, *, stream: bool) -> Figures:
+        """Send the requests to a server."""
+        body = {**chat_body(server.model, self.tokens), "stream": stream}
 
         async def send() -> float:
             async with httpx.AsyncClient(timeout=120) as client:
                 started_s = time.perf_counter()
-                clients = (_client(client, url, body, stream=stream) for _ in range(self.requests))
-                await asyncio.gather(*clients)
-                return self.requests * self.tokens / (time.perf_counter() - started_s)
+                asked = (_ask(client, f"{server.url}{CHATS}", body) for _ in range(self.requests))
+                await asyncio.gather(*asked)
+                return time.perf_counter() - started_s
 
-        def run() -> float:
-            before_s = cpu_seconds(pid)
-            rate = asyncio.run(send())
-            self.note(arm, cpu_seconds(pid) - before_s)
-            return rate
-
-        return run
+        before_s = server.cpu_s()
+        wall_s = asyncio.run(send())
+        return self.figures(wall_s, server.cpu_s() - before_s)
 
 
 def _settle(engine: NativeEngine, ledger: Ledger | None) -> None:
@@ -163,85 +142,65 @@ def _settle(engine: NativeEngine, ledger: Ledger | None) -> None:
         ledger.record("bench", receipts, engine.stats().totals)
 
 
-async def _client(
-    client: httpx.AsyncClient, url: str, body: dict[str, Any], *, stream: bool
-) -> None:
-    if not stream:
-        (await client.post(f"{url}/v1/chat/completions", json=body)).raise_for_status()
-        return
-    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> None:
+    async with client.stream("POST", url, json=body) as response:
         response.raise_for_status()
         async for _ in response.aiter_raw():
             pass
 
 
-def _ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def ratios(found: Mapping[str, Sequence[Figures]], name: str) -> dict[str, dict[str, float]]:
     """What is compared with what."""
+    beside = found["metered_beside_http"]
     return {
-        "metered_over_unmetered": paired_ratio(rates["metered"], rates["unmetered"]),
-        "http_over_metered": paired_ratio(rates["http"], rates["metered_beside_http"]),
-        "http_stream_over_metered": paired_ratio(
-            rates["http_stream"], rates["metered_beside_http"]
-        ),
+        "metered_over_unmetered": over(found["metered"], found["unmetered"], name),
+        "http_over_metered": over(found["http"], beside, name),
+        "http_stream_over_metered": over(found["http_stream"], beside, name),
     }
-
-
-def _bare_rates(
-    load: Load, bench: Bench, account: Account, ledger: Ledger, rounds: int
-) -> dict[str, list[float]]:
-    """With and without metering, alone on the machine: nothing else differs between neighbours."""
-    unmetered = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
-    arms = {
-        "metered": load.bare("metered", bench, account, ledger),
-        "unmetered": load.bare("unmetered", bench, unmetered, None),
-    }
-    return interleave(arms, rounds, progress=console.print)
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Rounds per arm.")] = 40,
+    rounds: study.Rounds = 40,
     batch: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
-    threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    tokens: study.Tokens = 64,
+    threads: study.Threads = 1,
+    model: study.Model = "bundled",
     meter: Annotated[str, typer.Option(help="As --meter of the server.")] = "modelled",
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "overhead",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Measure the overhead of metering and of HTTP."""
     bench, load = load_bench(model, threads), Load(batch, tokens)
     options = ["--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch)]
-    options += ["--meter", meter]
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "bench.sqlite")
         ledger.open_session("bench", method="modelled", measured=False)
         account = bench.account(meter)
-        rates = _bare_rates(load, bench, account, ledger, rounds)
+        unmetered = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
+        # Alone on the machine: nothing else differs between neighbours.
+        found = study.interleave({
+            "metered": lambda: load.bare(bench, account, ledger),
+            "unmetered": lambda: load.bare(bench, unmetered, None),
+        }, rounds)  # fmt: skip
         shares = [
-            metering_share(bench, ledger, meter, batch=batch, tokens=tokens) for _ in range(5)
+            metering_share(bench, ledger, meter, batch=batch, tokens=tokens) for _ in range(_SHARES)
         ]
-        with running_server(model, Path(folder), *options) as server:
-            beside = "metered_beside_http"
-            arms = {
-                beside: load.bare(beside, bench, account, ledger),
-                "http": load.http("http", server, model, stream=False),
-                "http_stream": load.http("http_stream", server, model, stream=True),
-            }
-            rates |= interleave(arms, max(1, rounds // 2), progress=console.print)
-    figures = {
-        "batch": batch,
-        "tokens": tokens,
-        "threads": threads,
-        "meter": account.meter.method,
+        with serve(model, *options, "--meter", meter) as server:
+            found |= study.interleave({
+                "metered_beside_http": lambda: load.bare(bench, account, ledger),
+                "http": lambda: load.http(server, stream=False),
+                "http_stream": lambda: load.http(server, stream=True),
+            }, max(1, rounds // 2))  # fmt: skip
+    speeds = {arm: medians(turns) for arm, turns in found.items()}
+    measures = {"wall": "tokens_per_s", "cpu": "tokens_per_cpu_s"}
+    about = {"batch": batch, "tokens": tokens, "threads": threads, "meter": account.meter.method}
+    STUDY.report({
+        **about,
         "rounds": rounds,
-        "tokens_per_s": {name: statistics.median(values) for name, values in rates.items()},
-        "tokens_per_cpu_s": {n: statistics.median(v) for n, v in load.per_cpu_s.items()},
+        **{name: {arm: speed[name] for arm, speed in speeds.items()} for name in measures.values()},
         "metering_share_of_time": statistics.median(shares),
-        "wall": _ratios(rates),
-        "cpu": _ratios(load.per_cpu_s),
-    }
-    console.print_json(data=figures)
-    console.print(f"written to {save(name, figures, module='overhead')}")
+        **{measure: ratios(found, name) for measure, name in measures.items()},
+    }, name)  # fmt: skip
 
 
 if __name__ == "__main__":
-    finish("evals.studies.overhead", lambda: typer.run(main))
+    STUDY.run(main)

@@ -1,31 +1,28 @@
-"""The runners side by side: speed, joules per token, cached prompts, start, memory.
+"""The runners side by side: `python -m evals.studies.runners`.
 
-`python -m evals.studies.runners` starts one real server for each runner and precision, keeps all
-of them running, and sends each the same bursts in turn, over HTTP; idle servers take no CPU
-time. Joules are what the servers put into `usage.energy`. Peers are in `evals.studies.peers`.
+Question: which runner and precision is fastest and takes the fewest joules? Arms: one real server
+for each, all of them kept running, with the same bursts in turn over HTTP; idle servers take no CPU
+time. Measure: tokens per second, joules that the servers put into `usage.energy`, cached prompts,
+start, memory. Peers are in `evals.studies.peers`.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import statistics
-import tempfile
 import time
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
+from evals.studies import study
+from evals.studies.load import Burst, Server, random_bodies, serve_all
+from evals.studies.ratios import medians, over, paired_ratio
+from greenllm.model.options import own_name
 
-from evals.entry import finish, pick, split_names
-from evals.lab import Burst, completion_body, peak_memory_mb, running_server, save, send_burst
-from evals.studies.ratios import paired_ratio
-
-console = Console(stderr=True)
-ARMS: dict[str, tuple[str, ...]] = {
+STUDY = study.Study("runners")
+ARMS: Mapping[str, tuple[str, ...]] = {
     "torch float32": ("--runner", "torch"),
     "openvino float32": ("--runner", "openvino"),
     "openvino int8": ("--runner", "openvino", "--quantize", "int8"),
@@ -40,115 +37,77 @@ PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
-class Server:
-    """A running server and what was seen of it."""
+class Seen:
+    """What one arm's server did, round by round."""
 
-    url: str
-    pid: int
-    model: str
-    start_s: float
-    bursts: dict[int, list[Burst]] = field(default_factory=dict)
+    batches: dict[int, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
     cold: list[Burst] = field(default_factory=list)
     cached: list[Burst] = field(default_factory=list)
 
 
-def _prompt(length: int, seed: int) -> list[int]:
-    source = random.Random(seed)
-    return [source.randrange(10, 400) for _ in range(length)]
-
-
-def turn(server: Server, tokens: int, seeds: itertools.count[int]) -> None:
+def turn(server: Server, seen: Seen, tokens: int, seeds: itertools.count[int]) -> None:
     """Every batch size once, and one prompt cold and cached."""
     for batch in BATCHES:
-        prompts = [_prompt(PROMPT_TOKENS, next(seeds)) for _ in range(batch)]
-        bodies = [completion_body(server.model, prompt, tokens) for prompt in prompts]
-        server.bursts.setdefault(batch, []).append(send_burst(server.url, server.pid, bodies))
-    body = completion_body(server.model, _prompt(CACHED_TOKENS, next(seeds)), 1)
-    for kept in (server.cold, server.cached):
+        source = random.Random(next(seeds))
+        bodies = random_bodies(server.model, batch, tokens, source, prompt_tokens=PROMPT_TOKENS)
+        seen.batches[batch].append(server.burst(bodies).figures())
+    source = random.Random(next(seeds))
+    body = random_bodies(server.model, 1, 1, source, prompt_tokens=CACHED_TOKENS)
+    for kept in (seen.cold, seen.cached):
         time.sleep(PAUSE_S)
-        kept.append(send_burst(server.url, server.pid, [body]))
+        kept.append(server.burst(body))
 
 
-def _summary(server: Server) -> dict[str, Any]:
-    batches = {
-        str(batch): {
-            "tokens_per_s": statistics.median(b.tokens_per_s for b in bursts),
-            "tokens_per_cpu_s": statistics.median(b.tokens_per_cpu_s for b in bursts),
-            "active_joules_per_token": statistics.median(
-                b.total("active_joules") / b.tokens for b in bursts
-            ),
-            "joules_per_token": statistics.median(
-                b.total("energy_joules") / b.tokens for b in bursts
-            ),
-        }
-        for batch, bursts in server.bursts.items()
-    }
+def _summary(server: Server, seen: Seen) -> dict[str, Any]:
+    def ratio(figure: Any) -> dict[str, float]:
+        return paired_ratio(list(map(figure, seen.cached)), list(map(figure, seen.cold)))
+
     return {
         "start_s": server.start_s,
-        "peak_memory_mb": peak_memory_mb(server.pid),
-        "batches": batches,
-        "cached_over_cold_ttft": paired_ratio(
-            [b.wall_s for b in server.cached], [b.wall_s for b in server.cold]
-        ),
-        "cached_over_cold_prefill_joules": paired_ratio(
-            [b.total("prefill_joules") for b in server.cached],
-            [b.total("prefill_joules") for b in server.cold],
-        ),
+        "peak_memory_mb": server.peak_memory_mb(),
+        "batches": {str(batch): medians(turns) for batch, turns in seen.batches.items()},
+        "cached_over_cold_ttft": ratio(lambda burst: burst.wall_s),
+        "cached_over_cold_prefill_joules": ratio(lambda burst: burst.total("prefill_joules")),
     }
 
 
-def _falls(servers: dict[str, Server]) -> dict[str, Any]:
-    """Active joules per token of the torch runner over each other arm's, round by round."""
-
-    def per_token(server: Server, batch: int) -> list[float]:
-        return [b.total("active_joules") / b.tokens for b in server.bursts[batch]]
-
-    base = next(iter(servers))
+def _falls(seen: Mapping[str, Seen]) -> dict[str, Any]:
+    """Active joules per token of the first arm over each other's, round by round."""
+    first, *others = seen
     return {
-        name: {
-            str(batch): paired_ratio(per_token(servers[base], batch), per_token(server, batch))
-            for batch in BATCHES
+        arm: {
+            str(batch): over(seen[first].batches[batch], turns, "active_joules_per_token")
+            for batch, turns in seen[arm].batches.items()
         }
-        for name, server in servers.items()
-        if name != base
+        for arm in others
+    }
+
+
+def figures(servers: Mapping[str, Server], seen: Mapping[str, Seen]) -> dict[str, Any]:
+    """Every arm, and how far joules fall from the first to it."""
+    return {
+        "arms": {arm: _summary(server, seen[arm]) for arm, server in servers.items()},
+        "torch_over_arm_active_joules_per_token": _falls(seen),
     }
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
-    rounds: Annotated[int, typer.Option(help="Rounds of all servers.")] = 5,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
-    arms: Annotated[str, typer.Option(help="Arms, comma-separated; else all.")] = "",
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "runners",
+    model: study.Model = "bundled",
+    rounds: study.Rounds = 5,
+    tokens: study.Tokens = 64,
+    arms: study.Arms = "",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Measure the runners, interleaved."""
-    chosen = pick(split_names(arms), ARMS, "--arms: no")
-    seeds = itertools.count()
-    with ExitStack() as stack:
-        servers: dict[str, Server] = {}
-        for arm in chosen:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            started_s = time.perf_counter()
-            server = running_server(model, Path(folder), *ARMS[arm])
-            url, pid = stack.enter_context(server)
-            start_s = time.perf_counter() - started_s
-            served = "bundled" if model == "bundled" else Path(model).resolve().name
-            servers[arm] = Server(url, pid, served, start_s)
-            console.print(f"{arm}: ready after {start_s:.1f} s")
-        for number in range(rounds):
-            for arm in chosen if number % 2 == 0 else reversed(chosen):
-                turn(servers[arm], tokens, seeds)
-            console.print(f"round {number + 1}/{rounds}")
-        figures = {
-            "model": Path(model).name,
-            "rounds": rounds,
-            "tokens": tokens,
-            "arms": {arm: _summary(server) for arm, server in servers.items()},
-            "torch_over_arm_active_joules_per_token": _falls(servers),
-        }
-    console.print_json(data=figures)
-    console.print(f"written to {save(name, figures, module='runners')}")
+    chosen: Sequence[str] = study.pick(study.split_names(arms), ARMS, "--arms: no")
+    seeds, seen = itertools.count(), {arm: Seen() for arm in chosen}
+    with serve_all(model, {arm: ARMS[arm] for arm in chosen}) as servers:
+        for number in study.each_round(rounds):
+            for arm in study.rotate(chosen, number):
+                turn(servers[arm], seen[arm], tokens, seeds)
+        found = figures(servers, seen)
+    STUDY.report({"model": own_name(model), "rounds": rounds, "tokens": tokens, **found}, name)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.runners", lambda: typer.run(main))
+    STUDY.run(main)

@@ -1,53 +1,72 @@
-"""What company saves: the same request alone and in batches: `python -m evals.studies.sharing`.
+"""What company saves: `python -m evals.studies.sharing`.
 
-Everything is read from the ledger of a real server, as a user would: active and total joules per
-request at batch sizes 1 to 32, and for short and long answers. Writes a table and a plot.
+Question: how many joules does a request take alone, and how many in company? Arms: the same request
+in bursts of 1 to 32, and alone with short and long answers, in turns on one server. Measure: active
+and total joules of each request, read from the ledger as a user would.
 """
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
-import httpx
-import matplotlib as mpl
-import typer
-from rich.console import Console
-
-from evals.entry import finish
-from evals.lab import RESULTS, chat_body, running_server, save
+from evals.studies import study
+from evals.studies.load import CHATS, Server, chat_body, serve
 from evals.studies.ratios import paired_ratio
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.receipt import Receipt
 
-mpl.use("Agg")
-console = Console()
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BATCHES = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 64, 256)
+_COMPANY = 16
+Bursts = Mapping[int, Sequence[Sequence[Receipt]]]
 
 
-async def burst(url: str, model: str, count: int, tokens: int) -> list[str]:
-    """`count` requests at once; returns their ids."""
-    async with httpx.AsyncClient(timeout=300) as client:
-        body = chat_body(Path(model).name, tokens, stream=False)
-        answers = await asyncio.gather(
-            *(client.post(f"{url}/v1/chat/completions", json=body) for _ in range(count))
-        )
-    return [str(answer.raise_for_status().headers["X-Request-Id"]) for answer in answers]
-
-
-def _receipts(ledger: Ledger, ids: list[str]) -> list[Receipt]:
-    found = [ledger.receipt(request_id) for request_id in ids]
+def ask(server: Server, ledger: Ledger, batch: int, tokens: int) -> list[Receipt]:
+    """The receipts of a burst."""
+    burst = server.burst([chat_body(server.model, tokens)] * batch, path=CHATS)
+    found = [ledger.receipt(body["id"]) for body in burst.bodies]
     return [receipt for receipt in found if receipt is not None]
 
 
-def _point(receipts: list[Receipt]) -> dict[str, float]:
+def measure(server: Server, ledger: Ledger, count: int, tokens: int) -> dict[str, Any]:
+    """All bursts, interleaved."""
+    by_batch: dict[int, list[list[Receipt]]] = defaultdict(list)
+    by_length: dict[int, list[list[Receipt]]] = defaultdict(list)
+    for _ in study.each_round(count):
+        for batch in BATCHES:
+            by_batch[batch].append(ask(server, ledger, batch, tokens))
+        for length in LENGTHS:
+            by_length[length].append(ask(server, ledger, 1, length))
+    return {
+        f"alone_over_batch_{_COMPANY}": {
+            "active": _alone_over(by_batch, lambda receipt: receipt.active_j or 0.0),
+            "total": _alone_over(by_batch, lambda receipt: receipt.total_j or 0.0),
+        },
+        "by_batch": {str(key): _point(bursts) for key, bursts in by_batch.items()},
+        "by_length": {str(key): _point(bursts) for key, bursts in by_length.items()},
+    }
+
+
+def _alone_over(by_batch: Bursts, joules: Callable[[Receipt], float]) -> dict[str, float]:
+    """Joules alone over the mean of a burst, round by round."""
+    alone, shared = (
+        [statistics.mean(map(joules, burst)) for burst in by_batch[batch]]
+        for batch in (1, _COMPANY)
+    )
+    return paired_ratio(alone, shared)
+
+
+def _point(bursts: Sequence[Sequence[Receipt]]) -> dict[str, float]:
     """Medians of one burst size or length, and the quartiles of the active joules."""
-    active_j = [r.active_j or 0.0 for r in receipts]
+    receipts = [receipt for burst in bursts for receipt in burst]
+    active_j = [receipt.active_j or 0.0 for receipt in receipts]
     low_j, _, high_j = statistics.quantiles(active_j, n=4)
     return {
         "active_j": statistics.median(active_j),
@@ -59,79 +78,45 @@ def _point(receipts: list[Receipt]) -> dict[str, float]:
     }
 
 
-def measure(url: str, model: str, ledger: Ledger, rounds: int, tokens: int) -> dict[str, Any]:
-    """Run all bursts, interleaved."""
-    by_batch: dict[int, list[Receipt]] = {batch: [] for batch in BATCHES}
-    by_length: dict[int, list[Receipt]] = {length: [] for length in LENGTHS}
-    for number in range(rounds):
-        for batch in BATCHES:
-            by_batch[batch] += _receipts(ledger, asyncio.run(burst(url, model, batch, tokens)))
-        for length in LENGTHS:
-            by_length[length] += _receipts(ledger, asyncio.run(burst(url, model, 1, length)))
-        console.print(f"round {number + 1}/{rounds}")
-    return {
-        "alone_over_batch_16": {
-            "active": _alone_over(by_batch, 16, rounds, lambda r: r.active_j or 0.0),
-            "total": _alone_over(by_batch, 16, rounds, lambda r: r.total_j or 0.0),
-        },
-        "by_batch": {str(key): _point(value) for key, value in by_batch.items()},
-        "by_length": {str(key): _point(value) for key, value in by_length.items()},
-    }
-
-
-def _alone_over(
-    by_batch: dict[int, list[Receipt]],
-    batch: int,
-    rounds: int,
-    joules: Callable[[Receipt], float],
-) -> dict[str, float]:
-    """Joules alone over the mean of a burst, round by round."""
-    shared = [by_batch[batch][i * batch : (i + 1) * batch] for i in range(rounds)]
-    means_j = [statistics.mean(map(joules, burst_of)) for burst_of in shared]
-    return paired_ratio([joules(receipt) for receipt in by_batch[1]], means_j)
-
-
-def draw(figures: dict[str, Any], path: Path) -> None:
+def plot(figure: Figure, result: study.Result) -> None:
     """Joules per token against batch size."""
-    from matplotlib.figure import Figure
-
-    points = figures["by_batch"]
+    points, tokens = result["by_batch"], result["tokens"]
     sizes = [int(size) for size in points]
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    tokens = figures["tokens"]
-    axes.plot(sizes, [1e3 * points[str(s)]["total_j"] / tokens for s in sizes], "o-", label="total")
-    axes.plot(
-        sizes, [1e3 * points[str(s)]["active_j"] / tokens for s in sizes], "s--", label="active"
+
+    def per_token(name: str) -> list[float]:
+        return [1e3 * point[name] / tokens for point in points.values()]
+
+    figure.set_size_inches(6, 3.6)
+    study.curves(
+        figure.subplots(),
+        {
+            "total": (sizes, per_token("total_j"), "o-"),
+            "active": (sizes, per_token("active_j"), "s--"),
+        },
+        ticks=sizes,
+        yscale="log",
+        xlabel="requests in the batch",
+        ylabel="mJ per token",
+        title="Energy per generated token, bundled model (modelled joules)",
     )
-    axes.set(xscale="log", yscale="log", xlabel="requests in the batch", ylabel="mJ per token")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_title("Energy per generated token, bundled model (modelled joules)")
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(path)
+
+
+STUDY = study.Study("sharing", plot=plot)
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Bursts per size.")] = 12,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
-    threads: Annotated[int, typer.Option(help="CPU threads of the model.")] = 1,
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    rounds: study.Rounds = 12,
+    tokens: study.Tokens = 64,
+    threads: study.Threads = 1,
+    model: study.Model = "bundled",
 ) -> None:
     """Measure energy per request against batch size and length."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ("--threads", str(threads), "--no-prefix-cache")
-        with running_server(model, Path(folder), *options) as (url, _):
-            ledger = Ledger(Path(folder) / "ledger.sqlite", read_only=True)
-            figures = {
-                "tokens": tokens,
-                "rounds": rounds,
-                **measure(url, model, ledger, rounds, tokens),
-            }
-    console.print_json(data=figures)
-    console.print(f"written to {save('sharing', figures)}")
-    draw(figures, RESULTS / "sharing.svg")
+    with serve(model, "--threads", str(threads), "--no-prefix-cache") as server:
+        ledger_path = server.folder / "ledger.sqlite"
+        with closing(Ledger(ledger_path, read_only=True)) as ledger:
+            found = measure(server, ledger, rounds, tokens)
+    STUDY.report({"tokens": tokens, "rounds": rounds, **found})
 
 
 if __name__ == "__main__":
-    finish("evals.studies.sharing", lambda: typer.run(main))
+    STUDY.run(main)

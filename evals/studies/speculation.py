@@ -1,9 +1,10 @@
-"""Ways of guessing side by side: `python -m evals.studies.speculation`.
+"""Ways of decoding side by side: `python -m evals.studies.speculation`.
 
-One real server with every drafter; each request says how it wants to be decoded, so methods take
-turns on the same process, model and prompts (see `speculation_prompts`); greedy, so all methods
-give the same tokens, which is counted. `approximate`, where it is asked for, need not. Joules are
-what the server puts into `usage.energy`.
+Question: which kind of draft tokens is faster and takes fewer joules than plain decoding? Arms: one
+real server with every drafter; each request says how it wants to be decoded, so methods take turns
+on the same process, model and prompts (see `speculation_prompts`). Measure: tokens per second,
+active joules of `usage.energy`, draft tokens that were accepted. Greedy, so all methods give the
+same tokens, which is counted; `approximate`, where it is asked for, need not.
 
 Not covered: sampling (see the tests).
 """
@@ -11,128 +12,116 @@ Not covered: sampling (see the tests).
 from __future__ import annotations
 
 import statistics
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import finish
-from evals.lab import RESULTS, Burst, joined, running_server, save, send_burst
+from evals.studies import study
+from evals.studies.load import CHATS, COMPLETIONS, Body, Burst, Server, joined, serve
 from evals.studies.ratios import paired_ratio
 from evals.studies.speculation_prompts import prompts
-from evals.studies.speculation_report import APPROXIMATE, draw, markdown
+from evals.tables import rows_of, table, value
+from greenllm.model.options import own_name
 
-console = Console(stderr=True)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 METHODS = ("off", "prompt_lookup", "early_exit", "draft_model", "draft_model longer", "auto")
-# Guesses that cost little are made twice as many.
+APPROXIMATE = "approximate"
+# Draft tokens that cost little are twice as many.
 _TWICE = ("prompt_lookup", "draft_model longer")
-BATCHES = (1, 4, 16, 32)
 KINDS = ("stories", "edits", "extraction")
 _LEAST_REQUESTS = 8
+_RATIOS = ("speed_over_off", "joules_over_off")
+Cell = Sequence[Burst]
+Cells = Mapping[tuple[str, int, str], Cell]
 
 
-@dataclass(slots=True)
-class Cell:
-    """What one method did with one kind of work at one batch size, round by round."""
+def page(result: study.Result) -> str:
+    """One row for each kind of work, batch size and method; ratios are medians of paired ones.
 
-    bursts: list[Burst] = field(default_factory=list)
-
-    @property
-    def tokens_per_s(self) -> list[float]:
-        """Speed, over all requests of a round."""
-        return [burst.tokens_per_s for burst in self.bursts]
-
-    @property
-    def joules_per_token(self) -> list[float]:
-        """Active joules, over all requests of a round."""
-        return [burst.total("active_joules") / burst.tokens for burst in self.bursts]
-
-    def summary(self) -> dict[str, Any]:
-        """Medians, and shares over all rounds."""
-        drafted = sum(burst.total("drafted_tokens") for burst in self.bursts)
-        accepted = sum(burst.total("accepted_tokens") for burst in self.bursts)
-        tokens = sum(burst.tokens for burst in self.bursts)
-        return {
-            "tokens_per_s": statistics.median(self.tokens_per_s),
-            "active_joules_per_token": statistics.median(self.joules_per_token),
-            "draft_share_of_joules": _share(self.bursts, "draft_joules"),
-            "acceptance": accepted / drafted if drafted else None,
-            "tokens_per_step": tokens / (tokens - accepted),
-        }
+    Approximate answers have no draft tokens, so their tokens per step say nothing.
+    """
+    columns = {
+        "work": value("work"),
+        "batch": value("batch"),
+        "method": value("method"),
+        "tok/s": value("tokens_per_s", ",.0f"),
+        "x off": value("speed_over_off.median", ".2f"),
+        "mJ/token (active)": value("active_joules_per_token", ".3f", 1e3),
+        "joules x off": value("joules_over_off.median", ".2f"),
+        "accepted of guesses": value("acceptance", ".0%"),
+        "tokens/step": value("tokens_per_step", ".2f"),
+        "answers that differ": lambda row: f"{row['answers_that_differ']} of {row['answers']}",
+    }
+    return table(columns, _rows(result), unknown="") + "\n"
 
 
-def _share(bursts: Sequence[Burst], name: str) -> float:
-    active_j = sum(burst.total("active_joules") for burst in bursts)
-    return sum(burst.total(name) for burst in bursts) / active_j
+def _rows(result: study.Result) -> Iterator[dict[str, Any]]:
+    for row in rows_of(result["kinds"], "work", "batch", "method"):
+        yield {**row, "tokens_per_step": None} if row["method"] == APPROXIMATE else row
 
 
-def bodies_of(settings: Settings, questions: Sequence[str], method: str) -> list[dict[str, Any]]:
-    """Greedy requests that say how they want to be decoded."""
-    return [
-        {
-            "model": settings.served,
-            **settings.asked(question),
-            "temperature": 0,
-            "max_tokens": settings.max_tokens,
-            **settings.way(method),
-        }
-        for question in questions
-    ]
+def plot(figure: Figure, result: study.Result) -> None:
+    """Speed and joules per token over plain decoding, by batch size; one panel each per kind."""
+    kinds = result["kinds"]
+    figure.set_size_inches(4.2 * len(kinds), 6)
+    panels = figure.subplots(len(_RATIOS), len(kinds), squeeze=False)
+    for (row, name), (column, kind) in product(enumerate(_RATIOS), enumerate(kinds)):
+        axes = panels[row][column]
+        _panel(axes, kinds[kind], name)
+        study.labelled(
+            axes,
+            ticks=[int(size) for size in kinds[kind]],
+            legend=not row and not column,
+            xlabel="requests in the batch",
+            title=f"{kind}: {name.replace('_', ' ')}",
+        )
+    figure.suptitle(f"Draft tokens, {result['model']} (modelled joules)")
 
 
-def one_round(
-    server: tuple[str, int],
-    cells: dict[tuple[str, int, str], Cell],
-    settings: Settings,
-    number: int,
-) -> None:
-    """Every kind, batch size and method once; methods change places from round to round."""
-    url, pid = server
-    for kind in settings.kinds:
-        for batch in settings.batches:
-            waves = max(1, _LEAST_REQUESTS // batch)
-            questions = prompts(kind, waves * batch, number * 100 + batch)
-            at = number % len(settings.methods)
-            for method in settings.methods[at:] + settings.methods[:at]:
-                bodies = bodies_of(settings, questions, method)
-                parts = [
-                    send_burst(url, pid, bodies[i : i + batch], path=settings.path)
-                    for i in range(0, len(bodies), batch)
-                ]
-                cells.setdefault((kind, batch, method), Cell()).bursts.append(joined(parts))
+def _panel(axes: Axes, batches: Mapping[str, Any], name: str) -> None:
+    sizes = [int(size) for size in batches]
+    for method in next(iter(batches.values())):
+        found = [methods[method][name] for methods in batches.values()]
+        reach = [[one["median"] - one["q1"] for one in found],
+                 [one["q3"] - one["median"] for one in found]]  # fmt: skip
+        medians = [one["median"] for one in found]
+        axes.errorbar(sizes, medians, reach, marker="o", capsize=2, label=method)
+
+
+STUDY = study.Study("speculation", page, plot)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is measured."""
+    """What requests ask for."""
 
-    served: str
-    methods: tuple[str, ...]
-    batches: tuple[int, ...]
     num_tokens: int
-    max_tokens: int = 128
     agreement: float = 0.0
     chats: bool = True
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of work."""
-        return KINDS if self.chats else ("continuing",)
+    max_tokens: int = 128
 
     @property
     def path(self) -> str:
         """Where requests go."""
-        return "/v1/chat/completions" if self.chats else "/v1/completions"
+        return CHATS if self.chats else COMPLETIONS
 
-    def asked(self, question: str) -> dict[str, Any]:
-        """A question in a body."""
-        if not self.chats:
-            return {"prompt": question}
-        return {"messages": [{"role": "user", "content": question}]}
+    def body(self, model: str, question: str, method: str) -> Body:
+        """A greedy request that says how it wants to be decoded."""
+        asked: Body = {"messages": [{"role": "user", "content": question}]}
+        return {
+            "model": model,
+            **(asked if self.chats else {"prompt": question}),
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
+            **self.way(method),
+        }
 
     def way(self, method: str) -> dict[str, Any]:
         """What a body says of a method."""
@@ -144,75 +133,88 @@ class Settings:
         return {"speculative": {"method": method.split()[0], "num_tokens": count}}
 
 
-def _differing(cells: dict[tuple[str, int, str], Cell], key: tuple[str, int, str]) -> int:
-    """Answers that are not those of plain decoding to the same prompts in the same batch."""
-    kind, batch, _ = key
-    plain = cells[kind, batch, "off"].bursts
-    pairs = zip(plain, cells[key].bursts, strict=True)
-    return sum(
-        _said(a) != _said(b)
-        for one, other in pairs
-        for a, b in zip(one.bodies, other.bodies, strict=True)
-    )
+def turn(server: Server, settings: Settings, key: tuple[str, int, str], number: int) -> Burst:
+    """One method on one kind of work; prompts depend on kind, batch size and round only."""
+    kind, batch, method = key
+    waves = max(1, _LEAST_REQUESTS // batch)
+    questions = prompts(kind, waves * batch, number * 100 + batch)
+    bodies = [settings.body(server.model, question, method) for question in questions]
+    parts = (bodies[i : i + batch] for i in range(0, len(bodies), batch))
+    return joined([server.burst(part, path=settings.path) for part in parts])
 
 
-def _said(body: dict[str, Any]) -> Any:
+def _speeds(cell: Cell) -> list[float]:
+    return [burst.tokens / burst.wall_s for burst in cell]
+
+
+def _joules(cell: Cell) -> list[float]:
+    return [burst.total("active_joules") / burst.tokens for burst in cell]
+
+
+def _summary(cell: Cell, off: Cell) -> dict[str, Any]:
+    """Medians, shares over all rounds, and ratios to plain decoding round by round."""
+    whole = joined(cell)
+    drafted, accepted = whole.total("drafted_tokens"), whole.total("accepted_tokens")
+    return {
+        "tokens_per_s": statistics.median(_speeds(cell)),
+        "active_joules_per_token": statistics.median(_joules(cell)),
+        "draft_share_of_joules": whole.total("draft_joules") / whole.total("active_joules"),
+        "acceptance": accepted / drafted if drafted else None,
+        "tokens_per_step": whole.tokens / (whole.tokens - accepted),
+        "speed_over_off": paired_ratio(_speeds(cell), _speeds(off)),
+        "joules_over_off": paired_ratio(_joules(cell), _joules(off)),
+        "answers": len(whole.bodies),
+        "answers_that_differ": sum(
+            _said(a) != _said(b) for a, b in zip(whole.bodies, joined(off).bodies, strict=True)
+        ),
+    }
+
+
+def _said(body: Body) -> Any:
     choice = body["choices"][0]
     return choice.get("message", choice.get("text"))
 
 
-def figures(cells: dict[tuple[str, int, str], Cell], settings: Settings) -> dict[str, Any]:
-    """Each cell beside plain decoding, round by round."""
+def figures(cells: Cells, settings: Settings) -> dict[str, Any]:
+    """Each cell beside plain decoding of the same prompts in the same batch."""
     found: dict[str, Any] = {}
-    for key, cell in cells.items():
-        kind, batch, method = key
-        off = cells[kind, batch, "off"]
-        found.setdefault(kind, {}).setdefault(str(batch), {})[method] = cell.summary() | {
-            "speed_over_off": paired_ratio(cell.tokens_per_s, off.tokens_per_s),
-            "joules_over_off": paired_ratio(cell.joules_per_token, off.joules_per_token),
-            "answers": sum(len(burst.bodies) for burst in cell.bursts),
-            "answers_that_differ": _differing(cells, key),
-        }
+    for (kind, batch, method), cell in cells.items():
+        methods = found.setdefault(kind, {}).setdefault(str(batch), {})
+        methods[method] = _summary(cell, cells[kind, batch, "off"])
     about = {"num_tokens": settings.num_tokens, "max_tokens": settings.max_tokens}
     return {**about, "agreement": settings.agreement or None, "kinds": found}
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
-    draft_model: Annotated[str, typer.Option(help="Draft model, or '' for none.")] = "",
-    rounds: Annotated[int, typer.Option(help="Rounds of all methods.")] = 5,
-    num_tokens: Annotated[int, typer.Option(help="Guesses per step, at most.")] = 4,
-    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,4,16,32",
+    model: study.Model = "bundled",
+    draft_model: study.DraftModel = "",
+    rounds: study.Rounds = 5,
+    num_tokens: Annotated[int, typer.Option(help="Draft tokens per step, at most.")] = 4,
+    batches: study.Batches = "1,4,16,32",
     chats: Annotated[bool, typer.Option(help="Whether the model has a chat template.")] = True,
     agreement: Annotated[float, typer.Option(help="Of approximate answers; 0: none.")] = 0.0,
     quantize: Annotated[str, typer.Option(help="--quantize of the server.")] = "none",
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "speculation",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Measure the methods, interleaved."""
-    methods = tuple(m for m in METHODS if draft_model or not m.startswith("draft_model"))
-    methods += (APPROXIMATE,) if agreement else ()
-    served = "bundled" if model == "bundled" else Path(model).resolve().name
-    sizes = tuple(int(size) for size in batches.split(","))
-    settings = Settings(served, methods, sizes, num_tokens, agreement=agreement, chats=chats)
+    methods = [m for m in METHODS if draft_model or not m.startswith("draft_model")]
+    methods += [APPROXIMATE] if agreement else []
+    sizes = study.split_numbers(batches, "--batches")
+    settings = Settings(num_tokens, agreement, chats)
     options = ["--speculative", "auto", "--speculative-tokens", str(num_tokens)]
     options += ["--draft-model", draft_model] if draft_model else []
-    options += ["--quantize", quantize]
-    cells: dict[tuple[str, int, str], Cell] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        running = running_server(model, Path(folder), *options)
-        with running as server:
-            one_round(server, {}, settings, -1)
-            for number in range(rounds):
-                one_round(server, cells, settings, number)
-                console.print(f"round {number + 1}/{rounds}")
-    about = {"model": Path(model).name, "quantize": quantize, "rounds": rounds}
-    result = {**about, **figures(cells, settings)}
-    path = save(name, result, module="speculation")
-    draw(result, RESULTS / f"{name}.svg")
-    (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")
-    console.print(markdown(result))
-    console.print(f"written to {path}")
+    cells: dict[tuple[str, int, str], list[Burst]] = defaultdict(list)
+    with serve(model, *options, "--quantize", quantize) as server:
+        for number in study.each_round(rounds, warm_up=True):
+            for kind, size in product(KINDS if chats else ("continuing",), sizes):
+                for method in study.rotate(methods, number):
+                    key = kind, size, method
+                    burst = turn(server, settings, key, number)
+                    if number >= 0:
+                        cells[key].append(burst)
+    about = {"model": own_name(model), "quantize": quantize, "rounds": rounds}
+    STUDY.report({**about, **figures(cells, settings)}, name)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.speculation", lambda: typer.run(main))
+    STUDY.run(main)

@@ -1,8 +1,9 @@
-"""How long a decoding step takes on a GPU, launched and replayed: `python -m evals.studies.steps`.
+"""How long a decoding step takes on a GPU: `python -m evals.studies.steps`.
 
-The torch runner alone in this process, without an engine: sequences of one length, all of them
-decoding, the same step again and again; launched kernel by kernel, and recorded as a CUDA graph and
-replayed. The first step at a size, which records it, is beside it. Choosing the token is in it.
+Question: what does replaying a step save over launching it? Arms: the torch runner alone in this
+process, without an engine, kernel by kernel, and recorded as a CUDA graph. Measure: sequences of
+one length, all of them decoding, the same step again and again, choosing the token included. The
+first step at a size, which records it, is beside it.
 
 Not covered: joules (see `evals.studies.gpu`), prompts.
 """
@@ -15,16 +16,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish
-from evals.lab import require_model, save
+from evals.entry import BenchError
+from evals.servers import require_model
+from evals.studies import study
 from evals.studies.gpu import board
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence, sequences_of
 from greenllm.model.options import LoadOptions, own_name
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 
-console = Console(stderr=True)
+STUDY = study.Study("steps")
 BLOCK = 16
 PROMPT_TOKENS = 64
 
@@ -54,27 +55,26 @@ def timed(runner: TorchRunner, batch: Batch, steps: int) -> dict[str, float]:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
-    batches: Annotated[str, typer.Option(help="Sequences in a step.")] = "1,8,32,128",
+    model: study.Model = "bundled",
+    batches: study.Batches = "1,8,32,128",
     steps: Annotated[int, typer.Option(help="Steps of each.")] = 30,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "steps",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Time steps, launched and replayed."""
     require_model(model)
     if not torch.cuda.is_available():
         raise BenchError("steps are replayed on CUDA devices only, and there is none")
-    sizes = [int(size) for size in batches.split(",")]
+    sizes = study.split_numbers(batches, "--batches")
     found: dict[str, Any] = {}
     for way in ("launched", "replayed"):
         runner = load_torch_runner(
-            str(model), LoadOptions(device="cuda"), block_size=BLOCK, kv_cache_bytes=2**31,
+            model, LoadOptions(device="cuda"), block_size=BLOCK, kv_cache_bytes=2**31,
             max_num_seqs=max(sizes), eager=way == "launched",
         )  # fmt: skip
         found[way] = {str(size): timed(runner, decoding(runner, size), steps) for size in sizes}
-        console.print(f"{way}: {found[way]}")
-    path = save(name, {"model": own_name(model), "board": board(), "ways": found}, module="steps")
-    console.print(f"written to {path}")
+        study.console.print(f"{way}: {found[way]}")
+    STUDY.report({"model": own_name(model), "board": board(), "ways": found}, name)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.steps", lambda: typer.run(main))
+    STUDY.run(main)

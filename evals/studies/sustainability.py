@@ -1,10 +1,9 @@
-"""The worked example: notes on a household's energy become data, and what that costs in all.
+"""The worked example, a household's energy: `python -m evals.studies.sustainability`.
 
-    python -m evals.studies.sustainability
-
-An adapter is trained on the built-in example; the model with and without it reads notes that
-training never saw, through a server; and everything that was spent is counted: a server's start,
-its waiting and the asking beside what is on the receipts. What the data is good for, a
+Question: what does it cost in all that notes become data? Arms: an adapter is trained on the
+built-in example; the model with and without it reads notes that training never saw, through a
+server. Measure: everything that was spent, a server's start, its waiting and the asking beside what
+is on the receipts, and the share of notes that were read right. What the data is good for, a
 kilowatt-hour that somebody saves with it, is nobody's to claim here.
 
 Not covered: what the base model cost to train (its card says so); the machine's own making but for
@@ -19,22 +18,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish
-from evals.lab import RESULTS, save
+from evals.entry import BenchError
+from evals.studies import study
+from evals.tables import grid, text
 from evals.tuning.servers import Laps
+from finetune.data.household import household_rows
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.scope import Scope
 from greenllm.options import MeterOptions
 
-console = Console(stderr=True)
 NAME = "household"
 _AT = (100, 1_000, 10_000, 100_000)
 
@@ -58,9 +56,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def unseen(count: int) -> list[dict[str, str]]:
     """Notes that are not in the example data."""
-    household = import_module("finetune.data.household")
-    known = {row["prompt"] for row in household.household_rows()}
-    rows: list[dict[str, str]] = household.household_rows(seed="unseen", size=2 * count)
+    known = {row["prompt"] for row in household_rows()}
+    rows = household_rows(seed="unseen", size=2 * count)
     return [row for row in rows if row["prompt"] not in known][:count]
 
 
@@ -80,39 +77,31 @@ def _shared_out(
     return (cost_j / count + note_j) / right
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The balance as a page."""
-    trained, before, after = found["trained"], found["before"], found["after"]
-    rows = [
-        ("training the adapter, scoring included", _j(trained["total_j"]), _g(trained["total_g"])),
-        *(
-            (f"reading {side['examples']} notes, {name}", _j(side["energy_j"]), _g(side["grams"]))
-            for name, side in (("without it", before), ("with it", after))
-        ),
-        *(
-            (f"starting the server, waiting and asking, {name}", _j(side["beside_j"]), "-")
-            for name, side in (("without it", before), ("with it", after))
-        ),
-    ]
-    lines = ["| what | joules | g CO2e |", "|---|---:|---:|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", "| | without it | with it |", "|---|---:|---:|"]
+def page(result: study.Result) -> str:
+    """The balance: what was spent, what came of it, and what a right note costs in the end."""
+    trained, before, after = result["trained"], result["before"], result["after"]
+    sides = {"without it": before, "with it": after}
+    spent = [
+        ("training the adapter, scoring included", trained["total_j"], trained["total_g"]),
+        *((f"reading {side['examples']} notes, {name}", side["energy_j"], side["grams"])
+          for name, side in sides.items()),
+        *((f"starting the server, waiting and asking, {name}", side["beside_j"], None)
+          for name, side in sides.items()),
+    ]  # fmt: skip
+    costs = [(what, text(joules, ".4g"), text(grams, ".3g")) for what, joules, grams in spent]
     shares = [f"{side['right']:.1%} ({side['low']:.1%} to {side['high']:.1%})"
-              for side in (before, after)]  # fmt: skip
-    lines += [f"| notes read right | {' | '.join(shares)} |"]
-    lines += ["", "| notes read in its life | J per note read right, training shared out |"]
-    lines += ["|---:|---:|"]
-    shared = found["balance"]["joules_per_right_note_at"]
-    lines += [f"| {int(count):,} | {_j(value)} |" for count, value in shared.items()]
-    return "\n".join(lines) + "\n"
+              for side in sides.values()]  # fmt: skip
+    shared = result["balance"]["joules_per_right_note_at"]
+    life = [(f"{int(count):,}", text(joules, ".4g")) for count, joules in shared.items()]
+    tables = (
+        grid(("what", "joules", "g CO2e"), costs),
+        grid(("", *sides), [("notes read right", *shares)]),
+        grid(("notes read in its life", "J per note read right, training shared out"), life),
+    )
+    return "\n\n".join(tables) + "\n"
 
 
-def _j(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _g(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+STUDY = study.Study("sustainability", page)
 
 
 def side_of(task: Mapping[str, Any], spent_j: float) -> dict[str, Any]:
@@ -143,7 +132,7 @@ def evaluations(notes: Path, data_dir: Path, folder: Path) -> list[dict[str, Any
 
 def main(
     notes: Annotated[int, typer.Option(help="Notes to read.")] = 300,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "sustainability",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Train, read, and count."""
     with tempfile.TemporaryDirectory() as place:
@@ -151,25 +140,20 @@ def main(
         asked = folder / "notes.jsonl"
         asked.write_text("\n".join(map(json.dumps, unseen(notes))), encoding="utf-8")
         greenllm("finetune", "--data", "example", "--name", NAME, "--data-dir", place)
-        trained = read(folder / "adapters" / NAME / "green_report.json")
+        trained = read(folder / "adapters" / NAME / "green_report.json")["measures"]
         before, after = evaluations(asked, folder, folder)
-    measures = trained["measures"]
-    result = {
+    total_j = trained["energy"]["total_j"]
+    STUDY.report({
         "trained": {
-            "total_j": measures["energy"]["total_j"],
-            "total_g": measures["carbon"]["total_g"],
-            "method": measures["energy"]["method"],
+            "total_j": total_j,
+            "total_g": trained["carbon"]["total_g"],
+            "method": trained["energy"]["method"],
         },
         "before": before,
         "after": after,
-        "balance": balance(measures["energy"]["total_j"], after),
-    }
-    path = save(name, result, module="sustainability")
-    page = markdown(result)
-    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
-    console.print(page)
-    console.print(f"written to {path}")
+        "balance": balance(total_j, after),
+    }, name)  # fmt: skip
 
 
 if __name__ == "__main__":
-    finish("evals.studies.sustainability", lambda: typer.run(main))
+    STUDY.run(main)

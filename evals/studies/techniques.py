@@ -1,11 +1,12 @@
-"""Precision, guessing and batch size against each other: `python -m evals.studies.techniques`.
+"""Precision, draft tokens and batch size against each other: `python -m evals.studies.techniques`.
 
-A server for each precision, all of them loaded; the same questions to each, with each way of
-guessing and so many in flight, in turns, round by round. For a model that chats the questions are
-the generated tasks', so that quality and joules come from the same requests; a random model is
-asked for texts of a fixed length, and has no quality. Joules are the requests' own, idle share
-included; with several servers loaded the machine's idle power is on whoever answers. Every server
-has one thread and no prefix cache, as every round asks the same.
+Question: which of them saves joules, and what do they save together? Arms: a server for each
+precision, all of them loaded; the same questions to each, with each way of drafting and so many in
+flight, in turns, round by round. Measure: for a model that chats the questions are the generated
+tasks', so that quality and joules come from the same requests; a random model is asked for texts of
+a fixed length, and has no quality. Joules are the requests' own, idle share included; with several
+servers loaded the machine's idle power is on whoever answers. Every server has one thread and no
+prefix cache, as every round asks the same.
 
 Not covered: approximate answers (see `evals.studies.speculation`), power limits of GPUs.
 """
@@ -13,35 +14,78 @@ Not covered: approximate answers (see `evals.studies.speculation`), power limits
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
-import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish, split_names
+from evals.entry import BenchError
 from evals.evaluation import Result, evaluate, methods_of
-from evals.lab import RESULTS, running_server, save
 from evals.served import connect
-from evals.studies.ratios import paired_ratio
-from evals.studies.techniques_report import draw, markdown
+from evals.studies import study
+from evals.studies.load import serve_all
+from evals.studies.ratios import paired_ratio, spread_of
+from evals.tables import ratio, rows_of, table, value
 from evals.tasks.base import Answer, Ask, Measure, Query, Score, Task
 from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from greenllm.intervals import wilson
+from greenllm.model.options import own_name
 
-console = Console(stderr=True)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _WORDS = ("the", "fox", "ran", "over", "a", "hill", "and", "saw", "one", "owl", "by", "night")
+_STYLES = ("o-", "o--", "o:", "o-.", "s-")
 _TIMEOUT_S = 600.0
 # Servers must not differ by what they find out about threads when they start.
-THREADS = "1"
-Cell = tuple[str, str, int]
+_OPTIONS = ("--speculative", "auto", "--no-prefix-cache", "--threads", "1")
+Cells = Mapping[tuple[str, str, int], Sequence[Result]]
+
+
+def page(result: study.Result) -> str:
+    """One row for each cell, batch by batch; ratios are medians of those of each round."""
+    columns = {
+        "weights": value("weights"),
+        "guessing": value("way"),
+        "batch": value("batch"),
+        "mJ/token": value("joules_per_token", ".3f", 1e3),
+        f"x plain ({spread_of(result['rounds'])})": ratio("joules_over_plain"),
+        "tok/s": value("tokens_per_s", ",.0f"),
+        "p50 s": value("p50_s", ".3f"),
+        "p95 s": value("p95_s", ".3f"),
+        "right answers": value("quality.value", ".1%"),
+    }
+    rows = rows_of(result["precisions"], "weights", "way", "batch")
+    return table(columns, sorted(rows, key=lambda row: int(row["batch"]))) + "\n"
+
+
+def plot(figure: Figure, result: study.Result) -> None:
+    """Joules per token by batch size, a line for each precision and way of drafting."""
+    lines = {}
+    for colour, (precision, ways) in enumerate(result["precisions"].items()):
+        for style, (way, cells) in zip(itertools.cycle(_STYLES), ways.items(), strict=False):
+            sizes = [int(size) for size in cells]
+            values = [1e3 * cell["joules_per_token"] for cell in cells.values()]
+            lines[f"{precision}, {way}"] = (sizes, values, f"{style}C{colour}")
+    figure.set_size_inches(8.4, 4.8)
+    study.curves(
+        figure.subplots(),
+        lines,
+        ticks=sizes,
+        yscale="log",
+        xlabel="requests in flight",
+        ylabel="mJ per token",
+        title=f"{result['model']} ({', '.join(result['energy']['methods'])})",
+    )
+
+
+STUDY = study.Study("techniques", page, plot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,127 +136,97 @@ class Continuing:
         return Score(0.0)
 
 
-@dataclass(slots=True)
-class Rounds:
-    """What one cell did, round by round."""
+def joules_per_token(rounds: Sequence[Result]) -> list[float]:
+    """Of each round, idle share included.
 
-    results: list[Result] = field(default_factory=list)
-
-    def joules_per_token(self) -> list[float]:
-        """Idle share included; a server that does not know joules ends the benchmark."""
-        return [_joules(result) / result.completion_tokens for result in self.results]
-
-    def summary(self, *, has_quality: bool) -> dict[str, Any]:
-        """Medians over rounds."""
-        first = self.results[0]
-        right = sum(round(example.score.value) for example in first.examples)
-        found = wilson(right, len(first.examples))
-        return {
-            "joules_per_token": statistics.median(self.joules_per_token()),
-            "tokens_per_s": statistics.median(
-                r.completion_tokens / r.duration_s for r in self.results
-            ),
-            "p50_s": statistics.median(r.latency_s(0.5) for r in self.results),
-            "p95_s": statistics.median(r.latency_s(0.95) for r in self.results),
-            "quality": found.as_dict() if has_quality and found else None,
-        }
-
-
-def _joules(result: Result) -> float:
-    if result.total_j is None:
+    Raises:
+        BenchError: a server does not know joules.
+    """
+    joules = [result.total_j for result in rounds if result.total_j is not None]
+    if len(joules) < len(rounds):
         raise BenchError("the server knows no joules")
-    return result.total_j
+    tokens = [result.completion_tokens for result in rounds]
+    return [total_j / count for total_j, count in zip(joules, tokens, strict=True)]
+
+
+def summary(rounds: Sequence[Result], *, has_quality: bool) -> dict[str, Any]:
+    """Medians over rounds."""
+    first = rounds[0]
+    right = sum(round(example.score.value) for example in first.examples)
+    found = wilson(right, len(first.examples))
+    return {
+        "joules_per_token": statistics.median(joules_per_token(rounds)),
+        "tokens_per_s": statistics.median(r.completion_tokens / r.duration_s for r in rounds),
+        "p50_s": statistics.median(r.latency_s(0.5) for r in rounds),
+        "p95_s": statistics.median(r.latency_s(0.95) for r in rounds),
+        "quality": found.as_dict() if has_quality and found else None,
+    }
 
 
 def questions(limit: int) -> Joined:
     """Generated tasks, so many questions of each."""
-    generated = generated_tasks()
-    tasks = find_tasks(["generated"], generated, limit=limit, shots=0, seed=11)
+    tasks = find_tasks(["generated"], generated_tasks(), limit=limit, shots=0, seed=11)
     parts = [(task, i) for task in tasks for i in range(task.count())]
     return Joined(random.Random(1).sample(parts, len(parts)))
 
 
-async def one_round(
-    urls: Mapping[str, str],
-    ways: Sequence[str],
-    task: Task,
-    batches: Sequence[int],
-    cells: dict[Cell, Rounds],
-    number: int,
-) -> None:
-    """Every precision, way of guessing and batch size once; who is first changes every round."""
+async def turn(url: str, way: str, task: Task, batch: int) -> Result:
+    """All questions to one server, with one way of drafting, so many in flight."""
     fixed = {"ignore_eos": True} if isinstance(task, Continuing) else {}
-    for batch in batches:
-        for precision in sorted(urls, reverse=number % 2 == 1):
-            url = urls[precision]
-            async with connect(url, None, None, _TIMEOUT_S) as model:
-                for way in reversed(ways) if number % 2 else ways:
-                    settings = {"speculative": {"method": way}, **fixed}
-                    asked = replace(model, settings=settings)
-                    found = await evaluate(asked, task, batch, lambda done, count: None)
-                    cells.setdefault((precision, way, batch), Rounds()).results.append(found)
+    async with connect(url, None, None, _TIMEOUT_S) as model:
+        asked = replace(model, settings={"speculative": {"method": way}, **fixed})
+        return await evaluate(asked, task, batch, lambda done, count: None)
 
 
-def figures(
-    cells: Mapping[Cell, Rounds], precisions: Sequence[str], *, has_quality: bool
-) -> dict[str, Any]:
-    """Each cell beside the first precision without guesses, at the same batch size.
+def figures(cells: Cells, precisions: Sequence[str], *, has_quality: bool) -> dict[str, Any]:
+    """Each cell beside the first precision without draft tokens, at the same batch size.
 
-    And beside its own precision without guesses.
+    And beside its own precision without draft tokens.
     """
-    found: dict[str, Any] = {}
-    first = precisions[0]
-    ordered = sorted(cells.items(), key=lambda item: precisions.index(item[0][0]))
-    for (precision, way, batch), rounds in ordered:
-        plain = cells[first, "off", batch].joules_per_token()
-        cell = rounds.summary(has_quality=has_quality)
-        unguessed = cells[precision, "off", batch].joules_per_token()
-        cell["joules_over_plain"] = paired_ratio(rounds.joules_per_token(), plain)
-        cell["joules_over_off"] = paired_ratio(rounds.joules_per_token(), unguessed)
-        found.setdefault(precision, {}).setdefault(way, {})[str(batch)] = cell
+    found: dict[str, Any] = {precision: {} for precision in precisions}
+    for (precision, way, batch), rounds in cells.items():
+        joules = joules_per_token(rounds)
+        plain, off = (joules_per_token(cells[p, "off", batch]) for p in (precisions[0], precision))
+        found[precision].setdefault(way, {})[str(batch)] = {
+            **summary(rounds, has_quality=has_quality),
+            "joules_over_plain": paired_ratio(joules, plain),
+            "joules_over_off": paired_ratio(joules, off),
+        }
     return found
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
-    draft_model: Annotated[str, typer.Option(help="Draft model, or '' for none.")] = "",
+    model: study.Model = "bundled",
+    draft_model: study.DraftModel = "",
     precisions: Annotated[str, typer.Option(help="--quantize of the servers.")] = "none,int8,int4",
-    ways: Annotated[str, typer.Option(help="Ways of guessing.")] = "off,early_exit,auto",
-    batches: Annotated[str, typer.Option(help="Requests in flight.")] = "1,8,32",
-    rounds: Annotated[int, typer.Option(help="Rounds of all.")] = 3,
+    ways: Annotated[str, typer.Option(help="Ways of drafting.")] = "off,early_exit,auto",
+    batches: study.Batches = "1,8,32",
+    rounds: study.Rounds = 3,
     limit: Annotated[int, typer.Option(help="Questions of each task, or texts.")] = 6,
     tokens: Annotated[int, typer.Option(help="Tokens a text; 0: generated tasks.")] = 0,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "techniques",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Measure the techniques against each other, interleaved."""
     task: Task = Continuing(limit, tokens) if tokens else questions(limit)
-    sizes, chosen = [int(size) for size in batches.split(",")], split_names(ways)
+    sizes, chosen = study.split_numbers(batches, "--batches"), study.split_names(ways)
     if "off" not in chosen:
         raise BenchError("--ways needs off, which all are compared with")
-    extra = ["--draft-model", draft_model] if draft_model else []
-    cells: dict[Cell, Rounds] = {}
-    with ExitStack() as stack:
-        urls: dict[str, str] = {}
-        for precision in split_names(precisions):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            options = ["--quantize", precision, "--speculative", "auto", *extra]
-            options += ["--no-prefix-cache", "--threads", THREADS]
-            urls[precision], _ = stack.enter_context(running_server(model, folder, *options))
-        for number in range(-1, rounds):
-            into: dict[Cell, Rounds] = cells if number >= 0 else {}
-            asyncio.run(one_round(urls, chosen, task, sizes, into, number))
-            console.print(f"round {number + 1}/{rounds}")
-    all_results = [result for one in cells.values() for result in one.results]
-    about: dict[str, Any] = {"model": Path(model).name, "rounds": rounds}
+    arms = {precision: ("--quantize", precision) for precision in study.split_names(precisions)}
+    draft = ("--draft-model", draft_model) if draft_model else ()
+    cells: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    with serve_all(model, arms, *_OPTIONS, *draft) as servers:
+        for number in study.each_round(rounds, warm_up=True):
+            for batch in sizes:
+                for precision, way in study.rotate(list(itertools.product(arms, chosen)), number):
+                    found = asyncio.run(turn(servers[precision].url, way, task, batch))
+                    if number >= 0:
+                        cells[precision, way, batch].append(found)
+    about: dict[str, Any] = {"model": own_name(model), "rounds": rounds}
     about |= {"questions": task.count()}
-    about |= {"energy": dict(methods_of(all_results))}
-    result = {**about, "precisions": figures(cells, list(urls), has_quality=not tokens)}
-    path = save(name, result, module="techniques")
-    draw(result, RESULTS / f"{name}.svg")
-    (RESULTS / f"{name}.md").write_text(markdown(result), encoding="utf-8")
-    console.print(markdown(result))
-    console.print(f"written to {path}")
+    about |= {"energy": dict(methods_of([one for results in cells.values() for one in results]))}
+    found_all = figures(cells, list(arms), has_quality=not tokens)
+    STUDY.report({**about, "precisions": found_all}, name)
 
 
 if __name__ == "__main__":
-    finish("evals.studies.techniques", lambda: typer.run(main))
+    STUDY.run(main)

@@ -1,11 +1,11 @@
-"""Whether a search finds what measuring everything finds, and what it costs.
+"""Whether a search finds what measuring everything finds: `python -m evals.studies.tuned`.
 
-    python -m evals.studies.tuned
+Question: is the setting that `greenllm tune` finds as good as the best one, and what share of the
+joules does the search take? Arms: `greenllm tune` as a search and exhaustively; then the two
+settings that they chose answer in turns, as only what was measured side by side is compared.
+Measure: joules of both are what `tune` counted, servers and all.
 
-Runs `greenllm tune` once as a search and once exhaustively, and then lets the two settings they
-chose answer in turns: only what was measured side by side is compared.
-
-Contract: joules of both are what `tune` counted, servers and all. Not covered: limits of latency.
+Not covered: limits of latency.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish
-from evals.lab import save
+from evals.entry import BenchError
+from evals.studies import study
 from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
@@ -31,7 +30,7 @@ from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import DEFAULT, Setting
 from greenllm.energy.meters.modelled import modelled_meter
 
-console = Console(stderr=True)
+STUDY = study.Study("tuned")
 
 
 def tune(model: str, folder: Path, *options: str) -> dict[str, Any]:
@@ -50,23 +49,22 @@ def tune(model: str, folder: Path, *options: str) -> dict[str, Any]:
 
 def side_by_side(model: str, settings: list[Setting], examples: int, rounds: int) -> list[float]:
     """Joules per token of the first over the second, round by round."""
-    generated = generated_tasks()
     names = TuneConfig().tasks.split(",")
 
     def make(count: int) -> Any:
-        return find_tasks(names, generated, limit=-(-count // len(names)), shots=0, seed=7)
+        return find_tasks(names, generated_tasks(), limit=-(-count // len(names)), shots=0, seed=7)
 
     options = ["--no-prefix-cache"]
     bench = ServerBench(model, make, 4, Laps(modelled_meter()), options, most=2)
     ratios: list[float] = []
     try:
-        for number in range(-1, rounds):
+        # The first round finds cold servers.
+        for number in study.each_round(rounds, warm_up=True):
             one, other = bench.measure(settings, examples)
             if error := one.error or other.error:
                 raise BenchError(f"a winner cannot be measured again: {error}")
-            if number >= 0:  # the first round finds cold servers
+            if number >= 0:
                 ratios.append(one.joules_per_token / other.joules_per_token)
-                console.print(f"round {number + 1}/{rounds}: {ratios[-1]:.3f}")
     finally:
         bench.close()
     return ratios
@@ -78,7 +76,7 @@ def setting_of(found: Mapping[str, Any]) -> Setting:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model folder or 'bundled'.")] = "bundled",
+    model: study.Model = "bundled",
     space: Annotated[str, typer.Option(help="As for greenllm tune.")] = DEFAULT,
     many: Annotated[int, typer.Option(help="Examples of the last look at a setting.")] = 256,
     rounds: Annotated[int, typer.Option(help="Rounds of the two winners.")] = 7,
@@ -91,17 +89,14 @@ def main(
     settings = [setting_of(searched), setting_of(all_of_them)]
     is_same = settings[0] == settings[1]
     ratios = [1.0] if is_same else side_by_side(model, settings, many, rounds)
-    result = {
+    STUDY.report({
         "model": model,
         "searched": {"setting": str(settings[0]), "spent_j": searched["spent_j"]},
         "exhaustive": {"setting": str(settings[1]), "spent_j": all_of_them["spent_j"]},
         "spent_share": searched["spent_j"] / all_of_them["spent_j"],
         "joules_over_best": {"median": statistics.median(ratios), "rounds": ratios},
-    }
-    path = save("tuned", result)
-    console.print_json(json.dumps(result))
-    console.print(f"written to {path}")
+    })  # fmt: skip
 
 
 if __name__ == "__main__":
-    finish("evals.studies.tuned", lambda: typer.run(main))
+    STUDY.run(main)

@@ -23,8 +23,8 @@ from typing import Any
 
 from evals.entry import BenchError
 from evals.evaluation import Result, evaluate
-from evals.lab import running_server
 from evals.served import connect
+from evals.servers import running_server
 from evals.tasks.base import Task
 from evals.tuning.search import Trial
 from evals.tuning.slices import slices, whole

@@ -18,7 +18,7 @@ from greenllm.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswerCost:
     """Joules of one answer, and the share that was right."""
 
     joules: float
@@ -36,7 +36,7 @@ class BreakEven:
     reason: str | None
 
 
-def break_even(bill_j: float, before: Answers, after: Answers) -> BreakEven:
+def break_even(bill_j: float, before: AnswerCost, after: AnswerCost) -> BreakEven:
     """Compare what a solved request costs before and after."""
     before_j, after_j = (_per_solved(found, found.solved.value) for found in (before, after))
     at_most = _requests(
@@ -51,12 +51,12 @@ def break_even(bill_j: float, before: Answers, after: Answers) -> BreakEven:
     return BreakEven(requests, at_most, before_j, after_j, reason)
 
 
-def at_best(bill_j: float, before: Answers) -> int | None:
+def at_best(bill_j: float, before: AnswerCost) -> int | None:
     """The fewest there can be: if everything is solved afterwards, at the same joules each."""
     return _requests(bill_j, _per_solved(before, before.solved.value), before.joules)
 
 
-def _per_solved(answers: Answers, share: float) -> float | None:
+def _per_solved(answers: AnswerCost, share: float) -> float | None:
     return answers.joules / share if share > 0 else None
 
 

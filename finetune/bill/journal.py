@@ -10,14 +10,14 @@ Not covered: joules of a process that was killed, since its last entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from finetune.bill.phases import NOT_BILLED, Energy, Phase, PhaseAccount
+from finetune.bill.phases import BILLED, LEARNING, NOT_BILLED, PhaseAccount, PhaseEnergy, RunPhase
 from finetune.files import read_json, write_json
 
-_STAYS: frozenset[Phase] = NOT_BILLED | {"trials"}
+_STAYS: frozenset[RunPhase] = NOT_BILLED | {"trials"}
 Curve = tuple[tuple[int, float], ...]
 
 
@@ -40,7 +40,7 @@ class RunJournal:
     """
 
     seen: Seen = Seen()
-    energy: Mapping[Phase, Energy] = field(default_factory=dict)
+    energy: Mapping[RunPhase, PhaseEnergy] = field(default_factory=dict)
     is_known: bool = True
     predicted_j: float | None = None
     losses: Curve = ()
@@ -53,7 +53,7 @@ class RunJournal:
         try:
             return None if found is None else cls(
                 Seen(**found["seen"]),
-                {phase: Energy(**spent) for phase, spent in found["energy"].items()},
+                {phase: PhaseEnergy(**spent) for phase, spent in found["energy"].items()},
                 found["is_known"],
                 found["predicted_j"],
                 tuple((step, loss) for step, loss in found["losses"]),
@@ -61,6 +61,29 @@ class RunJournal:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError):
             return None
+
+    @property
+    def by_phase_j(self) -> dict[RunPhase, float | None]:
+        """Joules of every phase that is billed; None where the meter failed."""
+        return {
+            phase: spent.total_j if self.is_known else None
+            for phase, spent in self.energy.items()
+            if phase in BILLED
+        }
+
+    @property
+    def total_j(self) -> float | None:
+        """The bill."""
+        return self._sum_j(BILLED)
+
+    @property
+    def training_j(self) -> float | None:
+        """The part of it that every token learnt from costs."""
+        return self._sum_j(LEARNING)
+
+    def _sum_j(self, phases: Collection[RunPhase]) -> float | None:
+        spent = (energy.total_j for phase, energy in self.energy.items() if phase in phases)
+        return sum(spent, 0.0) if self.is_known else None
 
     def spent(self, account: PhaseAccount) -> RunJournal:
         """The same with what an account has by now."""
@@ -92,6 +115,6 @@ def take_over(
     for phase, energy in kept.items():
         account.add(phase, energy)
     for phase, energy in later.items():
-        more = energy.minus(kept.get(phase, Energy()))
+        more = energy.minus(kept.get(phase, PhaseEnergy()))
         if more.duration_s > 0:
             account.add(phase if phase in _STAYS else "lost", more)

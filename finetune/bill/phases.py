@@ -17,19 +17,20 @@ from typing import Literal, get_args
 from greenllm.energy.account.window import IdlePower, take_apart
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 
-Phase = Literal[
+RunPhase = Literal[
     "data", "loading", "compressing", "trials", "waiting", "training", "teacher", "evaluation",
     "saving", "lost", "compare",
 ]  # fmt: skip
-PHASES: tuple[Phase, ...] = get_args(Phase)
+PHASES: tuple[RunPhase, ...] = get_args(RunPhase)
 # What every token that is learnt from costs.
-LEARNING: tuple[Phase, ...] = ("training", "teacher")
+LEARNING: tuple[RunPhase, ...] = ("training", "teacher")
 # What a machine draws while a run waits, or what another run would have cost, is not its bill.
-NOT_BILLED: frozenset[Phase] = frozenset({"waiting", "compare"})
+NOT_BILLED: frozenset[RunPhase] = frozenset({"waiting", "compare"})
+BILLED: tuple[RunPhase, ...] = tuple(phase for phase in PHASES if phase not in NOT_BILLED)
 
 
 @dataclass(frozen=True, slots=True)
-class Energy:
+class PhaseEnergy:
     """Joules and seconds of one phase; `domains_j` splits active and idle together."""
 
     active_j: float = 0.0
@@ -43,17 +44,14 @@ class Energy:
         """What the run is billed for."""
         return self.active_j + self.idle_j
 
-    def plus(self, other: Energy) -> Energy:
-        """Both together."""
-        return self._with(other, 1.0)
-
-    def minus(self, other: Energy) -> Energy:
+    def minus(self, other: PhaseEnergy) -> PhaseEnergy:
         """What is more than another."""
-        return self._with(other, -1.0)
+        return self.plus(other, -1.0)
 
-    def _with(self, other: Energy, sign: float) -> Energy:
+    def plus(self, other: PhaseEnergy, sign: float = 1.0) -> PhaseEnergy:
+        """Both together."""
         names = {**self.domains_j, **other.domains_j}
-        return Energy(
+        return PhaseEnergy(
             self.active_j + sign * other.active_j,
             self.idle_j + sign * other.idle_j,
             self.foreign_j + sign * other.foreign_j,
@@ -72,19 +70,19 @@ class PhaseAccount:
         self.meter = meter
         self._bills_idle = bills_idle
         self._idle = IdlePower(meter.idle_w)
-        self._phase: Phase = "loading"
-        self._spent: dict[Phase, Energy] = {}
+        self._phase: RunPhase = "loading"
+        self._spent: dict[RunPhase, PhaseEnergy] = {}
         self._last: Reading | None = meter.read()
         self.error: str | None = None
         self.metering_s = 0.0
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> RunPhase:
         """What is going on."""
         return self._phase
 
     @contextmanager
-    def during(self, phase: Phase) -> Iterator[None]:
+    def during(self, phase: RunPhase) -> Iterator[None]:
         """Book to a phase, then to the one before again."""
         before = self._phase
         self.begin(phase)
@@ -93,7 +91,7 @@ class PhaseAccount:
         finally:
             self.begin(before)
 
-    def begin(self, phase: Phase) -> None:
+    def begin(self, phase: RunPhase) -> None:
         """Close the books of one phase and open those of another."""
         self.read()
         self._phase = phase
@@ -114,12 +112,12 @@ class PhaseAccount:
 
     def _book(self, before: Reading, now: Reading) -> None:
         window = take_apart(before, now, self._idle.watts)
-        idle = window.baseline_j if self._bills_idle else dict.fromkeys(window.baseline_j, 0.0)
-        domains = {name: idle[name] + window.dynamic_j[name] for name in idle}
-        spent = Energy(
-            sum(window.dynamic_j.values()),
+        idle = window.idle_j if self._bills_idle else dict.fromkeys(window.idle_j, 0.0)
+        domains = {name: idle[name] + window.active_j[name] for name in idle}
+        spent = PhaseEnergy(
+            sum(window.active_j.values()),
             sum(idle.values()),
-            window.foreign_j,
+            window.unattributed_j,
             window.duration_s,
             domains,
         )
@@ -129,23 +127,22 @@ class PhaseAccount:
         """From now on, nothing is known."""
         self._last, self.error = None, self.error or reason
 
-    def add(self, phase: Phase, energy: Energy) -> None:
+    def add(self, phase: RunPhase, energy: PhaseEnergy) -> None:
         """Book what was counted elsewhere: before a restart, or by another process."""
-        self._spent[phase] = self._spent.get(phase, Energy()).plus(energy)
+        self._spent[phase] = self._spent.get(phase, PhaseEnergy()).plus(energy)
 
     @property
     def is_known(self) -> bool:
         """Whether every joule was counted."""
         return self._last is not None and bool(self._last.joules)
 
-    def spent(self, *phases: Phase) -> Energy:
+    def spent(self, *phases: RunPhase) -> PhaseEnergy:
         """What phases have cost so far; without names, what the run is billed for."""
-        wanted = phases or tuple(phase for phase in PHASES if phase not in NOT_BILLED)
-        total = Energy()
-        for phase in wanted:
-            total = total.plus(self._spent.get(phase, Energy()))
+        total = PhaseEnergy()
+        for phase in phases or BILLED:
+            total = total.plus(self._spent.get(phase, PhaseEnergy()))
         return total
 
-    def by_phase(self) -> dict[Phase, Energy]:
+    def by_phase(self) -> dict[RunPhase, PhaseEnergy]:
         """Every phase that took place, in order."""
         return {phase: self._spent[phase] for phase in PHASES if phase in self._spent}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune.bill.phases import Energy
+from finetune.bill.phases import PhaseEnergy
 from greenllm.intervals import Estimate, bootstrap
 
 
@@ -31,7 +31,7 @@ class Losses:
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class ModelQuality:
     """One look at a model; `matches` are None where nothing could be answered.
 
     `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
@@ -50,7 +50,7 @@ class Quality:
     answer_steps: int = 0
     wanted_steps: int = 0
     losses_j: float | None = None
-    cost: Energy = field(default_factory=Energy)
+    cost: PhaseEnergy = field(default_factory=PhaseEnergy)
 
     @property
     def more_answers_j(self) -> float:

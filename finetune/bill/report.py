@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from finetune.bill.breakeven import Answers, break_even
+from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.journal import RunJournal
-from finetune.bill.phases import LEARNING, Energy, PhaseAccount
-from finetune.bill.quality import Quality
-from finetune.data.dataset import Data
+from finetune.bill.outcome import RunOutcome, TrainingBill
+from finetune.bill.phases import PhaseAccount, PhaseEnergy
+from finetune.bill.quality import ModelQuality
+from finetune.data.dataset import TrainingData
 from finetune.recipe import Recipe
 from greenllm.energy.carbon.footprint import EmbodiedModel, operational_g, sci_g_per_1k_tokens
 from greenllm.energy.carbon.grid import Intensity
@@ -37,7 +38,7 @@ _PACKAGES = ("greenllm", "torch", "transformers", "peft", "trl", "accelerate", "
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ModelSizes:
     """Parameters of the base, those that were trained, bytes written, a teacher's parameters."""
 
     parameters: int
@@ -54,7 +55,7 @@ class Grams:
     pue: float
     embodied: EmbodiedModel | None
 
-    def of(self, energy: Energy) -> dict[str, float | None]:
+    def of(self, energy: PhaseEnergy) -> dict[str, float | None]:
         """Operational and embodied grams of some energy."""
         operational = operational_g(energy.total_j, self.pue, self.intensity.g_per_kwh)
         embodied = self.embodied.grams(energy.duration_s) if self.embodied else None
@@ -73,28 +74,27 @@ class Grams:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended."""
+class RunResult:
+    """What a run has come to: how it ended, the model before and after, and the comparator."""
 
-    status: str
-    reason: str | None
-    before: Quality
-    after: Quality
-    comparator: Mapping[str, Any] | None
+    outcome: RunOutcome
+    before: ModelQuality
+    after: ModelQuality
+    comparator: Mapping[str, Any] | None = None
 
 
 def build(
     recipe: Recipe,
     identity: Mapping[str, Any],
-    data: Data,
-    sizes: Sizes,
+    data: TrainingData,
+    sizes: ModelSizes,
     journal: RunJournal,
     account: PhaseAccount,
-    outcome: Outcome,
+    result: RunResult,
     grams: Grams,
 ) -> dict[str, Any]:
     """The whole report."""
-    seen, spent = journal.seen, account.spent()
+    seen, spent, outcome = journal.seen, account.spent(), result.outcome
     known = account.is_known
     flops = _flops_per_token(recipe, sizes) * seen.tokens
     carbon = grams.of(spent) if known else dict.fromkeys(("operational_g", "embodied_g", "total_g"))
@@ -104,7 +104,7 @@ def build(
         "reason": outcome.reason,
         "identity": dict(identity),
         "recipe": _plain(asdict(recipe)),
-        "data": {"digest": data.digest, **data.counts.as_dict()},
+        "data": {"digest": data.digest, **asdict(data.counts)},
         "training": {
             "steps": seen.steps,
             "tokens": seen.tokens,
@@ -118,86 +118,77 @@ def build(
             "model": asdict(sizes),
             "flops": {"value": flops, "method": _FLOPS},
             "power_w": spent.total_j / spent.duration_s if known and spent.duration_s else None,
-            "energy": _energy(account, seen.tokens),
+            "energy": _energy(account, journal),
             "carbon": {
                 **carbon,
                 "g_per_1k_training_tokens": _sci(carbon, seen.tokens) if known else None,
                 **grams.basis(),
             },
         },
-        "prediction": _prediction(journal.predicted_j, account),
-        "quality": _quality(outcome),
-        "break_even": _break_even(account, outcome),
-        "comparator": outcome.comparator or {"kind": "not measured"},
+        "prediction": _prediction(journal),
+        "quality": _quality(result),
+        "break_even": _break_even(journal.total_j, result),
+        "comparator": result.comparator or {"kind": "not measured"},
     }
 
 
-def _flops_per_token(recipe: Recipe, sizes: Sizes) -> int:
+def _flops_per_token(recipe: Recipe, sizes: ModelSizes) -> int:
     own = (4 if recipe.is_adapter else 6) * sizes.parameters
     reference = 2 * sizes.parameters if recipe.objective == "dpo" else 0
     return own + reference + 2 * (sizes.teacher or 0)
 
 
-def _energy(account: PhaseAccount, tokens: int) -> dict[str, Any]:
-    meter, spent = account.meter, account.spent()
-    total_j = spent.total_j if account.is_known else None
-    training_j = account.spent(*LEARNING).total_j if account.is_known else None
+def _energy(account: PhaseAccount, journal: RunJournal) -> dict[str, Any]:
+    bill = TrainingBill.of(journal, account.meter, None)
     return {
-        "total_j": total_j,
-        "training_j": training_j,
-        "total_kwh": None if total_j is None else joules_to_kwh(total_j),
-        "joules_per_training_token": training_j / tokens if training_j and tokens else None,
+        "total_j": bill.total_j,
+        "training_j": journal.training_j,
+        "total_kwh": None if bill.total_j is None else joules_to_kwh(bill.total_j),
+        "joules_per_training_token": bill.joules_per_token,
         "by_phase": {
-            phase: phase_dict(energy) if account.is_known else None
-            for phase, energy in account.by_phase().items()
+            phase: phase_dict(energy) if journal.is_known else None
+            for phase, energy in journal.energy.items()
         },
-        "method": meter.method,
-        "measured": meter.measured,
-        "uncertainty": meter.uncertainty if account.is_known else None,
+        "method": bill.method,
+        "measured": bill.measured,
+        "uncertainty": bill.uncertainty,
         "error": account.error,
         "metering_s": account.metering_s,
     }
 
 
-def phase_dict(energy: Energy) -> dict[str, Any]:
+def phase_dict(energy: PhaseEnergy) -> dict[str, Any]:
     """One phase for the report."""
-    return {
-        "total_j": energy.total_j,
-        "active_j": energy.active_j,
-        "idle_j": energy.idle_j,
-        "foreign_j": energy.foreign_j,
-        "duration_s": energy.duration_s,
-        "domains_j": dict(energy.domains_j),
-    }
+    return {"total_j": energy.total_j, **asdict(energy)}
 
 
 def _sci(carbon: Mapping[str, float | None], tokens: int) -> float | None:
     return sci_g_per_1k_tokens(carbon["operational_g"] or 0.0, carbon["embodied_g"], tokens)
 
 
-def _prediction(predicted_j: float | None, account: PhaseAccount) -> dict[str, Any] | None:
-    if predicted_j is None or not account.is_known:
+def _prediction(journal: RunJournal) -> dict[str, Any] | None:
+    predicted_j, actual_j = journal.predicted_j, journal.total_j
+    if predicted_j is None or actual_j is None:
         return None
-    actual_j = account.spent().total_j
     return {"predicted_j": predicted_j, "actual_j": actual_j, "ratio": predicted_j / actual_j}
 
 
-def _break_even(account: PhaseAccount, outcome: Outcome) -> dict[str, Any] | None:
-    before, after = answers_of(outcome.before), answers_of(outcome.after)
-    if not account.is_known or before is None or after is None:
+def _break_even(bill_j: float | None, result: RunResult) -> dict[str, Any] | None:
+    before, after = answers_of(result.before), answers_of(result.after)
+    if bill_j is None or before is None or after is None:
         return None
-    return asdict(break_even(account.spent().total_j, before, after))
+    return asdict(break_even(bill_j, before, after))
 
 
-def answers_of(found: Quality) -> Answers | None:
+def answers_of(found: ModelQuality) -> AnswerCost | None:
     """What an answer cost and was worth; None where nothing was asked or joules are unknown."""
     if found.matches is None or found.answers_j is None:
         return None
-    return Answers(found.answers_j / found.matches.size, found.matches)
+    return AnswerCost(found.answers_j / found.matches.size, found.matches)
 
 
-def _quality(outcome: Outcome) -> dict[str, Any]:
-    before, after = outcome.before, outcome.after
+def _quality(result: RunResult) -> dict[str, Any]:
+    before, after = result.before, result.after
     return {
         "validation_loss": _pair(before.losses.mean(), after.losses.mean()),
         "validation_loss_change": _dict(after.losses.more_than(before.losses)),

@@ -124,7 +124,7 @@ def _costs(account: PhaseAccount) -> dict[str, float | None]:
 
 def _score(config: CompressConfig, tasks: list[Any], account: PhaseAccount) -> dict[str, Scored]:
     """Both models, each behind a server of its own."""
-    from evals.lab import running_server
+    from evals.servers import running_server
 
     models = {"before": config.model, "after": str(config.folder)}
     with account.during("evaluation"), ExitStack() as stack:

@@ -18,7 +18,7 @@ import torch
 from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.making import Source
 from finetune.compressing.weights import factorize
-from finetune.train.model import place_of
+from finetune.train.model import device_of
 from finetune.train.scoring import losses_of
 
 _TOKENS = 48
@@ -42,9 +42,9 @@ def measure(source: Source, share: float, rounds: int, account: PhaseAccount) ->
     models = {"dense": dense, "factored": factored.eval()}
     found: dict[str, Any] = {"matrices": changed, "models": {}}
     costs = _decode_in_turns(models, source, rounds, account)
-    place, pad = place_of(source.recipe), source.tokenizer.pad_token_id
+    device, pad = device_of(source.recipe), source.tokenizer.pad_token_id
     for name, model in models.items():
-        loss = losses_of(model, source.data.validation, place, pad).mean()
+        loss = losses_of(model, source.data.validation, device, pad).mean()
         found["models"][name] = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": None if loss is None else loss.as_dict(),

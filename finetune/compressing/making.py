@@ -28,10 +28,10 @@ from finetune.compressing.importance import importance_of
 from finetune.compressing.prune import prune
 from finetune.compressing.student import student_of
 from finetune.compressing.weights import zero_smallest
-from finetune.data.dataset import Data, load_data
+from finetune.data.dataset import TrainingData, load_data
 from finetune.files import SavingError
 from finetune.recipe import Recipe
-from finetune.train.model import load_base, load_tokenizer, place_of
+from finetune.train.model import device_of, load_base, load_tokenizer
 from finetune.train.watch import Progress
 from greenllm.core import GreenllmError
 from greenllm.model.files import local_folder
@@ -50,7 +50,7 @@ class Source:
 
     model: Any
     tokenizer: Any
-    data: Data
+    data: TrainingData
     recipe: Recipe
     dtype: torch.dtype
 
@@ -73,7 +73,7 @@ def read_source(config: CompressConfig, work: Path) -> Source:
     tokenizer = load_tokenizer(recipe)
     found = load_data(recipe, tokenizer, tokenizer.model_max_length)
     stored = AutoConfig.from_pretrained(local_folder(resolve(config.model))).dtype
-    model = load_base(recipe, place_of(recipe))
+    model = load_base(recipe, device_of(recipe))
     return Source(model, tokenizer, found, recipe, stored or torch.float32)
 
 

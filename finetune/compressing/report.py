@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.bill.breakeven import Answers, break_even
+from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.report import Grams
 from finetune.bill.text import joules, table
 from greenllm.energy.carbon.footprint import operational_g
@@ -143,7 +143,7 @@ def _payback(costs: Costs, before: Side, after: Side) -> dict[str, Any] | None:
     known = None not in (costs.cost_j, before.joules_per_answer, after.joules_per_answer)
     if not (is_one_meter and known):
         return None  # a bill is not divided by what another meter counts
-    asked = (Answers(side.joules_per_answer or 0.0, side.solved) for side in (before, after))
+    asked = (AnswerCost(side.joules_per_answer or 0.0, side.solved) for side in (before, after))
     return asdict(break_even(costs.cost_j or 0.0, *asked))
 
 

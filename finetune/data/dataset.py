@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.data import household
 from finetune.data.encoding import Encoded, Encoder
-from finetune.data.examples import DataError, Example, examples_of, read_examples
+from finetune.data.examples import DataError, DataLine, examples_of, read_examples
 from finetune.recipe import Recipe
 
 FEWEST = 2
@@ -26,7 +28,7 @@ NEEDED = f"--data is needed: a JSONL file, {household.NAME!r}, or a hub dataset'
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class DataCounts:
     """What became of the examples."""
 
     read: int = 0
@@ -43,34 +45,47 @@ class Counts:
     validation: int = 0
     validation_tokens: int = 0
 
-    def as_dict(self) -> dict[str, int]:
-        """For reports."""
-        return asdict(self)
+    def line(self) -> str:
+        """All of it for people."""
+        parts = (
+            f"{self.doubles} doubles ({self.doubles_tokens:,} tokens)" if self.doubles else "",
+            f"{self.dropped} too long" if self.dropped else "",
+            f"{self.truncated} cut" if self.truncated else "",
+        )
+        left_out = ", ".join(filter(None, parts))
+        return (
+            f"{self.train} examples ({self.train_tokens:,} tokens, {self.learnt_tokens:,} of them"
+            f" learnt), {self.validation} to score on"
+            + (f"; left out: {left_out}" if left_out else "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TrainingData:
     """Encoded examples; `digest` is that of everything read."""
 
     train: tuple[Encoded, ...]
     validation: tuple[Encoded, ...]
-    counts: Counts
+    counts: DataCounts
     digest: str
 
 
-def load_data(recipe: Recipe, tokenizer: Any, context: int) -> Data:
+def load_data(recipe: Recipe, tokenizer: Any, context: int) -> TrainingData:
     """Read and prepare what the recipe names.
 
     Raises:
         DataError: there is too little, or something that cannot be used.
     """
-    examples = _read(recipe.data)
-    _refuse_other_objective(recipe, examples[0])
+    with _about("data"):
+        examples = _read(recipe.data)
+        _refuse_other_objective(recipe, examples[0])
+    held_out = None
+    if recipe.validation is not None:
+        with _about("validation"):
+            held_out = read_examples(recipe.validation)
+            _refuse_other_objective(recipe, held_out[0])
     encoder = Encoder(tokenizer, templated=_templated(recipe, tokenizer))
     length = min(recipe.max_length or context, context)
-    held_out = None if recipe.validation is None else read_examples(recipe.validation)
-    if held_out is not None:
-        _refuse_other_objective(recipe, held_out[0])
     return prepare(recipe, encoder, length, examples, held_out)
 
 
@@ -78,26 +93,43 @@ def prepare(
     recipe: Recipe,
     encoder: Encoder,
     length: int,
-    examples: Sequence[Example],
-    held_out: Sequence[Example] | None = None,
-) -> Data:
+    examples: Sequence[DataLine],
+    held_out: Sequence[DataLine] | None = None,
+) -> TrainingData:
     """Encode, leave out, split and count."""
     tally = _Tally(recipe, encoder, length)
-    if held_out is None:
-        train, validation = _split(tally.take(examples), recipe.validation_share)
-    else:
-        # Validation first: an example in both files is not trained on.
-        validation = tally.take(held_out)
+    with _about("validation"):  # first, so that an example in both files is not trained on
+        validation = tally.take(held_out or ())
+    with _about("data"):
         train = tally.take(examples)
+    if held_out is None:
+        train, validation = _split(train, recipe.validation_share)
     if len(train) < FEWEST:
-        raise DataError(
-            f"{recipe.data} leaves {len(train)} examples to train on; at least {FEWEST} are needed"
-        )
-    counts = tally.counts(train, validation)
-    return Data(tuple(train), tuple(validation), counts, _digest([*train, *validation]))
+        few = f"{recipe.data} leaves {len(train)} examples to train on"
+        raise DataError(f"{few}; at least {FEWEST} are needed", "data")
+    counts = DataCounts(
+        **tally.found,
+        train=len(train),
+        train_tokens=sum(item.num_tokens for item in train),
+        learnt_tokens=sum(item.num_learnt for item in train),
+        validation=len(validation),
+        validation_tokens=sum(item.num_tokens for item in validation),
+    )
+    digest = hashlib.blake2b(b"".join(map(_fingerprint, [*train, *validation])), digest_size=16)
+    return TrainingData(tuple(train), tuple(validation), counts, digest.hexdigest())
 
 
-def _read(name: str | None) -> list[Example]:
+@contextmanager
+def _about(option: str) -> Iterator[None]:
+    """An error in here is about the file of an option."""
+    try:
+        yield
+    except DataError as error:
+        error.option = option
+        raise
+
+
+def _read(name: str | None) -> list[DataLine]:
     if name is None:
         raise DataError(NEEDED)
     if name == household.NAME:
@@ -114,7 +146,7 @@ def _read(name: str | None) -> list[Example]:
     return examples_of(name, rows)
 
 
-def _refuse_other_objective(recipe: Recipe, first: Example) -> None:
+def _refuse_other_objective(recipe: Recipe, first: DataLine) -> None:
     is_preference, wants_it = first.rejected is not None, recipe.objective == "dpo"
     if is_preference and not wants_it:
         raise DataError(f"{first.where} is a preference: --objective dpo learns from those")
@@ -125,7 +157,9 @@ def _refuse_other_objective(recipe: Recipe, first: Example) -> None:
 def _templated(recipe: Recipe, tokenizer: Any) -> bool:
     has_template = bool(tokenizer.chat_template)
     if recipe.template == "chat" and not has_template:
-        raise DataError(f"--template chat: the tokenizer of {recipe.model} has no chat template")
+        raise DataError(
+            f"--template chat: the tokenizer of {recipe.model} has no chat template", "template"
+        )
     return has_template and recipe.template != "none"
 
 
@@ -137,59 +171,42 @@ class _Tally:
         self._encoder = encoder
         self._length = length
         self._seen: set[bytes] = set()
-        self._found: dict[str, int] = {}
+        self.found: Counter[str] = Counter()
 
-    def take(self, examples: Sequence[Example]) -> list[Encoded]:
+    def take(self, examples: Sequence[DataLine]) -> list[Encoded]:
         """What is left of them."""
-        self._add("read", len(examples))
-        kept: list[Encoded] = []
-        for example in examples:
-            encoded = self._encoder.encode(example)
-            if not self._is_double(encoded) and (fitting := self._fit(encoded)) is not None:
-                kept.append(fitting)
-        return kept
+        self.found["read"] += len(examples)
+        encoded = (self._encoder.encode(example) for example in examples)
+        fitting = (self._fit(item) for item in encoded if not self._is_double(item))
+        return [item for item in fitting if item is not None]
 
-    def counts(self, train: Sequence[Encoded], validation: Sequence[Encoded]) -> Counts:
-        """Everything counted."""
-        return Counts(
-            **self._found,
-            train=len(train),
-            train_tokens=sum(item.num_tokens for item in train),
-            learnt_tokens=sum(item.num_learnt for item in train),
-            validation=len(validation),
-            validation_tokens=sum(item.num_tokens for item in validation),
-        )
+    def _note(self, name: str, num_tokens: int) -> None:
+        self.found.update({name: 1, f"{name}_tokens": num_tokens})
 
-    def _add(self, name: str, count: int) -> None:
-        self._found[name] = self._found.get(name, 0) + count
-
-    def _is_double(self, encoded: Encoded) -> bool:
-        key = _fingerprint(encoded)
+    def _is_double(self, item: Encoded) -> bool:
+        key = _fingerprint(item)
         is_double = self._recipe.deduplicate and key in self._seen
         self._seen.add(key)
         if is_double:
-            self._add("doubles", 1)
-            self._add("doubles_tokens", encoded.num_tokens)
+            self._note("doubles", item.num_tokens)
         return is_double
 
-    def _fit(self, encoded: Encoded) -> Encoded | None:
-        if encoded.longest <= self._length:
-            return encoded
+    def _fit(self, item: Encoded) -> Encoded | None:
+        if item.longest <= self._length:
+            return item
         if self._recipe.too_long == "refuse":
             raise DataError(
-                f"{encoded.example.where} has {encoded.longest} tokens, more than {self._length};"
+                f"{item.example.where} has {item.longest} tokens, more than {self._length};"
                 " --too-long drop or truncate goes on"
             )
         if self._recipe.too_long == "drop":
-            self._add("dropped", 1)
-            self._add("dropped_tokens", encoded.num_tokens)
+            self._note("dropped", item.num_tokens)
             return None
-        cut = encoded.cut(self._length)
+        cut = item.cut(self._length)
         if not _is_answered(cut):
-            self._add("without_answer", 1)
+            self.found["without_answer"] += 1
             return None
-        self._add("truncated", 1)
-        self._add("truncated_tokens", encoded.num_tokens - cut.num_tokens)
+        self._note("truncated", item.num_tokens - cut.num_tokens)
         return cut
 
 
@@ -214,10 +231,3 @@ def _fingerprint(encoded: Encoded) -> bytes:
     ids = array("q", encoded.ids).tobytes()
     other = _fingerprint(encoded.rejected) if encoded.rejected else b""
     return hashlib.blake2b(ids + learnt + other, digest_size=16).digest()
-
-
-def _digest(items: Sequence[Encoded]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for item in items:
-        found.update(_fingerprint(item))
-    return found.hexdigest()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.data.examples import DataError, Example, Turn
+from finetune.data.examples import DataError, DataLine, Turn
 
 # What other models' templates mark turns with: as plain text it teaches a model nonsense.
 _MARKERS = (
@@ -30,7 +30,7 @@ class Encoded:
     `answer_at` is where the last answer begins, if it is there, whole, and learnt.
     """
 
-    example: Example
+    example: DataLine
     ids: tuple[int, ...]
     learnt: tuple[bool, ...]
     rejected: Encoded | None = None
@@ -73,7 +73,7 @@ class Encoder:
             raise DataError("the tokenizer has no eos_token: nothing would teach where to stop")
         self._foreign = [marker for marker in _MARKERS if len(self._ids(marker)) > 1]
 
-    def encode(self, example: Example) -> Encoded:
+    def encode(self, example: DataLine) -> Encoded:
         """Ids and what of them is learnt.
 
         Raises:
@@ -86,7 +86,7 @@ class Encoder:
         worse = (*example.turns[:-1], Turn("assistant", example.rejected, True))
         return replace(found, rejected=self._encode(replace(example, turns=worse, rejected=None)))
 
-    def _encode(self, example: Example) -> Encoded:
+    def _encode(self, example: DataLine) -> Encoded:
         if example.form == "text":
             return self._joined(example, "", example.answer)
         is_plain = example.form in ("prompt", "preference") and len(example.turns) == 2
@@ -95,12 +95,12 @@ class Encoder:
             return self._joined(example, prompt, answer)
         return self._conversation(example)
 
-    def _joined(self, example: Example, prompt: str, answer: str) -> Encoded:
+    def _joined(self, example: DataLine, prompt: str, answer: str) -> Encoded:
         """A plain prompt, its answer and the end."""
         ended = [*self._ids(answer), self._tokenizer.eos_token_id]
         return _encoded(example, [(self._ids(prompt), False), (ended, True)])
 
-    def _conversation(self, example: Example) -> Encoded:
+    def _conversation(self, example: DataLine) -> Encoded:
         parts: list[tuple[list[int], bool]] = []
         done = ""
         for number, turn in enumerate(example.turns):
@@ -126,7 +126,7 @@ class Encoder:
             return rendered + mark, ""
         return rendered[: end + len(mark)], rendered[end + len(mark) :]
 
-    def _render(self, example: Example, turns: Sequence[Turn], *, prompted: bool) -> str:
+    def _render(self, example: DataLine, turns: Sequence[Turn], *, prompted: bool) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text: str = self._tokenizer.apply_chat_template(
@@ -136,7 +136,7 @@ class Encoder:
             raise DataError(f"{example.where}: the chat template refuses it: {error}") from error
         return text
 
-    def _refuse_foreign(self, example: Example) -> None:
+    def _refuse_foreign(self, example: DataLine) -> None:
         for text in (*(turn.content for turn in example.turns), example.rejected or ""):
             marker = next((mark for mark in self._foreign if mark in text), None)
             if marker is not None:
@@ -150,7 +150,7 @@ class Encoder:
         return ids
 
 
-def _encoded(example: Example, parts: Sequence[tuple[list[int], bool]]) -> Encoded:
+def _encoded(example: DataLine, parts: Sequence[tuple[list[int], bool]]) -> Encoded:
     ids = tuple(token for part, _ in parts for token in part)
     learnt = tuple(flag for part, flag in parts for _ in part)
     last, is_learnt = parts[-1]

@@ -22,21 +22,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from greenllm.core import GreenllmError
+from greenllm.config import ConfigError
 
 Form = Literal["messages", "prompt", "text", "preference", "preferred_output"]
-_KEYS: Mapping[Form, frozenset[str]] = {
-    "messages": frozenset({"messages"}),
-    "prompt": frozenset({"prompt", "completion"}),
-    "text": frozenset({"text"}),
-    "preference": frozenset({"prompt", "chosen", "rejected"}),
-    "preferred_output": frozenset({"input", "preferred_output", "non_preferred_output"}),
+_KEYS: Mapping[Form, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt": ("prompt", "completion"),
+    "text": ("text",),
+    "preference": ("prompt", "chosen", "rejected"),
+    "preferred_output": ("input", "preferred_output", "non_preferred_output"),
 }
 _ROLES = ("system", "user", "assistant")
 
 
-class DataError(GreenllmError):
-    """The data cannot be trained on; the message says where and why."""
+class DataError(ConfigError):
+    """The data cannot be trained on; the message says where and why, `option` whose file it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class DataLine:
     """One line: a conversation, a prompt with its completion, or a text. `where` is file:line.
 
     `rejected` is the worse answer of a preference; the better one is the last turn.
@@ -66,7 +66,7 @@ class Example:
         return self.turns[-1].content
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[DataLine]:
     """Every example of a file.
 
     Raises:
@@ -80,13 +80,13 @@ def read_examples(path: Path) -> list[Example]:
     return _checked(str(path), (_parse(where, line) for where, line in lines))
 
 
-def examples_of(name: str, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+def examples_of(name: str, rows: Iterable[Mapping[str, Any]]) -> list[DataLine]:
     """The same from rows that are objects already, such as those of a hub dataset."""
     numbered = ((f"{name}:{i}", row) for i, row in enumerate(rows, 1))
     return _checked(name, (example_of(where, row) for where, row in numbered))
 
 
-def _checked(name: str, found: Iterator[Example]) -> list[Example]:
+def _checked(name: str, found: Iterator[DataLine]) -> list[DataLine]:
     examples = list(found)
     if not examples:
         raise DataError(f"{name} holds no examples")
@@ -100,81 +100,66 @@ def _checked(name: str, found: Iterator[Example]) -> list[Example]:
     return examples
 
 
-def _parse(where: str, line: str) -> Example:
+def _parse(where: str, line: str) -> DataLine:
     try:
-        row = json.loads(line)
+        return example_of(where, json.loads(line))
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}") from error
-    return example_of(where, row)
 
 
-def example_of(where: str, row: object) -> Example:
+def example_of(where: str, row: object) -> DataLine:
     """One example from its object.
 
     Raises:
         DataError: it has none of the forms.
     """
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where} must be an object, not {type(row).__name__}")
-    form = next((form for form, keys in _KEYS.items() if keys <= row.keys()), None)
+    found = _object(where, row)
+    form = next((form for form, keys in _KEYS.items() if found.keys() >= set(keys)), None)
     if form is None:
-        raise DataError(f"{where} needs {', '.join(map(_name, _KEYS))}; it has {_listed(row)}")
-    if unknown := row.keys() - _KEYS[form]:
-        raise DataError(f"{where} has keys that are not known: {_listed(unknown)}")
+        raise DataError(f"{where} needs {', '.join(map(_name, _KEYS))}; it has {_listed(found)}")
+    _object(where, found, _KEYS[form])
     if form == "messages":
-        return Example(where, form, _turns(where, row["messages"]))
+        return DataLine(where, form, _conversation(where, found))
     if form == "text":
-        return Example(where, form, (Turn("text", _text(where, row, "text"), True),))
+        return DataLine(where, form, (Turn("text", _text(where, found, "text"), True),))
     if form == "prompt":
-        answer = Turn("assistant", _text(where, row, "completion"), True)
-        return Example(where, form, (Turn("user", _text(where, row, "prompt"), False), answer))
-    if form == "preference":
-        return _preference(where, form, row, ("prompt", "chosen", "rejected"))
-    return _preference(where, form, row, ("input", "preferred_output", "non_preferred_output"))
-
-
-def _preference(where: str, form: Form, row: Mapping[str, Any], names: Sequence[str]) -> Example:
-    asked, better, worse = names
-    chosen, rejected = (_answer(where, row, name) for name in (better, worse))
+        asked = Turn("user", _text(where, found, "prompt"), False)
+        answer = Turn("assistant", _text(where, found, "completion"), True)
+        return DataLine(where, form, (asked, answer))
+    asked_name, better, worse = _KEYS[form]
+    chosen, rejected = (_answer(where, found, name) for name in (better, worse))
     if chosen.strip() == rejected.strip():
         raise DataError(f"{where}: {better} and {worse} are the same")
-    turns = (*_prompt(where, row, asked), Turn("assistant", chosen, True))
-    return Example(where, form, turns, rejected)
+    turns = (*_prompt(where, found, asked_name), Turn("assistant", chosen, True))
+    return DataLine(where, form, turns, rejected)
 
 
 def _prompt(where: str, row: Mapping[str, Any], name: str) -> tuple[Turn, ...]:
     """What a preference is about: a text, messages, or OpenAI's object with messages."""
-    found = row[name]
-    if isinstance(found, Mapping):
-        if unknown := found.keys() - {"messages"}:
-            raise DataError(f"{where}: {name} has keys that are not known: {_listed(unknown)}")
-        found, name = found.get("messages"), f"{name}.messages"
-    if isinstance(found, str):
+    if isinstance(row[name], str):
         return (Turn("user", _text(where, row, name), False),)
-    if not isinstance(found, list) or not found:
-        raise DataError(f"{where}: {name} must be a text or a list with at least one message")
-    turns = [_turn(f"{where}: {name}[{i}]", item) for i, item in enumerate(found)]
+    if isinstance(row[name], Mapping):
+        where = f"{where}: {name}"
+        row, name = _object(where, row[name], ("messages",)), "messages"
+    turns = _turns(where, row.get(name), name, "a text or a list")
     if turns[-1].role == "assistant":
         raise DataError(f"{where}: {name} must not end with the assistant's message")
     return tuple(replace(turn, learn=False) for turn in turns)
 
 
 def _answer(where: str, row: Mapping[str, Any], name: str) -> str:
-    found = row[name]
-    if not isinstance(found, list):
+    if not isinstance(row[name], list):
         return _text(where, row, name)
-    if len(found) != 1:
+    if len(row[name]) != 1:
         raise DataError(f"{where}: {name} must be a text or a list of one message")
-    turn = _turn(f"{where}: {name}[0]", found[0])
+    (turn,) = _turns(where, row[name], name)
     if turn.role != "assistant":
         raise DataError(f"{where}: {name} must be the assistant's message, not {turn.role}'s")
     return turn.content
 
 
-def _turns(where: str, found: object) -> tuple[Turn, ...]:
-    if not isinstance(found, list) or not found:
-        raise DataError(f"{where}: messages must be a list with at least one message")
-    turns = tuple(_turn(f"{where}: messages[{i}]", row) for i, row in enumerate(found))
+def _conversation(where: str, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    turns = _turns(where, row["messages"], "messages")
     if turns[-1].role != "assistant":
         raise DataError(f"{where}: the last message must be the assistant's")
     if not any(turn.learn for turn in turns):
@@ -182,17 +167,28 @@ def _turns(where: str, found: object) -> tuple[Turn, ...]:
     return turns
 
 
-def _turn(where: str, row: object) -> Turn:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where} must be an object, not {type(row).__name__}")
-    if unknown := row.keys() - {"role", "content", "weight"}:
-        raise DataError(f"{where} has keys that are not known: {_listed(unknown)}")
+def _turns(where: str, found: object, name: str, kind: str = "a list") -> tuple[Turn, ...]:
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{where}: {name} must be {kind} with at least one message")
+    return tuple(_turn(f"{where}: {name}[{i}]", item) for i, item in enumerate(found))
+
+
+def _turn(where: str, item: object) -> Turn:
+    row = _object(where, item, ("role", "content", "weight"))
     role, weight = row.get("role"), row.get("weight", 1)
     if role not in _ROLES:
         raise DataError(f"{where}: role must be one of {', '.join(_ROLES)}, not {role!r}")
     if isinstance(weight, bool) or weight not in (0, 1):
         raise DataError(f"{where}: weight must be 0 or 1, not {weight!r}")
     return Turn(role, _text(where, row, "content"), role == "assistant" and weight == 1)
+
+
+def _object(where: str, found: object, known: Sequence[str] | None = None) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
+        raise DataError(f"{where} must be an object, not {type(found).__name__}")
+    if known is not None and (unknown := found.keys() - set(known)):
+        raise DataError(f"{where} has keys that are not known: {_listed(unknown)}")
+    return found
 
 
 def _text(where: str, row: Mapping[str, Any], key: str) -> str:
@@ -203,8 +199,8 @@ def _text(where: str, row: Mapping[str, Any], key: str) -> str:
 
 
 def _name(form: Form) -> str:
-    names = sorted(_KEYS[form], reverse=True)
-    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+    *names, last = _KEYS[form]
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _listed(names: Iterable[object]) -> str:

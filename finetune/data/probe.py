@@ -13,7 +13,7 @@ from typing import Any
 
 from evals.tasks.generated.stories import story
 from finetune.data.encoding import Encoded, Encoder
-from finetune.data.examples import DataError, Example, Turn
+from finetune.data.examples import DataError, DataLine, Turn
 from finetune.recipe import Recipe
 
 _SIZE = 32
@@ -29,7 +29,7 @@ def load_probe(recipe: Recipe, tokenizer: Any, context: int) -> list[Encoded]:
     texts = _stories() if recipe.probe is None else _paragraphs(recipe.probe)
     encoder = Encoder(tokenizer, templated=False)
     length = min(_LENGTH, context)
-    examples = [Example(f"probe:{i}", "text", (Turn("text", text, True),))
+    examples = [DataLine(f"probe:{i}", "text", (Turn("text", text, True),))
                 for i, text in enumerate(texts, 1)]  # fmt: skip
     return [encoder.encode(example).cut(length) for example in examples]
 
@@ -43,8 +43,8 @@ def _paragraphs(path: Path) -> Sequence[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--probe: cannot read {path}: {error}") from error
+        raise DataError(f"--probe: cannot read {path}: {error}", "probe") from error
     found = [part.strip() for part in text.split("\n\n") if part.strip()][:_SIZE]
     if not found:
-        raise DataError(f"--probe: {path} holds no text")
+        raise DataError(f"--probe: {path} holds no text", "probe")
     return found

@@ -12,22 +12,24 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune.bill.breakeven import at_best
-from finetune.bill.phases import PhaseAccount
+from finetune.bill.phases import PhaseAccount, PhaseEnergy
 from finetune.bill.report import answers_of
 from finetune.data.encoding import Encoded
+from finetune.files import JOURNAL
 from finetune.plan.sweep import rungs, settings_of
 from finetune.recipe import Recipe
-from finetune.train.subject import Subject
+from finetune.train.scoring import score
+from finetune.train.setup import RunSetup
 from finetune.train.trainer import Watched
 from finetune.train.training import make_trainer, rows_for
-from finetune.train.watch import Watch
+from finetune.train.watch import RunWatch
 
 _BATCHES = 6
 
@@ -49,37 +51,37 @@ class Forecast:
     break_even: int | None
 
 
-def forecast(subject: Subject, account: PhaseAccount, model: Any, steps: int) -> Forecast:
+def forecast(setup: RunSetup, account: PhaseAccount, model: Any) -> Forecast:
     """Compute some batches and scale; what it costs is booked to `loading`."""
-    batches = sample(subject.data.train, subject.recipe.batch_size)
+    batches = sample(setup.data.train, setup.recipe.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(subject, recipe=replace(subject.recipe, name=None, output=Path(folder)))
-        own = Watch(account, Path(folder) / "journal.json", total_tokens=0)
-        trainer = make_trainer(trial, model, own, steps, saves=False)
-        _compute(trainer, batches[0], subject)  # the first one finds its kernels
-        costs = [_cost(account, trainer, batch, subject) for batch in batches]
-    looked = subject.look(model, account)
-    if looked is None:
-        raise ValueError("only the main process looks, and makes plans")
-    tokens = subject.total_tokens(steps)
-    trials = _trials(subject.recipe, steps)
-    per_token_s = sum(seconds for seconds, _, _ in costs) / sum(count for _, _, count in costs)
-    rates = [joules / count for _, joules, count in costs]
-    per_token_j = sum(joules for _, joules, _ in costs) / sum(count for _, _, count in costs)
-    computed = tokens + subject.total_tokens(sum(trials))
-    looked_j, small_j = looked.cost.total_j, looked.losses_j or 0.0
-    small_looks = len(trials) + _looks(subject, steps)
-    small_s = looked.cost.duration_s * (small_j / looked_j if looked_j else 0.0)
-    answers = answers_of(looked)
-    total_j = account.spent().total_j + looked_j + small_looks * small_j + per_token_j * computed
+        own = RunWatch(account, Path(folder) / JOURNAL, total_tokens=0)
+        trainer = make_trainer(setup.aside(Path(folder)), model, own, 1, saves=False)
+        _compute(trainer, batches[0], setup)  # the first one finds its kernels
+        costs = [_cost(account, trainer, batch, setup) for batch in batches]
+    scored = score(setup, model, account)
+    if scored is None:
+        raise ValueError("only the main process scores, and makes plans")
+    sizes = [sum(item.num_tokens for item in batch) for batch in batches]
+    per_token_j = sum(cost.total_j for cost in costs) / sum(sizes)
+    per_token_s = sum(cost.duration_s for cost in costs) / sum(sizes)
+    steps, trials = setup.num_steps, _trials(setup.recipe, setup.num_steps)
+    tokens = setup.tokens_of(steps)
+    computed = tokens + setup.tokens_of(sum(trials))
+    looks = len(trials) + _looks(setup, steps)
+    score_j, look_j = scored.cost.total_j, scored.losses_j or 0.0
+    look_s = scored.cost.duration_s * (look_j / score_j if score_j else 0.0)
+    total_j = account.spent().total_j + score_j + looks * look_j + per_token_j * computed
+    answers = answers_of(scored)
+    known = account.is_known
     return Forecast(
         steps,
         tokens,
-        2 * looked.cost.duration_s + small_looks * small_s + per_token_s * computed,
-        total_j if account.is_known else None,
-        per_token_j if account.is_known else None,
-        _spread(rates),
-        at_best(total_j, answers) if account.is_known and answers is not None else None,
+        2 * scored.cost.duration_s + looks * look_s + per_token_s * computed,
+        total_j if known else None,
+        per_token_j if known else None,
+        _spread([cost.total_j / size for cost, size in zip(costs, sizes, strict=True)]),
+        at_best(total_j, answers) if known and answers is not None else None,
     )
 
 
@@ -91,10 +93,10 @@ def _trials(recipe: Recipe, steps: int) -> list[int]:
     return [length for count, length in found for _ in range(count)]
 
 
-def _looks(subject: Subject, steps: int) -> int:
+def _looks(setup: RunSetup, steps: int) -> int:
     """Looks at the validation loss on the way."""
-    every = subject.recipe.eval_every
-    return 0 if every is None or not subject.data.validation else steps // every
+    every = setup.recipe.eval_every
+    return 0 if every is None or not setup.data.validation else steps // every
 
 
 def _spread(rates: Sequence[float]) -> float:
@@ -111,27 +113,25 @@ def sample(items: Sequence[Encoded], size: int) -> list[list[Encoded]]:
 
 
 def _cost(
-    account: PhaseAccount, trainer: Watched, batch: Sequence[Encoded], subject: Subject
-) -> tuple[float, float, int]:
+    account: PhaseAccount, trainer: Watched, batch: Sequence[Encoded], setup: RunSetup
+) -> PhaseEnergy:
     account.read()
     before = account.spent()
-    _compute(trainer, batch, subject)
+    _compute(trainer, batch, setup)
     account.read()
-    spent = account.spent().minus(before)
-    return spent.duration_s, spent.total_j, sum(item.num_tokens for item in batch)
+    return account.spent().minus(before)
 
 
-def _compute(trainer: Watched, batch: Sequence[Encoded], subject: Subject) -> None:
+def _compute(trainer: Watched, batch: Sequence[Encoded], setup: RunSetup) -> None:
     """Forwards and backwards; the gradients are thrown away."""
-    place, model = subject.place, trainer.model
-    rows = rows_for(subject.recipe)(batch)
-    inputs = trainer.data_collator(list(rows))
+    device, model = setup.device, trainer.model
+    inputs = trainer.data_collator(list(rows_for(setup.recipe)(batch)))
     inputs = {
-        name: part.to(place.device) if isinstance(part, torch.Tensor) else part
+        name: part.to(device.name) if isinstance(part, torch.Tensor) else part
         for name, part in inputs.items()
     }
     model.train()
-    with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+    with device.autocast():
         loss = trainer.compute_loss(model, inputs)
     loss.backward()
     model.zero_grad(set_to_none=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from greenllm.config import ConfigError
 
+_SERIES = "intensity_series"
 _UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -58,12 +59,12 @@ def read_series(path: Path) -> Series:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--intensity-series: cannot read {path}: {error}") from error
+        raise ConfigError(f"--intensity-series: cannot read {path}: {error}", _SERIES) from error
     pairs = [_pair(path, number, row) for number, row in enumerate(rows, 2)]
     if not pairs:
-        raise ConfigError(f"--intensity-series: {path} holds no values")
+        raise ConfigError(f"--intensity-series: {path} holds no values", _SERIES)
     if any(b[0] <= a[0] for a, b in itertools.pairwise(pairs)):
-        raise ConfigError(f"--intensity-series: the times in {path} do not rise")
+        raise ConfigError(f"--intensity-series: the times in {path} do not rise", _SERIES)
     times, values = zip(*pairs, strict=True)
     return Series(times, values, path.name)
 
@@ -76,7 +77,7 @@ def _pair(path: Path, number: int, row: dict[str, str]) -> tuple[float, float]:
         return _moment(row["time"]), value
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"--intensity-series: {path}:{number} needs time and g_per_kwh: {error}"
+            f"--intensity-series: {path}:{number} needs time and g_per_kwh: {error}", _SERIES
         ) from error
 
 
@@ -99,7 +100,9 @@ def seconds_of(text: str) -> float:
     except ValueError:
         value = 0.0
     if unit is None or not 0 < value < 1e8:
-        raise ConfigError(f"--deadline must be a time such as 30m, 12h or 2d, not {text!r}")
+        raise ConfigError(
+            f"--deadline must be a time such as 30m, 12h or 2d, not {text!r}", "deadline"
+        )
     return value
 
 

@@ -25,7 +25,7 @@ _FIRST_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SweepTrial:
     """One try: its settings, how far it went, and what came of it."""
 
     settings: dict[str, Any]
@@ -46,14 +46,18 @@ def settings_of(text: str) -> list[dict[str, Any]]:
         name, _, values = part.partition("=")
         name = name.strip().replace("-", "_")
         if name not in _SWEEPABLE:
-            raise ConfigError(f"--sweep: {name} is none of {', '.join(sorted(_SWEEPABLE))}")
+            raise ConfigError(
+                f"--sweep: {name} is none of {', '.join(sorted(_SWEEPABLE))}", "sweep"
+            )
         found = [value.strip() for value in values.split(",") if value.strip()]
         if not found:
-            raise ConfigError(f"--sweep: {name} has no values; write {name}=A,B")
+            raise ConfigError(f"--sweep: {name} has no values; write {name}=A,B", "sweep")
         axes.append([(name, convert(f"--sweep {name}", value, hints[name])) for value in found])
     combined = [dict(choice) for choice in itertools.product(*axes)]
     if len(combined) < 2:
-        raise ConfigError("--sweep needs at least two combinations, e.g. learning_rate=1e-3,4e-3")
+        raise ConfigError(
+            "--sweep needs at least two combinations, e.g. learning_rate=1e-3,4e-3", "sweep"
+        )
     return combined
 
 
@@ -67,13 +71,13 @@ def rungs(num_trials: int, steps: int) -> list[tuple[int, int]]:
     return found
 
 
-def best(trials: Sequence[Trial], count: int) -> list[Trial]:
+def best(trials: Sequence[SweepTrial], count: int) -> list[SweepTrial]:
     """Those with the least loss; a trial that failed has none and comes last."""
     ranked = sorted(trials, key=_rank)
     return ranked[:count]
 
 
-def _rank(trial: Trial) -> tuple[bool, float]:
+def _rank(trial: SweepTrial) -> tuple[bool, float]:
     return (trial.validation_loss is None, trial.validation_loss or 0.0)
 
 

@@ -28,7 +28,7 @@ _LOOK_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class WaitTimes:
     """When a wait began and ended (Unix seconds), and what had been spent before it."""
 
     spent_since_s: float
@@ -43,7 +43,7 @@ class Wait:
     """Why a run started when it did."""
 
     series: Series
-    times: Times
+    times: WaitTimes
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""
@@ -73,7 +73,7 @@ def waited(recipe: Recipe) -> Wait | None:
     found = read_json(recipe.folder / WAIT) if recipe.resume else None
     if found is None or recipe.intensity_series is None:
         return None
-    return Wait(read_series(recipe.intensity_series), Times(**found))
+    return Wait(read_series(recipe.intensity_series), WaitTimes(**found))
 
 
 def wait_for_green(
@@ -95,7 +95,9 @@ def wait_for_green(
     series, began_s = read_series(recipe.intensity_series), clock()
     if series.end_s <= began_s:
         end = datetime.fromtimestamp(series.end_s, UTC).isoformat(timespec="minutes")
-        raise ConfigError(f"--intensity-series: {series.source} ends in the past, at {end}")
+        raise ConfigError(
+            f"--intensity-series: {series.source} ends in the past, at {end}", "intensity_series"
+        )
     account.read()
     spent = account.spent()
     start_s, mean = greenest_start(series, began_s, expected_s, seconds_of(recipe.deadline))
@@ -106,6 +108,6 @@ def wait_for_green(
         while (left_s := start_s - clock()) > 0:
             sleep(min(left_s, _LOOK_EVERY_S))
             account.read()
-    times = Times(began_s - spent.duration_s, spent.total_j, began_s, clock(), expected_s)
+    times = WaitTimes(began_s - spent.duration_s, spent.total_j, began_s, clock(), expected_s)
     write_json(recipe.folder / WAIT, asdict(times))
     return Wait(series, times)

@@ -6,38 +6,35 @@ joules are a phase of their own, outside the bill. Not covered: comparing a full
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from finetune.bill.journal import Seen
 from finetune.bill.phases import LEARNING, PhaseAccount
 from finetune.bill.report import phase_dict
+from finetune.files import JOURNAL
 from finetune.train.model import load_base, num_trained, trainable
-from finetune.train.subject import Subject
+from finetune.train.scoring import score
+from finetune.train.setup import RunSetup
 from finetune.train.training import make_trainer
-from finetune.train.watch import Watch
+from finetune.train.watch import RunWatch
 from greenllm.energy.meters.protocol import Meter
 
 SAMPLE_STEPS = 20
 
 
-def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None:
+def measure(setup: RunSetup, meter: Meter, seen: Seen) -> dict[str, Any] | None:
     """Train fully and look at it; None where nothing was trained on."""
-    kind = subject.recipe.compare
+    kind = setup.recipe.compare
     if not seen.tokens:
         return None
-    recipe = replace(
-        subject.recipe, method="full", learning_rate=None, eval_every=None, patience=None,
-        budget_wh=None, resume=False, name=None, output=subject.recipe.folder / "compare",
-    )  # fmt: skip
-    steps = replace(subject, recipe=recipe).num_steps()
-    if kind == "sample":
-        steps = min(steps, SAMPLE_STEPS)
-    own = PhaseAccount(meter, bills_idle=recipe.bill_idle)
-    model = trainable(recipe, load_base(recipe, subject.place))
-    watch = Watch(own, recipe.folder / "journal.json", total_tokens=0)
-    recipe.folder.mkdir(exist_ok=True)
-    trainer = make_trainer(replace(subject, recipe=recipe), model, watch, steps, saves=False)
+    folder = setup.recipe.folder / "compare"
+    full = setup.aside(folder, method="full", learning_rate=None)
+    steps = full.num_steps if kind == "full" else min(full.num_steps, SAMPLE_STEPS)
+    own = PhaseAccount(meter, bills_idle=full.recipe.bill_idle)
+    model = trainable(full.recipe, load_base(full.recipe, setup.device))
+    watch = RunWatch(own, folder / JOURNAL, total_tokens=0)
+    folder.mkdir(exist_ok=True)
+    trainer = make_trainer(full, model, watch, steps, saves=False)
     trainer.train()
     own.begin("evaluation")
     spent = own.spent(*LEARNING)
@@ -52,7 +49,7 @@ def measure(subject: Subject, meter: Meter, seen: Seen) -> dict[str, Any] | None
         "training_j_for_same_tokens": spent.total_j * scale if own.is_known else None,
     }
     if kind == "full":
-        after = subject.look(model, own)
+        after = score(setup, model, own)
         mean = None if after is None else after.losses.mean()
         found["validation_loss"] = mean.as_dict() if mean else None
         found["exact_match"] = after.matches.as_dict() if after and after.matches else None

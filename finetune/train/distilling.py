@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.recipe import Recipe
-from finetune.train.model import Place
+from finetune.train.model import TorchDevice
 from finetune.train.trainer import IGNORED, GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
 from greenllm.model.files import check_folder, local_folder
@@ -23,7 +23,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
 
 
-def load_teacher(recipe: Recipe, place: Place, tokenizer: Any) -> Any | None:
+def load_teacher(recipe: Recipe, device: TorchDevice, tokenizer: Any) -> Any | None:
     """The recipe's teacher, frozen, in the arithmetic of the run; None where there is none.
 
     Raises:
@@ -37,15 +37,16 @@ def load_teacher(recipe: Recipe, place: Place, tokenizer: Any) -> Any | None:
     folder = local_folder(source)
     try:
         vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=place.dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=device.dtype)
     except Exception as error:
         raise LoadError(f"--teacher: cannot load {recipe.teacher}: {error}") from error
     if vocabulary != tokenizer.get_vocab():
         raise ConfigError(
             f"--teacher {recipe.teacher} has another vocabulary than {recipe.model}: a teacher"
-            " must be of the same family"
+            " must be of the same family",
+            "teacher",
         )
-    return model.to(place.device).eval().requires_grad_(False)
+    return model.to(device.name).eval().requires_grad_(False)
 
 
 class DistillTrainer(GreenTrainer):

@@ -1,4 +1,4 @@
-"""Training a model so that it can be left early: the loss of layerskip, and how well exits agree.
+"""Training a model so that it can be left early: the loss of layerskip.
 
 The exits are layers whose hidden state, through the model's own last norm and head, is to say what
 the whole model says. Their mean cross-entropy joins that of the last layer. Source: Elhoushi et
@@ -15,18 +15,14 @@ from typing import Any
 
 import torch
 
-from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
-from finetune.train.model import Place
-from finetune.train.scoring import batches_of
 from finetune.train.trainer import GreenTrainer, cross_entropy
 from greenllm.config import ConfigError
-from greenllm.intervals import Estimate, wilson
 
 _NORMS = ("norm", "final_layernorm", "ln_f")
 
 
-class Exits:
+class ExitHeads:
     """A model's exits: numbers of layers after which it may be left."""
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
@@ -35,7 +31,8 @@ class Exits:
         names = [name for name in _NORMS if hasattr(decoder, name)]
         if not names:
             raise ConfigError(
-                f"--objective layerskip: {type(base).__name__} has no final norm that is known"
+                f"--objective layerskip: {type(base).__name__} has no final norm that is known",
+                "objective",
             )
         self.layers = tuple(layers)
         self._norm = getattr(decoder, names[0])
@@ -59,19 +56,19 @@ def exit_layers(wanted: Sequence[int], num_layers: int) -> tuple[int, ...]:
     )
     for layer in chosen:
         if not 1 <= layer < num_layers:
-            raise ConfigError(f"--exits {layer} must be in [1, {num_layers - 1}]")
+            raise ConfigError(f"--exits {layer} must be in [1, {num_layers - 1}]", "exits")
     return chosen
 
 
-def exits_of(recipe: Recipe, model: Any) -> Exits:
+def exits_of(recipe: Recipe, model: Any) -> ExitHeads:
     """The exits that a recipe trains."""
-    return Exits(model, exit_layers(recipe.exits, int(model.config.num_hidden_layers)))
+    return ExitHeads(model, exit_layers(recipe.exits, int(model.config.num_hidden_layers)))
 
 
 class ExitTrainer(GreenTrainer):
     """Adds the exits' loss to that of the last layer; shown and scored is the sum."""
 
-    def __init__(self, *, exits: Exits, exit_weight: float, **given: Any) -> None:
+    def __init__(self, *, exits: ExitHeads, exit_weight: float, **given: Any) -> None:
         self._exits, self._exit_weight = exits, exit_weight
         super().__init__(**given)
 
@@ -86,25 +83,3 @@ class ExitTrainer(GreenTrainer):
         ]
         total = cross_entropy(out.logits, labels) + self._exit_weight * torch.stack(parts).mean()
         return self.per_token(total, labels, kwargs.get("num_items_in_batch"))
-
-
-@torch.no_grad()
-def agreements(
-    model: Any, exits: Exits, items: Sequence[Encoded], place: Place, pad: int
-) -> dict[int, Estimate | None]:
-    """Shares of learnt tokens that an exit would have chosen as the whole model does."""
-    hits = dict.fromkeys(exits.layers, 0)
-    size = 0
-    was_training = model.training
-    model.eval()
-    for _, ids, weights, mask in batches_of(items, place, pad):
-        with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
-            out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-            said = {e: exits.logits(out.hidden_states, e).argmax(-1) for e in exits.layers}
-        counts = weights[:, 1:] > 0
-        wanted = out.logits.argmax(-1)
-        size += int(counts.sum())
-        for layer, found in said.items():
-            hits[layer] += int(((found == wanted)[:, :-1] & counts).sum())
-    model.train(was_training)
-    return {layer: wilson(count, size) for layer, count in hits.items()}

@@ -26,10 +26,10 @@ ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TorchDevice:
     """Where and in which arithmetic a run computes."""
 
-    device: str
+    name: str
     dtype: torch.dtype
 
     @property
@@ -37,8 +37,13 @@ class Place:
         """Whether arithmetic is bfloat16."""
         return self.dtype == torch.bfloat16
 
+    def autocast(self) -> torch.autocast:
+        """Compute in that arithmetic, whatever type the weights have."""
+        kind = torch.device(self.name).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.is_half)
 
-def place_of(recipe: Recipe) -> Place:
+
+def device_of(recipe: Recipe) -> TorchDevice:
     """Resolve `auto`.
 
     Raises:
@@ -47,10 +52,10 @@ def place_of(recipe: Recipe) -> Place:
     has_cuda = torch.cuda.is_available()
     device = ("cuda" if has_cuda else "cpu") if recipe.device == "auto" else recipe.device
     if device.startswith("cuda") and not has_cuda:
-        raise ConfigError(f"--device {recipe.device}: torch sees no CUDA device")
+        raise ConfigError(f"--device {recipe.device}: torch sees no CUDA device", "device")
     fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bfloat16()
     wanted = {"auto": fast, "bfloat16": True, "float32": False}[recipe.dtype]
-    return Place(device, torch.bfloat16 if wanted else torch.float32)
+    return TorchDevice(device, torch.bfloat16 if wanted else torch.float32)
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -76,33 +81,33 @@ def load_tokenizer(recipe: Recipe) -> Any:
     return tokenizer
 
 
-def load_base(recipe: Recipe, place: Place) -> Any:
+def load_base(recipe: Recipe, device: TorchDevice) -> Any:
     """The base model, in 4 bits for qlora.
 
     Raises:
         LoadError: it cannot be loaded.
     """
     folder = local_folder(resolve(recipe.model))
-    quantization = _four_bits(place) if recipe.method == "qlora" else None
+    quantization = _four_bits(device) if recipe.method == "qlora" else None
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=place.dtype if recipe.is_adapter else torch.float32,
+            dtype=device.dtype if recipe.is_adapter else torch.float32,
             quantization_config=quantization,
-            device_map={"": place.device} if quantization is not None else None,
+            device_map={"": device.name} if quantization is not None else None,
         )
     except Exception as error:
         raise LoadError(f"cannot load {recipe.model}: {error}") from error
-    return model if quantization is not None else model.to(place.device)
+    return model if quantization is not None else model.to(device.name)
 
 
-def _four_bits(place: Place) -> BitsAndBytesConfig:
+def _four_bits(device: TorchDevice) -> BitsAndBytesConfig:
     """QLoRA's base: normal floats in 4 bits, their scales quantized too (arXiv:2305.14314)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=place.dtype,
+        bnb_4bit_compute_dtype=device.dtype,
     )
 
 
@@ -118,7 +123,7 @@ def trainable(recipe: Recipe, base: Any) -> Any:
     try:
         model = get_peft_model(base, adapter_config(recipe))
     except ValueError as error:
-        raise ConfigError(f"--targets {','.join(recipe.targets)}: {error}") from error
+        raise ConfigError(f"--targets {','.join(recipe.targets)}: {error}", "targets") from error
     _refuse_missing(recipe, model)
     return model
 
@@ -143,7 +148,9 @@ def _refuse_missing(recipe: Recipe, model: Any) -> None:
     adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     for target in recipe.targets:
         if not any(name == target or name.endswith(f".{target}") for name in adapted):
-            raise ConfigError(f"--targets {target}: {recipe.model} has no such linear module")
+            raise ConfigError(
+                f"--targets {target}: {recipe.model} has no such linear module", "targets"
+            )
 
 
 def num_trained(model: Any) -> int:

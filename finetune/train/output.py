@@ -11,24 +11,27 @@ from typing import Any
 from finetune.files import (
     CHECKPOINTS,
     JOURNAL,
+    OUTCOME,
     PAGE,
+    PART,
     PLOT,
     REPORT,
     SWEEP,
     WAIT,
     SavingError,
     read_json,
+    remove_incomplete,
     write_json,
 )
 from finetune.recipe import Recipe
-from finetune.train.checkpoints import remove_incomplete
 from finetune.train.exits import exits_of
 from greenllm.config import ConfigError
 
 _OWN = frozenset(
-    {REPORT, PAGE, PLOT, JOURNAL, CHECKPOINTS, SWEEP, WAIT, "trial", "compare", "README.md",
-     "adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json",
-     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    {REPORT, PAGE, PLOT, JOURNAL, OUTCOME, CHECKPOINTS, SWEEP, WAIT, "trial", "compare",
+     "README.md", "adapter_config.json", "adapter_model.safetensors", "model.safetensors",
+     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+     "chat_template.jinja"}
 )  # fmt: skip
 
 
@@ -53,7 +56,7 @@ def open_folder(recipe: Recipe) -> None:
         return
     if (read_json(folder / REPORT) or {}).get("status") == "completed":
         raise ConfigError(f"--resume: the run in {folder} is complete; see its {REPORT}")
-    if other := [name for name in found if name not in _OWN]:
+    if other := [name for name in found if name.removesuffix(PART) not in _OWN]:
         raise ConfigError(f"--resume: {folder} holds {other[0]}, which no run has written")
     remove_incomplete(folder / CHECKPOINTS)
 

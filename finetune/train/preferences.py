@@ -26,7 +26,7 @@ class PreferenceTrainer(Watched, DPOTrainer):  # type: ignore[misc]
         try:
             super().__init__(**given)
         except ValueError as error:
-            raise ConfigError(f"--objective dpo: {error}") from error
+            raise ConfigError(f"--objective dpo: {error}", "objective") from error
         if "ref" in getattr(self.model, "peft_config", {}):
             # TRL's copy of the adapter to refer to: a fresh one changes nothing, the base will do.
             self.model.delete_adapter("ref")

@@ -2,7 +2,7 @@
 
 Contract: all of them agree on when to stop; only the main one meters, talks and writes. Its meter
 counts the CPU time of the launcher's whole tree, so that on one machine nothing is counted twice
-or left out. Not covered: joules of other machines (a run on several says so in its report).
+or left out. Not covered: joules of other machines.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    per_machine: int = 1
 
     @property
     def is_main(self) -> bool:
         """Whether this one meters, talks and writes."""
         return self.rank == 0
 
-    @property
-    def num_machines(self) -> int:
-        """Machines that take part."""
-        return -(-self.count // self.per_machine)
-
     def any(self, flag: bool) -> bool:
         """Whether it is so for any of them; all of them have to ask."""
-        if self.count == 1:
-            return flag
-        return bool(self._reduced([float(flag)], "MAX")[0])
+        return self.sums([int(flag)])[0] > 0
 
     def sums(self, values: list[int]) -> list[int]:
         """The sums over all of them, each of whom has to ask."""
         if self.count == 1:
             return values
-        return [round(value) for value in self._reduced(values, "SUM")]
+        import torch
+
+        on_gpu = torch.distributed.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(tensor)
+        return [round(value) for value in tensor.tolist()]
 
     def wait(self) -> None:
         """Until all of them are here."""
@@ -48,21 +46,10 @@ class Processes:
 
             torch.distributed.barrier()
 
-    def _reduced(self, values: list[float] | list[int], how: str) -> list[float]:
-        import torch
-
-        on_gpu = torch.distributed.get_backend() == "nccl"
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(tensor, op=getattr(torch.distributed.ReduceOp, how))
-        found: list[float] = tensor.tolist()
-        return found
-
 
 def launched() -> Processes:
     """As the launcher's environment has it."""
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return Processes(rank, count, int(os.environ.get("LOCAL_WORLD_SIZE", str(count))))
+    return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def join(processes: Processes, device: str) -> None:

@@ -9,22 +9,25 @@ Not covered: whether an answer that differs is right too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from finetune.bill.quality import Losses, Quality
+from finetune.bill.phases import PHASES, PhaseAccount, PhaseEnergy
+from finetune.bill.quality import Losses, ModelQuality
 from finetune.data.encoding import Encoded
-from finetune.train.model import Place
+from finetune.train.exits import ExitHeads, exits_of
+from finetune.train.model import TorchDevice
+from finetune.train.setup import RunSetup
 from greenllm.intervals import Estimate, wilson
 
 _ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ExactMatches:
     """Exact matches, and the decoding steps of the answers and of the wanted ones."""
 
     matches: Estimate | None
@@ -33,11 +36,11 @@ class Answered:
 
 
 @torch.no_grad()
-def losses_of(model: Any, items: Sequence[Encoded], place: Place, pad: int) -> Losses:
+def losses_of(model: Any, items: Sequence[Encoded], device: TorchDevice, pad: int) -> Losses:
     """The loss of each example, in the arithmetic of training."""
     sums = [0.0] * len(items)
-    for chosen, ids, weights, mask in batches_of(items, place, pad):
-        with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+    for chosen, ids, weights, mask in batches_of(items, device, pad):
+        with device.autocast():
             logits = model(input_ids=ids, attention_mask=mask).logits
         found = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
@@ -49,7 +52,7 @@ def losses_of(model: Any, items: Sequence[Encoded], place: Place, pad: int) -> L
 
 
 def batches_of(
-    items: Sequence[Encoded], place: Place, pad: int
+    items: Sequence[Encoded], device: TorchDevice, pad: int
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Places, ids, weights and masks of examples of like lengths."""
     order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
@@ -64,11 +67,13 @@ def batches_of(
             ids[row, :size] = torch.tensor(items[i].ids)
             weights[row, :size] = torch.tensor(items[i].learnt, dtype=torch.float32)
             mask[row, :size] = 1
-        yield chosen, ids.to(place.device), weights.to(place.device), mask.to(place.device)
+        yield chosen, ids.to(device.name), weights.to(device.name), mask.to(device.name)
 
 
 @torch.no_grad()
-def answer_all(model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any) -> Answered:
+def answer_all(
+    model: Any, items: Sequence[Encoded], device: TorchDevice, tokenizer: Any
+) -> ExactMatches:
     """Answer the last turn of each example that has a whole one to learn, and compare."""
     asked = [item for item in items if item.prompt_ids]
     asked.sort(key=lambda item: len(item.prompt_ids))
@@ -76,17 +81,17 @@ def answer_all(model: Any, items: Sequence[Encoded], place: Place, tokenizer: An
     for start in range(0, len(asked), _ROWS):
         chosen = asked[start : start + _ROWS]
         longest = max(len(item.ids) - len(item.prompt_ids) for item in chosen)
-        answers, taken = _answers(model, chosen, place, tokenizer, longest)
+        answers, taken = _answers(model, chosen, device, tokenizer, longest)
         steps, wanted_steps = steps + taken, wanted_steps + longest
         hits += sum(
             answer.strip() == item.example.answer.strip()
             for answer, item in zip(answers, chosen, strict=True)
         )
-    return Answered(wilson(hits, len(asked)), steps, wanted_steps)
+    return ExactMatches(wilson(hits, len(asked)), steps, wanted_steps)
 
 
 def _answers(
-    model: Any, items: Sequence[Encoded], place: Place, tokenizer: Any, longest: int
+    model: Any, items: Sequence[Encoded], device: TorchDevice, tokenizer: Any, longest: int
 ) -> tuple[list[str], int]:
     """Greedy answers, a little longer than the longest wanted one at most, and their steps."""
     width = max(len(item.prompt_ids) for item in items)
@@ -95,10 +100,10 @@ def _answers(
     for row, item in enumerate(items):
         ids[row, width - len(item.prompt_ids) :] = torch.tensor(item.prompt_ids)
         mask[row, width - len(item.prompt_ids) :] = 1
-    with torch.autocast(place.device.split(":")[0], torch.bfloat16, enabled=place.is_half):
+    with device.autocast():
         found = model.generate(
-            input_ids=ids.to(place.device),
-            attention_mask=mask.to(place.device),
+            input_ids=ids.to(device.name),
+            attention_mask=mask.to(device.name),
             max_new_tokens=longest + 4,
             do_sample=False,
             use_cache=True,
@@ -106,11 +111,6 @@ def _answers(
         )
     texts: list[str] = tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
     return texts, found.shape[1] - width
-
-
-def worse_of(items: Sequence[Encoded]) -> list[Encoded]:
-    """The worse answers, where examples are preferences."""
-    return [item.rejected for item in items if item.rejected is not None]
 
 
 def _preferred(better: Losses, worse: Losses) -> Estimate | None:
@@ -121,33 +121,68 @@ def _preferred(better: Losses, worse: Losses) -> Estimate | None:
     return wilson(hits, len(worse.sums))
 
 
-def look(
-    model: Any,
-    items: Sequence[Encoded],
-    probe: Sequence[Encoded],
-    place: Place,
-    tokenizer: Any,
-    num_answers: int,
-    spent_j: Callable[[], float | None],
-) -> Quality:
-    """Everything about a model at one moment; its mode is left as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        pad, start_j = tokenizer.pad_token_id, spent_j()
-        losses = losses_of(model, items, place, pad)
-        before_j = spent_j()
-        answered = answer_all(model, items[:num_answers], place, tokenizer)
-        after_j = spent_j()
-        return Quality(
-            losses,
-            losses_of(model, probe, place, pad),
-            answered.matches,
-            answer_steps=answered.steps,
-            wanted_steps=answered.wanted_steps,
-            answers_j=None if before_j is None or after_j is None else after_j - before_j,
-            losses_j=None if start_j is None or before_j is None else before_j - start_j,
-            preferred=_preferred(losses, losses_of(model, worse_of(items), place, pad)),
-        )
-    finally:
-        model.train(was_training)
+@torch.no_grad()
+def agreements(
+    model: Any, exits: ExitHeads, items: Sequence[Encoded], device: TorchDevice, pad: int
+) -> dict[int, Estimate | None]:
+    """Shares of learnt tokens that an exit would have chosen as the whole model does."""
+    hits = dict.fromkeys(exits.layers, 0)
+    size = 0
+    for _, ids, weights, mask in batches_of(items, device, pad):
+        with device.autocast():
+            out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            said = {e: exits.logits(out.hidden_states, e).argmax(-1) for e in exits.layers}
+        counts = weights[:, 1:] > 0
+        wanted = out.logits.argmax(-1)
+        size += int(counts.sum())
+        for layer, found in said.items():
+            hits[layer] += int(((found == wanted)[:, :-1] & counts).sum())
+    return {layer: wilson(count, size) for layer, count in hits.items()}
+
+
+def score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality | None:
+    """Everything about a model at one moment; its mode is left as it was.
+
+    None in all processes but the main one, which wait.
+    """
+    found = None
+    if setup.processes.is_main:
+        was_training = model.training
+        model.eval()
+        try:
+            found = _score(setup, model, account)
+        finally:
+            model.train(was_training)
+    setup.processes.wait()
+    return found
+
+
+def _score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality:
+    recipe, device, items = setup.recipe, setup.device, setup.data.validation
+    pad = setup.tokenizer.pad_token_id
+    began = _spent(account)
+    losses = losses_of(model, items, device, pad)
+    scored = _spent(account)
+    answered = answer_all(model, items[: recipe.answers], device, setup.tokenizer)
+    asked = _spent(account)
+    worse = [item.rejected for item in items if item.rejected is not None]
+    exits: dict[int, Estimate | None] = {}
+    if recipe.objective == "layerskip":
+        exits = agreements(model, exits_of(recipe, model), items, device, pad)
+    return ModelQuality(
+        losses,
+        losses_of(model, setup.probe, device, pad),
+        answered.matches,
+        exits=exits,
+        preferred=_preferred(losses, losses_of(model, worse, device, pad)),
+        answer_steps=answered.steps,
+        wanted_steps=answered.wanted_steps,
+        answers_j=asked.minus(scored).total_j if account.is_known else None,
+        losses_j=scored.minus(began).total_j if account.is_known else None,
+        cost=_spent(account).minus(began),
+    )
+
+
+def _spent(account: PhaseAccount) -> PhaseEnergy:
+    account.read()
+    return account.spent(*PHASES)

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 
 from finetune.data.encoding import Encoded
 from finetune.files import MARKER, SavingError
-from finetune.train.watch import TrainingError, Watch
+from finetune.train.watch import RunWatch, TrainingError
 
 IGNORED = -100
 
@@ -29,7 +29,7 @@ IGNORED = -100
 class Watched(Trainer):  # type: ignore[misc]
     """Put before one of TRL's trainers: trains with a watch that counts, saves and stops."""
 
-    def __init__(self, *, watch: Watch, **given: Any) -> None:
+    def __init__(self, *, watch: RunWatch, **given: Any) -> None:
         self._watch = watch
         super().__init__(callbacks=[watch], **given)
         self.remove_callback(PrinterCallback)

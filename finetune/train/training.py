@@ -1,4 +1,4 @@
-"""From a recipe to a trainer: how many rows, which arguments, which objective.
+"""From a recipe to a trainer: which arguments, which objective.
 
 Not covered: running it.
 """
@@ -13,30 +13,23 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from transformers import EarlyStoppingCallback, TrainerState
-from trl import DPOConfig, SFTConfig, pack_dataset
+from trl import DPOConfig, SFTConfig
 
 from finetune.data.encoding import Encoded
 from finetune.recipe import Recipe
 from finetune.train.distilling import DistillTrainer
 from finetune.train.exits import ExitTrainer, exits_of
-from finetune.train.model import Place, load_base
+from finetune.train.model import TorchDevice, load_base
 from finetune.train.preferences import PreferenceTrainer, pairs_of
-from finetune.train.subject import Subject
+from finetune.train.setup import RunSetup
 from finetune.train.trainer import GreenTrainer, Watched, rows_of
-from finetune.train.watch import Watch
+from finetune.train.watch import RunWatch
 
 _SAVES = 10
 
 
-def num_rows(recipe: Recipe, train: Sequence[Encoded], length: int) -> int:
-    """Rows that the trainer makes of the examples."""
-    if not recipe.packing:
-        return len(train)
-    return len(pack_dataset(rows_of(train), length, SFTConfig.packing_strategy))
-
-
 def make_trainer(
-    subject: Subject, model: Any, watch: Watch, steps: int, *, saves: bool = True
+    setup: RunSetup, model: Any, watch: RunWatch, steps: int, *, saves: bool = True
 ) -> Watched:
     """A trainer for one run; it looks at the validation examples where the recipe says so.
 
@@ -46,20 +39,20 @@ def make_trainer(
         ConfigError: the objective and the model do not go together.
     """
     disable_progress_bars()
-    recipe, data = subject.recipe, subject.data
+    recipe, data = setup.recipe, setup.data
     looks = saves and recipe.eval_every is not None and bool(data.validation)
     rows = rows_for(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # about packing without flash attention, which is exact here
-        trainer = _kind(subject, model)(
+        trainer = _kind(setup, model)(
             watch=watch,
             model=model,
-            args=arguments(recipe, subject.place, steps, looks=looks, saves=saves),
+            args=arguments(recipe, setup.device, steps, looks=looks, saves=saves),
             train_dataset=rows(data.train),
             eval_dataset=rows(data.validation) if looks else None,
-            processing_class=subject.tokenizer,
+            processing_class=setup.tokenizer,
         )
     if recipe.patience is not None and looks:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
@@ -78,27 +71,27 @@ def rows_for(recipe: Recipe) -> Callable[[Sequence[Encoded]], Dataset]:
     return pairs_of if recipe.objective == "dpo" else rows_of
 
 
-def _kind(subject: Subject, model: Any) -> Callable[..., Watched]:
+def _kind(setup: RunSetup, model: Any) -> Callable[..., Watched]:
     """The trainer for an objective."""
-    recipe = subject.recipe
+    recipe = setup.recipe
     if recipe.objective == "layerskip":
         return partial(ExitTrainer, exits=exits_of(recipe, model), exit_weight=recipe.exit_weight)
     if recipe.objective == "distill":
         return partial(
-            DistillTrainer, teacher=subject.teacher, weight=recipe.teacher_weight,
+            DistillTrainer, teacher=setup.teacher, weight=recipe.teacher_weight,
             temperature=recipe.teacher_temperature,
         )  # fmt: skip
     if recipe.objective == "dpo":
-        reference = None if recipe.is_adapter else load_base(recipe, subject.place)
+        reference = None if recipe.is_adapter else load_base(recipe, setup.device)
         return partial(PreferenceTrainer, ref_model=reference)
     return GreenTrainer
 
 
 def arguments(
-    recipe: Recipe, place: Place, steps: int, *, looks: bool, saves: bool
+    recipe: Recipe, device: TorchDevice, steps: int, *, looks: bool, saves: bool
 ) -> SFTConfig | DPOConfig:
     """The recipe in TRL's words."""
-    is_cpu = place.device == "cpu"
+    is_cpu = device.name == "cpu"
     every = recipe.eval_every if looks else recipe.save_every
     own: dict[str, Any]
     if recipe.objective == "dpo":  # pairs have no one length to group by
@@ -119,7 +112,7 @@ def arguments(
         warmup_steps=round(recipe.warmup_share * steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=place.is_half,
+        bf16=device.is_half,
         use_cpu=is_cpu,
         dataloader_pin_memory=not is_cpu,
         gradient_checkpointing=recipe.gradient_checkpointing,

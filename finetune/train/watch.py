@@ -22,7 +22,8 @@ import torch
 from transformers import TrainerCallback
 
 from finetune.bill.journal import RunJournal, Seen
-from finetune.bill.phases import LEARNING, Energy, Phase, PhaseAccount
+from finetune.bill.outcome import StopReason
+from finetune.bill.phases import LEARNING, PhaseAccount, PhaseEnergy, RunPhase
 from finetune.train.processes import Processes
 from greenllm.core import GreenllmError
 
@@ -49,7 +50,7 @@ class Progress:
     predicted_j: float | None
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class RunWatch(TrainerCallback):  # type: ignore[misc]
     """A trainer's callback.
 
     `reserve_j` is what will still be spent after training; `look_j` at each look on the way, until
@@ -71,7 +72,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.account = account
         self.seen = Seen()
-        self.stopped_by: str | None = None
+        self.stopped_by: StopReason | None = None
         self.predicted_j: float | None = None
         self.losses: list[tuple[int, float]] = []
         self.scores: list[tuple[int, float]] = []
@@ -81,14 +82,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._reserve_j = reserve_j
         self._look_j = look_j
         self._saves = self._looks = 0
-        self._before: dict[Phase, Energy] = {}
+        self._before: dict[RunPhase, PhaseEnergy] = {}
         self._processes = processes
         self._show = show
         self._clock = clock
         self._written_s = clock()
         self._interrupted = False
         self._steps_here = 0
-        self._settled: tuple[Seen, Energy] | None = None
+        self._settled: tuple[Seen, PhaseEnergy] | None = None
         self._loss: float | None = None
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -196,8 +197,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         saves = _left(state, args.save_steps) if args.save_strategy == "steps" else 0
         return looks * look_j + saves * save_j
 
-    def _mean_j(self, phase: Phase, count: int) -> float:
-        spent = self.account.spent(phase).minus(self._before.get(phase, Energy()))
+    def _mean_j(self, phase: RunPhase, count: int) -> float:
+        spent = self.account.spent(phase).minus(self._before.get(phase, PhaseEnergy()))
         return spent.total_j / count if count else 0.0
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -45,6 +45,26 @@ def check_free_form(request: Request) -> None:
         )
 
 
+def check_approximation(request: Request) -> None:
+    """Refuse what does not go together with an approximate answer.
+
+    Raises:
+        InvalidRequestError: an adapter, or draft tokens that were asked for.
+    """
+    if request.approximation is None:
+        return
+    if request.adapter is not None:
+        raise InvalidRequestError(
+            "approximate is not available with adapters: exits are those of the model",
+            "approximate",
+        )
+    if request.speculation is not None and request.asks_for_drafts:
+        raise InvalidRequestError(
+            f"approximate and speculative {request.speculation.method} exclude each other",
+            "approximate",
+        )
+
+
 def _check_ids(request: Request, info: ModelInfo) -> None:
     sampling, vocabulary = request.sampling, info.vocab_size
     for name, ids in (

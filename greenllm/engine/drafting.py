@@ -1,10 +1,10 @@
-"""What a server can guess tokens with: drafters from options and model.
+"""The drafters that a server has: made from options and model.
 
 Contract: prompt lookup is always there, a draft model when `--draft-model` names one, early exit
 wherever the runner can leave the model early. What options ask for and cannot be is an error that
 names the option; what nobody asked for is left out.
 
-Not covered: when guesses pay (see `speculator`).
+Not covered: when drafting pays (see `speculation.speculator`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from greenllm.model.options import resolve
 from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.registry import load_draft_model
+from greenllm.speculation.calibrated_exit import CalibratedExit, read_exit
 from greenllm.speculation.drafter import Drafter
-from greenllm.speculation.exits import Exit, read_exit
 from greenllm.speculation.speculator import PromptLookup, Speculator
 
 log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ _FEWEST_LAYERS = 3
 class Drafting:
     """A speculator, and what its drafters are; None for those that are not there.
 
-    `exit` is where early exit guesses, and where approximate answers leave.
+    `exit` is where early exit drafts, and where approximate answers leave.
     """
 
     speculator: Speculator
-    exit: Exit | None = None
+    exit: CalibratedExit | None = None
     draft_model: str | None = None
     draft_runner: Runner | None = None
 
@@ -120,7 +120,7 @@ def _exit_layer(config: EngineConfig, runner: Runner) -> int | None:
     return config.exit_layer
 
 
-def _early_exit(config: EngineConfig, runner: Runner) -> tuple[Exit, Drafter] | None:
+def _early_exit(config: EngineConfig, runner: Runner) -> tuple[CalibratedExit, Drafter] | None:
     """Where the model is left, and the drafter that does it; None when nobody insists."""
     layer = _exit_layer(config, runner)
     if layer is None:

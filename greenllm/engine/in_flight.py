@@ -16,11 +16,12 @@ from greenllm.core import AdapterRef, Request, SamplingParams, Sequence, TextSin
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
+from greenllm.exits import mean_layers
 from greenllm.model.info import ModelInfo
 
 
 @dataclass(slots=True)
-class Counts:
+class TokenCounts:
     """Tokens of the requests that have been closed."""
 
     prompt: int = 0
@@ -38,13 +39,17 @@ class _Open:
 
 @dataclass(slots=True)
 class InFlight:
-    """See the module; `release` gives an adapter back."""
+    """See the module; `release` gives an adapter back.
+
+    `num_speculating` open requests ask for draft tokens themselves.
+    """
 
     account: Account
     policy: CarbonPolicy
     text_stream: Callable[[SamplingParams], TextSink]
     release: Callable[[AdapterRef], None]
-    counts: Counts = field(default_factory=Counts)
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    num_speculating: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)
 
     def __contains__(self, request_id: str) -> bool:
@@ -67,12 +72,14 @@ class InFlight:
         for seq in sequences:
             seq.text = self.text_stream(request.sampling)
         self._open[request.request_id] = _Open(request, sequences)
+        self.num_speculating += request.asks_for_drafts
         return sequences
 
     def close(self, request_id: str, outcome: Outcome, num_layers: int) -> None:
         """End a request's bill; `num_layers` is how many layers the model has."""
         entry = self._open.pop(request_id)
         request, sequences = entry.request, entry.sequences
+        self.num_speculating -= request.asks_for_drafts
         cached = _sum_cached(sequences)
         generated = sum(seq.num_generated for seq in sequences)
         drafted = sum(seq.num_drafted for seq in sequences)
@@ -89,7 +96,7 @@ class InFlight:
             generated=generated,
             drafted=drafted,
             accepted=accepted,
-            mean_layers=_mean_layers(request, sequences, num_layers),
+            mean_layers=_mean_layers(sequences, num_layers),
         )
         if request.adapter is not None:
             self.release(request.adapter)
@@ -127,12 +134,8 @@ def _sum_cached(sequences: SequenceOf[Sequence]) -> int:
     return sum(seq.num_cached or 0 for seq in sequences if seq.leader is None)
 
 
-def _mean_layers(
-    request: Request, sequences: SequenceOf[Sequence], num_layers: int
-) -> float | None:
+def _mean_layers(sequences: SequenceOf[Sequence], num_layers: int) -> float | None:
     """Layers asked for a token of an approximate answer; None for others, and without tokens."""
+    exits = [seq.exit for seq in sequences if seq.exit is not None]
     generated = sum(seq.num_generated for seq in sequences)
-    if request.approximation is None or not generated:
-        return None
-    exited = sum(seq.num_exited for seq in sequences)
-    return num_layers - (num_layers - request.approximation.exit_layer) * exited / generated
+    return mean_layers(exits, generated, num_layers) if exits and generated else None

@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from greenllm.core import Batch, Request, SamplingParams, Speculation, TextSink, Token
+from greenllm.core import Batch, Request, SamplingParams, Sequence, Speculation, TextSink, Token
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
-from greenllm.engine.admission import check_free_form, check_request
+from greenllm.engine.admission import check_approximation, check_free_form, check_request
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.in_flight import InFlight
 from greenllm.engine.protocol import BatchLimits, Stats
@@ -26,7 +26,6 @@ from greenllm.engine.scheduler import Scheduler
 from greenllm.model.adapters import AdapterRegistry, no_adapters
 from greenllm.model.info import ModelInfo
 from greenllm.runner.base import Runner
-from greenllm.speculation.exits import check_approximation
 from greenllm.speculation.speculator import Speculator
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class NativeEngine:
             max_num_seqs=limits.max_num_seqs,
             max_batch_tokens=limits.max_batch_tokens,
             clock=clock,
-            num_drafts=self._speculator.num_drafts,
+            num_drafts=self._num_drafts,
         )
         self.adapters = no_adapters() if adapters is None else adapters
         self.adapters.prepare_with(lambda ref, folder: runner.prepare_adapter(ref.digest))
@@ -84,7 +83,8 @@ class NativeEngine:
         check_request(request, self.info)
         check_approximation(request)
         check_free_form(request)
-        self._speculator.check(request)
+        if request.speculation is not None:
+            self._speculator.check(request)
 
     def prepare(self, request: Request) -> None:
         """Do what its first step would wait for; see `Engine`."""
@@ -98,7 +98,7 @@ class NativeEngine:
             self.runner.prepare_check(num_tokens)
 
     def prepare_default(self) -> None:
-        """Do what requests that do not say how they are guessed would wait for."""
+        """Do what requests that name no way of drafting would wait for."""
         self._prepare(self._speculator.default)
 
     def add_request(self, request: Request) -> None:
@@ -106,14 +106,26 @@ class NativeEngine:
         for seq in self._in_flight.open(request, self.info):
             self.scheduler.add(seq)
 
+    @property
+    def _speculates(self) -> bool:
+        """Whether a request in flight may get draft tokens; if none may, nobody is asked."""
+        return self._speculator.default.method != "off" or self._in_flight.num_speculating > 0
+
+    def _num_drafts(self, seq: Sequence) -> int:
+        is_asked = seq.exit is not None or self._speculates
+        return self._speculator.num_drafts(seq) if is_asked else 0
+
     def step(self) -> list[Token]:
-        """Run one batch: schedule, guess, compute, account, commit."""
+        """Run one batch: schedule, draft, compute, account, commit."""
         began_s = started_s = self._clock()
-        self._speculator.begin(len(self.scheduler.running))
+        if speculates := self._speculates:
+            self._speculator.begin(len(self.scheduler.running))
         batch = self.scheduler.schedule()
         try:
-            self.runner.copy_blocks(batch.copies)
-            batch, started_s = self._with_drafts(batch, started_s)
+            if batch.copies:
+                self.runner.copy_blocks(batch.copies)
+            if speculates:
+                batch, started_s = self._with_drafts(batch, started_s)
             samples = self.runner.run(batch)
         except Exception as error:
             # A failing kernel or a full device must not take the other requests down.
@@ -122,12 +134,13 @@ class NativeEngine:
         self._num_steps += 1
         self.account.charge(batch, self._clock() - started_s, samples)
         tokens = self.scheduler.commit(batch, samples)
-        self._speculator.learn(batch, samples, self._clock() - began_s)
+        if speculates:
+            self._speculator.learn(batch, samples, self._clock() - began_s)
         self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
         return tokens
 
     def _with_drafts(self, batch: Batch, started_s: float) -> tuple[Batch, float]:
-        """The batch with guesses, and when the step proper begins."""
+        """The batch with draft tokens, and when the step proper begins."""
         batch, done = self._speculator.draft(batch)
         for drafted in done:
             if drafted.shape is not None:

@@ -10,12 +10,12 @@ only in part, that part is copied.
 A newcomer is admitted only while each running sequence could still get one more block, and never
 in a step that had to preempt: otherwise the two would evict each other in turns.
 
-A decoding sequence may also be given room for guesses of what follows its newest token, as many as
+A decoding sequence may also be given room for draft tokens after its newest token, as many as
 `num_drafts` says; room never costs another sequence its place, its blocks or its turn.
 
 Where an answer may be approximate, its newest token may leave the model early; nothing that is
 computed after its prompt is shared. What such tokens left undone comes on top of the step's limit
-of tokens when it is caught up with, at most `MOST_SHALLOW + EXIT_RUN` for a sequence.
+of tokens when it is caught up with, at most `MOST_PENDING + EXIT_RUN` for a sequence.
 
 Waiting is first come, first served with aging: a sequence that does not fit may be overtaken by
 smaller ones, but not once it has waited `max_overtaken_s`.
@@ -33,7 +33,6 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from greenllm.core import (
-    MOST_SHALLOW,
     Batch,
     Chunk,
     FinishReason,
@@ -131,7 +130,7 @@ class Scheduler:
                     budget -= room
 
     def _reserve_room(self, seq: Sequence, budget: int) -> int:
-        """Make room for guesses after the newest token, as far as nobody else misses it."""
+        """Make room for draft tokens after the newest one, as far as no other needs it."""
         wanted = min(self._num_drafts(seq), budget, seq.max_len - len(seq.token_ids) - 1)
         if wanted <= 0:
             return 0
@@ -151,7 +150,9 @@ class Scheduler:
     def _release(self, seq: Sequence) -> None:
         self.blocks.free(seq.block_table)
         seq.block_table = []
-        seq.num_computed = seq.num_remembered = seq.draft_computed = seq.num_shallow = 0
+        seq.num_computed = seq.num_remembered = seq.draft_computed = 0
+        if seq.exit is not None:
+            seq.exit.forget()
         seq.digest = ROOT
 
     def _admit(self) -> Iterator[Sequence]:
@@ -219,11 +220,11 @@ class Scheduler:
         num_accepted = min(len(tokens), len(sample.token_ids) - 1) if chunk.draft else 0
         seq.num_drafted += len(chunk.draft)
         seq.num_accepted += num_accepted
-        # What was computed for guesses that did not come true is written over in the next step.
+        # What was computed for rejected draft tokens is written over in the next step.
         seq.num_computed = chunk.end - len(chunk.draft) + num_accepted
-        seq.num_shallow = 0
-        if chunk.exits:
-            _note_exit(chunk, sample, len(tokens))
+        if seq.exit is not None and chunk.exit is not None:
+            seq.num_computed = chunk.start + len(sample.token_ids)
+            seq.exit.settle(sample.exit, len(sample.token_ids), len(tokens))
         self._remember(seq)
         if seq.is_finished:
             self._retire(seq)
@@ -258,14 +259,6 @@ class Scheduler:
         return [Token(request_id, seq.index, None, text, finish_reason=reason) for seq in ended]
 
 
-def _note_exit(chunk: Chunk, sample: Sample, num_taken: int) -> None:
-    """Keep what an early exit has left undone."""
-    seq, found = chunk.seq, len(sample.token_ids)
-    seq.num_computed = chunk.start + found
-    seq.num_shallow = chunk.shallow + found if sample.exited == found else 0
-    seq.num_exited += min(sample.exited, num_taken)
-
-
 def _belongs(seq: Sequence, request_id: str) -> bool:
     return seq.request.request_id == request_id
 
@@ -286,12 +279,12 @@ def _leader_computes(seq: Sequence) -> bool:
 
 def _may_have_room(chunk: Chunk) -> bool:
     """Whether a decoding chunk may go beyond its token; where it must not exit, it does not."""
-    return chunk.exits or chunk.seq.request.approximation is None
+    return chunk.may_exit or chunk.seq.exit is None
 
 
 def _shareable(seq: Sequence) -> int:
     """Tokens whose keys and values others may use; those after an early exit are not complete."""
-    if seq.request.approximation is None:
+    if seq.exit is None:
         return seq.num_computed
     return min(seq.num_computed, seq.prompt_len)
 
@@ -299,9 +292,7 @@ def _shareable(seq: Sequence) -> int:
 def _next_token(seq: Sequence) -> Chunk:
     """The newest token of a decoding sequence, which may leave the model early."""
     chunk = _next_chunk(seq, 1)
-    if seq.request.approximation is None:
-        return chunk
-    return replace(chunk, exits=seq.num_shallow < MOST_SHALLOW, shallow=seq.num_shallow)
+    return chunk if seq.exit is None else replace(chunk, exit=seq.exit.offer())
 
 
 def _next_chunk(seq: Sequence, budget: int) -> Chunk:

@@ -71,7 +71,7 @@ class Runner(Protocol):
         """A drafter that asks the whole model, for a runner that drafts for another."""
 
     def prepare_check(self, num_tokens: int) -> None:
-        """Do what the first check of so many guesses would wait for; callable from any thread."""
+        """Do what the first check of so many draft tokens would wait for; from any thread."""
 
     def prepare_exit(self, layer: int) -> None:
         """Do what the first step that may end after `layer` layers would wait for; from any thread.

@@ -1,12 +1,12 @@
-"""Guesses by a smaller model of the same vocabulary, with keys and values of its own.
+"""Draft tokens by a smaller model of the same vocabulary, with keys and values of its own.
 
-Contract: see `base.Drafter`. The draft model's cache has the target's number and size of blocks,
-and a sequence's block table names its blocks in both. What the draft model has not seen of a
-sequence it computes first, in steps of up to 512 tokens, one step for each call: a sequence gets no
-guesses until that is done. Where the draft model's context ends, guesses end.
+Contract: see `Drafter`. The draft model's cache has the target's number and size of blocks, and a
+sequence's block table names its blocks in both. What the draft model has not seen of a sequence it
+computes first, in steps of up to 512 tokens, one step for each call: a sequence gets no draft until
+that is done, and none where the draft model's context ends.
 
-Adapters change the target only; guesses are checked by the target, with its adapter. Prompt
-beginnings that the target's prefix cache remembers are computed again.
+Adapters change the target only; the target checks a draft with its adapter. Prompt beginnings that
+the target's prefix cache remembers are computed again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _FEW = 8
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The guesses a sequence was given at the place `start`; all but the last were computed."""
+    """A sequence's draft at the place `start`; all of its tokens but the last were computed."""
 
     seq: TokenSequence
     start: int
-    guesses: tuple[int, ...]
+    draft: tuple[int, ...]
 
 
 class DraftModel:
@@ -49,11 +49,11 @@ class DraftModel:
         self._made: dict[int, _Made] = {}
 
     def prepare(self, num_tokens: int) -> None:
-        """See `base.Drafter`."""
+        """See `Drafter`."""
         self._drafter.prepare(num_tokens)
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """See `base.Drafter`; none for sequences that the draft model has yet to read."""
+        """See `Drafter`; none for sequences that the draft model has yet to read."""
         made, self._made = self._made, {}
         behind = [_unseen(chunk, made.get(id(chunk.seq))) for chunk in chunks]
         self.passes = passes = self._catch_up(behind)
@@ -63,16 +63,16 @@ class DraftModel:
             start = chunk.seq.draft_computed
             if room > 0 and chunk.end - start <= _FEW:
                 asked[i] = replace(chunk, start=start, num_tokens=chunk.end - start, room=room)
-        guesses: list[tuple[int, ...]] = [()] * len(chunks)
+        drafts: list[tuple[int, ...]] = [()] * len(chunks)
         found = self._drafter.draft(list(asked.values()))
         self.passes = [*passes, *self._drafter.passes]
-        for i, guess in zip(asked, found, strict=True):
-            guesses[i] = guess
-            if guess:
+        for i, draft in zip(asked, found, strict=True):
+            drafts[i] = draft
+            if draft:
                 seq, end = chunks[i].seq, chunks[i].end
                 seq.draft_computed = end
-                self._made[id(seq)] = _Made(seq, end, guess)
-        return guesses
+                self._made[id(seq)] = _Made(seq, end, draft)
+        return drafts
 
     def _catch_up(self, behind: list[Chunk]) -> list[DraftPass]:
         """Read what was not seen, as much as one step may hold; returns what ran."""
@@ -91,15 +91,15 @@ class DraftModel:
 
 
 def _unseen(chunk: Chunk, made: _Made | None) -> Chunk:
-    """What the draft model has not computed before the newest token, guesses that came true aside.
+    """What the draft model has not computed before the newest token, accepted draft tokens aside.
 
     A sequence that lost its blocks meanwhile has lost what was computed in them.
     """
     seq = chunk.seq
     if made is not None and made.seq is seq and seq.draft_computed == made.start:
         news = seq.token_ids[made.start : chunk.start]
-        for guess, token_id in zip(made.guesses[:-1], news, strict=False):
-            if guess != token_id:
+        for drafted, token_id in zip(made.draft[:-1], news, strict=False):
+            if drafted != token_id:
                 break
             seq.draft_computed += 1
     seen = seq.draft_computed

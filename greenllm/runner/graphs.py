@@ -27,7 +27,7 @@ from greenllm.runner.attention import PagedAttention, Plan
 
 log = logging.getLogger(__name__)
 
-# A token and its guesses.
+# A token and its draft tokens.
 MOST_TOKENS = MOST_DRAFTED + 1
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _FEWEST_BLOCKS = 8

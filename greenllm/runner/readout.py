@@ -12,7 +12,7 @@ from greenllm.runner.sampling import Choice, Place, complaint, sample, token_log
 
 
 def wanted_rows(chunk: Chunk) -> range:
-    """Rows of a chunk whose logits are needed: the last token's and its guesses'.
+    """Rows of a chunk whose logits are needed: the last token's and its draft tokens'.
 
     All, when the prompt is scored.
     """
@@ -33,7 +33,7 @@ def packed_rows(chunks: list[Chunk], rows: list[range]) -> list[int]:
 
 
 def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sample]:
-    """Score prompts, choose tokens, check guesses; logits `[wanted rows, vocabulary]`, float32."""
+    """Score prompts, choose tokens, check drafts; logits `[wanted rows, vocabulary]`, float32."""
     places: list[Place] = []
     counts: list[int] = []
     needed: list[int] = []
@@ -53,17 +53,17 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
 
 
 def _checked(chunk: Chunk, choices: list[Choice], prompt: tuple[TokenLogprob, ...]) -> Sample:
-    """The choices up to the first that no guess foresaw, inclusive; the others never were."""
+    """The choices up to the first that rejects a draft token, inclusive; the others never were."""
     if not all(math.isfinite(score.logprob) for score in prompt):
         return Sample(error=complaint(chunk.seq))
     taken: list[Choice] = []
-    for choice, guess in zip(choices, (*chunk.draft, None), strict=False):
+    for choice, drafted in zip(choices, (*chunk.draft, None), strict=False):
         if choice.error and not taken:
             return Sample(prompt=prompt, error=choice.error)
         if choice.error:
             break
         taken.append(choice)
-        if choice.token_id != guess:
+        if choice.token_id != drafted:
             break
     logprobs = tuple(choice.logprob for choice in taken if choice.logprob is not None)
     return Sample(tuple(choice.token_id for choice in taken), logprobs, prompt)

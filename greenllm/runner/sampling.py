@@ -34,7 +34,7 @@ def uniform(seed: int, position: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a token is chosen: after a sequence's tokens and the guesses `ahead` of it."""
+    """Where a token is chosen: after a sequence's tokens and the draft tokens `ahead` of it."""
 
     seq: Sequence
     ahead: tuple[int, ...] = ()

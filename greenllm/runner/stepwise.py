@@ -1,7 +1,7 @@
-"""Guessing one token after another in a runner's own steps, where there is no faster way.
+"""Drafting one token after another in a runner's own steps, where there is no faster way.
 
-Contract: see `base.Drafter`. A chunk may hold more than its sequence's newest token: what was not
-computed before it. Guesses are greedy and made without adapters.
+Contract: see `Drafter`. A chunk may hold more than its sequence's newest token: what was not
+computed before it. Draft tokens are greedy and made without adapters.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class StepByStep:
         """Nothing to prepare."""
 
     def draft(self, chunks: SequenceOf[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """As many guesses as there is room for; fewer where the model fails."""
-        guesses: list[list[int]] = [[] for _ in chunks]
+        """As many tokens as there is room for; fewer where the model fails."""
+        drafts: list[list[int]] = [[] for _ in chunks]
         passes: list[DraftPass] = []
         self.passes = passes
         current = {i: plain(chunk) for i, chunk in enumerate(chunks)}
@@ -58,9 +58,9 @@ class StepByStep:
             ran = (replace(chunk, seq=chunks[i].seq) for i, chunk in current.items())
             passes.append(DraftPass(tuple(ran)))
             for (i, chunk), sample in zip(list(current.items()), samples, strict=True):
-                guesses[i] += sample.token_ids
+                drafts[i] += sample.token_ids
                 chunk.seq.token_ids += sample.token_ids
                 current[i] = Chunk(chunk.seq, chunk.end, 1, samples=True)
                 if sample.error:
                     del current[i]
-        return [tuple(ids) for ids in guesses]
+        return [tuple(ids) for ids in drafts]

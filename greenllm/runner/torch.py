@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from greenllm.core import (
-    EXIT_RUN,
     Batch,
     Chunk,
     GreenllmError,
@@ -29,6 +28,7 @@ from greenllm.core import (
     SamplingParams,
     sequences_of,
 )
+from greenllm.exits import EXIT_RUN
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import LoadOptions
@@ -40,7 +40,7 @@ from greenllm.runner.attention import (
 )
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.early_exit import first_layers
-from greenllm.runner.exiting import Guess, exit_layer, run_leaving_early
+from greenllm.runner.exiting import LikelyToken, exit_layer, run_leaving_early
 from greenllm.runner.graphs import RecordedSteps
 from greenllm.runner.lora import LoraBank
 from greenllm.runner.readout import packed_rows, read_out, wanted_rows
@@ -174,9 +174,11 @@ class TorchRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        if not batch.has_exits:
+            return self._run(self._model, batch)
         return run_leaving_early(
             batch.chunks,
-            _Exit(self),
+            _FirstLayers(self),
             lambda chunks: self._run(self._model, Batch(tuple(chunks))),
         )
 
@@ -223,35 +225,28 @@ class TorchRunner:
         return logits if keep else logits[:0]
 
 
-class _Exit:
-    """A runner's exits, one step after another; see `exiting.Exit`."""
+class _FirstLayers:
+    """A runner's first layers, one step after another; see `exiting.FirstLayers`."""
 
     def __init__(self, runner: TorchRunner) -> None:
         self._runner = runner
 
     def logits(self, chunks: list[Chunk]) -> Tensor:
-        """See `exiting.Exit`."""
+        """See `exiting.FirstLayers`."""
         return self._runner.exit_logits(chunks)
 
-    def guesses(self, chunks: list[Chunk]) -> list[list[Guess]]:
-        """See `exiting.Exit`."""
-        found: list[list[Guess]] = [[] for _ in chunks]
-        current = [self._plain(chunk) for chunk in chunks]
+    def tokens(self, chunks: list[Chunk]) -> list[list[LikelyToken]]:
+        """See `exiting.FirstLayers`."""
+        found: list[list[LikelyToken]] = [[] for _ in chunks]
+        current = [plain(chunk) for chunk in chunks]
         for _ in range(EXIT_RUN):
             best = self._runner.exit_logits(current).softmax(dim=-1).max(dim=-1)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            for guesses, chunk, (token_id, probability) in zip(found, current, pairs, strict=True):
-                guesses.append(Guess(token_id, probability))
+            for tokens, chunk, (token_id, probability) in zip(found, current, pairs, strict=True):
+                tokens.append(LikelyToken(token_id, probability))
                 chunk.seq.token_ids.append(token_id)
             current = [replace(chunk, start=chunk.end) for chunk in current]
         return found
-
-    @staticmethod
-    def _plain(chunk: Chunk) -> Chunk:
-        """A chunk whose tokens are a copy, but whose exit is still known."""
-        copy = plain(chunk)
-        copy.seq.request = chunk.seq.request
-        return copy
 
 
 def load_torch_runner(

@@ -1,6 +1,6 @@
-"""`auto`: which way of guessing is cheapest at each batch size, by what steps have cost.
+"""`auto`: which way of drafting is cheapest at each batch size, by what steps have cost.
 
-A step's active joules are its time times a power that does not depend on the way of guessing, so
+A step's active joules are its time times a power that does not depend on the way of drafting, so
 seconds per token rank the ways as joules per token would, and are known after every step. For each
 size of batch (1, 2-3, 4-7, ...) the controller keeps an average of them for every arm: a method and
 a number of tokens, or `off`. It uses the cheapest, and leaves it only for one that is cheaper by
@@ -51,7 +51,7 @@ class StepCost(NamedTuple):
 
 @dataclass(slots=True)
 class Arm:
-    """A way of guessing at one batch size, and what it has cost: running means over its steps.
+    """A way of drafting at one batch size, and what it has cost: running means over its steps.
 
     `gap` counts the steps that have to pass before its next trial.
     """
@@ -72,7 +72,7 @@ class Arm:
 
     @property
     def acceptance(self) -> float | None:
-        """Share of guesses that came true; None where there were none."""
+        """Share of draft tokens that were accepted; None where there were none."""
         return self.mean_accepted / self.mean_drafted if self.mean_drafted else None
 
     def learn(self, step: StepCost) -> None:

@@ -10,14 +10,14 @@ from greenllm.shape import ModelShape
 
 
 class Drafter(Protocol):
-    """Guesses what follows the newest token of decoding sequences.
+    """Proposes draft tokens after the newest token of decoding sequences.
 
-    It may write keys and values of its guesses into the chunks' room, and nowhere else.
+    It may write their keys and values into the chunks' room, and nowhere else.
     """
 
     @property
     def shape(self) -> ModelShape | None:
-        """What a guess costs; None when no model is asked."""
+        """What a draft token costs; None when no model is asked."""
 
     @property
     def passes(self) -> Sequence[DraftPass]:
@@ -27,7 +27,7 @@ class Drafter(Protocol):
         """Do what the first draft of so many tokens would wait for; callable from any thread."""
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """Up to `room` guesses for each chunk, which ends with its sequence's newest token.
+        """Up to `room` draft tokens for each chunk, which ends with its sequence's newest token.
 
         `whole` says that the step will run nothing but these chunks.
         """

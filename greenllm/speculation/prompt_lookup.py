@@ -4,10 +4,10 @@ The last 4 or 3 tokens are looked for first, at their latest earlier place (Saxe
 lookup decoding"). If they are new, the text may be a copy that has just been changed in a few
 tokens: where those before the change stand earlier, the copy goes on where the newest token stands
 after them. Then the last 2 tokens are looked for, and the newest alone if it stood there only once:
-that is weaker evidence, so few tokens are guessed from it. A guess that runs into the end of the
+that is weaker evidence, so few tokens are drafted from it. A draft that runs into the end of the
 text goes on with itself, so that a repetition is foreseen however short it is.
 
-Not covered: texts of other requests; alternatives (one guess at each place).
+Not covered: texts of other requests; alternatives (one token at each place).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEY = 3
 
 
 def look_up(token_ids: Sequence[int], num_tokens: int) -> tuple[int, ...]:
-    """Up to `num_tokens` guesses of what follows; none when the end is new."""
+    """Up to `num_tokens` draft tokens; none when the end is new."""
     text = array("i", token_ids)
     for size in LONG:
         if (place := _last_place(text, size)) is not None:
@@ -64,7 +64,7 @@ def _last_place(text: array[int], size: int) -> int | None:
 
 
 def _continued(text: array[int], start: int, num_tokens: int) -> tuple[int, ...]:
-    guesses: list[int] = []
+    draft: list[int] = []
     for place in range(start, start + num_tokens):
-        guesses.append(text[place] if place < len(text) else guesses[place - len(text)])
-    return tuple(guesses)
+        draft.append(text[place] if place < len(text) else draft[place - len(text)])
+    return tuple(draft)

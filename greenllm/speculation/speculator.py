@@ -1,10 +1,10 @@
-"""Speculation between scheduling and running: who guesses how much, and the guesses themselves.
+"""Speculation between scheduling and running: who drafts how much, and the draft tokens themselves.
 
-Contract: guesses never change tokens, only what they cost; a drafter that has none runs a plain
-step. `num_drafts` and `draft` see the same choice of method within a step; `learn` comes between
+Contract: draft tokens never change an answer, only what it costs; without any a step is a plain
+one. `num_drafts` and `draft` see the same choice of method within a step; `learn` comes between
 steps. Everything runs on the engine thread.
 
-Not covered: how guesses are checked (see `runner.readout`).
+Not covered: how draft tokens are checked (see `runner.readout`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from greenllm.core import (
-    EXIT_RUN,
     MOST_DRAFTED,
     Batch,
     Chunk,
@@ -27,6 +26,7 @@ from greenllm.core import (
     SpeculativeMethod,
 )
 from greenllm.core import Sequence as TokenSequence
+from greenllm.exits import EXIT_RUN
 from greenllm.shape import ModelShape
 from greenllm.speculation.controller import Arm, Controller, StepCost
 from greenllm.speculation.drafter import Drafter
@@ -47,9 +47,9 @@ def bounded(num_tokens: int, usual: int) -> int:
 
 
 def auto_counts(method: SpeculativeMethod, num_tokens: int) -> tuple[int, ...]:
-    """How many guesses `auto` has made: few or as many as usual, and twice that where it is cheap.
+    """The numbers of draft tokens that `auto` tries: few, the usual number, or twice that.
 
-    Looking at the text costs nothing, so that few of its guesses are no better than more.
+    Prompt lookup costs nothing per token, so it is only tried with many.
     """
     few, usual, many = min(FEW, num_tokens), num_tokens, min(2 * num_tokens, MOST_DRAFTED)
     counts = {"prompt_lookup": (many,), "draft_model": (usual, many)}
@@ -63,7 +63,7 @@ def arms(methods: Iterable[SpeculativeMethod], num_tokens: int) -> list[Speculat
 
 
 class PromptLookup:
-    """Guesses from the sequence's own text."""
+    """Draft tokens from the sequence's own text."""
 
     shape: ModelShape | None = None
     passes: Sequence[DraftPass] = ()
@@ -72,13 +72,13 @@ class PromptLookup:
         """Nothing to prepare."""
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """See `base.Drafter`."""
+        """See `Drafter`."""
         return [look_up(chunk.seq.token_ids, chunk.room) for chunk in chunks]
 
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """The chunks that one drafter was asked about, with its guesses, and how long it took."""
+    """The chunks that one drafter was asked about, with its draft, and how long it took."""
 
     method: SpeculativeMethod
     shape: ModelShape | None
@@ -88,7 +88,7 @@ class Drafted:
 
 
 class Speculator:
-    """Asks drafters for guesses; requests that do not say use `default`.
+    """Asks drafters for draft tokens; requests that name no method use `default`.
 
     `hopeless` are methods that `auto` leaves out, and why; requests may still ask for them.
     """
@@ -131,9 +131,9 @@ class Speculator:
             )
 
     def prepare(self, speculation: Speculation) -> set[int]:
-        """Do what its first guess would wait for; callable from any thread.
+        """Do what its first draft would wait for; callable from any thread.
 
-        Returns how many guesses at a time there are going to be, at most.
+        Returns the numbers of draft tokens that there may be in a step.
         """
         counts: set[int] = set()
         for method, drafter in self.drafters.items():
@@ -144,7 +144,7 @@ class Speculator:
         return counts
 
     def _counts(self, speculation: Speculation, method: SpeculativeMethod) -> set[int]:
-        """How many guesses a method is going to make for a request, or for all that do not say."""
+        """Numbers of draft tokens that a method may be asked for, for such a request."""
         usual = self.default.num_tokens
         if speculation.method == method:
             return {bounded(speculation.num_tokens, usual)}
@@ -154,7 +154,7 @@ class Speculator:
 
     def choice(self, seq: TokenSequence) -> Speculation:
         """What is done for a sequence now; `auto` is what is cheapest for all of the batch."""
-        if seq.request.approximation is not None:
+        if seq.exit is not None:
             return OFF
         asked = seq.request.speculation or self.default
         if asked.method != "auto":
@@ -185,9 +185,8 @@ class Speculator:
 
     def _teaches(self, chunk: Chunk) -> bool:
         """Whether what a chunk costs is what `auto` chose for it."""
-        request = chunk.seq.request
-        asked = request.speculation or self.default
-        if asked.method != "auto" or request.approximation is not None:
+        asked = chunk.seq.request.speculation or self.default
+        if asked.method != "auto" or chunk.seq.exit is not None:
             return False
         return chunk.samples and chunk.phase == "decode"
 
@@ -196,14 +195,14 @@ class Speculator:
         return self._controller.state()
 
     def num_drafts(self, seq: TokenSequence) -> int:
-        """Guesses that a sequence may be given in the next step, or taken from an early exit."""
-        if seq.request.approximation is not None:
+        """Draft tokens a sequence may get in the next step, or more tokens from its early exit."""
+        if seq.exit is not None:
             return EXIT_RUN - 1 if seq.sampling.takes_the_best else 0
         choice = self.choice(seq)
         return 0 if choice.method == "off" else choice.num_tokens
 
     def draft(self, batch: Batch) -> tuple[Batch, list[Drafted]]:
-        """The batch with guesses in place of room, and what was done for them."""
+        """The batch with draft tokens in place of room, and what was done for them."""
         asked: dict[SpeculativeMethod, list[int]] = {}
         for i, chunk in enumerate(batch.chunks):
             method = self.choice(chunk.seq).method if chunk.room else "off"
@@ -225,17 +224,17 @@ class Speculator:
         count = self._failures[method] = self._failures.get(method, 0) + 1
         if count & (count - 1) == 0:
             log.exception(
-                "%s failed, %d times so far; steps go on without its guesses", method, count
+                "%s failed, %d times so far; steps go on without its draft tokens", method, count
             )
 
     def _ask(self, method: SpeculativeMethod, chunks: list[Chunk], *, whole: bool) -> Drafted:
         drafter, started_s = self.drafters[method], self._clock()
         try:
-            guesses, passes = drafter.draft(chunks, whole=whole), drafter.passes
+            drafts, passes = drafter.draft(chunks, whole=whole), drafter.passes
         except Exception:
-            # Guesses are an extra: without them the step is a plain one.
+            # Draft tokens are an extra: without them the step is a plain one.
             self._note_failure(method)
-            guesses, passes = [()] * len(chunks), ()
-        drafted = [chunk.with_draft(guess) for chunk, guess in zip(chunks, guesses, strict=True)]
+            drafts, passes = [()] * len(chunks), ()
+        drafted = [chunk.with_draft(draft) for chunk, draft in zip(chunks, drafts, strict=True)]
         took_s = self._clock() - started_s
         return Drafted(method, drafter.shape, tuple(drafted), took_s, passes)

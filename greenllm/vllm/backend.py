@@ -132,10 +132,10 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
 
 
 def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | None:
-    """How vLLM is to guess.
+    """How vLLM gets draft tokens.
 
     Raises:
-        LoadError: it does not guess in this way.
+        LoadError: it has no such method.
     """
     if config.speculative == "early_exit":
         raise LoadError(

@@ -95,7 +95,7 @@ class VllmEngine:
 
     @property
     def speculation(self) -> Speculation:
-        """How all requests are guessed."""
+        """How all requests get draft tokens."""
         return self._facts.speculation
 
     @property
@@ -156,16 +156,16 @@ class VllmEngine:
     def _charge(self, chunks: list[Chunk], duration_s: float) -> None:
         """The step's work; a draft model's passes take the part of its time that their size does.
 
-        vLLM guesses for the next step within the one that samples.
+        vLLM drafts for the next step within the one that samples.
         """
         shape, own = self._facts.draft_shape, self._facts.shape
-        guessing = [chunk for chunk in chunks if chunk.samples]
-        if shape is not None and guessing:
+        drafting = [chunk for chunk in chunks if chunk.samples]
+        if shape is not None and drafting:
             count = self._facts.speculation.num_tokens
             claim = count * shape.num_parameters / own.num_parameters
             drafted_s = duration_s * claim / (1 + claim)
             self.account.charge_draft(
-                guessing, [DraftPass(tuple(guessing), count)], shape, drafted_s
+                drafting, [DraftPass(tuple(drafting), count)], shape, drafted_s
             )
             duration_s -= drafted_s
         self.account.charge(Batch(tuple(chunks)), duration_s)

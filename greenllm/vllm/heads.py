@@ -1,4 +1,4 @@
-"""Which way of guessing a checkpoint is for: a model of its own, or a head on the served model.
+"""Which way of drafting a checkpoint is for: a model of its own, or a head on the served model.
 
 Contract: EAGLE heads (Li et al., arXiv:2401.15077; EAGLE-3, arXiv:2503.01840) are told by their
 tensors, as their configurations call them Llama: both have `fc`, which joins a token with the

@@ -2,10 +2,10 @@
 
 - Rows without an adapter, in a step with adapters, got those of the last slot: the kernels written
   in torch read weights at index -1 (github.com/vllm-project/vllm pull requests 48421 and 49656).
-- Sampling with guesses read memory that nobody had written for temperatures, top-k and top-p: the
-  kernel that repeats them for every guess fills a copy (issue 55005; so it is in 0.32.0).
-- A step without any guess, when guessing, stopped vLLM where answers are sampled with top-k alone:
-  it looked for the largest of no numbers (0.32.0).
+- Sampling with draft tokens read memory that nobody had written for temperatures, top-k and top-p:
+  the kernel that repeats them for every token fills a copy (issue 55005; so it is in 0.32.0).
+- A step without draft tokens, while speculating, stopped vLLM where answers are sampled with top-k
+  alone: it looked for the largest of no numbers (0.32.0).
 - Checkpoints of 8-bit weights and inputs did not load beside adapters: the kernel takes the weight
   away, and what wraps the layer for adapters asks it for its device (0.32.0). An empty weight
   stays, as it does where nothing is quantized.

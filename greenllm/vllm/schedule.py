@@ -1,4 +1,4 @@
-"""What vLLM's scheduler has decided, step by step: whose tokens run, from where, and which guesses.
+"""What vLLM's scheduler has decided, step by step: whose tokens run, from where, and which drafts.
 
 Contract: a scheduler that is followed writes every decision to a journal before the step runs.
 Counts are the scheduler's own: chunks of prompts, tokens computed again after a preemption, and
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """One sequence's part of a step: tokens from position `start` on, guesses included."""
+    """One sequence's part of a step: tokens from position `start` on, draft tokens included."""
 
     sequence_id: str
     start: int

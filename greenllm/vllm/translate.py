@@ -17,7 +17,7 @@ MOST_LOGPROBS = 32
 
 
 def refuse(request: Request, own: Speculation) -> None:
-    """Refuse what this engine cannot do; `own` is the one way it guesses.
+    """Refuse what this engine cannot do; `own` is the one way it drafts.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
@@ -39,7 +39,7 @@ def _refuse_speculation(asked: Speculation | None, own: Speculation) -> None:
     if asked is not None and asked != own:
         what = own.method if own.method == "off" else f"{own.method}, {own.num_tokens} tokens"
         raise InvalidRequestError(
-            f"vLLM guesses in one way for all requests, here {what}; leave speculative out, or"
+            f"vLLM drafts in one way for all requests, here {what}; leave speculative out, or"
             " start the server with another --speculative",
             "speculative.method",
         )

@@ -23,7 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.jobs.store import Job, JobStore, adapter_folder, model_name, read_object
+from finetune.bill.journal import RunJournal
+from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.files import JOURNAL, OUTCOME, REPORT
+from serving.jobs.store import Job, JobStatus, JobStore, adapter_folder, model_name
 
 log = logging.getLogger(__name__)
 _POLL_S, _RETRY_S = 0.25, 5.0
@@ -49,7 +52,7 @@ class JobRunner:
     def recover(self, job: Job) -> None:
         """What runs without this runner is taken if it is done, and else goes on where it was."""
         if job.pid is not None:
-            _kill_stale(job.pid, self.store.folder(job.id))
+            _kill_stale(job.pid, self.store.recipe(job.id))
         self._put_back(job)
 
     async def run(self) -> None:
@@ -90,18 +93,19 @@ class JobRunner:
         if self._is_done(job):
             self._conclude(job, 0)
             return
-        folder, output = self.store.folder(job.id), self.store.output(job.id)
-        command = [sys.executable, "-m", "greenllm", "finetune"]
-        command += ["--config", str(folder / "recipe.toml")]
-        (output / "green_report.json").unlink(missing_ok=True)  # of an interrupted run
-        if (output / "journal.json").exists():  # what it has spent stays on its bill
+        recipe, output = self.store.recipe(job.id), self.store.output(job.id)
+        command = [sys.executable, "-m", "finetune.job", str(recipe), str(output)]
+        for name in (REPORT, OUTCOME):  # of an interrupted run
+            (output / name).unlink(missing_ok=True)
+        goes_on = (output / JOURNAL).exists()  # what it has spent stays on its bill
+        if goes_on:
             command.append("--resume")
         else:
             shutil.rmtree(output, ignore_errors=True)
         # Threads that sleep at barriers suit small steps of serving, and halve training's speed.
         environment = {n: text for n, text in os.environ.items() if n != "OMP_WAIT_POLICY"}
         self._started_s = time.time()
-        with (folder / "log.txt").open("ab") as said:
+        with (recipe.parent / "log.txt").open("ab") as said:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                 start_new_session=True,
@@ -114,7 +118,7 @@ class JobRunner:
         self.store.change(
             job.id, status="running", pid=pid, started_at=job.started_at or int(time.time())
         )
-        self.store.note(job.id, "training started" if len(command) == 6 else "training goes on")
+        self.store.note(job.id, "training goes on" if goes_on else "training started")
 
     def _interrupt(self) -> None:
         """Ask the process to end; again only while it starts, when an interrupt may get lost.
@@ -133,7 +137,7 @@ class JobRunner:
     def _has_begun(self) -> bool:
         """Whether the process trains: its journal is newer than itself."""
         try:
-            journal = self.store.output(self._current or "") / "journal.json"
+            journal = self.store.output(self._current or "") / JOURNAL
             return journal.stat().st_mtime >= self._started_s
         except OSError:
             return False
@@ -152,11 +156,11 @@ class JobRunner:
 
     def _read_journal(self, job: Job) -> None:
         """Turn what the run's journal says into events, and keep the joules so far."""
-        journal = read_object(self.store.output(job.id) / "journal.json")
+        journal = RunJournal.read(self.store.output(job.id) / JOURNAL)
         if journal is None:
             return
-        scores = dict(map(tuple, journal["scores"]))
-        for step, loss in journal["losses"]:
+        scores = dict(journal.scores)
+        for step, loss in journal.losses:
             if step > self._seen_steps:
                 self._seen_steps = step
                 data = {"step": step, "train_loss": loss, "valid_loss": scores.get(step)}
@@ -171,22 +175,24 @@ class JobRunner:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             log.exception("the end of job %s", job.id)
-            self._finish(job, status="failed", error=f"what it trained cannot be kept: {error}")
+            self._finish(job, "failed", error=f"what it trained cannot be kept: {error}")
 
     def _end(self, job: Job, code: int) -> None:
-        report = self._report(job)
-        energy = {} if report is None else {"energy": energy_of_report(report)}
-        was_interrupted = report is not None and report["reason"] == "interrupt"
+        outcome = self._outcome(job)
+        bill = None if outcome is None else outcome.bill
+        energy: dict[str, Any] = {} if bill is None else {"energy": energy_of(bill)}
         if job.wanted == "cancel":
-            self._finish(job, status="cancelled", **energy)
-        elif self._is_done(job) and report is not None:
-            self._take(job, report)
+            self._finish(job, "cancelled", **energy)
+        elif outcome is not None and outcome.is_done:
+            self._take(job, outcome, **energy)
         elif job.wanted == "pause":
             self._pause(job, **energy)
-        elif was_interrupted:
+        elif outcome is not None and outcome.stopped_by == "interrupt":
             self._queue(job, **energy)
         else:
-            self._finish(job, status="failed", error=self._last_words(job, code), **energy)
+            crash = RunError(f"the training process ended with code {code}; see log.txt")
+            error = (outcome and outcome.error) or crash
+            self._finish(job, "failed", error=error.message, blamed=error.option, **energy)
 
     def _put_back(self, job: Job) -> None:
         """A job whose process is gone, not by its own fault: taken if done, else waiting again."""
@@ -197,28 +203,22 @@ class JobRunner:
         else:
             self._queue(job)
 
-    def _report(self, job: Job) -> dict[str, Any] | None:
-        return read_object(self.store.output(job.id) / "green_report.json")
+    def _outcome(self, job: Job) -> RunOutcome | None:
+        return RunOutcome.read(self.store.output(job.id) / OUTCOME)
 
     def _is_done(self, job: Job) -> bool:
-        """Whether its run has come to an end of its own and left weights."""
-        report = self._report(job)
-        if report is None or report["reason"] == "interrupt":
-            return False
-        return report["status"] in ("completed", "stopped")
+        outcome = self._outcome(job)
+        return outcome is not None and outcome.is_done
 
-    def _take(self, job: Job, report: dict[str, Any]) -> None:
+    def _take(self, job: Job, outcome: RunOutcome, **energy: Any) -> None:
         """A run that is done becomes a model; what it did unseen is told first."""
         self._seen_steps = self.store.last_step(job.id)
         self._note_progress(job)
-        energy = energy_of_report(report)
         name = self._install(job)
-        tokens = report["training"]["tokens"]
-        if report["reason"] is not None:
-            self.store.note(job.id, f"stopped by {report['reason']}; the best weights are kept")
-        self._finish(
-            job, status="succeeded", fine_tuned_model=name, trained_tokens=tokens, energy=energy
-        )
+        if outcome.stopped_by is not None:
+            self.store.note(job.id, f"stopped by {outcome.stopped_by}; the best weights are kept")
+        tokens = outcome.tokens
+        self._finish(job, "succeeded", fine_tuned_model=name, trained_tokens=tokens, **energy)
 
     def _pause(self, job: Job, **energy: Any) -> None:
         self.store.change(job.id, status="paused", wanted=None, pid=None, **energy)
@@ -228,10 +228,11 @@ class JobRunner:
         self.store.change(job.id, status="queued", wanted=None, pid=None, **energy)
         self.store.note(job.id, "queued again: its process ended before its training did")
 
-    def _finish(self, job: Job, **fields: Any) -> None:
-        status, error = fields["status"], fields.get("error")
-        self.store.change(job.id, finished_at=int(time.time()), wanted=None, pid=None, **fields)
-        self.store.note(job.id, status if error is None else f"{status}: {error}")
+    def _finish(self, job: Job, status: JobStatus, error: str | None = None, **more: Any) -> None:
+        ended = {"status": status, "error": error, "finished_at": int(time.time()), **more}
+        self.store.change(job.id, wanted=None, pid=None, **ended)
+        said = status if error is None else f"{status}: {error}"
+        self.store.note(job.id, said, level="info" if error is None else "error")
 
     def _install(self, job: Job) -> str:
         """Put the adapter where the server looks; returns the model's name."""
@@ -245,15 +246,6 @@ class JobRunner:
         shutil.rmtree(target, ignore_errors=True)
         draft.replace(target)
         return name
-
-    def _last_words(self, job: Job, code: int) -> str:
-        """The run's own error, or how it ended."""
-        try:
-            lines = (self.store.folder(job.id) / "log.txt").read_text("utf-8").splitlines()
-        except (OSError, ValueError):
-            lines = []
-        said = [line.removeprefix("greenllm: ") for line in lines if line.startswith("greenllm: ")]
-        return said[-1] if said else f"the training process ended with code {code}; see log.txt"
 
     async def stop(self, timeout_s: float) -> None:
         """Let the job save a checkpoint; it goes on when the server is back."""
@@ -275,43 +267,34 @@ class JobRunner:
             log.exception("job %s at the stop of the server", job and job.id)
 
 
-def energy_of_report(report: dict[str, Any]) -> dict[str, Any]:
+def energy_of(bill: TrainingBill) -> dict[str, Any]:
     """A finished run's joules."""
-    energy, carbon = report["measures"]["energy"], report["measures"]["carbon"]
     return {
-        "energy_joules": energy["total_j"],
-        "joules_per_training_token": energy["joules_per_training_token"],
-        "by_phase_joules": {
-            phase: None if found is None else found["total_j"]
-            for phase, found in energy["by_phase"].items()
-            if phase != "compare"
-        },
-        "method": energy["method"],
-        "measured": energy["measured"],
-        "uncertainty": energy["uncertainty"],
-        "operational_gco2e": carbon["operational_g"],
-        "predicted_joules": report["prediction"] and report["prediction"]["predicted_j"],
+        "energy_joules": bill.total_j,
+        "joules_per_training_token": bill.joules_per_token,
+        "by_phase_joules": dict(bill.by_phase_j),
+        "method": bill.method,
+        "measured": bill.measured,
+        "uncertainty": bill.uncertainty,
+        "operational_gco2e": bill.operational_g,
+        "predicted_joules": bill.predicted_j,
     }
 
 
-def energy_of_journal(journal: dict[str, Any]) -> dict[str, Any]:
+def energy_of_journal(journal: RunJournal) -> dict[str, Any]:
     """The joules of a run so far."""
-    phases = {
-        phase: found["active_j"] + found["idle_j"] for phase, found in journal["energy"].items()
-    }
-    known = journal["is_known"]
     return {
-        "energy_joules": sum(phases.values()) if known else None,
-        "by_phase_joules": phases if known else dict.fromkeys(phases),
-        "predicted_joules": journal["predicted_j"],
+        "energy_joules": journal.total_j,
+        "by_phase_joules": journal.by_phase_j,
+        "predicted_joules": journal.predicted_j,
     }
 
 
-def _kill_stale(pid: int, folder: Path) -> None:
+def _kill_stale(pid: int, recipe: Path) -> None:
     """End a run that outlived its server; a process with its number may be another by now."""
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        if str(folder) in command:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if os.fsencode(recipe) in command:
             os.kill(pid, signal.SIGKILL)
     except OSError:
         return

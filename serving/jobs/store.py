@@ -22,17 +22,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 log = logging.getLogger(__name__)
-Status = Literal[
+JobStatus = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
-ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 FINE_TUNED = "ft:"
 _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job; `wanted` is what somebody asked of it while it ran."""
+    """One job; `wanted` is what somebody asked of it while it ran.
+
+    `blamed` is the option of the run that its error is about, or whose file is.
+    """
 
     id: str
     model: str
@@ -44,21 +46,17 @@ class Job:
     recipe: Mapping[str, Any]
     metadata: Mapping[str, str] | None
     created_at: int
-    status: Status = "queued"
+    status: JobStatus = "queued"
     started_at: int | None = None
     finished_at: int | None = None
     fine_tuned_model: str | None = None
     trained_tokens: int | None = None
     error: str | None = None
+    blamed: str | None = None
     wanted: Literal["pause", "cancel"] | None = None
     pid: int | None = None
     energy: Mapping[str, Any] | None = field(default=None)
     method: Literal["supervised", "dpo"] = "supervised"
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in ENDED
 
 
 class JobStore:
@@ -122,13 +120,23 @@ class JobStore:
         """Where its run writes."""
         return self.folder(job_id) / "output"
 
-    def note(self, job_id: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+    def recipe(self, job_id: str) -> Path:
+        """The options of its run."""
+        return self.folder(job_id) / "recipe.toml"
+
+    def note(
+        self,
+        job_id: str,
+        message: str,
+        data: Mapping[str, Any] | None = None,
+        level: Literal["info", "error"] = "info",
+    ) -> None:
         """Add an event; with data it is one of metrics. One that cannot be written is logged."""
         event = {
             "object": "fine_tuning.job.event",
             "id": f"ftevent-{os.urandom(12).hex()}",
             "created_at": int(time.time()),
-            "level": "error" if message.startswith("failed") else "info",
+            "level": level,
             "message": message,
             "type": "message" if data is None else "metrics",
             "data": data,
@@ -181,14 +189,6 @@ def model_name(job: Job) -> str:
 def adapter_folder(name: str) -> str:
     """The folder of such a name; colons are not for folders."""
     return name.replace("::", ":-:").replace(":", ".")
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON file's object; None where there is none that can be read."""
-    try:
-        return _object(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -16,17 +16,16 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serving.errors import ApiError
+from serving.http import Server
 from serving.jobs.files import PURPOSE, StoredFile
-from serving.state import ServerState, state_of
+from serving.state import ServerState
 
 router = APIRouter()
 
 
 @router.post("/v1/files")
-async def upload(http: HttpRequest) -> dict[str, Any]:
+async def upload(state: Server, http: HttpRequest) -> dict[str, Any]:
     """Keep an uploaded file."""
-    state = state_of(http)
-    state.key_of(http)
     _refuse_large(http, state)
     try:
         form = await http.form(max_files=1, max_fields=8)
@@ -69,36 +68,28 @@ def _too_large(state: ServerState) -> ApiError:
 
 
 @router.get("/v1/files")
-async def files(http: HttpRequest) -> dict[str, Any]:
+async def files(state: Server) -> dict[str, Any]:
     """List the files."""
-    state = state_of(http)
-    state.key_of(http)
     found = await asyncio.to_thread(state.files.all)
     return {"object": "list", "data": [file.body() for file in found], "has_more": False}
 
 
 @router.get("/v1/files/{file_id}")
-async def file(http: HttpRequest, file_id: str) -> dict[str, Any]:
+async def file(state: Server, file_id: str) -> dict[str, Any]:
     """Describe a file."""
-    state = state_of(http)
-    state.key_of(http)
     return find_file(state, file_id, "file_id").body()
 
 
 @router.get("/v1/files/{file_id}/content")
-async def content(http: HttpRequest, file_id: str) -> Response:
+async def content(state: Server, file_id: str) -> Response:
     """What is in a file."""
-    state = state_of(http)
-    state.key_of(http)
     found = find_file(state, file_id, "file_id")
     return FileResponse(state.files.path(found.id), filename=found.filename)
 
 
 @router.delete("/v1/files/{file_id}")
-async def delete(http: HttpRequest, file_id: str) -> dict[str, Any]:
+async def delete(state: Server, file_id: str) -> dict[str, Any]:
     """Delete a file; jobs that have begun have their own copy."""
-    state = state_of(http)
-    state.key_of(http)
     find_file(state, file_id, "file_id")
     await asyncio.to_thread(state.files.remove, file_id)
     return {"id": file_id, "object": "file", "deleted": True}

@@ -12,16 +12,20 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from greenllm.config import ConfigError, flag
+from finetune.bill.journal import RunJournal
+from finetune.files import CHECKPOINTS, MARKER, complete
+from finetune.recipe import Recipe
+from greenllm.config import ConfigError, load
 from serving.errors import ApiError
-from serving.http import body_schema, parsed_body
-from serving.jobs.store import Job, Status, new_job_id, read_object, toml_of
+from serving.http import Server, body_schema, parsed_body
+from serving.jobs.store import Job, JobStatus, new_job_id, toml_of
 from serving.openai.files import find_file
 from serving.openai.schemas import Hyperparameters, JobBody, Method
 from serving.state import ServerState, state_of
@@ -38,6 +42,7 @@ _NAMED = {
     "learning_rate_multiplier": "rate_multiplier",
     "beta": "beta",
 }
+_OPTIONS = frozenset(field.name for field in fields(Recipe))
 _METHODS = ("lora", "qlora", "rslora")
 
 
@@ -65,7 +70,7 @@ async def create(http: HttpRequest) -> dict[str, Any]:
 
 def _check_recipe(state: ServerState, body: JobBody) -> None:
     recipe = body.recipe or {}
-    if odd := [name for name in recipe if name not in state.hooks.options]:
+    if odd := [name for name in recipe if name not in _OPTIONS]:
         name = f"recipe.{odd[0]}"
         raise ApiError(400, f"{odd[0]!r} is no option of greenllm finetune", param=name)
     if taken := _OURS & recipe.keys():
@@ -96,12 +101,10 @@ def _check_options(state: ServerState, job: Job) -> None:
         ApiError: it names the option, where it is one of the recipe's.
     """
     try:
-        state.hooks.check(_recipe(state, job))
+        load(Recipe, flags=_recipe(state, job))
     except ConfigError as error:
-        said = str(error)
-        names = [name for name in job.recipe if f"{flag(name)} " in f"{said} "]
-        param = f"recipe.{names[0]}" if names else "recipe"
-        raise ApiError(400, f"the recipe cannot be run: {said}", param=param) from error
+        param = f"recipe.{error.option}" if error.option in job.recipe else "recipe"
+        raise ApiError(400, f"the recipe cannot be run: {error}", param=param) from error
 
 
 def _chosen(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def _keep(state: ServerState, job: Job) -> None:
         shutil.copy(state.files.path(job.training_file), folder / "training.jsonl")
         if job.validation_file is not None:
             shutil.copy(state.files.path(job.validation_file), folder / "validation.jsonl")
-        (folder / "recipe.toml").write_text(toml_of(_recipe(state, job)), encoding="utf-8")
+        state.jobs.store.recipe(job.id).write_text(toml_of(_recipe(state, job)), encoding="utf-8")
 
     state.jobs.store.add(job, fill)
 
@@ -186,40 +189,34 @@ def _recipe(state: ServerState, job: Job) -> dict[str, Any]:
 
 
 @router.get(_PATH)
-async def jobs(http: HttpRequest, after: str | None = None, limit: int = 20) -> dict[str, Any]:
+async def jobs(state: Server, after: str | None = None, limit: int = 20) -> dict[str, Any]:
     """List jobs, newest first."""
-    state = state_of(http)
-    state.key_of(http)
     found = await asyncio.to_thread(state.jobs.store.all)
     page, has_more = _page([job_body(state, job) for job in found], after, limit)
     return {"object": "list", "data": page, "has_more": has_more}
 
 
 @router.get(_PATH + "/{job_id}")
-async def job(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def job(state: Server, job_id: str) -> dict[str, Any]:
     """How a job stands."""
-    state = state_of(http)
-    state.key_of(http)
     return job_body(state, _find(state, job_id))
 
 
 @router.post(_PATH + "/{job_id}/cancel")
-async def cancel(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def cancel(state: Server, job_id: str) -> dict[str, Any]:
     """End a job; what it has trained is kept in its folder."""
-    return _ask(http, job_id, "cancel", ("queued", "paused"), "cancelled")
+    return _ask(state, job_id, "cancel", ("queued", "paused"), "cancelled")
 
 
 @router.post(_PATH + "/{job_id}/pause")
-async def pause(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def pause(state: Server, job_id: str) -> dict[str, Any]:
     """Let a job save a checkpoint and wait."""
-    return _ask(http, job_id, "pause", ("queued",), "paused")
+    return _ask(state, job_id, "pause", ("queued",), "paused")
 
 
 @router.post(_PATH + "/{job_id}/resume")
-async def resume(http: HttpRequest, job_id: str) -> dict[str, Any]:
+async def resume(state: Server, job_id: str) -> dict[str, Any]:
     """Queue a paused job again."""
-    state = state_of(http)
-    state.key_of(http)
     found = _find(state, job_id)
     if found.status != "paused":
         raise ApiError(400, f"job {job_id} is {found.status}, not paused", code="invalid_status")
@@ -228,11 +225,9 @@ async def resume(http: HttpRequest, job_id: str) -> dict[str, Any]:
 
 
 def _ask(
-    http: HttpRequest, job_id: str, wish: str, waiting: tuple[Status, ...], then: Status
+    state: ServerState, job_id: str, wish: str, waiting: tuple[JobStatus, ...], then: JobStatus
 ) -> dict[str, Any]:
     """What waits changes at once; what runs is told, and changes when its process has ended."""
-    state = state_of(http)
-    state.key_of(http)
     found = _find(state, job_id)
     store = state.jobs.store
     if found.status in waiting:
@@ -246,11 +241,9 @@ def _ask(
 
 @router.get(_PATH + "/{job_id}/events")
 async def events(
-    http: HttpRequest, job_id: str, after: str | None = None, limit: int = 20
+    state: Server, job_id: str, after: str | None = None, limit: int = 20
 ) -> dict[str, Any]:
     """What happened, newest first."""
-    state = state_of(http)
-    state.key_of(http)
     _find(state, job_id)
     found = await asyncio.to_thread(state.jobs.store.events, job_id)
     page, has_more = _page(found, after, limit)
@@ -259,36 +252,32 @@ async def events(
 
 @router.get(_PATH + "/{job_id}/checkpoints")
 async def checkpoints(
-    http: HttpRequest, job_id: str, after: str | None = None, limit: int = 10
+    state: Server, job_id: str, after: str | None = None, limit: int = 10
 ) -> dict[str, Any]:
     """Checkpoints that are kept, newest first; they are no models of their own."""
-    state = state_of(http)
-    state.key_of(http)
     _find(state, job_id)
-    folder = state.jobs.store.output(job_id) / "checkpoints"
-    found = [_checkpoint(job_id, path) for path in folder.glob("checkpoint-*/greenllm.json")]
-    found.sort(key=lambda checkpoint: -checkpoint["step_number"])
+    markers = [path / MARKER for path in complete(state.jobs.store.output(job_id) / CHECKPOINTS)]
+    found = [_checkpoint(job_id, marker) for marker in reversed(markers)]
     page, has_more = _page(found, after, limit)
     return {"object": "list", "data": page, "has_more": has_more,
             "first_id": page[0]["id"] if page else None,
             "last_id": page[-1]["id"] if page else None}  # fmt: skip
 
 
-def _checkpoint(job_id: str, path: Any) -> dict[str, Any]:
-    step = int(path.parent.name.removeprefix("checkpoint-"))
-    state = read_object(path) or {}
-    losses, scores = (dict(map(tuple, state.get(n, []))) for n in ("losses", "scores"))
+def _checkpoint(job_id: str, marker: Path) -> dict[str, Any]:
+    journal = RunJournal.read(marker) or RunJournal()
+    step = journal.seen.steps
     return {
         "object": "fine_tuning.job.checkpoint",
         "id": f"ftckpt-{job_id.removeprefix('ftjob-')}-{step}",
-        "created_at": int(path.stat().st_mtime),
+        "created_at": int(marker.stat().st_mtime),
         "fine_tuned_model_checkpoint": None,
         "fine_tuning_job_id": job_id,
         "step_number": step,
         "metrics": {
             "step": step,
-            "train_loss": losses.get(step),
-            "full_valid_loss": scores.get(step),
+            "train_loss": dict(journal.losses).get(step),
+            "full_valid_loss": dict(journal.scores).get(step),
         },
     }
 
@@ -316,7 +305,7 @@ def job_body(state: ServerState, job: Job) -> dict[str, Any]:
     """OpenAI's job object, and its joules."""
     error = None
     if job.error is not None:
-        error = {"code": "training_failed", "message": job.error, "param": _blamed(job.error)}
+        error = {"code": "training_failed", "message": job.error, "param": _blamed(job)}
     settings = {"hyperparameters": dict(job.hyperparameters)}
     return {
         "object": "fine_tuning.job",
@@ -344,7 +333,8 @@ def job_body(state: ServerState, job: Job) -> dict[str, Any]:
     }
 
 
-def _blamed(error: str) -> str | None:
-    """The file whose line an error names."""
-    names = {"training.jsonl": "training_file", "validation.jsonl": "validation_file"}
-    return next((param for file, param in names.items() if file in error), None)
+def _blamed(job: Job) -> str | None:
+    """The parameter of a job that its error is about."""
+    files = {"data": "training_file", "validation": "validation_file"}
+    asked = f"recipe.{job.blamed}" if job.blamed in job.recipe else None
+    return files.get(job.blamed or "", asked)

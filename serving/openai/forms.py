@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from greenllm.choices import Choice, is_hidden
 from greenllm.core import Request, Token, TokenLogprob
 from greenllm.energy.receipt import Receipt
-from greenllm.load import Served
-from serving.openai.answers import Choice, is_hidden, mark, usage
+from greenllm.served import Served
+from serving.openai.answers import mark, usage
 from serving.openai.logprobs import chat_logprobs, text_logprobs
 
 

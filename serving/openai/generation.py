@@ -17,7 +17,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from greenllm.core import InvalidRequestError, Request, Token
+from greenllm.choices import gather
+from greenllm.core import InvalidRequestError, Request, Token, new_request_id
 from greenllm.energy.receipt import Receipt
 from greenllm.model.adapter_folders import is_name
 from serving.bridge import EngineDownError, Submission
@@ -28,12 +29,10 @@ from serving.http import (
     UNAUTHORIZED,
     body_schema,
     disconnected,
-    new_request_id,
     read_body,
     validated,
 )
 from serving.intake import cancel, submit
-from serving.openai.answers import gather
 from serving.openai.forms import ChatForm, Form, TextForm
 from serving.openai.requests import chat_request, completion_request
 from serving.openai.schemas import ChatBody, CompletionBody, SamplingBody

@@ -14,12 +14,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
 from greenllm.engine.drafting import Drafting
-from greenllm.load import Served
 from greenllm.model.adapter_folders import AdapterNameError
 from greenllm.model.adapters import AdapterInfo, UnknownAdapterError
 from greenllm.model.lora_config import AdapterError
 from greenllm.runner.threads import ThreadPlan
-from greenllm.speculation.exits import Exit
+from greenllm.served import Served
+from greenllm.speculation.calibrated_exit import CalibratedExit
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body
 from serving.jobs.store import FINE_TUNED
@@ -102,7 +102,7 @@ def _speculation(drafting: Drafting) -> dict[str, Any]:
     }
 
 
-def _approximate(exit_: Exit | None) -> dict[str, Any] | None:
+def _approximate(exit_: CalibratedExit | None) -> dict[str, Any] | None:
     """Where approximate answers leave the model, and the agreements they may ask for."""
     if exit_ is None:
         return None

@@ -20,7 +20,7 @@ from greenllm.core import (
     SamplingParams,
     Speculation,
 )
-from greenllm.speculation.exits import Exit
+from greenllm.speculation.calibrated_exit import CalibratedExit
 from greenllm.tokenizer import Tokenizer
 from serving.openai.schemas import (
     ChatBody,
@@ -183,7 +183,7 @@ def _speculation(body: SamplingBody, default_tokens: int) -> Speculation | None:
     )
 
 
-def _approximation(body: SamplingBody, leaves_at: Exit | None) -> Approximation | None:
+def _approximation(body: SamplingBody, leaves_at: CalibratedExit | None) -> Approximation | None:
     asked = body.approximate
     if asked is None:
         return None

@@ -18,11 +18,9 @@ import torch
 import transformers
 
 from evals import calibrate
-from evals.lab import load_bench
+from evals.engines import load_bench
 from greenllm.config import load
 from greenllm.core import (
-    EXIT_RUN,
-    MOST_SHALLOW,
     Approximation,
     Request,
     SamplingParams,
@@ -36,6 +34,7 @@ from greenllm.engine.blocks import BlockManager
 from greenllm.engine.drafting import make_drafting
 from greenllm.engine.native import NativeEngine
 from greenllm.engine.scheduler import Scheduler
+from greenllm.exits import EXIT_RUN, MOST_PENDING
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.options import EngineConfig
@@ -125,7 +124,7 @@ class Reference:
         sure = (first.amax(-1).exp() > threshold).tolist()
         tokens, exited, waiting = [], [], 0
         for place in range(len(best)):
-            exited.append(place > 0 and sure[place] and waiting < MOST_SHALLOW)
+            exited.append(place > 0 and sure[place] and waiting < MOST_PENDING)
             waiting = waiting + 1 if exited[-1] else 0
             tokens.append(early[place] if exited[-1] else best[place])
         return tokens, exited
@@ -202,7 +201,7 @@ def _answers(sequences: SequenceOf[Sequence]) -> Tokens:
 
 
 def _exited(sequences: SequenceOf[Sequence]) -> list[int]:
-    return [seq.num_exited for seq in sequences]
+    return [0 if seq.exit is None else seq.exit.num_exited for seq in sequences]
 
 
 LENGTHS = (31, 40, 2, 33, 64, 17)
@@ -230,8 +229,8 @@ def test_an_exit_that_is_always_sure_asks_the_model_now_and_then(
 ) -> None:
     early = _ask(runner, prompts, way, ALWAYS)
     _drive(runner, early)
-    cycles, rest = divmod(way.max_tokens, MOST_SHALLOW + 1)
-    assert _exited(early) == [cycles * MOST_SHALLOW + max(0, rest - 1)] * len(prompts)
+    cycles, rest = divmod(way.max_tokens, MOST_PENDING + 1)
+    assert _exited(early) == [cycles * MOST_PENDING + max(0, rest - 1)] * len(prompts)
 
 
 @pytest.mark.parametrize("threshold", [ALWAYS, AT_TIMES, NEVER])
@@ -244,7 +243,7 @@ def test_tokens_are_the_exits_where_it_is_sure_and_the_models_elsewhere(
     for seq, answer in zip(early, _answers(early), strict=True):
         tokens, exited = reference.follow(seq, threshold)
         assert answer == tokens
-        assert seq.num_exited == sum(exited)
+        assert _exited([seq]) == [sum(exited)]
         if threshold == AT_TIMES:
             assert 0.2 < sum(exited) / len(exited) < 0.8
 
@@ -320,7 +319,7 @@ def test_company_changes_no_answer(
         for seq in alone:
             _drive(runner, [seq], speculator)
         assert _answers(mixed) == _answers(alone)
-        left = [seq.num_exited > 0 for seq in mixed]
+        left = [num_exited > 0 for num_exited in _exited(mixed)]
         assert left == [how.get("threshold", NEVER) != NEVER for _, how in pairs]
         assert any(seq.num_accepted for seq in mixed)
 
@@ -377,13 +376,13 @@ def test_the_preempted_go_on_as_they_should(
     early = _ask(runner, prompts, way, threshold)
     _drive(runner, early, speculator, scheduler, stagger=1)
     assert scheduler.num_preemptions
-    for seq, answer in zip(early, _answers(early), strict=True):
+    for seq, answer, num_exited in zip(early, _answers(early), _exited(early), strict=True):
         whole, first = (scores.argmax(-1).tolist() for scores in reference.read(seq))
         pairs = list(zip(whole, first, strict=True))
         assert all(token in pair for token, pair in zip(answer, pairs, strict=True))
         own = sum(token == a != b for token, (a, b) in zip(answer, pairs, strict=True))
         exits = sum(token == b != a for token, (a, b) in zip(answer, pairs, strict=True))
-        assert 0 < exits <= seq.num_exited <= len(answer) - own
+        assert 0 < exits <= num_exited <= len(answer) - own
 
 
 @pytest.mark.parametrize(("quantization", "kv_dtype"), [("int8", "u8"), ("int4", "auto")])
@@ -424,7 +423,7 @@ def test_there_is_no_exit_there(folder: str, kind: str, layer: int) -> None:
 
 
 # The token after the prompt, and twice as many as may wait and the one that ends the waiting.
-NUM_TOKENS = 1 + 2 * (MOST_SHALLOW + 1)
+NUM_TOKENS = 1 + 2 * (MOST_PENDING + 1)
 FLAGS = {"model": "bundled", "dtype": "float32", "device": "cpu"}
 
 
@@ -458,11 +457,11 @@ def _receipts(engine: NativeEngine, kinds: dict[str, dict[str, Any]]) -> dict[st
 
 def _flops(shape: ModelShape, layer: int) -> float:
     """The prompt, and twice as many tokens of the exit as may wait and then all layers."""
-    first, cycle = shape.first(layer), MOST_SHALLOW + 1
+    first, cycle = shape.first(layer), MOST_PENDING + 1
     early = [
         first.flops(start + at, EXIT_RUN, EXIT_RUN)
         for start in (20, 20 + cycle)
-        for at in range(0, MOST_SHALLOW, EXIT_RUN)
+        for at in range(0, MOST_PENDING, EXIT_RUN)
     ]
     whole = [shape.flops(start, cycle, 1) for start in (20, 20 + cycle)]
     return sum([shape.flops(0, 20, 1), *early, *whole])
@@ -490,7 +489,7 @@ def test_joules_are_all_on_somebodys_bill(kind: str, tmp_path: Path) -> None:
         assert (receipt.draft_j or 0) > 0 or receipt.request_id != "guessed"
         assert (receipt.drafted_tokens > 0) == (receipt.request_id == "guessed")
     assert receipts["always"].flops == pytest.approx(_flops(bench.runner.shape, layer))
-    mean = num_layers - (num_layers - layer) * 2 * MOST_SHALLOW / NUM_TOKENS
+    mean = num_layers - (num_layers - layer) * 2 * MOST_PENDING / NUM_TOKENS
     found = {
         name: (r.approximate, r.mean_layers, r.agreement_target) for name, r in receipts.items()
     }

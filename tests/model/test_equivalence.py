@@ -54,7 +54,6 @@ def expected(tiny_model: Any, generate: Answers) -> Callable[[tuple[int, ...], i
 
 @settings(
     max_examples=80,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.data.household import household_rows
-from finetune.files import JOURNAL
-from finetune.train.checkpoints import complete
+from finetune.files import JOURNAL, complete
 from finetune.train.watch import Progress
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError

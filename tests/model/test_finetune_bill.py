@@ -14,7 +14,7 @@ from finetune import run as finetune_run
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.text import markdown
 from finetune.data.encoding import Encoded
-from finetune.data.examples import Example
+from finetune.data.examples import DataLine
 from finetune.data.household import household_rows
 from finetune.files import JOURNAL
 from finetune.plan import trials
@@ -87,7 +87,7 @@ def test_a_plan_takes_batches_of_all_lengths_and_does_not_mind_looks(
     tiny: Path, tmp_path: Path
 ) -> None:
     items = [
-        Encoded(Example("x", "text", ()), (1,) * size, (True,) * size) for size in range(1, 89)
+        Encoded(DataLine("x", "text", ()), (1,) * size, (True,) * size) for size in range(1, 89)
     ]
     batches = sample(items, 8)
     assert (batches[0][0].longest, batches[-1][-1].longest, len(batches)) == (1, 88, 6)

@@ -42,7 +42,7 @@ def _streamed(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], str]
     return pieces, stream.flush()
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, derandomize=True)
 @given(text=st.text(max_size=40))
 @example(TEXT)
 def test_a_streamed_text_is_the_text(bundled: Tokenizer, text: str) -> None:
@@ -52,7 +52,7 @@ def test_a_streamed_text_is_the_text(bundled: Tokenizer, text: str) -> None:
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, derandomize=True)
 @given(ids=st.lists(st.integers(0, 1023), max_size=30))
 def test_random_ids_stream_to_their_decoding(bundled: Tokenizer, ids: list[int]) -> None:
     """Broken characters and special tokens included."""
@@ -170,7 +170,7 @@ def _byte_fallback() -> Tokenizer:
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 258), max_size=30))
 @example([60, 208, 90, 90, 60, 208])
 def test_no_ids_can_break_a_stream_over_bytes(ids: list[int]) -> None:

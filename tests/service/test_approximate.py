@@ -13,8 +13,8 @@ import openai
 import pytest
 
 import greenllm
-from greenllm.core import MOST_SHALLOW
-from greenllm.speculation.exits import EXIT_THRESHOLDS
+from greenllm.exits import MOST_PENDING
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
@@ -26,8 +26,8 @@ LAYER, LAYERS = 4, 12
 ALWAYS, NEVER = 0.000001, 0.999999
 STORY = "Tell me a story about a brave fox."
 # One token of the prompt, as many as may wait, the one that ends the waiting, and as many again.
-NUM_TOKENS = 2 * (MOST_SHALLOW + 1)
-MEAN_LAYERS = LAYERS - (LAYERS - LAYER) * 2 * MOST_SHALLOW / NUM_TOKENS
+NUM_TOKENS = 2 * (MOST_PENDING + 1)
+MEAN_LAYERS = LAYERS - (LAYERS - LAYER) * 2 * MOST_PENDING / NUM_TOKENS
 KEYS = ("approximate", "mean_layers", "agreement_target")
 
 

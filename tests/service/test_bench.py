@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,9 @@ Bench = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def bench(command: Callable[..., list[str]], environment: dict[str, str]) -> Bench:
+def bench(greenllm: Bench) -> Bench:
     """Runs the command."""
-
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command("bench", "serve", *options),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-
-    return run
+    return partial(greenllm, "bench", "serve")
 
 
 def test_a_closed_loop_reports_rates_joules_and_what_the_server_took(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,15 @@ SMALL = ("--examples", "300", "--meter", "modelled")
 
 
 @pytest.fixture(scope="module")
-def compress(command: Callable[..., list[str]], environment: dict[str, str]) -> Compress:
+def compress(greenllm: Compress) -> Compress:
     """Runs the command."""
-
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command("compress", "bundled", *options),
-            env=environment, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-
-    return run
+    return partial(greenllm, "compress", "bundled")
 
 
 @pytest.mark.slow
-def test_a_pruned_model_serves_and_has_its_bill(compress: Compress, tmp_path: Path) -> None:
+def test_a_pruned_model_serves_and_has_its_bill(
+    compress: Compress, greenllm: Compress, tmp_path: Path
+) -> None:
     out = tmp_path / "small"
     run = compress(
         "--layers", "11", "--tasks", "generated.upper", "--limit", "8", "--rounds", "1",
@@ -48,11 +43,7 @@ def test_a_pruned_model_serves_and_has_its_bill(compress: Compress, tmp_path: Pa
     page = (out / "README.md").read_text()
     assert found["verdict"].capitalize() in page
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left"
-    card = subprocess.run(
-        [sys.executable, "-m", "greenllm", "card", str(out / "compression.json")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    shown = json.loads(card.stdout)
+    shown = json.loads(greenllm("card", str(out / "compression.json")).stdout)
     assert shown["energy"]["total_j"] == costs["cost_j"]
     assert shown["carbon"]["operational_g"] == found["carbon"]["operational_g"] > 0
     assert (shown["carbon"]["intensity_zone"], shown["carbon"]["embodied_g"]) == ("WORLD", None)

@@ -7,6 +7,7 @@ import math
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,9 @@ Evaluate = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def evaluate(command: Callable[..., list[str]], environment: dict[str, str]) -> Evaluate:
+def evaluate(greenllm: Evaluate) -> Evaluate:
     """Runs the command."""
-
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command("eval", *options),
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-
-    return run
+    return partial(greenllm, "eval")
 
 
 @pytest.fixture

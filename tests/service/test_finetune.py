@@ -7,10 +7,8 @@ import os
 import re
 import resource
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,17 @@ from typing import Any
 import pytest
 
 from finetune.data.household import household_rows
+from tests.service.processes import Forked
+from tests.waiting import until
 
 README = Path(__file__).parents[2] / "README.md"
 SHORT = ("--data", "example", "--answers", "0", "--steps", "16", "--save-every", "4")
-Environment = Callable[[], dict[str, str]]
-
-
-def _greenllm(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "greenllm", *arguments]
+Greenllm = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, timeout=240, check=False
+        arguments, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -45,25 +41,25 @@ def _same_weights(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, greenllm: Greenllm) -> Path:
     """A short run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("finetune") / "whole"
-    done = _run(_greenllm("finetune", *SHORT, "--output", str(folder)), environment)
+    done = greenllm("finetune", *SHORT, "--output", str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def _start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = _greenllm("finetune", *SHORT, "--output", str(folder))
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def _start(folder: Path, environment: dict[str, str], checkpoint: int) -> tuple[Forked, Path]:
+    """A run that has just written a checkpoint, and the file with what it says."""
+    said, written = folder.with_suffix(".log"), _checkpoint(folder, checkpoint)
+    process = Forked(("finetune", *SHORT, "--output", str(folder)), said, said, environment)
+    until(lambda: written.exists() or process.poll() is not None, f"checkpoint {checkpoint}")
+    assert process.poll() is None, said.read_text()
+    return process, said
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline_s, f"no {path}"
-        time.sleep(0.005)
+def _checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"checkpoint-{step}" / "greenllm.json"
 
 
 def _commands() -> list[list[str]]:
@@ -81,7 +77,7 @@ def test_the_readme_goes_from_examples_to_a_better_answer(
 ) -> None:
     finetune, report, serve = _commands()
     data_dir = {**environment, "GREENLLM_DATA_DIR": str(tmp_path)}
-    done = _run(_greenllm(*finetune[1:]), data_dir)
+    done = _run([sys.executable, "-m", *finetune], data_dir)
     assert done.returncode == 0, done.stderr
     name = finetune[finetune.index("--name") + 1]
     folder = tmp_path / "adapters" / name
@@ -113,16 +109,14 @@ def _right(server: Any, model: str, rows: list[dict[str, str]]) -> int:
 
 @pytest.mark.slow
 def test_a_killed_process_is_resumed_to_the_same_weights(
-    environment: dict[str, str], whole: Path, tmp_path: Path
+    greenllm: Greenllm, environment: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    process = _start(folder, environment)
-    _wait_for(folder / "checkpoints" / "checkpoint-8" / "greenllm.json", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process, _ = _start(folder, environment, 8)
+    process.kill()
+    process.wait()
     assert not (folder / "green_report.json").exists()
-    resume = _greenllm("finetune", *SHORT, "--output", str(folder), "--resume")
-    done = _run(resume, environment)
+    done = greenllm("finetune", *SHORT, "--output", str(folder), "--resume")
     assert done.returncode == 0, done.stderr
     assert _same_weights(folder, whole)
     assert _report(folder)["training"]["losses"] == _report(whole)["training"]["losses"]
@@ -130,19 +124,18 @@ def test_a_killed_process_is_resumed_to_the_same_weights(
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
-    environment: dict[str, str], whole: Path, tmp_path: Path
+    greenllm: Greenllm, environment: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "full"
-    process = _start(folder, environment)
-    _wait_for(folder / "checkpoints" / "checkpoint-4" / "greenllm.json", process)
+    process, said = _start(folder, environment, 4)
     # As on a full disk, the kernel refuses to write more than so many bytes.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2, errors
+    code, errors = process.wait(), said.read_text()
+    assert code == 2, errors
     assert "cannot write" in errors
     assert "--resume" in errors
-    assert (folder / "checkpoints" / "checkpoint-4" / "greenllm.json").exists()
-    done = _run(_greenllm("finetune", *SHORT, "--output", str(folder), "--resume"), environment)
+    assert _checkpoint(folder, 4).exists()
+    done = greenllm("finetune", *SHORT, "--output", str(folder), "--resume")
     assert done.returncode == 0, done.stderr
     assert _same_weights(folder, whole)
 
@@ -179,15 +172,9 @@ def test_two_processes_train_one_adapter(environment: dict[str, str], tmp_path: 
     ],
 )
 def test_what_cannot_run_is_one_line(
-    environment: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
-    reason: str,
+    greenllm: Greenllm, tmp_path: Path, options: tuple[str, ...], reason: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    root = {**environment, "PYTHONPATH": str(README.parent)}
-    done = _run(_greenllm("finetune", *options), root)
+    done = greenllm("finetune", *options, cwd=tmp_path)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("greenllm: ")]
     assert len(lines) == 1, done.stderr

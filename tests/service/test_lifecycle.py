@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,13 @@ from safetensors.torch import save_file
 from torch import zeros
 
 import greenllm
+from tests.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server, StartServer
 
 Until = Callable[..., Any]
+Greenllm = Callable[..., subprocess.CompletedProcess[str]]
 LONG = {"max_tokens": 900, "temperature": 0}
 BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
 ONE = ("--max-num-seqs", "1")
@@ -34,7 +36,7 @@ LONG_PROMPTS = [[5 + (i + first) % 900 for i in range(1000)] for first in range(
 
 def leave(server: Server, body: dict[str, Any], when: Callable[[], object], *, read: bool) -> None:
     """Send a request, read the first part of the answer if asked to, and hang up."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     connection.request("POST", "/v1/completions", json.dumps(body))
     if read:
         answer = connection.getresponse()
@@ -143,7 +145,9 @@ def test_sigterm_lets_a_long_request_finish(start_server: StartServer, until: Un
     server = start_server()
     body = server.completion(max_tokens=300)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=120)
+        answer = pool.submit(
+            httpx.post, f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S
+        )
         until(lambda: server.metric("requests_running") == 1, "a running request")
         server.process.send_signal(signal.SIGTERM)
         until(lambda: not takes_connections(server.port), "a closed port")
@@ -167,9 +171,9 @@ def test_sigterm_ends_what_does_not_finish(start_server: StartServer, until: Unt
     whole = server.completion(LONG_PROMPTS[:4])
     streamed = server.completion(LONG_PROMPTS[4:], stream=True)
     with ThreadPoolExecutor(2) as pool:
-        answer = pool.submit(httpx.post, url, json=whole, timeout=120)
+        answer = pool.submit(httpx.post, url, json=whole, timeout=PATIENCE_S)
         until(lambda: server.metric("requests_running") == 1, "a running request")
-        stream = pool.submit(httpx.post, url, json=streamed, timeout=120)
+        stream = pool.submit(httpx.post, url, json=streamed, timeout=PATIENCE_S)
         until(lambda: server.metric("requests_waiting") == 7, "two requests")
         code = server.stop()
 
@@ -186,7 +190,7 @@ def test_sigterm_ends_what_does_not_finish(start_server: StartServer, until: Unt
 
 def takes_connections(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
     except OSError:
         return False
     return True
@@ -198,7 +202,7 @@ def test_kill_loses_no_answered_request(start_server: StartServer, until: Until)
     stop = threading.Event()
 
     def ask(number: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http:
             while not stop.is_set():
                 body = server.completion(f"Number {number}", max_tokens=4 + number)
                 try:
@@ -292,55 +296,24 @@ CULPRITS = {
 }
 
 
-@pytest.fixture(scope="module")
-def failures(
-    broken: dict[str, list[str]],
-    command: Callable[..., list[str]],
-    environment: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, tuple[int, str]]]:
-    """Exit code and stderr of each; two run at a time."""
-    folder = tmp_path_factory.mktemp("failures")
-
-    def run(name: str) -> tuple[int, str]:
-        before = ["--port", "0", "--threads", "1", "--data-dir", str(folder / name)]
-        done = subprocess.run(
-            command("serve", *before, *broken[name]),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=environment,
-            check=False,
-        )
-        return done.returncode, done.stderr
-
-    with ThreadPoolExecutor(2) as pool:
-        yield dict(zip(broken, pool.map(run, broken), strict=True))
-
-
 @pytest.mark.parametrize("name", CULPRITS)
-def test_failed_starts_say_why_in_one_line(failures: dict[str, tuple[int, str]], name: str) -> None:
-    code, text = failures[name]
+def test_failed_starts_say_why_in_one_line(
+    broken: dict[str, list[str]], greenllm: Greenllm, name: str, tmp_path: Path
+) -> None:
+    fixed = ("--port", "0", "--threads", "1", "--data-dir", str(tmp_path))
+    done = greenllm("serve", *fixed, *broken[name])
+    text = done.stderr
     lines = [line for line in text.splitlines() if line.strip()]
 
-    assert code == 2, text
+    assert done.returncode == 2, text
     assert "Traceback" not in text
     assert len([line for line in lines if line.startswith("greenllm:")]) == 1
     assert lines[-1].startswith("greenllm: "), text
     assert CULPRITS[name] in lines[-1]
 
 
-def test_unknown_flags_are_errors(
-    command: Callable[..., list[str]], environment: dict[str, str], tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        command("serve", "--frobnicate", "--data-dir", str(tmp_path)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-        check=False,
-    )
+def test_unknown_flags_are_errors(greenllm: Greenllm, tmp_path: Path) -> None:
+    done = greenllm("serve", "--frobnicate", "--data-dir", str(tmp_path))
 
     assert done.returncode == 2
     assert "--frobnicate" in done.stderr

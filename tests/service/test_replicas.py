@@ -207,15 +207,10 @@ def test_a_lost_node_loses_no_request_without_an_answer(
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(
-    command: Callable[..., list[str]], environment: dict[str, str], tmp_path: Path
+    greenllm: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    said = subprocess.run(
-        command("serve", "--replicas", "2", "--cluster", "127.0.0.1:1", "--port", "0"),
-        env={**environment, "GREENLLM_DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    where = ("--cluster", "127.0.0.1:1", "--port", "0", "--data-dir", str(tmp_path))
+    said = greenllm("serve", "--replicas", "2", *where)
     assert said.returncode != 0
     assert "--cluster" in said.stderr
     assert "Traceback" not in said.stderr

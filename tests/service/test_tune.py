@@ -6,6 +6,7 @@ import json
 import subprocess
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,9 @@ Tune = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def tune(command: Callable[..., list[str]], environment: dict[str, str]) -> Tune:
+def tune(greenllm: Tune) -> Tune:
     """Runs the command."""
-
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command("tune", *options),
-            env=environment, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-
-    return run
+    return partial(greenllm, "tune")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greenllm.config import ConfigError, convert, default_of, flag, load, option
@@ -173,7 +173,6 @@ def test_conversion(value: Any, hint: Any, expected: Any) -> None:
     assert type(converted) is type(expected)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.none(),

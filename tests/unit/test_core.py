@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greenllm.core import Batch, Chunk, InvalidRequestError, Request, SamplingParams, sequences_of
@@ -102,7 +102,6 @@ def test_seeds_repeat_when_given_and_differ_between_choices(
     assert all(0 <= seed < 2**64 for seed in seeds(seed=-5))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(0, 5), st.data())
 def test_a_sequence_is_in_decode_with_one_generated_token_to_compute(
     make_request: Callable[..., Request], prompt_len: int, generated: int, data: st.DataObject

@@ -1,7 +1,7 @@
 """FLOPs and bytes of a chunk, and that cutting a prompt into chunks changes neither."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greenllm.shape import ModelShape
@@ -33,7 +33,6 @@ def test_no_tokens_need_no_flops() -> None:
     assert SHAPE.flops(7, 0, 0) == 0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.lists(st.integers(1, 64), min_size=1, max_size=8))
 def test_chunks_of_a_prompt_add_up_to_the_prompt(start: int, sizes: list[int]) -> None:
     total, at = 0.0, start
@@ -43,7 +42,6 @@ def test_chunks_of_a_prompt_add_up_to_the_prompt(start: int, sizes: list[int]) -
     assert total == pytest.approx(SHAPE.flops(start, sum(sizes), 0))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 64))
 def test_longer_context_never_costs_less(start: int, num_tokens: int) -> None:
     assert SHAPE.flops(start + 1, num_tokens, 1) > SHAPE.flops(start, num_tokens, 1)

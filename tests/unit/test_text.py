@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from greenllm.text import TextStream
@@ -127,7 +127,6 @@ def test_stop_strings_are_ignored_before_min_tokens(
 tight = st.text(alphabet="ab", min_size=1, max_size=4)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab", max_size=3), max_size=8), tight)
 @example(["a", "a", "ab"], "aab")
 @example(["aba", "b"], "abab")
@@ -138,7 +137,6 @@ def test_one_stop_string_cuts_the_text_however_it_is_split(pieces: list[str], st
     assert stream.stopped == (stop in whole)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text(alphabet="ab", max_size=3), max_size=8),
     st.lists(tight, max_size=3).map(tuple),
@@ -159,7 +157,6 @@ def test_of_several_stop_strings_the_first_to_be_complete_cuts(
     assert all(expected.startswith("".join(sent[:end])) for end in range(len(sent)))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=12), st.lists(st.text(min_size=1, max_size=3), max_size=3).map(tuple))
 def test_bytes_and_stop_strings_together(text: str, stop: tuple[str, ...]) -> None:
     stream = bytewise(stop)
@@ -176,7 +173,6 @@ def test_bytes_and_stop_strings_together(text: str, stop: tuple[str, ...]) -> No
     assert stream.stopped == bool(ends)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab", max_size=3), max_size=8), tight, st.integers(0, 9))
 def test_text_before_min_tokens_is_never_cut(pieces: list[str], stop: str, min_tokens: int) -> None:
     stream = piecewise(pieces, (stop,), min_tokens)

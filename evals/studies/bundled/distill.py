@@ -7,15 +7,13 @@ Not covered: learning from text that the model writes itself.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import torch
+import typer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -26,7 +24,6 @@ from evals.studies.bundled.network import Shape, compiled, hidden_states, make_f
 from evals.studies.bundled.network import read_logits as plain_read
 from evals.studies.bundled.optimizer import Optimizer
 from evals.studies.bundled.packing import Batch
-from evals.studies.bundled.record import cost, save_model, write_json
 from evals.studies.bundled.text import read_library
 from evals.studies.bundled.tokenizer import load_tokenizer, save_tokenizer
 from evals.studies.bundled.train import check_batches, make_source
@@ -34,19 +31,8 @@ from evals.studies.bundled.train import check_batches, make_source
 SHAPE: Final = Shape(layers=2, hidden=128, heads=2, inner=384)
 # Prompts matter less than answers, but a draft must follow the model on both.
 PROMPT_WEIGHT: Final = 0.2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything a distillation depends on."""
-
-    teacher: Path
-    output: Path
-    tokens: int
-    text: Path | None
-    threads: int = 2
-    seed: int = 8
-    peak_rate: float = 4e-3
+SEED: Final = 8
+PEAK_RATE: Final = 4e-3
 
 
 @dataclass(frozen=True)
@@ -103,54 +89,37 @@ def make_check(pair: Pair, source: Source, layer: Layer) -> Callable[[], Mapping
     return check
 
 
-def prepare(settings: Settings) -> loop.Job:
+def prepare(teacher: Path, settings: loop.Settings) -> loop.Job:
     """Teacher, draft, data and checks of a run."""
-    torch.manual_seed(settings.seed)
-    torch.set_num_threads(settings.threads)
-    settings.output.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(settings.teacher)
+    settings.begin()
+    tokenizer = load_tokenizer(teacher)
     save_tokenizer(tokenizer, settings.output)
     source = make_source(tokenizer, read_library(settings.text), settings.seed)
-    teacher = LlamaForCausalLM.from_pretrained(str(settings.teacher)).requires_grad_(False)
+    followed = LlamaForCausalLM.from_pretrained(str(teacher)).requires_grad_(False)
     draft = new_model(SHAPE, len(tokenizer), (int(tokenizer.eos_token_id), source.pad))
-    pair, layer = Pair(teacher, draft), fused().layer
+    pair, layer = Pair(followed, draft), fused().layer
     return loop.Job(
         output=settings.output,
         tokens=settings.tokens,
         model=draft,
-        optimizer=Optimizer(draft, settings.peak_rate),
+        optimizer=Optimizer(draft, PEAK_RATE),
         batch=source.batch,
         loss=make_loss(pair, layer),
         check=make_check(pair, source, layer),
     )
 
 
-def parse(arguments: list[str]) -> Settings:
-    """Settings from the command line."""
-    parser = argparse.ArgumentParser(description="Distil greenllm's draft model.")
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--output", type=Path, required=True, help="a folder to write")
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="token budget")
-    parser.add_argument("--text", type=Path, default=None, help="folder with *.txt, real text")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args(arguments)
-    settings = Settings(given.teacher, given.output, given.tokens, given.text)
-    return replace(settings, threads=given.threads)
-
-
-def main(arguments: list[str]) -> None:
-    """Distil and save; `report` scores the result and writes its card."""
-    settings = parse(arguments)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    job = prepare(settings)
-    effort = loop.run(job)
-    names = sorted(path.name for path in settings.text.glob("*.txt")) if settings.text else []
-    about = {"date": started, "token_budget": settings.tokens, "seed": settings.seed,
-             "threads": settings.threads, "text_files": names}  # fmt: skip
-    save_model(job.model, job.output)
-    write_json(job.output / "training.json", cost(effort, about))
-    job.checkpoint.unlink()
+def main(
+    teacher: Annotated[Path, typer.Option(help="Folder of the finished model.")],
+    output: loop.Output,
+    tokens: loop.Budget = 10_000_000,
+    text: loop.Text = None,
+    threads: Annotated[int, typer.Option()] = 2,
+) -> None:
+    """Distil greenllm's draft model."""
+    settings = loop.Settings(output, tokens, text, threads, SEED)
+    loop.run_and_save(prepare(teacher, settings), settings)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    typer.run(main)

@@ -10,21 +10,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import torch
+import typer
 from rich.console import Console
 from transformers import LlamaForCausalLM
 
 from evals.studies.bundled.effort import Clock, Effort, append_row, keep_rows
 from evals.studies.bundled.optimizer import Optimizer
 from evals.studies.bundled.packing import Batch
+from evals.studies.bundled.record import cost, save_model, write_json
 
 CHECK_STEPS: Final = 250
 CHECKPOINT_S: Final = 180.0
 TELL_STEPS: Final = 50
 CURVE: Final = "curve.csv"
+
+
+Output = Annotated[Path, typer.Option(help="A folder to write.")]
+Budget = Annotated[int, typer.Option(help="Token budget.")]
+Text = Annotated[Path | None, typer.Option(help="Folder with *.txt, real text.")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on."""
+
+    output: Path
+    tokens: int
+    text: Path | None
+    threads: int
+    seed: int
+
+    def begin(self) -> None:
+        """Seed, threads and folder."""
+        torch.manual_seed(self.seed)
+        torch.set_num_threads(self.threads)
+        self.output.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -120,3 +145,15 @@ def run(job: Job) -> Effort:
     effort = record_check(job, effort, clock)
     save_checkpoint(job, effort)
     return effort
+
+
+def run_and_save(job: Job, settings: Settings) -> None:
+    """Train, and write the model and what it took; `report` scores it and writes its card."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    effort = run(job)
+    names = sorted(path.name for path in settings.text.glob("*.txt")) if settings.text else []
+    about = {"date": started, "token_budget": settings.tokens, "seed": settings.seed,
+             "threads": settings.threads, "text_files": names}  # fmt: skip
+    save_model(job.model, job.output)
+    write_json(job.output / "training.json", cost(effort, about))
+    job.checkpoint.unlink()

@@ -8,26 +8,27 @@ records alone. Not covered: speed, which depends on the server.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+import typer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from evals.studies import study
 from evals.studies.bundled import measure
-from evals.studies.bundled.card import render_card
-from evals.studies.bundled.draft_card import render_draft_card
+from evals.studies.bundled.card import render_card, render_draft_card
 from evals.studies.bundled.effort import read_rows
 from evals.studies.bundled.evaluate import finished_stories, sample_answers, score_all
 from evals.studies.bundled.loop import CURVE
-from evals.studies.bundled.plot import draw_curve
 from evals.studies.bundled.record import write_json
 from evals.studies.bundled.text import Library, blocks, read_library
 from evals.studies.bundled.tokenizer import Encoded, Encoder, load_tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HELD_OUT_SEED: Final = 1
 HELD_OUT_SIZE: Final = 200
@@ -148,7 +149,7 @@ def answer_quality(trained: Trained) -> dict[str, object]:
 def write_report(folder: Path, found: Mapping[str, object], card: str) -> None:
     """Write record, curve and card of one folder."""
     write_json(folder / "training.json", found)
-    draw_curve(read_rows(folder / CURVE), folder / "curve.svg")
+    study.draw(plot, {"rows": read_rows(folder / CURVE)}, folder / "curve.svg")
     (folder / "README.md").write_text(card)
 
 
@@ -175,20 +176,43 @@ def report_draft(folder: Path, model: Trained, scored: Scored) -> None:
     write_report(folder, found, render_draft_card(found))
 
 
-def main(arguments: list[str]) -> None:
+def plot(figure: Figure, curve: study.Result) -> None:
+    """Loss and agreement over millions of tokens."""
+    rows = curve["rows"]
+    millions = [row["tokens"] / 1e6 for row in rows]
+    agreements = [name for name in rows[0] if name.startswith("agree_")]
+    losses = {"loss": "training (smoothed)", "held_out_loss": "held out"}
+    loss_lines = {label: (millions, [row[name] for row in rows]) for name, label in losses.items()}
+    agreement_lines = {
+        _label(name): (millions, [100 * row[name] for row in rows]) for name in agreements
+    }
+    figure.set_size_inches(7.2, 2.7)
+    left, right = figure.subplots(1, 2)
+    study.curves(left, loss_lines, xlabel="million tokens", ylabel="loss, nats per token",
+                 ylim=(0, None))  # fmt: skip
+    study.curves(right, agreement_lines, xlabel="million tokens", ylabel="same likeliest token, %",
+                 ylim=(0, 100))  # fmt: skip
+
+
+def _label(column: str) -> str:
+    """What an agreement column shows."""
+    name = column.removeprefix("agree_")
+    return f"exit after layer {name}" if name.isdigit() else "draft with the model"
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Folder of the finished model.")],
+    draft: Annotated[Path | None, typer.Option(help="Folder of its draft.")] = None,
+    text: Annotated[Path | None, typer.Option(help="The text of the training run.")] = None,
+    unseen: Annotated[Path | None, typer.Option(help="*.txt that training never read.")] = None,
+) -> None:
     """Score the finished model, and its draft where one is given."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--draft", type=Path, default=None)
-    parser.add_argument("--text", type=Path, default=None, help="the text of the training run")
-    parser.add_argument("--unseen", type=Path, default=None, help="*.txt that training never read")
-    given = parser.parse_args(arguments)
-    trained = load(given.model)
-    scored = held_out(trained.tokenizer, given.text, given.unseen)
-    report_model(given.model, trained, scored)
-    if given.draft is not None:
-        report_draft(given.draft, trained, scored)
+    trained = load(model)
+    scored = held_out(trained.tokenizer, text, unseen)
+    report_model(model, trained, scored)
+    if draft is not None:
+        report_draft(draft, trained, scored)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    typer.run(main)

@@ -12,15 +12,17 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from evals.servers import free_port
 from evals.studies.peers.arms import ARMS, Place
-from evals.studies.peers.servers import ServerError, free_port, running
+from evals.studies.peers.servers import ServerError, running
 from greenllm.core import GreenllmError
 from greenllm.model.quiet import hush_libraries
 
@@ -95,7 +97,7 @@ def compare(envs: Path, text: str) -> Iterator[Finding]:
         must_agree = name in MUST_AGREE
         try:
             said = answer_of(name, envs)
-        except (ServerError, OSError) as error:
+        except (ServerError, OSError, httpx.HTTPError) as error:
             yield Finding(name, must_agree, failure=" ".join(str(error).split())[-300:])
             continue
         yield judge(name, said, text, must_agree=must_agree)
@@ -149,16 +151,11 @@ def _ask(url: str, model: str, prompt: Sequence[int]) -> str:
         "ignore_eos": True,
         "stream": True,
     }
-    request = urllib.request.Request(
-        f"{url}/v1/completions",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
     text = ""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=120) as lines:
-        for line in lines:
-            if line.startswith(b"data:") and b"[DONE]" not in line:
+    asked = httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120, trust_env=False)
+    with asked as response:
+        for line in response.raise_for_status().iter_lines():
+            if line.startswith("data:") and "[DONE]" not in line:
                 choices = json.loads(line[5:]).get("choices") or [{}]
                 text += choices[0].get("text") or ""
     return text

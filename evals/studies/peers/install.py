@@ -22,7 +22,6 @@ from evals.studies.peers.arms import MODEL
 from greenllm.core import GreenllmError
 
 LLAMA = "0.3.36"
-GGUF = "0.19.0"
 VLLM = "0.32.0"
 GENAI = "2026.4.1.0"
 OPTIMUM = "2.2.0"
@@ -94,30 +93,30 @@ def require_tools(envs: Path) -> None:
 def install_llama_cpp(envs: Path) -> None:
     """llama-server and llama-quantize, and the model in Q8_0 and Q4_0."""
     folder = envs / "llama.cpp"
-    python = make_environment(folder, f"gguf=={GGUF}")
     build = folder / "build"
     if not all((build / "bin" / target).exists() for target in LLAMA_TARGETS):
-        source = _llama_source(folder, python)
+        source = _llama_source(folder)
         commit = f"-DLLAMA_BUILD_COMMIT={llama_commit(source / 'CHANGELOG.md')}"
         tree = source / "vendor" / "llama.cpp"
         call("cmake", "-S", tree, "-B", build, *CMAKE, "-DLLAMA_BUILD_NUMBER=0", commit)
         call("cmake", "--build", build, "-j", "2", "--target", *LLAMA_TARGETS)
     whole = envs / "models" / f"{MODEL}-bf16.gguf"
     if not whole.exists():
-        writer = Path(__file__).with_name("gguf_writer.py")
-        call(python, writer, envs / "models" / MODEL, whole)
+        from evals.studies.peers.gguf_file import write_gguf  # loads torch
+
+        write_gguf(envs / "models" / MODEL, whole)
     for kind in ("Q8_0", "Q4_0"):
         target = whole.with_name(f"{MODEL}-{kind}.gguf")
         if not target.exists():
             call(build / "bin" / "llama-quantize", whole, target, kind, "2")
 
 
-def _llama_source(folder: Path, python: Path) -> Path:
+def _llama_source(folder: Path) -> Path:
     source = folder / "source"
     if not source.exists():
         name = "llama-cpp-python"
         download = ("-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name)
-        call(python, *download, f"{name}=={LLAMA}", "--dest", folder / "sdist")
+        call(sys.executable, *download, f"{name}=={LLAMA}", "--dest", folder / "sdist")
         (archive,) = (folder / "sdist").glob("*.tar.gz")
         with tarfile.open(archive) as opened:
             opened.extractall(folder / "unpacked", filter="data")

@@ -21,23 +21,15 @@ from typing import Any
 from evals.load.client import Target
 from evals.load.drive import Load, measure
 from evals.load.plan import even_shots
+from evals.servers import free_port
 from evals.studies.peers.arms import MODEL, Arm, Place
-from evals.studies.peers.servers import free_port, running
+from evals.studies.peers.servers import running
 from evals.studies.peers.words import VOCABULARY, text_of
+from evals.studies.study import each_round, rotate
 from greenllm.core import GreenllmError
 
 PREFILL = "prefill"
 APART = 1_000_000
-FIGURES = (
-    "tokens_per_s",
-    "tokens_per_cpu_s",
-    "prompt_tokens_per_s",
-    "ttft_p50_s",
-    "tpot_p50_s",
-    "peak_bytes",
-    "joules_per_token",
-    "client_cpu_s",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +59,6 @@ class Plan:
         for i, level in enumerate(self.concurrency):
             shots = even_shots(self.prompt_tokens, self.max_tokens, first=(i + 2) * APART)
             yield Load(str(level), shots, level, max(self.requests, 2 * level))
-
-
-def rotate(arms: Sequence[Arm], number: int) -> list[Arm]:
-    """The order of a round."""
-    at = number % len(arms)
-    return [*arms[at:], *arms[:at]]
 
 
 def take_turn(arm: Arm, plan: Plan, envs: Path, logs: Path, seed: int) -> dict[str, Any]:
@@ -137,14 +123,13 @@ def run_rounds(
     rounds: int,
     turn: Callable[[Arm, int], dict[str, Any]],
     after: Callable[[Mapping[str, list[dict[str, Any]]]], None],
-) -> dict[str, list[dict[str, Any]]]:
+) -> None:
     """Every arm once per round; `after` sees all there is, after each turn."""
     turns: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    for number in range(rounds):
+    for number in each_round(rounds):
         for arm in rotate(arms, number):
             turns[arm.name].append({"round": number, **turn(arm, number)})
             after(turns)
-    return turns
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float | None]:
@@ -165,14 +150,14 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float | None]:
 def medians(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per load: medians over the rounds without a failure, how many those were, what failed."""
     loads: dict[str, Any] = {}
-    for name in {name: None for turn in turns for name in turn.get("loads", {})}:
-        results = [turn["loads"][name] for turn in turns if name in turn.get("loads", {})]
+    for load in {load: None for turn in turns for load in turn.get("loads", {})}:
+        results = [turn["loads"][load] for turn in turns if load in turn.get("loads", {})]
         whole = [figures_of(r) for r in results if not r["summary"]["failed"]]
         failures = sorted({f for r in results for f in r["summary"]["failures"]})
-        loads[name] = {
+        loads[load] = {
             "rounds": len(whole),
             "failures": failures,
-            **{key: _median([figures[key] for figures in whole]) for key in FIGURES},
+            **{name: _median([one[name] for one in whole]) for name in figures_of(results[0])},
         }
     return {"loads": loads, "failures": sorted({t["failure"] for t in turns if "failure" in t})}
 

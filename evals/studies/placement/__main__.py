@@ -1,6 +1,7 @@
 """A simulated fleet on a measured curve: `python -m evals.studies.placement --trace FILE`.
 
-How many machines, which batch limit, spread or packed, in which region: see `docs/placement.md`.
+Question: how many machines, which batch limit, spread or packed, in which region? See
+`docs/placement.md`.
 Everything this writes is simulated; seconds and joules of the machines are a measured result's.
 Grams need hourly intensities (`--regions`, the first zone is where requests come from).
 """
@@ -8,27 +9,24 @@ Grams need hourly intensities (`--regions`, the first zone is where requests com
 from __future__ import annotations
 
 import json
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evals.entry import BenchError, finish, split_names
+from evals.entry import BenchError
+from evals.studies import study
 from evals.studies.placement.curve import idle_w, read_curve
 from evals.studies.placement.machine import Assumed, Machine, make_machine
+from evals.studies.placement.questions import Row, Scenario, days, fleets, limits, replicas
 from evals.studies.placement.regions import load_regions
-from evals.studies.placement.report import draw, markdown
-from evals.studies.placement.studies import Row, Study, days, fleets, limits, replicas
+from evals.studies.placement.report import STUDY
 from evals.studies.placement.trace import load_trace
 
-console = Console(stderr=True)
-RESULTS = Path(__file__).parents[1] / "results"
-MACHINE = RESULTS / "peers.json"
-IDLE = RESULTS / "runners_135m.json"
+MACHINE = study.RESULTS / "peers.json"
+IDLE = study.RESULTS / "runners_135m.json"
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -69,28 +67,16 @@ def machine_of(curve: str, idle: str, assumed: Assumed) -> Machine:
     return make_machine(measured, assumed, found_w, f"{idle_path.name}, {idle_arm}")
 
 
-def parse_nodes(text: str) -> list[int]:
-    """Sizes of fleets.
-
-    Raises:
-        BenchError: they are not whole numbers above 0.
-    """
-    sizes = [int(word) if word.isdecimal() else 0 for word in split_names(text)]
-    if not sizes or min(sizes) < 1:
-        raise BenchError(f"--nodes takes numbers like 1,10,100, not {text!r}")
-    return sizes
-
-
-def make_studies(study: Study, sizes: list[int]) -> dict[str, list[Row]]:
+def answers(scenario: Scenario, sizes: list[int]) -> dict[str, list[Row]]:
     """All of them; a day needs two regions."""
     found = {
-        "replicas": replicas(study),
-        "limits": limits(study),
-        "fleets": list(fleets(study, sizes)),
+        "replicas": replicas(scenario),
+        "limits": limits(scenario),
+        "fleets": list(fleets(scenario, sizes)),
     }
-    if len(study.grids) > 1:
-        year = datetime.fromtimestamp(study.trace.start_s, UTC).year
-        found["days"] = list(days(study, year))
+    if len(scenario.grids) > 1:
+        year = datetime.fromtimestamp(scenario.trace.start_s, UTC).year
+        found["days"] = list(days(scenario, year))
     return found
 
 
@@ -111,49 +97,44 @@ def main(
     assume: Annotated[
         list[str] | None, typer.Option(help="NAME=NUMBER in place of what is assumed; again.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the result.")] = "placement",
+    name: study.Name = STUDY.name,
 ) -> None:
     """Simulate placement: machines, batch limits, policies, regions."""
     if not 0 < load < 1:
         raise BenchError(f"--load must be between 0 and 1, not {load:g}")
     if limit < 0:
         raise BenchError(f"--limit must be 0 or more, not {limit}")
-    assumed, sizes = Assumed.parse(assume or []), parse_nodes(nodes)
+    assumed = Assumed.parse(assume or [])
+    sizes = study.split_numbers(nodes, "--nodes")
     machine = machine_of(curve, idle, assumed)
     loaded, factor = load_trace(trace, int(assumed.max_context))
-    grids = tuple(load_regions(regions or []))
-    size = limit or machine.curve.largest
-    study = Study(machine, loaded, grids, assumed, load, size, time.process_time, console.print)
+    scenario = Scenario(
+        machine=machine,
+        trace=loaded,
+        grids=tuple(load_regions(regions or [])),
+        assumed=assumed,
+        load=load,
+        limit=limit or machine.curve.largest,
+        clock=time.process_time,
+        tell=study.console.print,
+    )
     path, arm = split_arm(curve, MACHINE)
     known = {"length_factor": factor, "curve": path.name, "arm": arm}
-    write(name, {**about(study), **known, "studies": make_studies(study, sizes)})
+    STUDY.report({**about(scenario), **known, "studies": answers(scenario, sizes)}, name)
 
 
-def about(study: Study) -> dict[str, Any]:
-    """What the figures rest on; files by their names, wherever they lie."""
-    words = [Path(word).name if word.endswith(".csv") else word for word in sys.argv[1:]]
+def about(scenario: Scenario) -> dict[str, Any]:
+    """What the figures rest on."""
     return {
-        "command": " ".join(["python -m evals.studies.placement", *words]),
         "simulated": True,
-        "trace": study.trace.name,
-        "regions": [grid.zone for grid in study.grids],
-        "load": study.load,
-        "limit": study.limit,
-        "assumed": study.assumed.as_dict(),
-        "machine_model": study.machine.as_dict(),
+        "trace": scenario.trace.name,
+        "regions": [grid.zone for grid in scenario.grids],
+        "load": scenario.load,
+        "limit": scenario.limit,
+        "assumed": scenario.assumed.as_dict(),
+        "machine_model": scenario.machine.as_dict(),
     }
 
 
-def write(name: str, result: dict[str, Any]) -> None:
-    """JSON, Markdown and a plot."""
-    from evals.lab import save  # loads torch, which nothing before needs
-
-    path = save(name, result, module="placement")
-    page = markdown(read_result(path))
-    path.with_suffix(".md").write_text(page, encoding="utf-8")
-    draw(result, path.with_suffix(".svg"))
-    typer.echo(f"{page}written to {path}")
-
-
 if __name__ == "__main__":
-    finish("evals.studies.placement", lambda: typer.run(main))
+    STUDY.run(main)

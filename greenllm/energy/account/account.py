@@ -31,7 +31,7 @@ from greenllm.energy.account.attribution import (
     split,
     total_work,
 )
-from greenllm.energy.account.bill import Bill, Counts
+from greenllm.energy.account.bill import Bill, BillCounts
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.energy.account.window import IdlePower, Window, take_apart
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
@@ -140,7 +140,7 @@ class Account:
         shape: ModelShape,
         duration_s: float,
     ) -> None:
-        """Note what guesses took; see `WindowTally.add_draft`."""
+        """Note what drafting took; see `WindowTally.add_draft`."""
         self._window.add_draft(chunks, passes, shape, duration_s)
 
     def _works(self, batch: Batch, duration_s: float) -> list[tuple[Key, Work]]:
@@ -165,7 +165,7 @@ class Account:
         self._close_window()
         window = take_apart(before, self._last, self.idle_power.watts)
         works = [work for _, work in self._works(batch, window.duration_s)]
-        self.fit.observe(total_work(works * num_runs), sum(window.dynamic_j.values()))
+        self.fit.observe(total_work(works * num_runs), sum(window.active_j.values()))
         return self.fit.num_windows > learnt
 
     def rest(self, wait: Callable[[float], object]) -> None:
@@ -177,10 +177,10 @@ class Account:
         wait(_REST_S)
         self._close_window()
         window = take_apart(before, self._last, {})
-        self.idle_power.learn(window.duration_s, window.dynamic_j)
+        self.idle_power.learn(window.duration_s, window.active_j)
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[Counts]) -> None:
-        """End a request; its receipt comes from `settle`. For `counts` see `bill.Counts`."""
+    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[BillCounts]) -> None:
+        """End a request; its receipt comes from `settle`. For `counts` see `BillCounts`."""
         now_s = self._clock()
         self._num_closing += 1
         bill = self._bills[request_id]
@@ -280,7 +280,7 @@ class Account:
         self._last = reading
         self._tried_s = reading.at_s
         self.totals.meter_j = reading.total_j - self._first.total_j
-        self.totals.unattributed_j += window.foreign_j
+        self.totals.unattributed_j += window.unattributed_j
         self.totals.train_j += window.train_j
         self._book(window, idle_s)
         self._check()
@@ -291,7 +291,7 @@ class Account:
             self._in_gap = False
             self.totals.unattributed_j += window.own_j
         elif self._window:
-            idle, busy = window.split_baseline(idle_s)
+            idle, busy = window.split_idle(idle_s)
             self._book_idle(idle)
             self._share_out(busy)
         else:
@@ -327,38 +327,37 @@ class Account:
         if not self._serving:
             self.totals.load_j += window.own_j
             return
-        joules = {d: window.baseline_j[d] + window.dynamic_j[d] for d in window.baseline_j}
+        joules = {d: window.idle_j[d] + window.active_j[d] for d in window.idle_j}
         self.idle_power.learn(window.duration_s, joules)
         self.totals.idle_j += window.own_j
 
     def _share_out(self, window: Window) -> None:
         done = self._window.take()
         keys, works = [key for key, _ in done], [work for _, work in done]
-        dynamic_j = sum(window.dynamic_j.values())
-        baseline_j = sum(window.baseline_j.values())
+        all_active_j, all_idle_j = sum(window.active_j.values()), sum(window.idle_j.values())
         predicted = [self.fit.coefficients.predict_j(work) for work in works]
-        active = split(dynamic_j, predicted)
-        idle = split(baseline_j, [work.residence_s for work in works])
+        active = split(all_active_j, predicted)
+        idle = split(all_idle_j, [work.residence_s for work in works])
         active_of: dict[str, float] = {}
         for (request_id, _), active_j in zip(keys, active, strict=True):
             active_of[request_id] = active_of.get(request_id, 0.0) + active_j
         for i, (request_id, phase) in enumerate(keys):
             bill = self._bills[request_id]
             bill.add(phase, works[i], active_j=active[i], idle_j=idle[i], predicted_j=predicted[i])
-            active_share = active[i] / dynamic_j if dynamic_j > 0 else 0.0
-            idle_share = idle[i] / baseline_j if baseline_j > 0 else 0.0
+            active_share = active[i] / all_active_j if all_active_j > 0 else 0.0
+            idle_share = idle[i] / all_idle_j if all_idle_j > 0 else 0.0
             bill.shares_j += active_share * active_of[request_id]
             self._book_domains(bill, phase, window, active_share, idle_share)
         self.totals.open_j += window.own_j
-        self.fit.observe(total_work(works), dynamic_j)
+        self.fit.observe(total_work(works), all_active_j)
 
     def _book_domains(
         self, bill: Bill, phase: Phase, window: Window, active_share: float, idle_share: float
     ) -> None:
         request = bill.request
-        for domain in window.dynamic_j:
-            active_j = window.dynamic_j[domain] * active_share
-            idle_j = window.baseline_j[domain] * idle_share
+        for domain in window.active_j:
+            active_j = window.active_j[domain] * active_share
+            idle_j = window.idle_j[domain] * idle_share
             bill.domains_j[domain] = bill.domains_j.get(domain, 0.0) + active_j + idle_j
             for name, energy_j in ((phase, active_j), ("idle", idle_j)):
                 label = Label(domain, name, request.model, request.adapter_name or "")

@@ -80,7 +80,7 @@ class Coefficients:
         return (self.step_j, self.row_j, self.flop_j, self.byte_j)
 
     def predict_j(self, work: Work) -> float:
-        """Dynamic joules this work should cost."""
+        """Active joules this work should cost."""
         pairs = zip(self.values, work.features, strict=True)
         return sum(coefficient * feature for coefficient, feature in pairs)
 
@@ -135,7 +135,7 @@ class CoefficientFit:
             self._current = self._prior
 
     def observe(self, work: Work, energy_j: float) -> None:
-        """Learn from a window: all its work, and the dynamic joules metered for it."""
+        """Learn from a window: all its work, and the active joules metered for it."""
         if energy_j <= 0 or not any(work.features):
             return
         if self.num_windows == 0:

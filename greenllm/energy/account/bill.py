@@ -22,8 +22,8 @@ _Z90 = 1.645
 _ALONE = 0.99
 
 
-class Counts(TypedDict, total=False):
-    """What a request had and got, for `Bill.close`."""
+class BillCounts(TypedDict, total=False):
+    """Tokens of a request, and the mean number of layers they took, for `Bill.close`."""
 
     cached: int
     generated: int
@@ -55,7 +55,7 @@ class Bill:
 
     @property
     def active_j(self) -> float:
-        """Dynamic joules of all phases."""
+        """Active joules of all phases."""
         return sum(self.phase_j.values())
 
     @property
@@ -84,14 +84,14 @@ class Bill:
         outcome: Outcome,
         *,
         closed_s: float,
-        counts: Counts,
+        counts: BillCounts,
     ) -> None:
         """Fix everything but the joules; what is not counted is 0."""
         self.closed_s = closed_s
         self.closing = self._unpriced(meter, outcome, counts, closed_s - self.opened_s)
 
     def _unpriced(
-        self, meter: Meter, outcome: Outcome, counts: Counts, duration_s: float
+        self, meter: Meter, outcome: Outcome, counts: BillCounts, duration_s: float
     ) -> Receipt:
         """A receipt without joules."""
         request, approximation = self.request, self.request.approximation
@@ -159,11 +159,11 @@ class Bill:
         """
         if fit.num_windows == 0:
             return self._closing()
-        guesses = {phase: fit.coefficients.predict_j(work) for phase, work in pending.items()}
+        pending_j = {phase: fit.coefficients.predict_j(work) for phase, work in pending.items()}
         pending_s = sum(work.residence_s for work in pending.values())
-        prefill_j = self.phase_j.get("prefill", 0.0) + guesses.get("prefill", 0.0)
-        decode_j = self.phase_j.get("decode", 0.0) + guesses.get("decode", 0.0)
-        draft_j = self.phase_j.get("draft", 0.0) + guesses.get("draft", 0.0)
+        prefill_j = self.phase_j.get("prefill", 0.0) + pending_j.get("prefill", 0.0)
+        decode_j = self.phase_j.get("decode", 0.0) + pending_j.get("decode", 0.0)
+        draft_j = self.phase_j.get("draft", 0.0) + pending_j.get("draft", 0.0)
         return replace(
             self._closing(),
             measured=False,

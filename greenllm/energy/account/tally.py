@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Sample
 from greenllm.energy.account.attribution import Tally, Work
+from greenllm.exits import ExitResult
 from greenllm.shape import ModelShape
 
 Key = tuple[str, Phase]
@@ -46,19 +47,19 @@ class WindowTally:
     def add_step(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """A step of the served model, whose exit may have answered for some chunks."""
         pairs = list(zip(batch.chunks, samples, strict=False))
-        asked = [(chunk, sample) for chunk, sample in pairs if sample.exit_steps]
+        asked = [(chunk, sample.exit) for chunk, sample in pairs if sample.exit is not None]
         if not asked:
             whole = [chunk.through_all_layers() for chunk in batch.chunks]
             self._add_pass(whole, self._shape, duration_s)
             return
-        rest = [_whole(chunk, sample) for chunk, sample in pairs if not _left(sample)]
+        rest = [_whole(c, s.exit) for c, s in pairs if s.exit is None or not s.exit.is_all]
         shape = self._shape.first(_exit_layer(asked[0][0]))
         # Those that ask for one token and those that ask for several run apart.
-        counts = sorted({sample.exit_steps for _, sample in asked})
+        counts = sorted({result.num_steps for _, result in asked})
         step = shape.num_parameters / self._shape.num_parameters
         whole_s = duration_s / (sum(counts) * step + bool(rest))
         for count in counts:
-            early = [replace(c, num_tokens=count) for c, s in asked if s.exit_steps == count]
+            early = [replace(c, num_tokens=count) for c, r in asked if r.num_steps == count]
             self._add_pass(early, shape, count * step * whole_s, count)
         if rest:
             self._add_pass(rest, self._shape, whole_s)
@@ -129,15 +130,12 @@ class WindowTally:
         return tally
 
 
-def _left(sample: Sample) -> bool:
-    """Whether the exit was sure of all that it was asked for, so that no other layer ran."""
-    return 0 < sample.exited == sample.exit_steps
-
-
-def _whole(chunk: Chunk, sample: Sample) -> Chunk:
+def _whole(chunk: Chunk, result: ExitResult | None) -> Chunk:
     """What all layers ran for a chunk: tokens that the exit has chosen before are among them."""
     whole = chunk.through_all_layers()
-    return replace(whole, num_tokens=whole.num_tokens + sample.exited)
+    if result is None:
+        return whole
+    return replace(whole, num_tokens=whole.num_tokens + result.num_tokens)
 
 
 def _flops(chunk: Chunk, shape: ModelShape, least_logits: int) -> float:
@@ -158,7 +156,6 @@ def _kv_bytes(chunk: Chunk, shape: ModelShape, steps: int) -> float:
 
 
 def _exit_layer(chunk: Chunk) -> int:
-    approximation = chunk.seq.request.approximation
-    if approximation is None:
+    if chunk.exit is None:
         raise ValueError("a chunk may exit only where its request allows it")
-    return approximation.exit_layer
+    return chunk.exit.layer

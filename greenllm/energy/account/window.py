@@ -1,9 +1,10 @@
-"""The energy between two readings, taken apart: idle floor, our dynamic part, other processes'.
+"""The energy between two readings, taken apart: idle, active, and what other processes caused.
 
-Baseline is idle power times duration, or on CPU and memory times the seconds that the floor was
-this server's, never more than what was counted. The rest is dynamic; on CPU and memory the part of
-it that other processes caused is told by CPU time. Not covered: other users of a GPU, whose energy
-cannot be told from the server's.
+Idle energy is idle power times duration. On CPU and memory it counts only the seconds in which the
+idle floor was this server's, and it is never more than what the meter counted. The rest is active.
+On CPU and memory, CPU times say which part of the rest other processes caused.
+
+Not covered: other users of a GPU, whose energy cannot be told from the server's.
 """
 
 from __future__ import annotations
@@ -18,29 +19,32 @@ _MIN_IDLE_WINDOW_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Joules per domain of one window; `foreign_j` was caused by others, `train_j` by training."""
+    """Joules of one window, idle and active ones per domain.
+
+    Other processes caused `unattributed_j`, and training caused `train_j`.
+    """
 
     duration_s: float
-    baseline_j: Mapping[str, float]
-    dynamic_j: Mapping[str, float]
-    foreign_j: float
+    idle_j: Mapping[str, float]
+    active_j: Mapping[str, float]
+    unattributed_j: float
     train_j: float = 0.0
 
     @property
     def own_j(self) -> float:
-        """Everything that is neither foreign nor training."""
-        return sum(self.baseline_j.values()) + sum(self.dynamic_j.values())
+        """What this server used, without training."""
+        return sum(self.idle_j.values()) + sum(self.active_j.values())
 
-    def split_baseline(self, first_s: float) -> tuple[Window, Window]:
-        """The idle floor of the first seconds, and everything else."""
+    def split_idle(self, first_s: float) -> tuple[Window, Window]:
+        """The idle energy of the first seconds, and everything else."""
         share = min(1.0, first_s / self.duration_s) if self.duration_s > 0 else 0.0
-        early = {domain: joules * share for domain, joules in self.baseline_j.items()}
-        late = {domain: joules - early[domain] for domain, joules in self.baseline_j.items()}
-        nothing = dict.fromkeys(self.dynamic_j, 0.0)
+        early = {domain: joules * share for domain, joules in self.idle_j.items()}
+        late = {domain: joules - early[domain] for domain, joules in self.idle_j.items()}
+        nothing = dict.fromkeys(self.active_j, 0.0)
         rest_s = self.duration_s * (1 - share)
         return (
             Window(self.duration_s - rest_s, early, nothing, 0.0),
-            Window(rest_s, late, self.dynamic_j, self.foreign_j, self.train_j),
+            Window(rest_s, late, self.active_j, self.unattributed_j, self.train_j),
         )
 
 
@@ -75,21 +79,21 @@ def take_apart(before: Reading, now: Reading, idle_w: Mapping[str, float]) -> Wi
     floor_s = duration_s
     if before.floor_s is not None and now.floor_s is not None:
         floor_s = max(0.0, now.floor_s - before.floor_s)
-    foreign_share, train_share = _others_shares(before, now)
-    baseline: dict[str, float] = {}
-    dynamic: dict[str, float] = {}
-    foreign_j = train_j = 0.0
+    others_share, train_share = _others_shares(before, now)
+    idle: dict[str, float] = {}
+    active: dict[str, float] = {}
+    unattributed_j = train_j = 0.0
     for domain, value in now.joules.items():
         energy_j = max(0.0, value - before.joules.get(domain, 0.0))
         is_gpu = domain == "gpu"
         at_rest_s = duration_s if is_gpu else floor_s
-        baseline[domain] = min(energy_j, idle_w.get(domain, 0.0) * at_rest_s)
-        moving_j = energy_j - baseline[domain]
-        told_apart_j = 0.0 if is_gpu else moving_j
-        dynamic[domain] = moving_j - told_apart_j * (foreign_share + train_share)
-        foreign_j += told_apart_j * foreign_share
-        train_j += told_apart_j * train_share
-    return Window(duration_s, baseline, dynamic, foreign_j, train_j)
+        idle[domain] = min(energy_j, idle_w.get(domain, 0.0) * at_rest_s)
+        above_idle_j = energy_j - idle[domain]
+        shared_j = 0.0 if is_gpu else above_idle_j
+        active[domain] = above_idle_j - shared_j * (others_share + train_share)
+        unattributed_j += shared_j * others_share
+        train_j += shared_j * train_share
+    return Window(duration_s, idle, active, unattributed_j, train_j)
 
 
 def _others_shares(before: Reading, now: Reading) -> tuple[float, float]:

@@ -1,12 +1,13 @@
-"""Guesses from the first layers of a decoder, or all of them: one call for several tokens guessed.
+"""Draft tokens from the first layers of a decoder, or all of them: one call for several tokens.
 
-Contract: see `base.Drafter`. A chunk may hold more than its sequence's newest token: what was not
-computed before it. Graphs (see `unrolled`) guess as many tokens as were prepared, up to four, which
+Contract: see `Drafter`. A chunk may hold more than its sequence's newest token: what was not
+computed before it. Graphs (see `unrolled`) draft as many tokens as were prepared, up to four, which
 several runs add up to more: each graph takes memory for its layers' matrices, and time to compile.
-Nothing is guessed that no graph is small enough for.
+Nothing is drafted where every graph is too large for the room.
 
-Guesses are made without adapters, on the keys and values that are there. What is written for them,
-in the first layers and at places from the newest token on, is written again when they are checked.
+Draft tokens are made without adapters, on the keys and values that are there. What is written for
+them, in the first layers and at places from the newest token on, is written again when they are
+checked.
 
 A small model has graphs for one sequence too. If nothing else runs in the step, an early exit's
 goes on through the other layers, and the runner finds the logits of the check with `checked`.
@@ -39,13 +40,13 @@ from greenllm.runner.threads import ThreadPlan
 from greenllm.shape import ModelShape
 
 _LONGEST = 4
-# A draft model has not seen its last guess when all of them came true.
+# A draft model has not seen its last draft token when all of them were accepted.
 _FEW_TOKENS = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """What a graph guesses and for how many tokens of one sequence; 0 is any batch."""
+    """How many tokens a graph drafts, and after how many of one sequence; 0 is any batch."""
 
     number: int
     threads: int
@@ -55,17 +56,17 @@ class _Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """Logits [1 + guesses, vocabulary] after a sequence's newest token and its guesses."""
+    """Logits [1 + draft tokens, vocabulary] after a sequence's newest token and its draft."""
 
     seq: TokenSequence
     start: int
-    guesses: tuple[int, ...]
+    draft: tuple[int, ...]
     logits: NDArray[np.float32]
 
     def fits(self, chunk: Chunk) -> bool:
         """Whether they are those that a chunk needs."""
         is_same = chunk.seq is self.seq and chunk.start == self.start
-        return is_same and chunk.draft == self.guesses
+        return is_same and chunk.draft == self.draft
 
 
 class UnrolledDrafter:
@@ -95,7 +96,7 @@ class UnrolledDrafter:
         self._checked: _Checked | None = None
 
     def prepare(self, num_tokens: int) -> None:
-        """Compile the graphs that guess so many tokens; see `base.Drafter`."""
+        """Compile the graphs that draft so many tokens; see `Drafter`."""
         longest, rest = min(num_tokens, _LONGEST), num_tokens % _LONGEST
         wanted = {longest, rest} - {0, *self._prepared}
         if wanted:
@@ -112,16 +113,14 @@ class UnrolledDrafter:
         for graph in wanted - set(self._decoders):
             sizes = one_sequence(graph.num_tokens, 1) if graph.num_tokens else ANY
             make = build_checked if graph.checks else build_unrolled
-            build = partial(
-                make, num_layers=self._num_layers, num_guesses=graph.number, sizes=sizes
-            )
+            build = partial(make, num_layers=self._num_layers, num_tokens=graph.number, sizes=sizes)
             decoder = self._factory.compile_graph(build, graph.threads)
             self._decoders = {**self._decoders, graph: decoder}
         self._plan, self._prepared = plan, tuple(sorted(numbers, reverse=True))
         self._decoders = {key: self._decoders[key] for key in wanted}
 
     def _graphs(self, number: int, plan: ThreadPlan) -> list[_Graph]:
-        """The graphs that guess so many tokens."""
+        """The graphs that draft so many tokens."""
         graphs = [_Graph(number, threads) for threads in plan.threads]
         if self._factory.is_small:
             threads = plan.threads_for(1)
@@ -130,10 +129,10 @@ class UnrolledDrafter:
         return graphs
 
     def draft(self, chunks: Sequence[Chunk], *, whole: bool = False) -> list[tuple[int, ...]]:
-        """See `base.Drafter`."""
+        """See `Drafter`."""
         self.passes = self._passes = []
-        if whole and len(chunks) == 1 and (guesses := self._check(chunks[0])):
-            return [guesses]
+        if whole and len(chunks) == 1 and (draft := self._check(chunks[0])):
+            return [draft]
         return self._draft(chunks)
 
     def _draft(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]]:
@@ -144,9 +143,9 @@ class UnrolledDrafter:
             if number := self._largest(chunk.room):
                 places.setdefault(number, []).append(i)
         for number, asked in places.items():
-            ids = self._guess([chunks[i] for i in asked], number)
-            for i, guessed in zip(asked, ids.tolist(), strict=True):
-                found[i] = tuple(guessed)
+            ids = self._tokens([chunks[i] for i in asked], number)
+            for i, drafted in zip(asked, ids.tolist(), strict=True):
+                found[i] = tuple(drafted)
         rest = {i: _after(chunk, found[i]) for i, chunk in enumerate(chunks) if found[i]}
         rest = {i: chunk for i, chunk in rest.items() if self._largest(chunk.room)}
         if rest:
@@ -160,11 +159,11 @@ class UnrolledDrafter:
         return found.logits if found is not None and found.fits(chunk) else None
 
     def _largest(self, room: int) -> int:
-        """Tokens that the largest graph guesses that fits, or 0."""
+        """Tokens that the largest graph drafts that fits, or 0."""
         return next((number for number in self._prepared if number <= room), 0)
 
     def _check(self, chunk: Chunk) -> tuple[int, ...]:
-        """Guesses that are checked too; none where no graph does that."""
+        """A draft that is checked too; none where no graph does that."""
         number = self._largest(chunk.room)
         graph = _Graph(number, self._plan.threads_for(1), chunk.num_tokens, checks=True)
         decoder = self._decoders.get(graph)
@@ -176,20 +175,20 @@ class UnrolledDrafter:
         inputs |= self._rotation.of(places, "check_")
         inputs["check_begins"] = np.array([0, number + 1], np.int32)
         logits = decoder.infer(inputs)
-        guesses = tuple(decoder.output(1)[0].tolist())
+        draft = tuple(decoder.output(1)[0].tolist())
         self._passes.append(DraftPass((chunk,), number))
-        self._checked = _Checked(chunk.seq, chunk.start, guesses, logits)
-        return guesses
+        self._checked = _Checked(chunk.seq, chunk.start, draft, logits)
+        return draft
 
-    def _guess(self, chunks: list[Chunk], number: int) -> NDArray[np.int32]:
-        """Guesses [chunks, number]."""
+    def _tokens(self, chunks: list[Chunk], number: int) -> NDArray[np.int32]:
+        """Draft tokens [chunks, number]."""
         threads = self._plan.threads_for(len(chunks))
         num_tokens = chunks[0].num_tokens if len(chunks) == 1 else 0
         single = self._decoders.get(_Graph(number, threads, num_tokens))
         decoder = single or self._decoders[_Graph(number, threads)]
-        guesses: NDArray[np.int32] = decoder.infer(self._inputs(chunks, later=number - 1))
+        ids: NDArray[np.int32] = decoder.infer(self._inputs(chunks, later=number - 1))
         self._passes.append(DraftPass(tuple(chunks), number))
-        return guesses
+        return ids
 
     def _inputs(self, chunks: list[Chunk], *, later: int) -> Arrays:
         """Inputs of a graph with `later` steps after the first."""
@@ -199,7 +198,7 @@ class UnrolledDrafter:
         return inputs | later_arrays(chunks, later, self._rotation) if later else inputs
 
 
-def _after(chunk: Chunk, guesses: tuple[int, ...]) -> Chunk:
-    """The last guess, as the newest token of what follows."""
-    start, room = chunk.end - 1 + len(guesses), chunk.room - len(guesses)
-    return Chunk(chunk.seq, start, 1, samples=True, draft=guesses[-1:], room=room)
+def _after(chunk: Chunk, draft: tuple[int, ...]) -> Chunk:
+    """The last draft token, as the newest token of what follows."""
+    start, room = chunk.end - 1 + len(draft), chunk.room - len(draft)
+    return Chunk(chunk.seq, start, 1, samples=True, draft=draft[-1:], room=room)

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm.core import EXIT_RUN, MOST_SHALLOW, Batch, Chunk, Sample
+from greenllm.core import Batch, Chunk, Sample
+from greenllm.exits import EXIT_RUN, MOST_PENDING
 from greenllm.model.decoder_weights import DecoderWeights
 from greenllm.model.info import LoadError, ModelInfo
 from greenllm.runner.base import AdapterSource
 from greenllm.runner.exiting import run_leaving_early
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.drafter import UnrolledDrafter
-from greenllm.runner.openvino.exits import Exits
+from greenllm.runner.openvino.exit_graphs import ExitGraphs
 from greenllm.runner.openvino.inputs import Arrays, Rotation, positions_of, step_arrays
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.openvino.precision import Precision
@@ -38,7 +39,7 @@ from greenllm.shape import ModelShape
 # Steps of one sequence: its newest token, a short prompt.
 _SINGLE = (1, 32, 64)
 # Tokens of a step after several early exits.
-_UP_TO = (2 * EXIT_RUN, MOST_SHALLOW + EXIT_RUN)
+_UP_TO = (2 * EXIT_RUN, MOST_PENDING + EXIT_RUN)
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class OpenVinoRunner:
         self._factory.allocate(self.num_blocks)
         self._decoders = {1: self._factory.compile(1)}
         self._single = SingleDecoders(self._factory, self._rotation, self._plan)
-        self._exits = Exits(self._factory, self._rotation, self._plan)
+        self._exits = ExitGraphs(self._factory, self._rotation, self._plan)
         self._source: AdapterSource | None = None
         self._lock = threading.Lock()
         self._groups_of: dict[str, frozenset[str]] = {}
@@ -109,7 +110,7 @@ class OpenVinoRunner:
         self._adapted = self._no_adapters()
 
     def prepare_check(self, num_tokens: int) -> None:
-        """Compile the graph that checks one sequence's guesses; see `base.Runner`."""
+        """Compile the graph that checks one sequence's draft; see `base.Runner`."""
         self._single.prepare(1 + num_tokens)
 
     def prepare_exit(self, layer: int) -> None:
@@ -194,6 +195,8 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> list[Sample]:
         """Run one batch; see `base.Runner`."""
+        if not batch.has_exits:
+            return self._run([*batch.chunks])
         return run_leaving_early(batch.chunks, self._exits, self._run)
 
     def _run(self, chunks: list[Chunk]) -> list[Sample]:

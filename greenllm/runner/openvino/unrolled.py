@@ -10,8 +10,8 @@ of each sequence; for the others `later_lens` [sequences], the tokens before the
 wanted the probabilities of these tokens, of the same shape.
 
 `build_checked` goes on from there: the layers after the drafter's read what those before them have
-computed for the newest token and all guesses, and say what the whole model would have chosen. Its
-steps are one more, for the last guess, which guesses nothing; further inputs are `check_begins`
+computed for the newest token and its draft, and say what the whole model would have chosen. There
+is one step more, for the last draft token, which drafts nothing; further inputs are `check_begins`
 [sequences + 1], where each sequence's rows begin, and `check_cosine`, `check_sine`
 [sequences * steps, 1, 1, head_dim]. Outputs: logits [sequences * steps, vocabulary], and the ids.
 """
@@ -33,60 +33,60 @@ from greenllm.runner.openvino.nodes import integers
 def build_unrolled(
     constants: Constants,
     num_layers: int,
-    num_guesses: int,
+    num_tokens: int,
     sizes: Sizes = ANY,
     *,
     with_probabilities: bool = False,
 ) -> ov.Model:
-    """`num_guesses` steps of `num_layers` layers."""
+    """`num_tokens` steps of `num_layers` layers."""
     layers = Layers(constants, sizes=sizes)
-    steps = _unroll(layers, num_layers, num_guesses)
-    steps.guess(layers)
-    results = [opset13.result(opset13.concat(steps.guesses, axis=1))]
+    steps = _unroll(layers, num_layers, num_tokens)
+    steps.draft(layers)
+    results = [opset13.result(opset13.concat(steps.tokens, axis=1))]
     if with_probabilities:
         results.append(opset13.result(opset13.concat(steps.probabilities(), axis=1)))
     return ov.Model(results, layers.parameters, "drafter")
 
 
 def build_checked(
-    constants: Constants, num_layers: int, num_guesses: int, sizes: Sizes = ANY
+    constants: Constants, num_layers: int, num_tokens: int, sizes: Sizes = ANY
 ) -> ov.Model:
-    """`num_guesses` steps of `num_layers` layers, and the other layers on what they guessed."""
+    """`num_tokens` steps of `num_layers` layers, and the other layers on what they drafted."""
     layers = Layers(constants, sizes=sizes)
-    steps = _unroll(layers, num_layers, num_guesses + 1)
+    steps = _unroll(layers, num_layers, num_tokens + 1)
     begins = layers.input("check_begins", Type.i32, [sizes.bounds])
     step = replace(steps.last, past_lens=steps.first.past_lens, subsequence_begins=begins)
-    count = sizes.sequences * (num_guesses + 1) if sizes.sequences >= 0 else -1
+    count = sizes.sequences * (num_tokens + 1) if sizes.sequences >= 0 else -1
     angles = layers.angles("check_", count)
     x = _by_sequence(steps.states, layers.spec.hidden_size)
     for layer in range(num_layers, layers.spec.num_layers):
         x = layers.run(layer, x, angles, step)
-    ids = opset13.concat(steps.guesses, axis=1)
+    ids = opset13.concat(steps.tokens, axis=1)
     results = [opset13.result(layers.logits(x)), opset13.result(ids)]
     return ov.Model(results, layers.parameters, "checked drafter")
 
 
 @dataclass(slots=True)
 class _Steps:
-    """Steps in the making: their inputs, hidden states [sequences, hidden], and what they guess.
+    """Steps in the making: their inputs, hidden states [sequences, hidden], and their draft.
 
-    The last step guesses only when it is asked to.
+    The last step drafts only when it is asked to.
     """
 
     first: StepInputs
     last: StepInputs
     states: list[Output]
     logits: list[Output] = field(default_factory=list)
-    guesses: list[Output] = field(default_factory=list)
+    tokens: list[Output] = field(default_factory=list)
 
-    def guess(self, layers: Layers) -> Output:
+    def draft(self, layers: Layers) -> Output:
         """What the newest state's largest logit is, [sequences, 1]."""
         self.logits.append(layers.logits(self.states[-1]))
-        self.guesses.append(_best(self.logits[-1]))
-        return self.guesses[-1]
+        self.tokens.append(_best(self.logits[-1]))
+        return self.tokens[-1]
 
     def probabilities(self) -> list[Output]:
-        """How likely each guess is, [sequences, 1]."""
+        """How likely each draft token is, [sequences, 1]."""
         shares = [opset13.softmax(logits, -1) for logits in self.logits]
         return [opset13.reduce_max(share, integers(-1), True).output(0) for share in shares]
 
@@ -98,7 +98,7 @@ def _unroll(layers: Layers, num_layers: int, num_steps: int) -> _Steps:
     if num_steps > 1:
         later = _LaterSteps(layers, first, num_steps - 1)
     for number in range(num_steps - 1):
-        ids = opset13.reshape(steps.guess(layers), integers(-1), False).output(0)
+        ids = opset13.reshape(steps.draft(layers), integers(-1), False).output(0)
         steps.last = later.inputs(number)
         steps.states.append(_run(layers, num_layers, ids, later.angles(number), steps.last))
     return steps

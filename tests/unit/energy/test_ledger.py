@@ -226,7 +226,7 @@ def test_sessions_are_apart(ledger: Ledger, make_receipt: MakeReceipt) -> None:
         assert ledger.session_sum_j(session.session_id) == session.totals.requests_j
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=20))
 def test_final_rows_add_up_to_the_sessions_requests(
     tmp_path_factory: pytest.TempPathFactory,

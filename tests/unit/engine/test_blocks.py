@@ -207,7 +207,6 @@ def test_a_digest_is_forgotten_when_its_block_is_used_anew() -> None:
         blocks.digest_of(table[0])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 2**40), min_size=1, max_size=6),
     st.lists(st.integers(0, 2**40), min_size=1, max_size=6),
@@ -345,5 +344,5 @@ class BlockMachine(RuleBasedStateMachine):
 def test_blocks_under_random_use() -> None:
     run_state_machine_as_test(
         BlockMachine,
-        settings=settings(deadline=None, max_examples=40, stateful_step_count=30),
+        settings=settings(max_examples=40, stateful_step_count=30),
     )

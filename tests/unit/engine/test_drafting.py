@@ -13,7 +13,6 @@ import pytest
 
 from greenllm.config import ConfigError
 from greenllm.core import (
-    EXIT_RUN,
     Approximation,
     Chunk,
     DraftPass,
@@ -25,12 +24,13 @@ from greenllm.core import (
 )
 from greenllm.engine.drafting import EXIT_LAYERS, default_exit, make_drafting, trained_exits
 from greenllm.engine.native import NativeEngine
+from greenllm.exits import EXIT_RUN
 from greenllm.model.info import LoadError
 from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.shape import ModelShape
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS, CalibratedExit
 from greenllm.speculation.drafter import Drafter
-from greenllm.speculation.exits import EXIT_THRESHOLDS, Exit
 from greenllm.speculation.speculator import Speculator
 
 
@@ -116,7 +116,7 @@ def test_early_exit_is_there_where_the_model_can_be_left(tmp_path: Path) -> None
 
     drafting = make_drafting(config(tmp_path, [3]), runner(6, leave))
     assert "early_exit" in drafting.speculator.methods
-    assert (drafting.exit, asked) == (Exit(3), [3])
+    assert (drafting.exit, asked) == (CalibratedExit(3), [3])
     make_drafting(config(tmp_path, [3], exit_layer=5), runner(6, leave))
     make_drafting(config(tmp_path, speculative="early_exit"), runner(2, leave))
     assert asked == [3, 5, 1]
@@ -131,7 +131,7 @@ def test_the_exit_is_as_sure_as_the_checkpoint_says(tmp_path: Path) -> None:
         return options
 
     drafting = make_drafting(written({"2": {"0.9": 0.1}, "3": {"0.9": 0.5}}), runner(6, guesser))
-    assert drafting.exit == Exit(3, {0.9: 0.5})
+    assert drafting.exit == CalibratedExit(3, {0.9: 0.5})
     broken = written({"3": 0.5})
     for unasked in (broken, replace(broken, exit_layer=None)):
         with pytest.raises(LoadError, match=f"^{EXIT_THRESHOLDS}"):

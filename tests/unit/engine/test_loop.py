@@ -21,10 +21,10 @@ from greenllm.engine import loop as engine_loop
 from greenllm.engine.loop import EngineLoop
 from greenllm.engine.native import NativeEngine
 from greenllm.runner.base import Runner
+from tests.waiting import PATIENCE_S, until
 
 Alone = Callable[[Request], list[tuple[list[int], FinishReason, tuple[TokenLogprob, ...]]]]
 MakeRequest = Callable[..., Request]
-PATIENCE_S = 10.0
 
 
 @dataclass
@@ -148,10 +148,9 @@ def test_an_idle_loop_does_nothing(
     house.loop.submit(make_request("a", [1, 2], ignore_eos=True, max_tokens=4))
     house.hear()
     assert len(steps) == 4
-    while house.engine.settle_in_s() is not None:
-        time.sleep(0.01)
+    until(lambda: house.engine.settle_in_s() is None, "the last receipt")
     before = len(turns)
-    time.sleep(0.15)
+    time.sleep(0.15)  # a loop that spins would turn thousands of times
     assert len(turns) == before
     assert len(steps) == 4
     assert alive(house)
@@ -171,10 +170,7 @@ def test_an_idle_loop_wakes_now_and_then_to_read_the_meter(
     house = House(make_engine(tick_s=1.0), ledger, Gate())
     steps = count_calls(monkeypatch, house.engine, "step")
     house.loop.start()
-    end_s = time.monotonic() + PATIENCE_S
-    while ledger.sessions()[0].totals.idle_j < 100 and time.monotonic() < end_s:
-        time.sleep(0.01)
-    assert ledger.sessions()[0].totals.idle_j >= 100
+    until(lambda: ledger.sessions()[0].totals.idle_j >= 100, "idle joules in the ledger")
     assert not ledger.sessions()[0].closed
     house.loop.stop()
     ledger.close()
@@ -333,14 +329,14 @@ def test_a_wait_that_is_over_before_it_begins_ends(make_request: Callable[..., R
     request = make_request("a", [1])
 
     def turn() -> None:
-        for _ in range(30_000):
+        for _ in range(6_000):
             loop.submit(request)
             loop._turn()
             loop._turn()
 
     thread = threading.Thread(target=turn, daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive(), f"stuck after {engine.turns} turns"
 
 

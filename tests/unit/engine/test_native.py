@@ -389,7 +389,7 @@ def test_a_silent_sensor_makes_a_provisional_receipt_first(
     assert engine.settle_in_s() is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from greenllm.core import (
-    EXIT_RUN,
-    MOST_SHALLOW,
     AdapterRef,
     Approximation,
     Batch,
@@ -24,6 +22,7 @@ from greenllm.core import (
 )
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.scheduler import Scheduler
+from greenllm.exits import EXIT_RUN, MOST_PENDING, ExitResult, ExitState
 from greenllm.runner.base import Runner
 from greenllm.text import TextStream
 
@@ -475,16 +474,22 @@ def leave(scheduler: Scheduler, *exited: int) -> Batch:
     batch, counts = scheduler.schedule(), iter(exited)
     samples = []
     for chunk in batch.chunks:
-        wanted = (EXIT_RUN if chunk.room >= EXIT_RUN - 1 else 1) if chunk.exits else 0
+        wanted = (EXIT_RUN if chunk.room >= EXIT_RUN - 1 else 1) if chunk.may_exit else 0
         sure = min(wanted, next(counts, wanted))
         left = 0 < sure == wanted
-        samples.append(Sample((1,) * (sure + (not left)), exited=sure, exit_steps=wanted))
+        result = ExitResult(sure, wanted) if wanted else None
+        samples.append(Sample((1,) * (sure + (not left)), exit=result))
     scheduler.commit(batch, samples)
     return batch
 
 
+def exit_of(seq: Sequence) -> ExitState:
+    assert seq.exit is not None
+    return seq.exit
+
+
 def marks(batch: Batch) -> list[tuple[bool, int]]:
-    return [(chunk.exits, chunk.shallow) for chunk in batch.chunks]
+    return [(chunk.may_exit, chunk.exit.num_pending if chunk.exit else 0) for chunk in batch.chunks]
 
 
 def test_only_newest_tokens_of_approximate_answers_may_leave(
@@ -511,22 +516,24 @@ def test_what_left_waits_until_a_token_runs_through_all_layers(
     scheduler = make_scheduler()
     (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=30))
     turn(scheduler)
-    seen = [(marks(leave(scheduler, sure))[0], seq.num_shallow) for sure in (1, 1, 1, 0, 0, 1)]
+    seen = [
+        (marks(leave(scheduler, sure))[0], exit_of(seq).num_pending) for sure in (1, 1, 1, 0, 0, 1)
+    ]
     assert [shallow for _, shallow in seen] == [1, 2, 3, 0, 0, 1]
     assert [mark for mark, _ in seen] == [
         (True, 0), (True, 1), (True, 2), (True, 3), (True, 0), (True, 0),
     ]  # fmt: skip
-    assert (seq.num_exited, seq.num_generated, seq.num_computed) == (4, 7, 9)
+    assert (exit_of(seq).num_exited, seq.num_generated, seq.num_computed) == (4, 7, 9)
 
 
 def test_after_so_many_that_left_all_layers_are_asked(ask_early: Callable[..., Request]) -> None:
-    scheduler = make_scheduler(max_batch_tokens=MOST_SHALLOW + 8)
+    scheduler = make_scheduler(max_batch_tokens=MOST_PENDING + 8)
     (seq,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=50))
     turn(scheduler)
-    found = [marks(leave(scheduler))[0] for _ in range(2 * MOST_SHALLOW + 3)]
-    cycle = [*((True, count) for count in range(MOST_SHALLOW)), (False, MOST_SHALLOW)]
+    found = [marks(leave(scheduler))[0] for _ in range(2 * MOST_PENDING + 3)]
+    cycle = [*((True, count) for count in range(MOST_PENDING)), (False, MOST_PENDING)]
     assert found == [*cycle, *cycle, (True, 0)]
-    assert seq.num_exited == 2 * MOST_SHALLOW + 1
+    assert exit_of(seq).num_exited == 2 * MOST_PENDING + 1
 
 
 def test_several_tokens_leave_in_one_step(ask_early: Callable[..., Request]) -> None:
@@ -536,12 +543,12 @@ def test_several_tokens_leave_in_one_step(ask_early: Callable[..., Request]) -> 
     shallow, length = [], []
     for sure in (4, 4, 2, 4, 0):
         leave(scheduler, sure)
-        shallow.append(seq.num_shallow)
+        shallow.append(exit_of(seq).num_pending)
         length.append(seq.num_generated)
         assert seq.in_decode
     assert shallow == [4, 8, 0, 4, 0]
     assert length == [5, 9, 12, 16, 17]
-    assert seq.num_exited == 14
+    assert exit_of(seq).num_exited == 14
     assert seq.num_computed == 3 + 17 - 1
 
 
@@ -551,9 +558,9 @@ def test_few_more_wait_where_several_leave_in_one_step(ask_early: Callable[..., 
     turn(scheduler)
     while not seq.is_finished:
         batch = leave(scheduler)
-        (chunk,) = batch.chunks
-        assert chunk.shallow < MOST_SHALLOW + EXIT_RUN
-        assert chunk.exits == (chunk.shallow < MOST_SHALLOW)
+        ((may_exit, pending),) = marks(batch)
+        assert pending < MOST_PENDING + EXIT_RUN
+        assert may_exit == (pending < MOST_PENDING)
 
 
 def test_an_answer_ends_among_the_tokens_that_left(ask_early: Callable[..., Request]) -> None:
@@ -562,10 +569,10 @@ def test_an_answer_ends_among_the_tokens_that_left(ask_early: Callable[..., Requ
     turn(scheduler)
     batch = scheduler.schedule()
     assert batch.chunks[0].room == EXIT_RUN - 1
-    sample = Sample((1, 6, 1, 1), exited=4, exit_steps=4)
+    sample = Sample((1, 6, 1, 1), exit=ExitResult(4, 4))
     tokens = scheduler.commit(batch, [sample])
     assert [token.token_id for token in tokens] == [1, 6]
-    assert (seq.finish_reason, seq.num_exited, seq.num_generated) == ("stop", 2, 3)
+    assert (seq.finish_reason, exit_of(seq).num_exited, seq.num_generated) == ("stop", 2, 3)
     assert not scheduler.has_work
     assert scheduler.blocks.num_free == 32
 
@@ -587,9 +594,9 @@ def test_what_must_not_exit_gets_no_room(ask_early: Callable[..., Request]) -> N
     scheduler = make_scheduler(num_drafts=lambda seq: EXIT_RUN - 1, max_batch_tokens=40)
     (early,) = add(scheduler, ask_early("a", [1] * 3, max_tokens=60))
     rooms: list[tuple[bool, bool]] = []
-    while early.num_shallow <= MOST_SHALLOW and len(rooms) < 20:
+    while exit_of(early).num_pending <= MOST_PENDING and len(rooms) < 20:
         batch = leave(scheduler)
-        rooms += [(chunk.exits, chunk.room > 0) for chunk in batch.chunks if chunk.start > 2]
+        rooms += [(chunk.may_exit, chunk.room > 0) for chunk in batch.chunks if chunk.start > 2]
     assert (True, True) in rooms
     assert (False, False) in rooms
     assert (False, True) not in rooms
@@ -601,10 +608,11 @@ def test_preemption_leaves_nothing_waiting(ask_early: Callable[..., Request]) ->
     (young,) = add(scheduler, ask_early("young", [2] * 3, max_tokens=5))
     for _ in range(3):
         leave(scheduler)
-    assert (old.num_shallow, young.num_shallow, young.num_exited) == (2, 2, 2)
+    assert exit_of(old).num_pending == 2
+    assert (exit_of(young).num_pending, exit_of(young).num_exited) == (2, 2)
     leave(scheduler)
     assert list(scheduler.waiting) == [young]
-    assert (young.num_shallow, young.num_computed, young.num_exited) == (0, 0, 2)
+    assert (exit_of(young).num_pending, young.num_computed, exit_of(young).num_exited) == (0, 0, 2)
     while not old.is_finished:
         leave(scheduler)
     batch = leave(scheduler)
@@ -622,7 +630,7 @@ def test_only_the_prompt_of_an_approximate_answer_is_remembered(
     (early,) = add(scheduler, ask_early("a", [2] * 5, max_tokens=20))
     while scheduler.has_work:
         leave(scheduler)
-    assert early.num_exited
+    assert exit_of(early).num_exited
     (same_prompt,) = add(scheduler, make_request("b", [2] * 5, max_tokens=1))
     turn(scheduler)
     (goes_on,) = add(scheduler, make_request("c", [*early.token_ids, 3], max_tokens=1))
@@ -638,7 +646,7 @@ def test_what_all_layers_computed_of_it_is_not_remembered_either(
     (early,) = add(scheduler, ask_early("a", [2] * 3, max_tokens=9))
     while scheduler.has_work:
         leave(scheduler, 0)
-    assert early.num_exited == 0
+    assert exit_of(early).num_exited == 0
     (seq,) = add(scheduler, make_request("b", [*early.token_ids, 3], max_tokens=1))
     turn(scheduler)
     assert seq.num_cached == 0

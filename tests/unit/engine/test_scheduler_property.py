@@ -264,7 +264,7 @@ def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], le
     assert all(token.prompt_logprobs == () for token in sent[1:])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(plans)
 def test_company_changes_nobodys_answer(
     make_runner: Callable[..., Runner], alone: Alone, plan: Plan

@@ -35,8 +35,8 @@ from evals.calibration import (
 )
 from evals.entry import BenchError
 from greenllm.core import Approximation
-from greenllm.speculation.exits import EXIT_THRESHOLDS
-from greenllm.speculation.exits import read_exit as thresholds_of
+from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS
+from greenllm.speculation.calibrated_exit import read_exit as thresholds_of
 from greenllm.tokenizer import Tokenizer
 
 

@@ -95,7 +95,7 @@ def test_a_space_that_cannot_be_is_refused(text: str, reason: str) -> None:
         parse_space(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_the_best_is_found_where_effects_multiply(seed: int) -> None:
     costs = factors(seed)
@@ -105,7 +105,7 @@ def test_the_best_is_found_where_effects_multiply(seed: int) -> None:
     assert best.joules_per_token == pytest.approx(min(map(costs, all_of(SPACE))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.floats(0.0, 0.08))
 def test_noise_of_measuring_costs_little(seed: int, noise: float) -> None:
     costs, source = factors(seed), random.Random(seed)

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.bill.breakeven import Answers, at_best, break_even
+from finetune.bill.breakeven import AnswerCost, at_best, break_even
 from finetune.bill.text import markdown
 from greenllm.intervals import wilson
 from tests.unit.scorecard.samples import finetuned
 
 
-def answers(joules: float, hits: int, size: int = 100) -> Answers:
+def answers(joules: float, hits: int, size: int = 100) -> AnswerCost:
     solved = wilson(hits, size)
     assert solved is not None
-    return Answers(joules, solved)
+    return AnswerCost(joules, solved)
 
 
 def test_the_bill_is_divided_by_what_a_solved_request_saves() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from finetune.data.dataset import load_data, prepare
 from finetune.data.encoding import Encoder
-from finetune.data.examples import DataError, Example, example_of
+from finetune.data.examples import DataError, DataLine, example_of
 from finetune.recipe import Recipe
 
 END = "~"
@@ -44,11 +44,11 @@ def said(ids: tuple[int, ...]) -> str:
     return "".join(map(chr, ids))
 
 
-def prompt(i: int, answer: str = "yes") -> Example:
+def prompt(i: int, answer: str = "yes") -> DataLine:
     return example_of(f"f:{i}", {"prompt": f"question {i}", "completion": answer})
 
 
-def encode(example: Example, *, templated: bool = True) -> tuple[str, str]:
+def encode(example: DataLine, *, templated: bool = True) -> tuple[str, str]:
     """All of it, and what of it is learnt."""
     found = Encoder(Characters(), templated=templated).encode(example)
     learnt = tuple(i for i, flag in zip(found.ids, found.learnt, strict=True) if flag)
@@ -103,7 +103,7 @@ def test_a_template_that_rewrites_turns_is_refused() -> None:
         Encoder(Forgetful(), templated=True).encode(example_of("f:1", {"messages": turns}))
 
 
-def prepared(examples: list[Example], length: int = 100, **options: Any) -> Any:
+def prepared(examples: list[DataLine], length: int = 100, **options: Any) -> Any:
     encoder = Encoder(Characters(), templated=True)
     return prepare(make(**options), encoder, length, examples)
 
@@ -134,7 +134,7 @@ def test_what_is_cut_before_its_answer_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("examples", [[prompt(1)], [prompt(1), prompt(1)]])
-def test_one_example_is_too_few(examples: list[Example]) -> None:
+def test_one_example_is_too_few(examples: list[DataLine]) -> None:
     with pytest.raises(DataError, match="at least 2 are needed"):
         prepared(examples)
 
@@ -168,7 +168,7 @@ def test_a_chat_template_is_asked_for_where_there_is_none() -> None:
         load_data(make(data="example", template="chat"), Plain(), 100)
 
 
-def preference(i: int, worse: str = "no way") -> Example:
+def preference(i: int, worse: str = "no way") -> DataLine:
     return example_of(f"f:{i}", {"prompt": f"question {i}", "chosen": "yes", "rejected": worse})
 
 

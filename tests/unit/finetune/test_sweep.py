@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.plan.sweep import Trial, best, rungs, settings_of, with_settings
+from finetune.plan.sweep import SweepTrial, best, rungs, settings_of, with_settings
 from finetune.recipe import Recipe
 from greenllm.config import ConfigError
 
@@ -45,9 +45,9 @@ def test_the_better_half_goes_twice_as_far() -> None:
 
 def test_failed_trials_come_last() -> None:
     trials = [
-        Trial({"rank": 1}, 5, None, 1.0),
-        Trial({"rank": 2}, 5, 0.0, 1.0),
-        Trial({"rank": 3}, 5, 2.0, 1.0),
+        SweepTrial({"rank": 1}, 5, None, 1.0),
+        SweepTrial({"rank": 2}, 5, 0.0, 1.0),
+        SweepTrial({"rank": 3}, 5, 2.0, 1.0),
     ]
     assert [trial.settings["rank"] for trial in best(trials, 3)] == [2, 3, 1]
 

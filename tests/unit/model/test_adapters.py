@@ -19,6 +19,7 @@ from greenllm.model.adapter_folders import AdapterNameError
 from greenllm.model.adapters import AdapterRegistry, UnknownAdapterError
 from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME, AdapterError
 from greenllm.model.lora_layout import LoraFacts
+from tests.waiting import PATIENCE_S
 
 SIZE = 100
 
@@ -52,7 +53,7 @@ class Shelf:
     def read(self, folder: Path) -> Any:
         self.reads.append(folder.name)
         if self.gate is not None:
-            assert self.gate.wait(30)
+            assert self.gate.wait(PATIENCE_S)
         self.inspect(folder)
         return Weights(hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest())
 
@@ -360,7 +361,7 @@ def together(*acts: Callable[[], object]) -> list[object]:
     start = threading.Barrier(len(acts))
 
     def run(act: Callable[[], object]) -> object:
-        start.wait(30)
+        start.wait(PATIENCE_S)
         try:
             return act()
         except AdapterError as error:

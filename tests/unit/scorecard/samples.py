@@ -16,12 +16,13 @@ from evals.evaluation_config import EvalConfig
 from evals.served import Cost, RefusedError
 from evals.tasks.base import Answer, Ask, Measure, Query, Rate, Rating, Score
 from finetune.bill.journal import RunJournal, Seen
-from finetune.bill.phases import Energy, PhaseAccount
-from finetune.bill.quality import Losses, Quality
-from finetune.bill.report import Grams, Outcome, Sizes, build
+from finetune.bill.outcome import RunOutcome
+from finetune.bill.phases import PhaseAccount, PhaseEnergy
+from finetune.bill.quality import Losses, ModelQuality
+from finetune.bill.report import Grams, ModelSizes, RunResult, build
 from finetune.compressing.report import Costs, Side
 from finetune.compressing.report import build as build_compression
-from finetune.data.dataset import Counts, Data
+from finetune.data.dataset import DataCounts, TrainingData
 from finetune.recipe import Recipe
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import Intensity
@@ -53,18 +54,20 @@ def finetuned(
     if training_j is None:
         account.give_up("the sensor is gone")
     else:
-        account.add("loading", Energy(training_j / 2, 0.0, 0.0, 20.0, {"cpu": training_j / 2}))
-        account.add("training", Energy(training_j, 0.0, 0.0, 100.0, {"cpu": training_j}))
-        account.add("compare", Energy(1e6, 0.0, 0.0, 1e3, {"cpu": 1e6}))
-    journal = RunJournal(Seen(steps=10, tokens=1000, padding=5, learnt=400))
-    before = Quality(Losses((4.0, 6.0), (2, 2)), Losses((3.0,), (2,)), wilson(1, 4))
-    after = Quality(Losses((loss * 2, loss * 2), (2, 2)), Losses((3.5,), (2,)), wilson(3, 4))
+        account.add("loading", PhaseEnergy(training_j / 2, 0.0, 0.0, 20.0, {"cpu": training_j / 2}))
+        account.add("training", PhaseEnergy(training_j, 0.0, 0.0, 100.0, {"cpu": training_j}))
+        account.add("compare", PhaseEnergy(1e6, 0.0, 0.0, 1e3, {"cpu": 1e6}))
+    seen = Seen(steps=10, tokens=1000, padding=5, learnt=400)
+    journal = RunJournal(seen).spent(account)
+    before = ModelQuality(Losses((4.0, 6.0), (2, 2)), Losses((3.0,), (2,)), wilson(1, 4))
+    after = ModelQuality(Losses((loss * 2, loss * 2), (2, 2)), Losses((3.5,), (2,)), wilson(3, 4))
     after = replace(after, exits={2: wilson(7, 8)})
     before = replace(before, exits={2: wilson(2, 8)})
     recipe = Recipe(model="base", data="example", output=Path("out"), method=method)  # type: ignore[arg-type]
     found = build(
-        recipe, IDENTITY, Data((), (), Counts(), "digest"), Sizes(5000, 100, 400), journal, account,
-        Outcome("completed", None, before, after, None), Grams(INTENSITY, 1.2, embodied),
+        recipe, IDENTITY, TrainingData((), (), DataCounts(), "digest"),
+        ModelSizes(5000, 100, 400), journal, account,
+        RunResult(RunOutcome("completed"), before, after), Grams(INTENSITY, 1.2, embodied),
     )  # fmt: skip
     written: dict[str, Any] = json.loads(json.dumps({**found, "trials": [], "start": None}))
     return written

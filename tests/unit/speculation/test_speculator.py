@@ -90,6 +90,28 @@ def test_each_method_is_asked_about_its_own_requests(
     assert model.asked == [[("b", 3)]]
 
 
+class Untouched(Speculator):
+    """Fails when a step asks it anything."""
+
+    def begin(self, batch_size: int) -> None:
+        raise AssertionError("nobody speculates")
+
+    def num_drafts(self, seq: Any) -> int:
+        raise AssertionError("nobody speculates")
+
+
+def test_nobody_is_asked_while_nobody_speculates(
+    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
+) -> None:
+    engine = make_engine(speculator=Untouched({"early_exit": Guesser()}))
+    engine.add_request(make_request("a", [1] * 3, max_tokens=4, ignore_eos=True))
+    engine.add_request(ask(make_request("b", [1] * 3, max_tokens=4), "off"))
+    assert ended(engine)["a"].completion_tokens == 4
+    engine.add_request(ask(make_request("c", [1] * 3), "early_exit"))
+    with pytest.raises(AssertionError, match="nobody speculates"):
+        engine.step()
+
+
 @pytest.mark.parametrize("token_id", [0, 1, 2, 3])
 def test_guesses_change_no_token_and_are_on_the_bill(
     token_id: int,

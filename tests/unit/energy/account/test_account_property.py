@@ -96,7 +96,7 @@ class Traffic:
         self._before = replace(totals)
 
 
-@settings(deadline=None, max_examples=70)
+@settings(max_examples=70)
 @given(seeds)
 def test_every_joule_is_booked_once(make_rig: MakeRig, seed: int) -> None:
     traffic = Traffic(make_rig, seed)
@@ -130,7 +130,7 @@ def test_every_joule_is_booked_once(make_rig: MakeRig, seed: int) -> None:
         assert 0 <= receipt.uncertainty <= 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_the_books_hold_while_requests_are_open(make_rig: MakeRig, seed: int) -> None:
     traffic = Traffic(make_rig, seed)
@@ -142,7 +142,7 @@ def test_the_books_hold_while_requests_are_open(make_rig: MakeRig, seed: int) ->
     assert billed_j + others_j == pytest.approx(totals.meter_j, rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seeds)
 def test_what_would_be_lost_at_any_moment_adds_up_to_the_meter(
     make_rig: MakeRig, seed: int
@@ -193,7 +193,7 @@ def _serve(
     return {name: rig.finals[name].total_j for name in names}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds)
 def test_two_windows_charge_what_one_window_of_the_same_work_does(
     make_rig: MakeRig, seed: int
@@ -203,7 +203,7 @@ def test_two_windows_charge_what_one_window_of_the_same_work_does(
     assert often == pytest.approx(once, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds, st.permutations(range(5)))
 def test_shares_do_not_depend_on_the_order_of_requests(
     make_rig: MakeRig, seed: int, order: list[int]

@@ -47,7 +47,7 @@ def _random_coefficients(chance: random.Random) -> Coefficients:
     return Coefficients(*(chance.uniform(0.2, 5.0) for _ in range(4)))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(size=st.integers(2, 6), seed=seeds)
 def test_the_share_of_a_step_is_its_shapley_value(size: int, seed: int) -> None:
     chance = random.Random(seed)
@@ -70,7 +70,6 @@ def test_a_request_without_work_pays_its_part_of_the_fixed_cost_and_nothing_more
     assert shares == pytest.approx([4.0, 24.0])
 
 
-@settings(deadline=None)
 @given(weight, st.lists(weight, min_size=1, max_size=64))
 def test_shares_add_up_and_are_never_negative(total: float, weights: list[float]) -> None:
     shares = split(total, weights)
@@ -79,7 +78,6 @@ def test_shares_add_up_and_are_never_negative(total: float, weights: list[float]
     assert min(shares) >= 0
 
 
-@settings(deadline=None)
 @given(weight, st.lists(weight, min_size=1, max_size=16), seeds)
 def test_shares_follow_their_weights_in_any_order(
     total: float, weights: list[float], seed: int
@@ -103,7 +101,6 @@ def test_nobody_shares_nothing_and_zero_weights_share_equally() -> None:
     assert split(6.0, [0.0, 0.0, 0.0]) == [2.0, 2.0, 2.0]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 32), seeds)
 def test_the_predicted_cost_of_a_step_does_not_depend_on_who_did_the_work(
     size: int, seed: int
@@ -131,7 +128,7 @@ def _learn(fit: CoefficientFit, planted: Coefficients, chance: random.Random, nu
         assert min(fit.coefficients.values) >= 0
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(seeds)
 @example(255)
 @example(570)
@@ -151,7 +148,7 @@ def test_the_fit_recovers_what_was_planted(seed: int) -> None:
         assert abs(found - truth) * feature < 0.1 * planted.predict_j(usual)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(seeds)
 @example(255)
 @example(570)
@@ -167,7 +164,7 @@ def test_the_prediction_error_shrinks(seed: int) -> None:
     assert fit.num_windows == 100
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(seeds, st.floats(0.05, 0.5))
 def test_noisy_windows_never_make_a_coefficient_negative(seed: int, noise: float) -> None:
     chance = random.Random(seed)

@@ -8,13 +8,13 @@ import pytest
 
 from greenllm.core import AdapterRef, Approximation, Request, SamplingParams
 from greenllm.energy.account.attribution import CoefficientFit, Coefficients, Work
-from greenllm.energy.account.bill import Bill, Counts
+from greenllm.energy.account.bill import Bill, BillCounts
 from greenllm.energy.meters.protocol import NullMeter, ReplayMeter
 from greenllm.energy.receipt import Receipt
 
 MakeRig = Callable[..., Any]
 METER = ReplayMeter([], method="measured:x", period_s=0.1, uncertainty=0.05)
-COUNTS: Counts = {"cached": 1, "generated": 4}
+COUNTS: BillCounts = {"cached": 1, "generated": 4}
 WORK = Work(steps=1.0, rows=2.0, flops=30.0, kv_bytes=4.0, residence_s=0.5)
 
 
@@ -73,7 +73,7 @@ def test_a_receipt_says_how_much_of_the_model_was_asked() -> None:
         "r", ((1,),), SamplingParams(), "m", approximation=Approximation(4, 0.7, 0.95)
     )
     bill = Bill(request, opened_s=10.0)
-    counts: Counts = {"generated": 4, "drafted": 3, "accepted": 2, "mean_layers": 6.5}
+    counts: BillCounts = {"generated": 4, "drafted": 3, "accepted": 2, "mean_layers": 6.5}
     bill.close(METER, "completed", closed_s=12.0, counts=counts)
     receipt = bill.final(METER, _fit())
     assert (receipt.approximate, receipt.mean_layers, receipt.agreement_target) == (True, 6.5, 0.95)

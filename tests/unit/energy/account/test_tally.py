@@ -22,6 +22,7 @@ from greenllm.core import (
 )
 from greenllm.energy.account.attribution import Work
 from greenllm.energy.account.tally import Key, WindowTally
+from greenllm.exits import ExitOffer, ExitResult
 from greenllm.shape import ModelShape
 
 SHAPE = ModelShape(
@@ -54,7 +55,9 @@ def make_chunk(
     )
     (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=99)
     seq.token_ids += [1] * 40
-    return Chunk(seq, start, num_tokens, **{"samples": True, "exits": early, **fields})
+    shallow, exits = fields.pop("shallow", 0), fields.pop("exits", early)
+    offer = ExitOffer(LAYER, 0.5, shallow, exits) if early else None
+    return Chunk(seq, start, num_tokens, **{"samples": True, "exit": offer, **fields})
 
 
 def tally(*steps: Iterable[tuple[Chunk, Sample]]) -> dict[Key, Work]:
@@ -72,7 +75,7 @@ def plain(name: str, *where: int, **fields: Any) -> tuple[Chunk, Sample]:
 def leaving(name: str, sure: int = 1, of: int = 1, **fields: Any) -> tuple[Chunk, Sample]:
     """The exit is sure of so many of the tokens that it is asked for."""
     ids = (1,) * (sure + (sure < of))
-    return make_chunk(name, early=True, **fields), Sample(ids, exited=sure, exit_steps=of)
+    return make_chunk(name, early=True, **fields), Sample(ids, exit=ExitResult(sure, of))
 
 
 def passed(
@@ -215,7 +218,7 @@ def test_one_token_of_a_request_claims_no_part_of_another_ones_four() -> None:
 
 def test_all_layers_are_paid_for_where_they_failed() -> None:
     chunk, _ = leaving("a")
-    failed = Sample((1, 1), exited=2, exit_steps=4, error="no numbers")
+    failed = Sample((1, 1), exit=ExitResult(2, 4), error="no numbers")
     work = tally([(chunk, failed)])["a", "decode"]
     assert work.steps == pytest.approx(4 * SHARE + 1)
 
@@ -239,8 +242,8 @@ STEPS = {
 def test_residence_is_the_time_and_claims_are_the_passes(step: list[tuple[Chunk, Sample]]) -> None:
     found = total(tally(step))
     assert found.residence_s == pytest.approx(STEP_S)
-    kinds = {sample.exit_steps for _, sample in step} - {0}
-    stays = any(not sample.exit_steps or sample.exited < sample.exit_steps for _, sample in step)
+    kinds = {sample.exit.num_steps for _, sample in step if sample.exit is not None}
+    stays = any(sample.exit is None or not sample.exit.is_all for _, sample in step)
     assert found.steps == pytest.approx(sum(kinds) * SHARE + stays)
     assert total(tally(step, step)).residence_s == pytest.approx(2 * STEP_S)
 
@@ -258,7 +261,7 @@ def test_windows_are_taken_once() -> None:
 
 def test_an_exit_that_nobody_named_is_refused() -> None:
     with pytest.raises(ValueError, match="only where its request allows it"):
-        tally([(make_chunk("a"), Sample((1,), exited=1, exit_steps=1))])
+        tally([(make_chunk("a"), Sample((1,), exit=ExitResult(1, 1)))])
 
 
 def drafted(*passes: DraftPass) -> dict[Key, Work]:

@@ -171,7 +171,7 @@ def test_a_counter_that_slips_back_does_not_add_its_whole_past(
     assert meter.num_resets == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, RANGE_UJ // 2 - 1), max_size=20), st.integers(0, RANGE_UJ))
 def test_any_sequence_of_wraps_is_followed_exactly(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], start: int

@@ -8,6 +8,7 @@ import pytest
 
 from greenllm.energy.meters.nvml import NvmlMeter, load_nvml
 from greenllm.energy.meters.protocol import SensorError
+from tests.waiting import PATIENCE_S
 
 
 class NVMLError(Exception):
@@ -212,4 +213,4 @@ def test_power_is_polled_between_readings() -> None:
 
     meter = NvmlMeter(Watched(power_mw=[50_000]), poll_s=0.001)
     assert meter.method == "measured:nvml-power"
-    assert polled.wait(10), "nobody looked at the power between two readings"
+    assert polled.wait(PATIENCE_S), "nobody looked at the power between two readings"

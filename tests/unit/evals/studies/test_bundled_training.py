@@ -15,15 +15,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from evals.studies import study
 from evals.studies.bundled import exits, loop, measure, network
-from evals.studies.bundled.card import render_card
+from evals.studies.bundled.card import render_card, render_draft_card
 from evals.studies.bundled.data import Source
-from evals.studies.bundled.draft_card import render_draft_card
 from evals.studies.bundled.effort import Clock, Effort, append_row, keep_rows, modelled_j, read_rows
 from evals.studies.bundled.optimizer import Optimizer, learning_rate
 from evals.studies.bundled.packing import Batch, make_batch, pack_rows
-from evals.studies.bundled.plot import draw_curve
 from evals.studies.bundled.record import save_model
+from evals.studies.bundled.report import plot
 from evals.studies.bundled.text import Library, blocks, is_held_out_block, pieces, read_library
 from evals.studies.bundled.tokenizer import Encoded
 
@@ -229,8 +229,8 @@ def test_the_same_curve_gives_the_same_picture(tmp_path: Path) -> None:
         {"tokens": 1e6 * n, "loss": 2 / n, "held_out_loss": 2.1 / n, "agree_4": 1 - 0.5 / n}
         for n in (1, 2, 3)
     ]
-    draw_curve(rows, tmp_path / "a.svg")
-    draw_curve(rows, tmp_path / "b.svg")
+    for name in ("a.svg", "b.svg"):
+        study.draw(plot, {"rows": rows}, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "exit after layer 4" in (tmp_path / "a.svg").read_text()
 

@@ -18,7 +18,6 @@ from evals.studies.exactness import (
     holds,
     logprob_gap,
     make_requests,
-    markdown,
     parting,
     random_prompts,
     random_sampling,
@@ -154,8 +153,3 @@ def test_a_method_that_never_guessed_shows_nothing() -> None:
     assert holds(row)
     assert not holds(row | {"drafted": 0})
     assert not holds(row | {"different": 1})
-
-
-def test_the_table_leaves_cases_out() -> None:
-    rows = [{"way": "greedy", "near_ties": 0, "cases": ["a case"]}]
-    assert markdown(rows) == "| way | near ties |\n| --- | --- |\n| greedy | 0 |\n"

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from evals.studies.finetuning import figures, summary, tokens_per_s
-from evals.studies.finetuning_report import markdown
+from evals.studies.finetuning import figures, page, summary, tokens_per_s
 
 
 def report(joules: float, loss: float) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def test_methods_are_compared_seed_by_seed() -> None:
     assert found["lora"]["joules_over_first"]["median"] == 0.5
     assert found["lora"]["training_j"] == 90
     assert found["lora"]["exact_match"] is None
-    table = markdown({"methods": found, "seeds": 3})
+    table = page({"methods": found, "seeds": 3})
     assert "x first (range)" in table.splitlines()[0]
     row = next(line for line in table.splitlines() if line.startswith("| lora"))
     assert "| 0.50 (" in row

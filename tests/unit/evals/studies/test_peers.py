@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from evals.entry import BenchError, finish, pick, split_names
 from evals.load.plan import Shot
+from evals.studies import study
 from evals.studies.peers import agree
 from evals.studies.peers.__main__ import app
 from evals.studies.peers.arms import ARMS, Place
 from evals.studies.peers.install import INSTALLERS, llama_commit, require_tools
-from evals.studies.peers.measure import Plan, medians, rotate, run_rounds, take_turn
-from evals.studies.peers.report import draw, markdown
+from evals.studies.peers.measure import Plan, medians, run_rounds, take_turn
+from evals.studies.peers.report import page, plot
 from evals.studies.peers.words import VOCABULARY, merges, text_of, vocabulary, word_at, words
 from greenllm.core import GreenllmError
-from greenllm.model.info import LoadError
 
 PLAN = Plan((1, 8), 8, 64, 128, 512, 4, 2, (0, 1), 60.0)
 
@@ -51,7 +49,6 @@ def turns(*rates: float) -> list[dict[str, Any]]:
 
 def test_order_rotates() -> None:
     arms = list(ARMS.values())[:3]
-    assert rotate(arms, 1) == [arms[1], arms[2], arms[0]]
     seen: list[tuple[str, int]] = []
 
     def turn(arm: Any, number: int) -> dict[str, Any]:
@@ -138,12 +135,12 @@ def test_the_report_says_what_ran_and_what_did_not(tmp_path: Path) -> None:
             "broken": {"weights": "int4", "note": "b", **medians([{"failure": "no\nway"}])},
         },
     }
-    text = markdown(figures)
+    text = page(figures)
     assert "medians of 1 (of 3: not over) interleaved rounds" in text
     assert "| fast | int8 | 1,234 | 617 |" in text
     assert "broken could not run: no way" in text
     assert "| broken |" not in text
-    draw(figures, tmp_path / "peers.svg")
+    study.draw(plot, figures, tmp_path / "peers.svg")
     assert (tmp_path / "peers.svg").stat().st_size > 1000
 
 
@@ -225,31 +222,3 @@ def test_a_finding_is_one_line() -> None:
         str(found("vllm-bf16", "AbX")) == "vllm-bf16: the same for 2 characters (must be the same)"
     )
     assert "(quantized, so it may differ)" in str(found("vllm-w8a8", "x"))
-
-
-@pytest.mark.parametrize("name", ["runners", "adapters", "sharing", "overhead", "idle"])
-def test_benchmarks_say_what_makes_their_model(name: str, tmp_path: Path) -> None:
-    module = importlib.import_module(f"evals.studies.{name}")
-    with pytest.raises(LoadError, match=r"no folder .*`python -m evals\.studies\.peers model`"):
-        module.main(model=str(tmp_path / "none"))
-
-
-def test_runners_are_picked_by_name() -> None:
-    from evals.studies.runners import ARMS
-
-    def picked(text: str) -> list[str]:
-        return pick(split_names(text), ARMS, "--arms: no")
-
-    assert picked("openvino int8, torch float32") == ["openvino int8", "torch float32"]
-    assert picked("") == list(ARMS)
-    with pytest.raises(BenchError, match=r"--arms: no int9; there are torch float32"):
-        picked("openvino int8,int9")
-
-
-def test_mistakes_of_the_benchmarks_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise GreenllmError("no")
-
-    with pytest.raises(SystemExit) as ended:
-        finish("evals.x", fail)
-    assert (ended.value.code, capsys.readouterr().err) == (2, "evals.x: no\n")

@@ -2,9 +2,9 @@
 
 import errno
 import io
-import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.bill.journal import RunJournal
+from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.files import JOURNAL, OUTCOME
 from serving.jobs.files import FileStore
 from serving.jobs.runner import JobRunner
 from serving.jobs.store import Job, JobStore, adapter_folder, model_name, new_job_id, toml_of
@@ -69,21 +72,18 @@ def test_a_job_is_seen_once_its_folder_is_filled(tmp_path: Path) -> None:
     assert not store.folder(broken.id).exists()
 
 
-def ran(tmp_path: Path, outcome: str, reason: str | None = None, **fields: Any) -> Job:
-    """A job whose process has left a report, and weights where it would."""
+COMPLETED = RunOutcome("completed")
+INTERRUPTED = RunOutcome("stopped", "interrupt")
+BILL = TrainingBill(3.0, {"training": 3.0}, 1.0, None, "m", False, None, 1.0)
+
+
+def ran(tmp_path: Path, outcome: RunOutcome, **fields: Any) -> Job:
+    """A job whose process has left its outcome, and weights where it would."""
     store, made = JobStore(tmp_path / "jobs"), job(**{"status": "running", **fields})
     store.add(made)
     output = store.output(made.id)
     output.mkdir()
-    energy = {
-        "total_j": 3.0, "joules_per_training_token": 1.0, "by_phase": {}, "method": "m",
-        "measured": False, "uncertainty": None,
-    }  # fmt: skip
-    report = {
-        "status": outcome, "reason": reason, "prediction": None, "training": {"tokens": 5},
-        "measures": {"energy": energy, "carbon": {"operational_g": 1.0}},
-    }  # fmt: skip
-    (output / "green_report.json").write_text(json.dumps(report))
+    replace(outcome, tokens=5, bill=BILL).write(output / OUTCOME)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (output / name).write_text("{}")
     return made
@@ -101,7 +101,7 @@ def stands(tmp_path: Path, made: Job) -> Job:
 
 
 def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
-    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    made, runner = ran(tmp_path, COMPLETED), runner_of(tmp_path)
     (runner.store.output(made.id) / "adapter_model.safetensors").unlink()
     runner._conclude(made, 0)
     ended = stands(tmp_path, made)
@@ -113,7 +113,7 @@ def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
 def test_what_was_done_while_the_server_was_away_is_a_model(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    made, runner = ran(tmp_path, "completed", **fields), runner_of(tmp_path)
+    made, runner = ran(tmp_path, COMPLETED, **fields), runner_of(tmp_path)
     runner.turn()
     ended = stands(tmp_path, made)
     assert (ended.status, ended.wanted, ended.trained_tokens) == ("succeeded", None, 5)
@@ -121,13 +121,10 @@ def test_what_was_done_while_the_server_was_away_is_a_model(
 
 
 def test_steps_made_while_the_server_was_away_are_told_once(tmp_path: Path) -> None:
-    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    made, runner = ran(tmp_path, COMPLETED), runner_of(tmp_path)
     runner.store.note(made.id, "step 1: loss 0.9000", {"step": 1, "train_loss": 0.9})
-    journal = {
-        **{"losses": [[1, 0.9], [2, 0.8], [3, 0.7]], "scores": [[3, 0.6]], "energy": {}},
-        **{"is_known": True, "predicted_j": None},
-    }
-    (runner.store.output(made.id) / "journal.json").write_text(json.dumps(journal))
+    journal = RunJournal(losses=((1, 0.9), (2, 0.8), (3, 0.7)), scores=((3, 0.6),))
+    journal.write(runner.store.output(made.id) / JOURNAL)
     runner.turn()
     told = [event["data"] for event in runner.store.events(made.id)[::-1] if event.get("data")]
     assert [data["step"] for data in told] == [1, 2, 3]
@@ -141,22 +138,51 @@ def test_steps_made_while_the_server_was_away_are_told_once(tmp_path: Path) -> N
 def test_what_was_interrupted_by_the_stop_of_a_server_waits(
     tmp_path: Path, wanted: str | None, status: str
 ) -> None:
-    made, runner = ran(tmp_path, "stopped", "interrupt", wanted=wanted), runner_of(tmp_path)
+    made, runner = ran(tmp_path, INTERRUPTED, wanted=wanted), runner_of(tmp_path)
     runner.turn()
     assert stands(tmp_path, made).status == status
 
 
 def test_a_failed_run_has_its_joules(tmp_path: Path) -> None:
-    made, runner = ran(tmp_path, "failed", "the loss is nan"), runner_of(tmp_path)
+    error = RunError("the loss is nan")
+    made, runner = ran(tmp_path, RunOutcome("failed", error=error)), runner_of(tmp_path)
     runner._conclude(made, 2)
     ended = stands(tmp_path, made)
-    assert ended.status == "failed"
+    assert (ended.status, ended.error, ended.blamed) == ("failed", "the loss is nan", None)
     assert ended.energy is not None
     assert ended.energy["energy_joules"] == 3.0
+    last = runner.store.events(made.id)[0]
+    assert (last["level"], last["message"]) == ("error", "failed: the loss is nan")
+
+
+def test_an_error_blames_an_option_and_a_crash_the_log(tmp_path: Path) -> None:
+    error = RunError("training.jsonl:2 is not JSON", "data")
+    blamed, runner = ran(tmp_path, RunOutcome("failed", error=error)), runner_of(tmp_path)
+    runner._conclude(blamed, 2)
+    assert stands(tmp_path, blamed).blamed == "data"
+    crashed = ran(tmp_path, COMPLETED)
+    (runner.store.output(crashed.id) / OUTCOME).unlink()
+    runner._conclude(crashed, -9)
+    ended = stands(tmp_path, crashed)
+    assert (ended.status, ended.blamed) == ("failed", None)
+    assert "ended with code -9" in (ended.error or "")
+
+
+def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / OUTCOME
+    assert RunOutcome.read(path) is None
+    for outcome in (
+        replace(INTERRUPTED, tokens=3, bill=BILL),
+        RunOutcome("failed", error=RunError("why", "rank")),
+    ):
+        outcome.write(path)
+        assert RunOutcome.read(path) == outcome
+    path.write_text('{"status": "completed"}')
+    assert RunOutcome.read(path) is None
 
 
 def test_a_full_disk_delays_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    made, runner = ran(tmp_path, COMPLETED), runner_of(tmp_path)
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -172,7 +198,7 @@ def test_a_full_disk_delays_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_event_that_cannot_be_written_changes_no_status(tmp_path: Path) -> None:
-    made, runner = ran(tmp_path, "completed"), runner_of(tmp_path)
+    made, runner = ran(tmp_path, COMPLETED), runner_of(tmp_path)
     events = runner.store.folder(made.id) / "events.jsonl"
     events.unlink()
     events.mkdir()

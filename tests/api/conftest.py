@@ -1,0 +1,189 @@
+"""The whole HTTP app in this process: everything is real but the model and its machine.
+
+How the app is put together is in `App.__init__`, and nowhere else in these tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from safetensors.numpy import save_file
+
+from finetune.recipe import Recipe
+from greenllm.config import load
+from greenllm.core import Speculation
+from greenllm.energy.account.account import Account
+from greenllm.energy.carbon.footprint import EmbodiedModel
+from greenllm.energy.carbon.grid import IntensityTable, StaticIntensity
+from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.session import open_ledger
+from greenllm.engine.drafting import Drafting
+from greenllm.engine.native import NativeEngine
+from greenllm.engine.protocol import BatchLimits
+from greenllm.model.adapter_setup import make_registry
+from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME
+from greenllm.model.options import resolve
+from greenllm.runner.threads import ThreadPlan
+from greenllm.served import Served
+from greenllm.speculation.calibrated_exit import CalibratedExit
+from greenllm.speculation.speculator import PromptLookup, Speculator
+from greenllm.tokenizer import Tokenizer, load_tokenizer
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.intake import cancel_all
+from serving.jobs.store import TrainingHooks
+from serving.server import Parts, make_state
+from tests.api.asgi import AppTransport
+from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, Talker
+from tests.client import MODEL, Client
+
+URL = "http://app"
+
+
+class App(Client):
+    """The app, running, and its clients; `options` are those of `greenllm serve`."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, machine: Machine, **options: Any
+    ) -> None:
+        self.data_dir, self.machine = folder, machine
+        self.followed: list[bool] = []
+        config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
+        runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
+        names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
+        account = Account(machine, runner.shape, clock=machine.clock)
+        drafting = Drafting(
+            Speculator(
+                {"prompt_lookup": PromptLookup(), "early_exit": PromptLookup()},
+                Speculation(config.speculative, config.speculative_tokens),
+            ),
+            CalibratedExit(1, {0.9: 0.5, 0.95: 0.6, 0.99: 0.7, 0.999: 0.8}),
+        )
+        engine = NativeEngine(
+            runner,
+            account,
+            CarbonPolicy(
+                StaticIntensity(IntensityTable.load().lookup(config.zone)),
+                config.pue,
+                EmbodiedModel.per_vcpu(2),
+            ),
+            text_stream=tokenizer.stream,
+            clock=machine.clock,
+            limits=BatchLimits(config.max_num_seqs, config.max_batch_tokens or 2048),
+            adapters=make_registry(config, runner.lora_targets, names),
+            speculator=drafting.speculator,
+        )
+        ledger, session_id = open_ledger(config, machine, runner.info.parameters)
+        machine.rest(LOAD_STEPS)
+        account.start_serving()
+        hooks = TrainingHooks(
+            lambda pid, is_training: self.followed.append(is_training),
+            _check_recipe,
+            frozenset(field.name for field in fields(Recipe)),
+        )
+        served = Served(names, engine, tokenizer, drafting, ThreadPlan.fixed(1))
+        parts = Parts(served, ledger, session_id)
+        self._app = create_app(lambda loop: make_state(config, parts, loop, hooks))
+        self._transport = AppTransport(self._app)
+        self._closing = contextlib.ExitStack()
+
+    def start(self) -> App:
+        self._transport.start()
+        self.http = self._closing.enter_context(self._client())
+        self.openai = self._closing.enter_context(self.openai_client("none"))
+        return self
+
+    def stop(self) -> None:
+        self._closing.close()
+        self._transport.stop()
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=URL, transport=self._transport)
+
+    def openai_client(self, api_key: str) -> openai.OpenAI:
+        """The official client, which takes httpx's and declares its successor's."""
+        http: Any = self._client()
+        return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
+
+    def stop_taking(self) -> None:
+        """What SIGTERM does first."""
+        self._app.state.server.draining = True
+
+    def end_all(self) -> None:
+        """What comes when the drain time is over."""
+        self._transport.call(lambda: cancel_all(self._app.state.server))
+
+
+def _check_recipe(values: Mapping[str, Any]) -> None:
+    load(Recipe, flags=values)
+
+
+StartApp = Callable[..., App]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(resolve(MODEL))
+
+
+@pytest.fixture(scope="session")
+def start_app(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartApp]:
+    """Starts apps with options of their own, or parts: `folder`, `tokenizer`, `machine`."""
+    started: list[App] = []
+
+    def start(**options: Any) -> App:
+        folder = options.pop("folder", None) or tmp_path_factory.mktemp("app")
+        parts = {"folder": folder, "tokenizer": tokenizer, "machine": Machine()}
+        started.append(App(**{**parts, **options}).start())
+        return started[-1]
+
+    yield start
+    for app in started:
+        app.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_app: StartApp) -> App:
+    """The app that most tests share."""
+    return start_app()
+
+
+@pytest.fixture(scope="session")
+def client(server: App) -> openai.OpenAI:
+    """The official client, connected to the shared app."""
+    return server.openai
+
+
+def _save_adapter(
+    folder: Path, *, seed: int = 1, rank: int = 2, modules: Sequence[str] = ("q_proj",)
+) -> Path:
+    folder.mkdir(parents=True)
+    targets = [name for name in LORA_TARGETS if name.rpartition(".")[2] in modules]
+    random = np.random.default_rng(seed)
+    tensors = {
+        f"base_model.model.{name}.lora_{half}.weight": random.normal(size=shape).astype("float32")
+        for name in targets
+        for half, shape in (
+            ("A", (rank, LORA_TARGETS[name][0])),
+            ("B", (LORA_TARGETS[name][1], rank)),
+        )
+    }
+    save_file(tensors, folder / WEIGHTS_NAME)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [*modules]}
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_adapter() -> Callable[..., Path]:
+    """`(folder, seed=1, rank=2, modules=("q_proj",))`: an adapter of the fake model; the folder."""
+    return _save_adapter

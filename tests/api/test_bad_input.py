@@ -1,0 +1,267 @@
+"""What cannot be served is refused by name, leaves a row, and does no harm."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from greenllm.tokenizer import Tokenizer
+    from tests.api.conftest import App, StartApp
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = {"role": "user", "content": "Hello"}
+IMAGE = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
+TOO_LONG = [9] * 2000
+NAN, INFINITY = float("nan"), float("inf")
+MISSING = object()
+NO_MESSAGE, BAD_USER = {"role": "user"}, {"role": "user", "content": 5}
+
+# Values that a parameter may not have; the error names it, or a part of it.
+BOTH: dict[str, list[Any]] = {
+    "model": [MISSING, 5],
+    "temperature": [-0.1, 2.1, NAN, INFINITY, "hot", True],
+    "top_p": [0, 1.1, NAN],
+    "top_k": [1.5, -7],
+    "min_p": [-0.1],
+    "repetition_penalty": [0],
+    "presence_penalty": [2.1],
+    "frequency_penalty": [-2.1],
+    "n": [0, -1, 129, "2"],
+    "max_tokens": [-1, 5000, 10**12, 10**30, "5"],
+    "min_tokens": [10**9],
+    "seed": ["x"],
+    "stop": ["", ["a", ""], ["a"] * 17, 5],
+    "stop_token_ids": [["a"], [99999], [-1]],
+    "logit_bias": [
+        {"abc": 1}, {"1.5": 1}, {"1_0": 1}, {"\u0663": 1}, {"5": 101}, {"5": NAN}, {"99999": 1},
+        {"-1": 1}, [1],
+    ],
+    "stream": ["yes"],
+    "stream_options": [{"include_obfuscation": True}, {"continuous": True}],
+    "metadata": [{"a": 1}],
+    "prompt_logprobs": [21],
+    "speculative": ["prompt_lookup"],
+    "speculative.method": [
+        {}, {"num_tokens": 4}, {"method": "magic"}, {"method": None}, {"method": "draft_model"},
+    ],
+    "speculative.num_tokens": [
+        {"method": "prompt_lookup", "num_tokens": 0},
+        {"method": "prompt_lookup", "num_tokens": 17},
+        {"method": "prompt_lookup", "num_tokens": "4"},
+        {"method": "auto", "num_tokens": 4},
+        {"method": "off", "num_tokens": 4},
+    ],
+    "speculative.exit_layer": [{"method": "off", "exit_layer": 2}],
+    "approximate": [{}, {"agreement": 0.9, "threshold": 0.9}, "yes"],
+    "approximate.agreement": [{"agreement": 1}, {"agreement": 0.9999}],
+    "approximate.threshold": [{"threshold": 0}, {"threshold": 1}],
+    "use_beam_search": [True],
+    "UseBeamSearch": [True],
+    "use-beam-search": [True],
+}  # fmt: skip
+ONLY_CHAT: dict[str, list[Any]] = {
+    "messages": [MISSING, [], "Hello", [{"role": "user", "content": "word " * 2000}]],
+    "messages.0.role": [[{"role": "alien", "content": "Hi"}]],
+    "messages.1.content": [[USER, NO_MESSAGE]],
+    "messages.0.content": [[BAD_USER], [{"role": "user", "content": [IMAGE]}]],
+    "messages.0.tool_calls": [[{**USER, "tool_calls": [{}]}]],
+    "max_completion_tokens": [5000, 5],
+    "logprobs": [5],
+    "top_logprobs": [5, 21],
+    "response_format": [SCHEMA, {"type": "json_object"}, {"type": "xml"}],
+    "response_format.json_schema": [{"type": "json_schema"}],
+    "best_of": [1],
+    "prompt": ["a"],
+}
+ONLY_TEXT: dict[str, list[Any]] = {
+    "prompt": [
+        MISSING, None, "", [], [""], ["a", ""], [[]], [1.5], [True], ["a", 5], {"text": "a"},
+        [99999], [5, -1], [[5], [99999]], [10**30], TOO_LONG, [[5]] * 4097, "word " * 2000,
+        ["a"] * 4097,
+    ],
+    "logprobs": [21, True],
+    "echo": ["yes"],
+    "messages": [[USER]],
+}  # fmt: skip
+TOGETHER: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"logprobs": False, "top_logprobs": 5}, "top_logprobs"),
+    (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    (TEXT, {"prompt": [9] * 1000, "max_tokens": 100}, "max_tokens"),
+    (TEXT, {"prompt": ["a"] * 50, "n": 128}, "prompt"),
+]
+CASES = [
+    *(
+        (path, {name.partition(".")[0]: value}, name)
+        for path, table in ((CHAT, BOTH | ONLY_CHAT), (TEXT, BOTH | ONLY_TEXT))
+        for name, values in table.items()
+        for value in values
+    ),
+    *TOGETHER,
+]
+BODIES = {
+    "empty": b"",
+    "cut": b'{"model": "bundled", "messages": [',
+    "null": b"null",
+    "list": b"[]",
+    "text": b'"hello"',
+    "two": b"{}{}",
+    "bytes": b'{"model": "\xff\xfe"}',
+    "latin-1": '{"model": "caf\u00e9"}'.encode("latin-1"),
+    "surrogate": b'{"model": "bundled", "prompt": "\\ud800", "messages": []}',
+    "deep": b"[" * 100_000,
+    "nan": b'{"model": NaN}',
+}
+
+
+def checked(server: App, answer: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error object of a refusal that also left its row."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    row = server.row(answer.headers["X-Request-Id"])
+    assert (row.outcome, row.http_status) == ("refused", status)
+    assert row.total_j is None
+    assert row.endpoint == answer.request.url.path
+    return error
+
+
+def send(server: App, path: str, change: dict[str, Any]) -> httpx.Response:
+    """Post a good body with a change to it; NaN and infinity travel as Python writes them."""
+    good = server.chat() if path == CHAT else server.completion()
+    body = {
+        name: value
+        for name, value in {**good, "stream": True, "max_tokens": 8, **change}.items()
+        if value is not MISSING
+    }
+    return server.http.post(path, content=json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(("path", "change", "name"), CASES)
+def test_refusals_name_the_parameter(
+    server: App, path: str, change: dict[str, Any], name: str
+) -> None:
+    error = checked(server, send(server, path, change))
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == name or error["param"].startswith(f"{name}.")
+    known = ("token ids", "choices", name.split(".")[0], name.split(".")[-1])
+    assert any(word in error["message"] for word in known)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "code"),
+    [
+        (TEXT, {"prompt": TOO_LONG}, "context_length_exceeded"),
+        (TEXT, {"max_tokens": 5000}, "context_length_exceeded"),
+        (CHAT, {"max_tokens": None, "max_completion_tokens": 5000}, "context_length_exceeded"),
+        (CHAT, {"messages": [{**USER, "content": "a " * 3000}]}, "context_length_exceeded"),
+        (CHAT, {"surprise": 1}, "unknown_parameter"),
+        (CHAT, {"n": "1"}, "invalid_value"),
+    ],
+)
+def test_refusals_have_codes(server: App, path: str, change: dict[str, Any], code: str) -> None:
+    assert checked(server, send(server, path, change))["code"] == code
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("name", ["gpt-4", "", "bundled ", "Bundled", "../bundled"])
+def test_unknown_models_are_not_found(server: App, path: str, name: str) -> None:
+    error = checked(server, send(server, path, {"model": name}), 404)
+    assert error["param"] == "model"
+    assert error["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_bodies_that_are_no_request(server: App, path: str, body: bytes) -> None:
+    assert checked(server, server.http.post(path, content=body))["message"]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_is_too_large_is_not_read_to_its_end(server: App, path: str, announced: bool) -> None:
+    block, sent = b" " * 1_000_000, []
+
+    def blocks() -> Iterator[bytes]:
+        for number in range(100):
+            sent.append(number)
+            yield block
+
+    headers = {"Content-Length": str(100 * len(block))} if announced else {}
+    answer = server.http.post(path, content=blocks(), headers=headers)
+    checked(server, answer, 413)
+    assert answer.headers["Connection"] == "close"
+    assert len(sent) == (0 if announced else 9), "8 MB are allowed"
+
+
+def test_a_large_body_that_is_allowed(server: App) -> None:
+    body = json.dumps(server.completion(max_tokens=1)).encode() + b" " * 7_000_000
+    assert server.http.post(TEXT, content=body).status_code == 200
+
+
+class Patient:
+    """A tokenizer that takes its time with long texts."""
+
+    def __init__(self, real: Tokenizer) -> None:
+        self.reached, self.may_go_on, self._real = threading.Event(), threading.Event(), real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        if len(text) > 100_000:
+            self.reached.set()
+            assert self.may_go_on.wait(60)
+        return self._real.encode(text, **options)
+
+
+def test_a_long_text_holds_nobody_up(start_app: StartApp, tokenizer: Tokenizer) -> None:
+    """While megabytes are encoded, others are answered."""
+    patient = Patient(tokenizer)
+    server = start_app(tokenizer=patient)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(server.http.post, TEXT, json=server.completion("word " * 30_000))
+        assert patient.reached.wait(60)
+        assert server.http.post(TEXT, json=server.completion()).status_code == 200
+        patient.may_go_on.set()
+    assert checked(server, long.result())["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", CHAT, 405),
+        ("PUT", TEXT, 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/metrics", 405),
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1", 404),
+        ("POST", "/v1/chat/completions/x", 404),
+    ],
+)
+def test_wrong_methods_and_paths(server: App, method: str, path: str, status: int) -> None:
+    answer = server.http.request(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert path in answer.json()["error"]["message"]
+    assert answer.headers["X-Request-Id"]
+    assert ("Allow" in answer.headers) == (status == 405)
+
+
+def test_the_server_still_serves(server: App) -> None:
+    """Last in this file: after all of the above, nothing hangs and answers are whole."""
+    answer = server.http.post(TEXT, json=server.completion(max_tokens=5))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 5
+    server.wait_idle()
+    assert server.metric("conservation_violations_total") == 0
+    assert server.metric("kv_blocks_free") > 0

@@ -1,0 +1,194 @@
+"""Every parameter that is documented either reaches the engine or is refused by its name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greenllm.core import Approximation, Request, SamplingParams, Speculation
+
+if TYPE_CHECKING:
+    from tests.api.conftest import App
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = {"role": "user", "content": "Hello"}
+IMAGE = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
+TEXT_PART = {"type": "text", "text": "What is this?"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+# A parameter of both, a value that is not its default, and the `SamplingParams` it becomes.
+SAMPLING: list[tuple[str, Any, dict[str, Any]]] = [
+    ("temperature", 0.7, {"temperature": 0.7}),
+    ("top_p", 0.5, {"top_p": 0.5}),
+    ("top_k", 7, {"top_k": 7}),
+    ("top_k", -1, {"top_k": 0}),
+    ("min_p", 0.1, {"min_p": 0.1}),
+    ("repetition_penalty", 1.5, {"repetition_penalty": 1.5}),
+    ("presence_penalty", 0.5, {"presence_penalty": 0.5}),
+    ("frequency_penalty", -0.5, {"frequency_penalty": -0.5}),
+    ("logit_bias", {"5": -3}, {"logit_bias": {5: -3.0}}),
+    ("seed", 3, {"seed": 3}),
+    ("stop", "x", {"stop": ("x",)}),
+    ("stop", ["x", "y"], {"stop": ("x", "y")}),
+    ("stop_token_ids", [7, 8], {"stop_token_ids": (7, 8)}),
+    ("min_tokens", 2, {"min_tokens": 2}),
+    ("max_tokens", 5, {"max_tokens": 5}),
+    ("ignore_eos", True, {"ignore_eos": True}),
+    ("n", 2, {"n": 2}),
+    ("prompt_logprobs", 2, {"prompt_logprobs": 2}),
+]
+ONLY_CHAT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"logprobs": True}, {"logprobs": 0}),
+    ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
+    ({"max_completion_tokens": 5}, {"max_tokens": 5}),
+]
+ONLY_TEXT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"logprobs": 4}, {"logprobs": 4}),
+    ({"logprobs": 4, "echo": True}, {"logprobs": 4, "prompt_logprobs": 4}),
+]
+REACHING = [
+    *((path, {name: value}, found) for path in (CHAT, TEXT) for name, value, found in SAMPLING),
+    *((CHAT, change, found) for change, found in ONLY_CHAT),
+    *((TEXT, change, found) for change, found in ONLY_TEXT),
+]
+# What says how an answer is made or told, not which tokens are drawn.
+OTHERS = {"model", "stream", "stream_options", "speculative", "approximate", "user", "metadata"}
+OTHERS_OF = {CHAT: OTHERS | {"messages", "response_format"}, TEXT: OTHERS | {"prompt", "echo"}}
+UNSUPPORTED: list[tuple[str, str, Any, str]] = [
+    (CHAT, "tools", [TOOL], "tools is not supported"),
+    (CHAT, "tool_choice", "auto", 'tool_choice is not supported, only "none"'),
+    (CHAT, "functions", [TOOL], "functions is not supported"),
+    (CHAT, "function_call", "auto", "function_call is not supported"),
+    (CHAT, "parallel_tool_calls", True, "parallel_tool_calls is not supported"),
+    (CHAT, "audio", {"voice": "a", "format": "wav"}, "audio is not supported"),
+    (CHAT, "prediction", {"type": "content", "content": "a"}, "prediction is not supported"),
+    (CHAT, "reasoning_effort", "high", "reasoning_effort is not supported"),
+    (CHAT, "modalities", ["audio"], 'modalities is not supported, only ["text"]'),
+    (CHAT, "service_tier", "flex", 'service_tier is not supported, only "auto" or "default"'),
+    (CHAT, "store", True, "store is not supported, only false"),
+    (TEXT, "best_of", 3, "best_of is not supported, only 1"),
+    (TEXT, "suffix", "the end", "suffix is not supported"),
+    (
+        CHAT,
+        "messages",
+        [USER, {"role": "user", "content": [TEXT_PART, IMAGE]}],
+        "messages.1.content: parts of type image_url are not supported, only text",
+    ),
+    (
+        CHAT,
+        "messages",
+        [{"role": "tool", "content": "a", "tool_call_id": "b"}],
+        "messages.0.role: the role tool is not supported",
+    ),
+    *(
+        (CHAT, "messages", [{**USER, name: value}], f"messages.0.{name} is not supported")
+        for name, value in {
+            "refusal": "no",
+            "audio": {"id": "a"},
+            "annotations": [{}],
+            "function_call": {"name": "f"},
+            "tool_calls": [TOOL],
+        }.items()
+    ),
+    (
+        TEXT,
+        "stream_options",
+        {"include_obfuscation": True},
+        "stream_options.include_obfuscation is not supported, only false",
+    ),
+]
+OFF: list[tuple[str, str, Any]] = [
+    (CHAT, "tools", []),
+    (CHAT, "tool_choice", "none"),
+    (CHAT, "response_format", {"type": "text"}),
+    (CHAT, "store", False),
+    (CHAT, "service_tier", "auto"),
+    (CHAT, "service_tier", "default"),
+    (CHAT, "modalities", ["text"]),
+    (CHAT, "reasoning_effort", None),
+    (
+        CHAT,
+        "messages",
+        [
+            {"role": "user", "content": [TEXT_PART]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [],
+                "annotations": [],
+                "audio": None,
+            },
+            USER,
+        ],
+    ),
+    (TEXT, "best_of", 1),
+    (TEXT, "suffix", None),
+]
+
+
+def seen(server: App, path: str, **change: Any) -> Request:
+    """The request that the engine was given."""
+    body = server.chat("Hi") if path == CHAT else server.completion("Hi", ignore_eos=None)
+    answer = server.http.post(path, json={**body, **{"max_tokens": 4}, **change})
+    assert answer.status_code == 200, answer.text
+    (request, *_) = server.machine.seen
+    return request
+
+
+@pytest.mark.parametrize(("path", "change", "found"), REACHING)
+def test_sampling_parameters_reach_the_engine(
+    server: App, path: str, change: dict[str, Any], found: dict[str, Any]
+) -> None:
+    limit = {"max_tokens": None} if "max_completion_tokens" in change else {}
+    got = seen(server, path, **limit, **change).sampling
+    assert got == SamplingParams(**{"max_tokens": 4, **found})
+
+
+def test_no_sampling_parameter_is_left_out() -> None:
+    """Of those that the native engine has; `json_schema` is vLLM's."""
+    reached = {name for _, _, found in REACHING for name in found}
+    assert reached == {field.name for field in fields(SamplingParams)} - {"json_schema"}
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_every_documented_parameter_is_known_here(server: App, path: str) -> None:
+    schema = server.http.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]
+    documented = set(schema["content"]["application/json"]["schema"]["properties"])
+    reaching = {name for where, change, _ in REACHING if where == path for name in change}
+    refused = {name for where, name, _, _ in UNSUPPORTED if where == path}
+    assert documented == reaching | refused | OTHERS_OF[path]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_ways_of_making_an_answer_reach_the_engine(server: App, path: str) -> None:
+    plain = seen(server, path)
+    assert (plain.speculation, plain.approximation) == (None, None)
+    assert (plain.endpoint, plain.model) == (path, "bundled")
+    for method, number in (("prompt_lookup", 4), ("auto", 4), ("off", 4)):
+        guessing = seen(server, path, speculative={"method": method})
+        assert guessing.speculation == Speculation(method, number)  # type: ignore[arg-type]
+    few = seen(server, path, speculative={"method": "early_exit", "num_tokens": 2})
+    assert few.speculation == Speculation("early_exit", 2)
+    lossy = seen(server, path, approximate={"threshold": 0.9})
+    assert lossy.approximation == Approximation(1, 0.9)
+    agreeing = seen(server, path, approximate={"agreement": 0.93})
+    assert agreeing.approximation == Approximation(1, 0.6, 0.95)
+
+
+@pytest.mark.parametrize(("path", "name", "value", "message"), UNSUPPORTED)
+def test_what_is_not_supported_is_said_in_our_words(
+    server: App, path: str, name: str, value: Any, message: str
+) -> None:
+    body = server.chat() if path == CHAT else server.completion(stream=True)
+    answer = server.http.post(path, json={**body, name: value})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert error["message"].startswith(message)
+    assert error["param"].startswith(name)
+
+
+@pytest.mark.parametrize(("path", "name", "value"), OFF)
+def test_values_that_mean_off_are_taken(server: App, path: str, name: str, value: Any) -> None:
+    seen(server, path, **{name: value})
