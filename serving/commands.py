@@ -10,26 +10,22 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from finetune.recipe import Recipe
 from greenllm.clashes import find_clashes
-from greenllm.config import ConfigError, load
+from greenllm.config import ConfigError
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.scope import Scope
 from serving.config import ServeConfig
-from serving.jobs.store import TrainingHooks
 
 if TYPE_CHECKING:
     from serving.server import Parts
 
-RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -63,8 +59,7 @@ def serve(config: ServeConfig) -> None:
             status.stop()
             announce(config, parts, port)
 
-        hooks = TrainingHooks(partial(follow, clock), check_recipe, RECIPE_OPTIONS)
-        server.serve(config, meter, first, on_ready, hooks)
+        server.serve(config, meter, first, on_ready, partial(follow, clock))
 
 
 def run_replicas(config: ServeConfig) -> None:
@@ -95,15 +90,6 @@ def follow(clock: CpuClock, pid: int, is_training: bool) -> None:
         clock.training.add(pid)
     else:
         clock.training.discard(pid)
-
-
-def check_recipe(values: Mapping[str, Any]) -> None:
-    """Refuse what `greenllm finetune` would refuse before it looks at the data.
-
-    Raises:
-        ConfigError: with the option's flag.
-    """
-    load(Recipe, flags=values)
 
 
 def log_handler() -> logging.Handler:

@@ -178,7 +178,7 @@ def test_what_commands_share_is_declared_once() -> None:
     ]
     for group in (ModelOptions, MeterOptions, CarbonOptions, DeviceOptions, DataOptions):
         for spec in fields(group):
-            users = [one for one in configs if spec.name in {f.name for f in fields(one)}]
+            users = [one for one in configs if spec.name in {own.name for own in fields(one)}]
             assert len(users) > 1
             assert {declaring(one, spec.name) for one in users} == {group}, spec.name
 
