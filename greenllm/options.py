@@ -160,6 +160,7 @@ class CacheOptions(Options):
 class WeightOptions(ModelOptions):
     """Which model, and how its weights are loaded."""
 
+    served_model_name: str | None = option(None, "Name clients use for the model.")
     quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = option(
         "none",
         "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize weights"
@@ -263,7 +264,6 @@ class EngineOptions(Options):
 
     panel = "Engine"
 
-    served_model_name: str | None = option(None, "Name clients use for the model.")
     engine: Literal["auto", "native", "vllm"] = option(
         "auto", "auto (vllm on CUDA where it is installed, else native), native or vllm."
     )
