@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from greenllm.core import Request, SamplingParams, Sequence, sequences_of
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.scheduler import Scheduler
+from greenllm.model.loader import load_model
 from greenllm.model.options import LoadOptions
+from greenllm.runner.attention import PagedAttention
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,6 +53,17 @@ def _load(
         kv_cache_bytes=kv_cache_bytes,
         max_num_seqs=8,
     )
+
+
+def _assemble(folder: str | Path, block_size: int = 8) -> tuple[TorchRunner, Any, PagedAttention]:
+    attention = PagedAttention()
+    key = f"paged_{id(attention)}"
+    AttentionInterface.register(key, attention.attend)
+    loaded = load_model(str(folder), LoadOptions(attention=key, device="cpu"))
+    runner = TorchRunner(
+        loaded, attention, block_size=block_size, kv_cache_bytes=2**25, max_num_seqs=8
+    )
+    return runner, loaded.model, attention
 
 
 def _ask(
@@ -139,6 +152,12 @@ def save() -> Callable[..., str]:
 def load() -> Callable[..., TorchRunner]:
     """`(folder, options=None, block_size=4)`: a runner over a folder."""
     return _load
+
+
+@pytest.fixture(scope="session")
+def assemble() -> Callable[..., tuple[TorchRunner, Any, PagedAttention]]:
+    """`(folder, block_size=8)`: a runner, with its model and its attention."""
+    return _assemble
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ import transformers
 from greenllm.core import AdapterRef, Batch, Chunk, Request, Sample, SamplingParams, sequences_of
 from greenllm.model.options import LoadOptions
 from greenllm.runner.openvino import single
+from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.drafter import UnrolledDrafter
-from greenllm.runner.openvino.graph import Constants, GraphOptions, Sizes, build_graph
+from greenllm.runner.openvino.graph import GraphOptions, Sizes, build_graph
 from greenllm.runner.openvino.inputs import Rotation
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
