@@ -33,6 +33,10 @@ LIGHT = (
     "greenllm.core",
     "greenllm.text",
     "greenllm.config",
+    "greenllm.options",
+    "serving.config",
+    "finetune.recipe",
+    "evals.tuning.config",
     "greenllm.engine.blocks",
     "greenllm.engine.scheduler",
     "greenllm.energy.account.account",
@@ -43,7 +47,16 @@ LIGHT = (
     "greenllm.cli.app",
     "greenllm.vllm.schema",
 )
-HEAVY = ("torch", "transformers", "tokenizers", "numpy", "fastapi", "pydantic", "matplotlib")
+HEAVY = (
+    "torch",
+    "pynvml",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "fastapi",
+    "pydantic",
+    "matplotlib",
+)
 
 
 def test_thinking_loads_neither_torch_nor_http() -> None:

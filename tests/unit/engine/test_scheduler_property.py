@@ -86,7 +86,7 @@ def arrivals(draw: st.DrawFn) -> Arrival:
     request = Request(
         request_id="",
         prompts=tuple(map(tuple, draw(st.lists(prompts, min_size=1, max_size=2)))),
-        sampling=params,
+        work=params,
         model="fake",
         adapter=draw(st.sampled_from([None, None, AdapterRef("a", "digest")])),
     )
