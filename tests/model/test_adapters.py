@@ -29,40 +29,18 @@ from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
+from tests.model.driving import GPT2, LLAMA, VOCABULARY
 
 # PEFT asks transformers for it by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-VOCABULARY = 96
 TOLERANCE = 2e-4
 LENGTHS = (21, 5, 13, 9, 17)
 MAX_TOKENS = 8
-LLAMA: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-GPT2 = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+SIZES = LLAMA | {"initializer_range": 0.2}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", LLAMA),
-    "phi3": ("Phi3Config", LLAMA),
-    "gpt2": ("GPT2Config", GPT2),
+    "llama": ("LlamaConfig", SIZES),
+    "phi3": ("Phi3Config", SIZES),
+    "gpt2": ("GPT2Config", GPT2 | {"initializer_range": 0.2}),
 }
 ADAPTERS: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
@@ -324,7 +302,7 @@ def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path, save: Callable[..., st
     assert set(ADAPTERS["llama"]["narrow"]["target_modules"]) <= {
         path.rpartition(".")[2] for path in _torch_runner(zoo.base).lora_targets
     }
-    settings = {**LLAMA, "num_experts_per_tok": 2, "num_local_experts": 4}
+    settings = {**SIZES, "num_experts_per_tok": 2, "num_local_experts": 4}
     folder = save(transformers.MixtralConfig(**settings), tmp_path)
     names = {path.rpartition(".")[2] for path in _torch_runner(folder).lora_targets}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}

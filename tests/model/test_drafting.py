@@ -5,7 +5,6 @@ Everything runs in float32 through the scheduler, the speculator and a runner, a
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
@@ -47,27 +46,14 @@ from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import Drafted, Speculator
+from tests.model.driving import GPT2, LLAMA, VOCABULARY, drive
 from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-VOCABULARY = 96
 MODELS = {BUNDLED: BUNDLED, "stories260k": "stories260k/hf", "babyllama": "babyllama-tok105/hf"}
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.4,
-}
-GPT2 = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128}
+SIZES = LLAMA | {"num_hidden_layers": 3}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "GPT2": {name: SIZES[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")} | GPT2,
+    "GPT2": GPT2 | {"n_layer": 3, "initializer_range": 0.02},
     "OPT": SIZES | {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "GPTNeoX": SIZES,
     "Gemma2": SIZES | {"head_dim": 16},
@@ -146,35 +132,13 @@ def _drive(
     drafter: Drafter | None = None,
     *,
     num_tokens: int = 3,
-    num_blocks: int | None = None,
-    max_batch_tokens: int = 512,
-    stagger: int = 0,
+    **how: Any,
 ) -> Scheduler:
     """Run sequences to their ends, with guesses where there is a drafter."""
     default = OFF if drafter is None else Speculation(METHOD, num_tokens)
     speculator = Speculator({} if drafter is None else {METHOD: drafter}, default)
-    scheduler = Scheduler(
-        BlockManager(num_blocks or runner.num_blocks, runner.block_size, prefix_cache=True),
-        max_num_seqs=8,
-        max_batch_tokens=max_batch_tokens,
-        clock=time.monotonic,
-        num_drafts=speculator.num_drafts,
-    )
-    pending = list(sequences)
-    for step in itertools.count():
-        while pending and step >= stagger * (len(sequences) - len(pending)):
-            scheduler.add(pending.pop(0))
-        if not (pending or scheduler.has_work):
-            break
-        if scheduler.has_work:
-            batch = scheduler.schedule()
-            runner.copy_blocks(batch.copies)
-            batch, done = speculator.draft(batch)
-            for drafted in done:
-                _every_guess_was_computed_once(drafted)
-            scheduler.commit(batch, runner.run(batch))
-    assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
-    return scheduler
+    check = _every_guess_was_computed_once
+    return drive(runner, sequences, speculator, on_drafted=check, **how)
 
 
 def _every_guess_was_computed_once(drafted: Drafted) -> None:

@@ -28,22 +28,10 @@ from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.precision import choose_precision
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
+from tests.model.driving import LLAMA, VOCABULARY
 
-VOCABULARY = 96
 WEIGHTS = "model.safetensors"
-BASE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.4,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+BASE = LLAMA | {"num_hidden_layers": 3, "max_position_embeddings": 256}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
