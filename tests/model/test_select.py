@@ -33,16 +33,8 @@ from greenllm.runner.selfcheck import (
     tolerance,
 )
 from greenllm.runner.torch import TorchRunner
+from tests.model.driving import GPT2
 
-GPT2: dict[str, Any] = {
-    "vocab_size": 96,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 BASE: dict[str, Any] = {
     "vocab_size": 960,
     "hidden_size": 512,
