@@ -247,7 +247,7 @@ def _watch(
         total_tokens=setup.tokens_of(setup.num_steps),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
         reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
-        look_j=(before.losses_j or 0.0) if before else 0.0,
+        score_j=(before.losses_j or 0.0) if before else 0.0,
         processes=setup.processes,
         show=show,
     )

@@ -68,16 +68,16 @@ def forecast(setup: RunSetup, account: PhaseAccount, model: Any) -> Forecast:
     steps, trials = setup.num_steps, _trials(setup.recipe, setup.num_steps)
     tokens = setup.tokens_of(steps)
     computed = tokens + setup.tokens_of(sum(trials))
-    looks = len(trials) + _looks(setup, steps)
-    score_j, look_j = scored.cost.total_j, scored.losses_j or 0.0
-    look_s = scored.cost.duration_s * (look_j / score_j if score_j else 0.0)
-    total_j = account.spent().total_j + score_j + looks * look_j + per_token_j * computed
+    scorings = len(trials) + _scorings(setup, steps)
+    score_j, losses_j = scored.cost.total_j, scored.losses_j or 0.0
+    losses_s = scored.cost.duration_s * (losses_j / score_j if score_j else 0.0)
+    total_j = account.spent().total_j + score_j + scorings * losses_j + per_token_j * computed
     answers = answers_of(scored)
     known = account.is_known
     return Forecast(
         steps,
         tokens,
-        2 * scored.cost.duration_s + looks * look_s + per_token_s * computed,
+        2 * scored.cost.duration_s + scorings * losses_s + per_token_s * computed,
         total_j if known else None,
         per_token_j if known else None,
         _spread([cost.total_j / size for cost, size in zip(costs, sizes, strict=True)]),
@@ -93,8 +93,8 @@ def _trials(recipe: Recipe, steps: int) -> list[int]:
     return [length for count, length in found for _ in range(count)]
 
 
-def _looks(setup: RunSetup, steps: int) -> int:
-    """Looks at the validation loss on the way."""
+def _scorings(setup: RunSetup, steps: int) -> int:
+    """Times that the validation loss is computed on the way."""
     every = setup.recipe.eval_every
     return 0 if every is None or not setup.data.validation else steps // every
 

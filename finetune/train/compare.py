@@ -23,7 +23,7 @@ SAMPLE_STEPS = 20
 
 
 def measure(setup: RunSetup, meter: Meter, seen: Seen) -> dict[str, Any] | None:
-    """Train fully and look at it; None where nothing was trained on."""
+    """Train fully and score it; None where nothing was trained on."""
     kind = setup.recipe.compare
     if not seen.tokens:
         return None
