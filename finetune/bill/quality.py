@@ -32,7 +32,7 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class ModelQuality:
-    """One scoring of a model; `matches` are None where nothing could be answered.
+    """One evaluation of a model; `matches` are None where nothing could be answered.
 
     `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
     `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` that of all.

@@ -18,8 +18,8 @@ import torch
 from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.making import Source
 from finetune.compressing.weights import factorize
+from finetune.train.evaluation import losses_of
 from finetune.train.model import device_of
-from finetune.train.scoring import losses_of
 
 _TOKENS = 48
 _BATCHES = (1, 8)

@@ -31,9 +31,9 @@ _SAVES = 10
 def make_trainer(
     setup: RunSetup, model: Any, watch: RunWatch, steps: int, *, saves: bool = True
 ) -> Watched:
-    """A trainer for one run; it scores the validation examples where the recipe says so.
+    """A trainer for one run; it evaluates on the validation examples where the recipe says so.
 
-    Without saving it does not: the best score could not be kept.
+    Without saving it does not: the best one could not be kept.
 
     Raises:
         ConfigError: the objective and the model do not go together.
