@@ -17,7 +17,7 @@ from docstrings import arguments, attributes, first, prose
 
 from finetune.recipe import Recipe
 from greenllm.choices import Choice
-from greenllm.core import GreenllmError, InvalidRequestError, SamplingParams
+from greenllm.core import Grammar, GreenllmError, InvalidRequestError, SamplingParams
 from greenllm.energy.ledger import Ledger, Row, Session
 from greenllm.energy.receipt import Receipt
 from greenllm.generation import Generation, GenerationError, Stream
@@ -31,6 +31,7 @@ PUBLIC: dict[str, tuple[Public, ...]] = {
     "Asking a model": (
         ("greenllm", LLM, None),
         ("greenllm", SamplingParams, ()),
+        ("greenllm.core", Grammar, ()),
         ("greenllm", Generation, None),
         ("greenllm.generation", Stream, ("generation", "close")),
         ("greenllm.choices", Choice, ()),

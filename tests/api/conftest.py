@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ import openai
 import pytest
 from safetensors.numpy import save_file
 
-from finetune.recipe import Recipe
-from greenllm.config import load
 from greenllm.core import Speculation
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.footprint import EmbodiedModel
@@ -40,7 +37,6 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
-from serving.jobs.store import TrainingHooks
 from serving.server import Parts, make_state
 from tests.api.asgi import AppTransport
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, Talker
@@ -56,7 +52,6 @@ class App(Client):
         self, folder: Path, tokenizer: Tokenizer, machine: Machine, **options: Any
     ) -> None:
         self.data_dir, self.machine = folder, machine
-        self.followed: list[bool] = []
         config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
         runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
         names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
@@ -85,14 +80,9 @@ class App(Client):
         ledger, session_id = open_ledger(config, machine, runner.info.parameters)
         machine.rest(LOAD_STEPS)
         account.start_serving()
-        hooks = TrainingHooks(
-            lambda pid, is_training: self.followed.append(is_training),
-            _check_recipe,
-            frozenset(field.name for field in fields(Recipe)),
-        )
         served = Served(names, engine, tokenizer, drafting, ThreadPlan.fixed(1))
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, hooks))
+        self._app = create_app(lambda loop: make_state(config, parts, loop, _ignored))
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
 
@@ -123,8 +113,8 @@ class App(Client):
         self._transport.call(lambda: cancel_all(self._app.state.server))
 
 
-def _check_recipe(values: Mapping[str, Any]) -> None:
-    load(Recipe, flags=values)
+def _ignored(pid: int, is_training: bool) -> None:
+    """No meter here asks which process trains."""
 
 
 StartApp = Callable[..., App]
