@@ -56,9 +56,29 @@ class Grammar:
 class SamplingParams:
     """How the next token is chosen and when a sequence ends.
 
-    `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
-    chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
-    frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
+    Penalties follow OpenAI (presence, frequency: on generated tokens) and CTRL, arXiv:1909.05858
+    (repetition: on all tokens).
+
+    Attributes:
+        temperature: Divides the logits; 0 always takes the most probable token. [0 to 2]
+        top_p: Only the most probable tokens whose probabilities add up to this. [above 0, to 1]
+        top_k: Only so many of the most probable tokens; 0 is all.
+        min_p: Only tokens with at least this part of the highest probability. [0 to 1]
+        repetition_penalty: Divides the positive logits of tokens seen before, and multiplies the
+            negative ones. [above 0, to 100]
+        presence_penalty: Taken off the logits of generated tokens. [-2 to 2]
+        frequency_penalty: The same for each time that a token was generated. [-2 to 2]
+        logit_bias: Added to the logits of single tokens, by id. [-100 to 100]
+        seed: Makes the random numbers repeatable; None takes new ones.
+        stop: Texts that end the answer and are not part of it.
+        stop_token_ids: Tokens that end it.
+        min_tokens: Until so many tokens nothing ends it.
+        max_tokens: Tokens of an answer, at most.
+        ignore_eos: Go on after the model's end token.
+        n: Answers to each prompt. [1 to 128]
+        logprobs: How many alternatives are reported beside each token; None is no report.
+        prompt_logprobs: The same for the tokens of the prompt.
+        grammar: What the answer has to conform to.
     """
 
     temperature: float = 1.0

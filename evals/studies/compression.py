@@ -27,6 +27,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from finetune.train.scoring import losses_of
 from torch import nn
 
 from evals.studies import study
@@ -35,7 +36,6 @@ from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.importance import layers_of
 from finetune.compressing.making import Source, read_model, write
 from finetune.train.model import device_of
-from finetune.train.scoring import losses_of
 from greenllm.energy.meters.choose import open_meter
 from greenllm.options import MeterOptions
 

@@ -34,8 +34,8 @@ class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, C
     output: Path | None = option(None, "Folder to write: the smaller model, its card and report.")
     data: str = option(
         GENERATED,
-        "Examples to find what matters by, and to heal with: a JSONL file as for greenllm finetune,"
-        " or 'generated', the kinds the bundled model was trained on.",
+        "Examples to measure importance and to heal with: a JSONL file as for greenllm"
+        " finetune, or 'generated', the kinds that the bundled model was trained on.",
     )
     examples: int = option(4000, "Examples of 'generated'.")
     method: Method = option(
@@ -49,8 +49,8 @@ class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, C
     hidden_size: int | None = option(None, "Width of a student.")
     heal: Literal["auto", "lora", "full", "none"] = option(
         "auto",
-        "auto, lora, full or none: how what is left learns from the model as it was; auto is lora"
-        " after pruning and full for a student.",
+        "auto, lora, full or none: how the smaller model learns from the original; auto is"
+        " lora after pruning and full for a student.",
     )
     steps: int = option(300, "Steps of healing, or of a student's training.")
     batch_size: int = option(16, "Examples in a step.")
@@ -64,7 +64,7 @@ class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, C
         "", "More options for the servers that score, which get --threads: as for greenllm serve."
     )
     quality_share: float = option(
-        0.95, "Share of the quality before that a green compression keeps at least."
+        0.95, "Least share of the original quality that a green compression keeps."
     )
     seed: int = option(7, "Seed of everything random.")
 
