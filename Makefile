@@ -1,21 +1,36 @@
-# Two commands for a newcomer: `make serve` and `make test`. Both make the environment first.
+# `make help` lists the targets. Each makes the environment first where it is not there yet.
 # MODEL, QUANT, PORT and ARGS are optional: what is not set is left to the environment and --config.
 PYTHON ?= python3
 VENV ?= .venv
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: serve test test-vllm lint types imports docs clean
+.DEFAULT_GOAL := help
+.PHONY: help serve check fix test test-vllm unit lint types imports docs clean
 
-serve: $(READY)
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
+	  while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+serve: $(READY) ## serve the bundled model, or MODEL=, QUANT=, PORT=, ARGS="--option ..."
 	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
 
-test: lint types imports
-	$(BIN)/pytest tests/unit --cov --cov-report=
-	$(BIN)/coverage report --fail-under=95 --format=total \
-	  --include='greenllm/energy/*,greenllm/engine/scheduler.py,greenllm/engine/blocks.py'
-	$(BIN)/pytest tests --ignore=tests/unit -n 2 --dist loadfile --durations=20 --durations-min=4
+check: lint types imports $(READY) ## what to run before a commit: a minute and a half
+	$(PYTEST) tests/unit tests/api tests/test_*.py --hypothesis-profile quick
+
+fix: $(READY) ## put the code into the one format, and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint types imports $(READY) ## all tests but those on vLLM and on a GPU
+	$(PYTEST) tests/unit tests/api tests/test_*.py --cov --cov-report=
+	$(BIN)/coverage report --fail-under=95 --format=total
+	$(PYTEST) tests/model tests/service --durations=20 --durations-min=4
+
+unit: $(READY) ## the tests of single classes and functions, without torch
+	$(PYTEST) -p tests.without_torch tests/unit
 
 # vLLM's CPU build has an environment of its own, without the wheels that do not fit torch's.
 VLLM := .venv-vllm
@@ -24,7 +39,7 @@ VLLM_WITHOUT := torchvision torchaudio torchcodec triton
 # What quantizes: their requirements name vLLM's CUDA package, so they come without any.
 VLLM_PLUGINS := vllm-bnb-plugin==0.0.3 torchao==0.18.0
 
-test-vllm: $(VLLM_READY)
+test-vllm: $(VLLM_READY) ## the tests on vLLM's CPU build, in an environment of its own
 	GREENLLM_ENGINES=vllm $(VLLM)/bin/pytest -n 2 --dist loadfile tests/service/test_contract.py tests/service/test_contract_guesses.py \
 	  tests/service/test_vllm.py
 
@@ -38,18 +53,18 @@ $(VLLM_READY): pyproject.toml Makefile
 	$(VLLM)/bin/uv pip install --quiet --compile-bytecode --python $(VLLM)/bin/python --no-deps $(VLLM_PLUGINS)
 	touch $(VLLM_READY)
 
-lint: $(READY)
+lint: $(READY) ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(READY) ## types
 	$(BIN)/mypy
 	$(BIN)/mypy tests docs
 
-imports: $(READY)
+imports: $(READY) ## who may import whom
 	$(BIN)/lint-imports
 
-docs: $(READY)
+docs: $(READY) ## write the generated pages anew
 	$(BIN)/python docs/generate.py
 
 $(READY): pyproject.toml constraints.txt
@@ -58,5 +73,5 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
-clean:
+clean: ## remove the environments
 	rm -rf $(VENV) $(VLLM) build dist

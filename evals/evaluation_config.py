@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenllm.config import ConfigError, option
+from greenllm.config import ConfigError, Options, option
 from greenllm.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(ModelOptions):
     """What is asked of whom."""
+
+    panel = Options.panel
 
     tasks: str | None = option(
         None,

@@ -1,29 +1,34 @@
-"""A server of the product in a process of its own, for as long as something asks it.
+"""Servers in processes of their own, for as long as something asks them.
 
-Contract: `running_server` yields when the server is ready, and ends it whatever happens; what it
-has said is in the error if it does not get ready. Not covered: other servers, and remote ones.
+Contract: a server that ends, or does not answer in time, is a `BenchError` with the end of what it
+said. Whatever happens, nothing that was started is left running: first the server is asked to end,
+then everything in its session is killed. Not covered: servers elsewhere.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import TypeVar
 
 from evals.entry import BenchError
 from greenllm.model.files import check_folder
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
 
-_START_S = 120.0
-_STOP_S = 60.0
+_START_S, _STOP_S = 120.0, 60.0
+_TAIL = 1500
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+Answer = TypeVar("Answer")
 
 
 def require_model(model: str) -> None:
@@ -48,34 +53,81 @@ def free_port() -> int:
 
 @contextmanager
 def running_server(model: str, data_dir: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """A server with these options: its URL and process id.
+    """`greenllm serve` with these options: its URL and process id.
 
     Raises:
         GreenllmError: there is no such model, or the server does not start.
     """
     require_model(model)
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def ready() -> str | None:
+        with suppress(OSError), _DIRECT.open(f"{url}/ready", timeout=2):
+            return url
+        return None
+
     command = [sys.executable, "-m", "greenllm", "serve", model, "--port", str(port)]
-    command += ["--data-dir", str(data_dir), *options]
+    with running([*command, "--data-dir", str(data_dir), *options], ready) as started:
+        yield started
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    ready: Callable[[], Answer | None],
+    *,
+    environment: Mapping[str, str] | None = None,
+    start_s: float = _START_S,
+) -> Iterator[tuple[Answer, int]]:
+    """A server: what `ready` said at last, and its process id.
+
+    Raises:
+        BenchError: it does not start.
+    """
     # A file, not a pipe: nobody would read the pipe, and a server that filled it would stand still.
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stderr=said) as process:
-        url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
         try:
-            _wait_until_ready(url, process, said)
-            yield url, process.pid
+            yield _wait_until_ready(process, ready, log, start_s), process.pid
         finally:
-            process.terminate()
-            process.wait(timeout=_STOP_S)
+            _stop(process)
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], said: IO[str]) -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline_s = time.monotonic() + _START_S
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], ready: Callable[[], Answer | None], log: Path, start_s: float
+) -> Answer:
+    deadline_s = time.monotonic() + start_s
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            said.seek(0)
-            raise BenchError(f"the server ended: {said.read().strip()}")
-        with suppress(OSError), direct.open(f"{url}/ready", timeout=2):
-            return
+            raise BenchError(f"the server ended with {process.returncode}: {_tail(log)}")
+        if (answer := ready()) is not None:
+            return answer
         time.sleep(0.1)
-    raise BenchError("the server did not become ready")
+    raise BenchError(f"the server was not ready within {start_s:g} s: {_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-_TAIL:].strip()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    # What it has started may have left its group and lost its parent, but not its session.
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            if os.getsid(int(folder.name)) == process.pid:
+                os.kill(int(folder.name), signal.SIGKILL)
+    process.kill()
+    process.wait()

@@ -1,18 +1,18 @@
-"""One run as a job of another program: `python -m finetune.job RECIPE OUTPUT [--resume]`.
+"""One run as a job of another program: `python -m finetune.job finetune --config C --output O`.
 
-Contract: runs what `greenllm finetune --config RECIPE --output OUTPUT` runs; an error that ends it
-is in the outcome's file in OUTPUT too. OUTPUT belongs to the job alone.
+Contract: the words are those of `greenllm finetune`, and it runs the same; an error that ends it is
+in the outcome's file in the output folder too. That folder belongs to the job alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import sys
 from pathlib import Path
 
 from finetune.bill.outcome import RunError, RunOutcome
+from finetune.commands.finetune import finetune
 from finetune.files import OUTCOME, SavingError
 from finetune.recipe import Recipe
 from greenllm.config import load
@@ -22,14 +22,14 @@ from greenllm.core import GreenllmError
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code, 2 for what a user can mend."""
     parser = argparse.ArgumentParser(prog="python -m finetune.job")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("command", choices=["finetune"])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args(arguments)
     try:
         flags = {"output": given.output, "resume": given.resume}
-        recipe = load(Recipe, flags=flags, file=given.recipe)
-        importlib.import_module("greenllm.cli.finetune").run(recipe)
+        finetune(load(Recipe, flags=flags, file=given.config))
     except GreenllmError as error:
         print(f"greenllm: {error}", file=sys.stderr)
         _keep(RunError.of(error), given.output)

@@ -43,7 +43,8 @@ def option(default: Any, help_text: str) -> Any:
 class Options:
     """Base of every configuration, and of each group of options that several share.
 
-    `panel` is the heading under which help shows the options of a class.
+    `panel` is the heading under which help shows the options of a class, and of those that extend
+    it without a heading of their own.
     """
 
     panel: ClassVar[str] = "Options"

@@ -45,13 +45,20 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to conform to; a `json_schema` is given as JSON in `source`."""
+
+    kind: Literal["json_schema"]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen and when a sequence ends.
 
     `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
     chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
     frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
-    `json_schema`, as JSON, is what the answer has to be an instance of.
     """
 
     temperature: float = 1.0
@@ -71,7 +78,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    json_schema: str | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
@@ -101,6 +108,7 @@ class SamplingParams:
             and not self.has_penalties
             and not self.min_tokens
             and self.logprobs is None
+            and self.grammar is None
         )
 
     @property
@@ -182,8 +190,18 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """Work that ends with the prompt, for an embedding or a score: nothing is generated."""
+
+    kind: Literal["embed", "score"] = "embed"
+
+
+_GENERATE_NOTHING = SamplingParams(temperature=0, max_tokens=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request: one or more prompts, each answered `sampling.n` times.
+    """One HTTP request: one or more prompts, each answered `sampling.n` times, or encoded.
 
     The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
     API key, never the key. `model` is the official name, `asked_model` what the client called the
@@ -193,7 +211,7 @@ class Request:
 
     request_id: str
     prompts: tuple[tuple[int, ...], ...]
-    sampling: SamplingParams
+    work: SamplingParams | Encode
     model: str
     endpoint: str = ""
     key: str | None = None
@@ -202,6 +220,11 @@ class Request:
     asked_model: str | None = None
     speculation: Speculation | None = None
     approximation: Approximation | None = None
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How answers are generated; what is only encoded has an answer of no tokens."""
+        return _GENERATE_NOTHING if isinstance(self.work, Encode) else self.work
 
     @property
     def adapter_name(self) -> str | None:
@@ -221,7 +244,7 @@ class Request:
     @property
     def needs_preparation(self) -> bool:
         """Whether its first step would wait for something that `Engine.prepare` does before."""
-        asked = (self.speculation, self.approximation, self.sampling.json_schema)
+        asked = (self.speculation, self.approximation, self.sampling.grammar)
         return any(one is not None for one in asked)
 
     @property
@@ -254,6 +277,19 @@ class TextSink(Protocol):
         """Return the text that was held back, at the end of the sequence."""
 
 
+class MaskProvider(Protocol):
+    """Says which tokens keep one sequence's answer within its grammar."""
+
+    def allowed(self, ahead: tuple[int, ...]) -> bytearray:
+        """A byte for each logit, 0 where the token may not follow the answer and `ahead`.
+
+        Where `ahead` has left the grammar already, every token may follow: none will be taken.
+        """
+
+    def push(self, token_id: int) -> None:
+        """Take one id that has become part of the answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log probability of one token and of the most probable ones at its place, best first."""
@@ -269,7 +305,8 @@ class Sequence:
 
     `leader` is the sibling with the same prompt that computes it first; `digest` names the last of
     the `num_remembered` blocks that the prefix cache knows. A draft model has seen the first
-    `draft_computed` tokens. `exit` is the early exit of an approximate answer.
+    `draft_computed` tokens. `exit` is the early exit of an approximate answer, `mask` holds an
+    answer to its grammar.
     """
 
     request: Request
@@ -294,6 +331,7 @@ class Sequence:
     num_drafted: int = 0
     num_accepted: int = 0
     exit: ExitState | None = None
+    mask: MaskProvider | None = None
 
     @property
     def sampling(self) -> SamplingParams:

@@ -78,7 +78,9 @@ class ExitState:
         self.num_pending = 0
 
 
-def mean_layers(states: Sequence[ExitState], num_tokens: int, num_layers: int) -> float:
-    """Mean layers asked for the tokens of a request's sequences, which have at least one."""
-    skipped = sum((num_layers - state.layer) * state.num_exited for state in states)
+def mean_layers(exits: Sequence[ExitState], num_tokens: int, num_layers: int) -> float | None:
+    """Layers asked for each of an approximate answer's tokens; None without exits or tokens."""
+    if not exits or not num_tokens:
+        return None
+    skipped = sum((num_layers - one.layer) * one.num_exited for one in exits)
     return num_layers - skipped / num_tokens

@@ -287,7 +287,7 @@ class LLM:
         request = Request(
             request_id=new_request_id("llm"),
             prompts=(ids,),
-            sampling=sampling,
+            work=sampling,
             model=self._served.name,
             endpoint="LLM",
             created_s=time.time(),

@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import DecodeStream
-from transformers import AutoTokenizer
 
 from greenllm.core import GreenllmError, InvalidRequestError, SamplingParams
 from greenllm.text import TextStream
@@ -173,6 +172,8 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Tokenizer
     Raises:
         TokenizerError: there is none, or it is broken.
     """
+    from transformers import AutoTokenizer  # which takes a second
+
     try:
         hf = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:

@@ -10,23 +10,22 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from finetune.recipe import Recipe
 from greenllm.clashes import find_clashes
-from greenllm.config import ConfigError, load
+from greenllm.config import ConfigError
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.scope import Scope
 from serving.config import ServeConfig
-from serving.jobs.store import TrainingHooks
 
-RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe))
+if TYPE_CHECKING:
+    from serving.server import Parts
+
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -56,12 +55,11 @@ def serve(config: ServeConfig) -> None:
         transformers_logging.disable_progress_bar()
         status.update(f"loading {config.model}")
 
-        def on_ready(config: ServeConfig, parts: object, port: int) -> None:
+        def on_ready(config: ServeConfig, parts: Parts, port: int) -> None:
             status.stop()
             announce(config, parts, port)
 
-        hooks = TrainingHooks(partial(follow, clock), check_recipe, RECIPE_OPTIONS)
-        server.serve(config, meter, first, on_ready, hooks)
+        server.serve(config, meter, first, on_ready, partial(follow, clock))
 
 
 def run_replicas(config: ServeConfig) -> None:
@@ -92,15 +90,6 @@ def follow(clock: CpuClock, pid: int, is_training: bool) -> None:
         clock.training.add(pid)
     else:
         clock.training.discard(pid)
-
-
-def check_recipe(values: Mapping[str, Any]) -> None:
-    """Refuse what `greenllm finetune` would refuse before it looks at the data.
-
-    Raises:
-        ConfigError: with the option's flag.
-    """
-    load(Recipe, flags=values)
 
 
 def log_handler() -> logging.Handler:
@@ -140,22 +129,22 @@ def _say(text: str, *, markup: bool = True) -> None:
     console.print(text, soft_wrap=True, markup=markup)
 
 
-def announce(config: ServeConfig, parts: object, port: int) -> None:
+def announce(config: ServeConfig, parts: Parts, port: int) -> None:
     """Say what is served, how it is metered, and how to try it."""
-    engine = parts.engine  # type: ignore[attr-defined]
-    info, meter = engine.info, engine.account.meter
-    name = config.served_model_name or info.name
+    served, info = parts.served, parts.served.info
+    meter = served.engine.account.meter
+    name = served.name
     size = f"{info.parameters / 1e6:.1f}M parameters, {info.weight_bytes / 1e6:.1f} MB"
     _say(f"[green]{name}[/] ({size}, {info.quantization}, {info.dtype}, {info.device})")
-    _say(f"runner: {info.runner}, threads: {parts.threads}")  # type: ignore[attr-defined]
-    _say(f"speculation: {parts.drafting}")  # type: ignore[attr-defined]
+    _say(f"runner: {info.runner}, threads: {served.threads}")
+    _say(f"speculation: {served.drafting}")
     _say(f"energy: {meter.method} ({'measured' if meter.measured else 'not measured'})")
-    source = engine.policy.source
+    source = served.engine.policy.source
     if source is not None:
         value = source.intensity(0.0)
         year = f", {value.year}" if value.year else ""
         _say(f"carbon: {value.g_per_kwh:g} g/kWh, {value.name} ({value.source}{year})")
-    _say(f"ledger: {parts.ledger.path}", markup=False)  # type: ignore[attr-defined]
+    _say(f"ledger: {parts.ledger.path}", markup=False)
     _say_how_to_try(config, name, port)
 
 

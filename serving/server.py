@@ -31,8 +31,8 @@ from serving.config import ServeConfig
 from serving.front_door import FrontDoor, take_port
 from serving.intake import cancel_all
 from serving.jobs.files import FileStore
-from serving.jobs.runner import JobRunner
-from serving.jobs.store import JobStore, TrainingHooks
+from serving.jobs.runner import Follow, JobRunner
+from serving.jobs.store import JobStore
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 from serving.state import ServerLedger, ServerState
@@ -97,7 +97,7 @@ def make_state(
     config: ServeConfig,
     parts: Parts,
     loop: asyncio.AbstractEventLoop,
-    hooks: TrainingHooks,
+    follow: Follow,
     *,
     workplace: Path | None = None,
     record_every_s: float = math.inf,
@@ -105,8 +105,8 @@ def make_state(
 ) -> ServerState:
     """Connect the parts on a running event loop.
 
-    Files and jobs are under `workplace`, by default the data folder; `totals` are by default the
-    engine's own; for `record_every_s` see `EngineLoop`.
+    `follow` is told which processes train. Files and jobs are under `workplace`, by default the
+    data folder; `totals` are by default the engine's own; for `record_every_s` see `EngineLoop`.
     """
     workplace = workplace or config.data_path
     engine = parts.served.engine
@@ -127,8 +127,7 @@ def make_state(
         bridge=bridge,
         metrics=metrics,
         files=FileStore(workplace / "files"),
-        jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, hooks.follow),
-        hooks=hooks,
+        jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, follow),
         totals=totals or (lambda: engine.stats().totals),
     )
 
@@ -138,7 +137,7 @@ def serve(
     meter: Meter,
     first: Reading,
     on_ready: Callable[[ServeConfig, Parts, int], None],
-    hooks: TrainingHooks,
+    follow: Follow,
 ) -> None:
     """Serve until a signal comes; `on_ready` is told when requests are taken.
 
@@ -148,7 +147,7 @@ def serve(
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(lambda loop: make_state(config, parts, loop, hooks))
+        app = create_app(lambda loop: make_state(config, parts, loop, follow))
         server = FrontDoor(
             app,
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),

@@ -18,7 +18,6 @@ from serving.bridge import Bridge
 from serving.config import ServeConfig
 from serving.jobs.files import FileStore
 from serving.jobs.runner import JobRunner
-from serving.jobs.store import TrainingHooks
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 
@@ -59,7 +58,6 @@ class ServerState:
     metrics: Metrics
     files: FileStore
     jobs: JobRunner
-    hooks: TrainingHooks
     totals: Callable[[], Totals]
     draining: bool = False
 

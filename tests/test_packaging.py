@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("greenllm", "serving", "finetune", "evals")
 STUDIES = ROOT / "evals" / "studies"
@@ -31,7 +33,7 @@ def build(folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     return "" if run.returncode == 0 else run.stdout + run.stderr
 

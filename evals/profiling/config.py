@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from greenllm.config import option
+from greenllm.config import Options, option
 from greenllm.options import MeterOptions, ModelOptions, ThreadOptions
 
 StepKind = Literal["decode", "prefill"]
@@ -15,6 +15,8 @@ StepKind = Literal["decode", "prefill"]
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(ModelOptions, ThreadOptions, MeterOptions):
     """Which step of which model is looked at, and how often."""
+
+    panel = Options.panel
 
     phase: StepKind = option(
         "decode",

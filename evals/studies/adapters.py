@@ -12,7 +12,6 @@ import itertools
 import json
 import random
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from evals.servers import require_model
 from evals.studies import study
 from evals.studies.load import completion_body, random_prompt, serve
-from evals.studies.ratios import medians, over
+from evals.studies.ratios import Figures, medians, over
 from greenllm.model.files import local_folder, read_json
 from greenllm.model.options import own_name, resolve
 from greenllm.model.spec import spec_of
@@ -90,20 +89,17 @@ def mixes(model: str) -> dict[str, itertools.cycle[list[str]]]:
 def measure(model: str, *, narrow: bool, rounds: int, tokens: int, quantize: str) -> dict[str, Any]:
     """All mixes on one server; the first round compiles the graphs."""
     options = ("--quantize", quantize, "--no-prefix-cache", "--adapter-cache-mb", "4000")
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
     source = random.Random(7)
     with tempfile.TemporaryDirectory() as folder:
         write_all(model, Path(folder), narrow=narrow)
         with serve(model, *options, folder=Path(folder)) as server:
             arms = mixes(server.model)
-            for number in study.each_round(rounds, warm_up=True):
-                for arm in study.rotate(list(arms), number):
-                    prompts = (
-                        (who, random_prompt(PROMPT_TOKENS, source)) for who in next(arms[arm])
-                    )
-                    burst = server.burst([completion_body(*pair, tokens) for pair in prompts])
-                    if number >= 0:
-                        found[arm].append(burst.figures())
+
+            def ask(arm: str, number: int) -> Figures:
+                prompts = ((who, random_prompt(PROMPT_TOKENS, source)) for who in next(arms[arm]))
+                return server.burst([completion_body(*pair, tokens) for pair in prompts]).figures()
+
+            found = study.interleave(ask, rounds, list(arms), warm_up=True)
     return {
         arm: {
             **medians(turns, "tokens_per_s", "tokens_per_cpu_s", "active_joules_per_token"),

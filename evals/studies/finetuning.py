@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,7 @@ import typer
 
 from evals.entry import BenchError
 from evals.studies import study
-from evals.studies.ratios import column, over, paired_ratio, spread_of
+from evals.studies.ratios import column, medians, over, spread_of
 from evals.tables import ratio, rows_of, table, value
 
 if TYPE_CHECKING:
@@ -151,20 +150,21 @@ def baseline(data: str, *numbers: int) -> float:
 
 def measure_throughput(data: str, steps: int, rounds: int, batch_size: int) -> dict[str, Any]:
     """Both in turns."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    shares: list[float] = []
-    for seed in study.each_round(rounds):
+
+    def run(arm: str, seed: int) -> dict[str, float]:
+        if arm == "trl":
+            return {"tokens_per_s": baseline(data, steps, batch_size, seed)}
         options = ["--data", data, "--steps", str(steps), "--answers", "0", "--seed", str(seed)]
         report = train(*options, "--batch-size", str(batch_size), "--validation-share", "0.1")
-        ours.append(tokens_per_s(report))
-        shares.append(figures(report)["metering_share"] or 0.0)
-        theirs.append(baseline(data, steps, batch_size, seed))
+        share = figures(report)["metering_share"] or 0.0
+        return {"tokens_per_s": tokens_per_s(report), "metering_share": share}
+
+    ours, theirs = study.interleave(run, rounds, ["greenllm", "trl"]).values()
     return {
-        "tokens_per_s": statistics.median(ours),
-        "baseline_tokens_per_s": statistics.median(theirs),
-        "over_baseline": paired_ratio(ours, theirs),
-        "metering_share": statistics.median(shares),
+        **medians(ours, "tokens_per_s"),
+        "baseline_tokens_per_s": statistics.median(column(theirs, "tokens_per_s")),
+        "over_baseline": over(ours, theirs, "tokens_per_s"),
+        **medians(ours, "metering_share"),
         "steps": steps,
         "rounds": rounds,
     }
@@ -174,12 +174,13 @@ def measure_methods(
     data: str, validation: str, seeds: int, epochs: float, methods: Sequence[str]
 ) -> dict[str, Any]:
     """All methods with all seeds, in turns."""
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     extra = ["--validation", validation] if validation else []
-    for seed in study.each_round(seeds):
-        for method in study.rotate(methods, seed):
-            options = ["--data", data, "--method", method, "--epochs", str(epochs)]
-            runs[method].append(figures(train(*options, "--seed", str(seed), *extra)))
+
+    def run(method: str, seed: int) -> dict[str, Any]:
+        options = ["--data", data, "--method", method, "--epochs", str(epochs)]
+        return figures(train(*options, "--seed", str(seed), *extra))
+
+    runs = study.interleave(run, seeds, methods)
     return {"data": Path(data).name, "epochs": epochs, "seeds": seeds, "methods": summary(runs)}
 
 

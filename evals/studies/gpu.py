@@ -20,7 +20,6 @@ import itertools
 import random
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,21 +140,22 @@ def main(
     about["resting_w"] = idle_w(meter, 5.0)
     options = ["--device", "cuda", "--max-num-seqs", str(max(sizes))]
     options += ["--threads", "1", "--no-prefix-cache"]
-    cells: dict[tuple[int, str], list[Figures]] = defaultdict(list)
     with serve_all(model, {arm: ARMS[arm] for arm in chosen}, *options) as servers:
         about["loaded_w"] = idle_w(meter, 5.0)
+
+        def ask(key: tuple[int, str], number: int) -> Figures:
+            size, arm = key
+            return turn(servers[arm], meter, size, tokens, random.Random(next(seeds)))
+
+        def keep(cells: Cells) -> None:
+            done = {len(turns) for turns in cells.values()}
+            if len(done) == 1:
+                STUDY.save({**about, "rounds": done.pop(), "arms": figures(cells, chosen)}, name)
+
+        groups = ([(size, arm) for arm in chosen] for size in sizes)
         # In the first round graphs are recorded, and kernels are chosen.
-        for number in study.each_round(rounds, warm_up=True):
-            for size in sizes:
-                for arm in study.rotate(chosen, number):
-                    source = random.Random(next(seeds))
-                    found = turn(servers[arm], meter, size, tokens, source)
-                    if number >= 0:
-                        cells[size, arm].append(found)
-            if number >= 0:
-                result = {**about, "rounds": number + 1, "arms": figures(cells, chosen)}
-                STUDY.save(result, name)
-    STUDY.report(result, name)
+        cells = study.interleave(ask, rounds, *groups, warm_up=True, after=keep)
+    STUDY.report({**about, "rounds": rounds, "arms": figures(cells, chosen)}, name)
 
 
 if __name__ == "__main__":

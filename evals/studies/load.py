@@ -100,8 +100,9 @@ class Server:
         return joined(parts)
 
     def cpu_s(self) -> float:
-        """CPU time so far."""
-        return cpu_seconds(self.pid)
+        """User and system CPU time so far, from outside."""
+        line = Path(f"/proc/{self.pid}/stat").read_text()
+        return parse_stat(line, os.sysconf("SC_CLK_TCK")).own_s
 
     def peak_memory_mb(self) -> float:
         """Largest resident size so far, shared pages included."""
@@ -130,12 +131,6 @@ def serve_all(
     """A server for each arm's options, with those that all have; idle ones take no CPU time."""
     with ExitStack() as stack:
         yield {arm: stack.enter_context(serve(model, *own, *options)) for arm, own in arms.items()}
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system CPU time of a process, from outside."""
-    line = Path(f"/proc/{pid}/stat").read_text()
-    return parse_stat(line, os.sysconf("SC_CLK_TCK")).own_s
 
 
 def completion_body(model: str, prompt: Sequence[int], max_tokens: int) -> Body:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ import typer
 from evals.engines import Bench, load_bench
 from evals.studies import study
 from evals.studies.load import random_prompt
-from evals.studies.ratios import paired_ratio
+from evals.studies.ratios import Figures, column, medians, over
 from greenllm.core import Chunk, DraftPass, Request, SamplingParams, Speculation
 from greenllm.model.options import own_name
 from greenllm.runner.warmup import step_of
@@ -39,6 +38,7 @@ from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import Speculator
 
 STUDY = study.Study("oracle")
+_PLAIN = 0.0  # as if it were an acceptance
 ACCEPTANCES = (0.6, 0.7, 0.8, 0.9)
 PROMPT_TOKENS = 32
 TOKENS = 96
@@ -86,22 +86,8 @@ class Oracle:
 class Run:
     """One pass over the requests, one at a time."""
 
-    wall_s: float
-    cpu_s: float
-    active_j: float
-    tokens: int
-    accepted: int
-    answers: dict[str, list[int]]
-
-    @property
-    def tokens_per_s(self) -> float:
-        """By the clock."""
-        return self.tokens / self.wall_s
-
-    @property
-    def tokens_per_cpu_s(self) -> float:
-        """By this process's CPU time."""
-        return self.tokens / self.cpu_s
+    figures: Figures
+    answers: Mapping[str, Sequence[int]]
 
 
 def requests(count: int, tokens: int, seed: int) -> list[Request]:
@@ -121,8 +107,7 @@ def requests(count: int, tokens: int, seed: int) -> list[Request]:
 
 def run(bench: Bench, asked: Sequence[Request], speculator: Speculator | None) -> Run:
     """Answer the requests one by one; joules are those of the receipts."""
-    account = bench.account()
-    engine = bench.engine(account, batch=1, speculator=speculator)
+    engine = bench.engine(bench.account(), batch=1, speculator=speculator)
     answers: dict[str, list[int]] = {request.request_id: [] for request in asked}
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     for request in asked:
@@ -132,15 +117,15 @@ def run(bench: Bench, asked: Sequence[Request], speculator: Speculator | None) -
                 if token.token_id is not None:
                     answers[token.request_id].append(token.token_id)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    receipts = engine.drain()
-    return Run(
-        wall_s,
-        cpu_s,
-        sum(receipt.active_j or 0.0 for receipt in receipts),
-        sum(map(len, answers.values())),
-        sum(receipt.accepted_tokens for receipt in receipts),
-        answers,
-    )
+    receipts, tokens = engine.drain(), sum(map(len, answers.values()))
+    figures = {
+        "tokens_per_s": tokens / wall_s,
+        "tokens_per_cpu_s": tokens / cpu_s,
+        "joules_per_token": sum(receipt.active_j or 0.0 for receipt in receipts) / tokens,
+        "tokens": tokens,
+        "steps": tokens - sum(receipt.accepted_tokens for receipt in receipts),
+    }
+    return Run(figures, answers)
 
 
 def check_cost(bench: Bench, num_tokens: int) -> float:
@@ -183,18 +168,22 @@ def main(
         raise typer.BadParameter("this drafter asks no model", param_hint="--exit-layer")
     share = drafter.shape.num_parameters / bench.runner.shape.num_parameters
     check = check_cost(bench, num_tokens)
-    plain: list[Run] = []
-    forced: dict[float, list[Run]] = defaultdict(list)
-    for number in study.each_round(rounds, warm_up=True):
+    answers: dict[str, Sequence[int]] = {}
+
+    def measure(acceptance: float, number: int) -> Run:
         asked = requests(count, TOKENS, number)
-        base = run(bench, asked, None)  # the first, as the oracle knows its answers
-        plain += [base] if number >= 0 else []
-        for acceptance in ACCEPTANCES:
-            oracle = Oracle(drafter, base.answers, acceptance, random.Random(number))
-            choice = Speculation("early_exit", num_tokens)
-            found = run(bench, asked, Speculator({"early_exit": oracle}, choice))
-            if number >= 0:
-                forced[acceptance].append(found)
+        if acceptance == _PLAIN:
+            plain = run(bench, asked, None)
+            answers.update(plain.answers)
+            return plain
+        oracle = Oracle(drafter, answers, acceptance, random.Random(number))
+        choice = Speculation("early_exit", num_tokens)
+        return run(bench, asked, Speculator({"early_exit": oracle}, choice))
+
+    # Plain decoding comes first in every round, as the oracle knows its answers.
+    found = study.interleave(measure, rounds, [_PLAIN], ACCEPTANCES, warm_up=True)
+    plain = found.pop(_PLAIN)
+    speeds = medians([run.figures for run in plain], "tokens_per_s", "tokens_per_cpu_s")
     STUDY.report({
         "model": own_name(model),
         "quantize": quantize,
@@ -204,34 +193,32 @@ def main(
         "num_tokens": num_tokens,
         "exit_share": share,
         "check": check,
-        "plain_tokens_per_s": statistics.median(run.tokens_per_s for run in plain),
-        "plain_tokens_per_cpu_s": statistics.median(run.tokens_per_cpu_s for run in plain),
+        **{f"plain_{name}": speed for name, speed in speeds.items()},
         "acceptances": {
-            str(a): _summary(a, runs, plain, expected(a, num_tokens, share, check))
-            for a, runs in forced.items()
+            str(a): {"forced_acceptance": a}
+            | summary(runs, plain, expected(a, num_tokens, share, check))
+            for a, runs in found.items()
         },
     }, name)  # fmt: skip
 
 
-def _summary(
-    acceptance: float, runs: Sequence[Run], plain: Sequence[Run], model: float
-) -> dict[str, Any]:
-    per_step = sum(r.tokens for r in runs) / sum(r.tokens - r.accepted for r in runs)
-    speed = paired_ratio(*([run.tokens_per_s for run in arm] for arm in (runs, plain)))
-    joules = paired_ratio(*([run.active_j / run.tokens for run in arm] for arm in (runs, plain)))
-    pairs = zip(runs, plain, strict=True)
+def summary(runs: Sequence[Run], plain: Sequence[Run], model: float) -> dict[str, Any]:
+    """An acceptance beside plain decoding; `model` is the cost model's speed."""
+    figures, base = ([run.figures for run in arm] for arm in (runs, plain))
+    per_step = sum(column(figures, "tokens")) / sum(column(figures, "steps"))
+    speed = over(figures, base, "tokens_per_s")
     return {
-        "forced_acceptance": acceptance,
-        "tokens_per_s": statistics.median(run.tokens_per_s for run in runs),
-        "tokens_per_cpu_s": statistics.median(run.tokens_per_cpu_s for run in runs),
+        **medians(figures, "tokens_per_s", "tokens_per_cpu_s"),
         "tokens_per_step": per_step,
         "speed_over_plain": speed,
         "cycle_over_plain_step": per_step / speed["median"],
         "cost_model": model,
         "measured_over_model": speed["median"] / model,
-        "joules_over_plain": joules,
+        "joules_over_plain": over(figures, base, "joules_per_token"),
         "answers_that_differ": sum(
-            one.answers[key] != other.answers[key] for one, other in pairs for key in one.answers
+            one.answers[key] != other.answers[key]
+            for one, other in zip(runs, plain, strict=True)
+            for key in one.answers
         ),
     }
 

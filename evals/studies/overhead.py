@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -30,7 +30,7 @@ from evals.studies.load import CHATS, Server, chat_body, serve, story_request
 from evals.studies.ratios import Figures, medians, over
 from greenllm.core import Batch, Request, Sample
 from greenllm.energy.account.account import Account
-from greenllm.energy.account.bill import BillCounts
+from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.receipt import Outcome, Receipt
@@ -51,7 +51,14 @@ class Unmetered(Account):
     def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Ignore."""
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[BillCounts]) -> None:
+    def finish(
+        self,
+        request_id: str,
+        outcome: Outcome,
+        counts: TokenCounts,
+        *,
+        mean_layers: float | None = None,
+    ) -> None:
         """Ignore."""
 
     def settle(self) -> list[Receipt]:
@@ -177,19 +184,22 @@ def main(
         account = bench.account(meter)
         unmetered = Unmetered(account.meter, bench.runner.shape, clock=time.monotonic)
         # Alone on the machine: nothing else differs between neighbours.
-        found = study.interleave({
+        arms = {
             "metered": lambda: load.bare(bench, account, ledger),
             "unmetered": lambda: load.bare(bench, unmetered, None),
-        }, rounds)  # fmt: skip
+        }
+        found = study.interleave(lambda arm, _: arms[arm](), rounds, list(arms))
         shares = [
             metering_share(bench, ledger, meter, batch=batch, tokens=tokens) for _ in range(_SHARES)
         ]
         with serve(model, *options, "--meter", meter) as server:
-            found |= study.interleave({
+            arms = {
                 "metered_beside_http": lambda: load.bare(bench, account, ledger),
                 "http": lambda: load.http(server, stream=False),
                 "http_stream": lambda: load.http(server, stream=True),
-            }, max(1, rounds // 2))  # fmt: skip
+            }
+            half = max(1, rounds // 2)
+            found |= study.interleave(lambda arm, _: arms[arm](), half, list(arms))
     speeds = {arm: medians(turns) for arm, turns in found.items()}
     measures = {"wall": "tokens_per_s", "cpu": "tokens_per_cpu_s"}
     about = {"batch": batch, "tokens": tokens, "threads": threads, "meter": account.meter.method}

@@ -20,7 +20,6 @@ import os
 import random
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -29,8 +28,9 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from evals.load.processes import all_stats, tree_of
 from evals.studies import study
-from evals.studies.load import COMPLETIONS, Body, Server, cpu_seconds, random_bodies, serve_all
+from evals.studies.load import COMPLETIONS, Body, Server, random_bodies, serve_all
 from evals.studies.ratios import Figures, medians, over
 from greenllm.energy.hardware import read_cpu_info, vcpu_power
 from greenllm.energy.ledger import Ledger
@@ -109,25 +109,15 @@ async def _with_a_kill(server: Server, asked: Sequence[Body]) -> list[int]:
 
 def busiest(root: int) -> int:
     """The replica below a process that has used the most CPU time."""
-    found: list[tuple[float, int]] = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if not (folder / "cmdline").read_text().startswith(_TITLE):
-                continue
-            pid = int(folder.name)
-            if root in _ancestors(pid):
-                found.append((cpu_seconds(pid), pid))
-        except OSError:  # it has just ended
-            continue
+    found = [(stat.own_s, stat.pid) for stat in tree_of(root, all_stats()) if _is_replica(stat.pid)]
     return max(found)[1]
 
 
-def _ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        found.add(pid)
-    return found
+def _is_replica(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().startswith(_TITLE)
+    except OSError:  # it has just ended
+        return False
 
 
 def main(
@@ -141,15 +131,14 @@ def main(
     """Measure replicas against one server, and a loss."""
     sizes = study.split_numbers(batches, "--batches")
     options = ("--threads", "1", "--max-num-seqs", str(max_num_seqs), "--no-prefix-cache")
-    cells: dict[tuple[int, str], list[Figures]] = defaultdict(list)
     with serve_all(model, ARMS, *options) as servers:
-        for number in study.each_round(rounds, warm_up=True):
-            for size in sizes:
-                for arm in study.rotate(list(ARMS), number):
-                    source = random.Random(f"{number} {size}")
-                    found = turn(servers[arm], size, tokens, source)
-                    if number >= 0:
-                        cells[size, arm].append(found)
+
+        def ask(key: tuple[int, str], number: int) -> Figures:
+            size, arm = key
+            return turn(servers[arm], size, tokens, random.Random(f"{number} {size}"))
+
+        groups = ([(size, arm) for arm in ARMS] for size in sizes)
+        cells = study.interleave(ask, rounds, *groups, warm_up=True)
         killed = kill_one(servers[KILLED], 2 * max_num_seqs, 400)
     about = {"model": own_name(model), "tokens": tokens, "rounds": rounds}
     about |= {"max_num_seqs": max_num_seqs}

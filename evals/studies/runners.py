@@ -11,14 +11,13 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from evals.studies import study
 from evals.studies.load import Burst, Server, random_bodies, serve_all
-from evals.studies.ratios import medians, over, paired_ratio
+from evals.studies.ratios import Figures, medians, over, paired_ratio
 from greenllm.model.options import own_name
 
 STUDY = study.Study("runners")
@@ -36,58 +35,63 @@ CACHED_TOKENS = 256
 PAUSE_S = 0.05
 
 
-@dataclass(slots=True)
-class Seen:
-    """What one arm's server did, round by round."""
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one arm's server did in a round."""
 
-    batches: dict[int, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
-    cold: list[Burst] = field(default_factory=list)
-    cached: list[Burst] = field(default_factory=list)
+    batches: Mapping[int, Figures]
+    cold: Burst
+    cached: Burst
 
 
-def turn(server: Server, seen: Seen, tokens: int, seeds: itertools.count[int]) -> None:
+def turn(server: Server, tokens: int, source: random.Random) -> Turn:
     """Every batch size once, and one prompt cold and cached."""
-    for batch in BATCHES:
-        source = random.Random(next(seeds))
-        bodies = random_bodies(server.model, batch, tokens, source, prompt_tokens=PROMPT_TOKENS)
-        seen.batches[batch].append(server.burst(bodies).figures())
-    source = random.Random(next(seeds))
+    batches = {
+        batch: server.burst(
+            random_bodies(server.model, batch, tokens, source, prompt_tokens=PROMPT_TOKENS)
+        ).figures()
+        for batch in BATCHES
+    }
     body = random_bodies(server.model, 1, 1, source, prompt_tokens=CACHED_TOKENS)
-    for kept in (seen.cold, seen.cached):
-        time.sleep(PAUSE_S)
-        kept.append(server.burst(body))
+    time.sleep(PAUSE_S)
+    cold = server.burst(body)
+    time.sleep(PAUSE_S)
+    return Turn(batches, cold, server.burst(body))
 
 
-def _summary(server: Server, seen: Seen) -> dict[str, Any]:
-    def ratio(figure: Any) -> dict[str, float]:
-        return paired_ratio(list(map(figure, seen.cached)), list(map(figure, seen.cold)))
+def _summary(server: Server, turns: Sequence[Turn]) -> dict[str, Any]:
+    def ratio(figure: Callable[[Burst], float]) -> dict[str, float]:
+        return paired_ratio([figure(t.cached) for t in turns], [figure(t.cold) for t in turns])
 
     return {
         "start_s": server.start_s,
         "peak_memory_mb": server.peak_memory_mb(),
-        "batches": {str(batch): medians(turns) for batch, turns in seen.batches.items()},
+        "batches": {str(batch): medians([t.batches[batch] for t in turns]) for batch in BATCHES},
         "cached_over_cold_ttft": ratio(lambda burst: burst.wall_s),
         "cached_over_cold_prefill_joules": ratio(lambda burst: burst.total("prefill_joules")),
     }
 
 
-def _falls(seen: Mapping[str, Seen]) -> dict[str, Any]:
-    """Active joules per token of the first arm over each other's, round by round."""
-    first, *others = seen
+def _falls(first: Sequence[Turn], turns: Sequence[Turn]) -> dict[str, Any]:
+    """Active joules per token of the first arm over another's, round by round."""
     return {
-        arm: {
-            str(batch): over(seen[first].batches[batch], turns, "active_joules_per_token")
-            for batch, turns in seen[arm].batches.items()
-        }
-        for arm in others
+        str(batch): over(
+            [turn.batches[batch] for turn in first],
+            [turn.batches[batch] for turn in turns],
+            "active_joules_per_token",
+        )
+        for batch in BATCHES
     }
 
 
-def figures(servers: Mapping[str, Server], seen: Mapping[str, Seen]) -> dict[str, Any]:
+def figures(servers: Mapping[str, Server], found: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
     """Every arm, and how far joules fall from the first to it."""
+    first, *others = found
     return {
-        "arms": {arm: _summary(server, seen[arm]) for arm, server in servers.items()},
-        "torch_over_arm_active_joules_per_token": _falls(seen),
+        "arms": {arm: _summary(server, found[arm]) for arm, server in servers.items()},
+        "torch_over_arm_active_joules_per_token": {
+            arm: _falls(found[first], found[arm]) for arm in others
+        },
     }
 
 
@@ -99,13 +103,13 @@ def main(
     name: study.Name = STUDY.name,
 ) -> None:
     """Measure the runners, interleaved."""
-    chosen: Sequence[str] = study.pick(study.split_names(arms), ARMS, "--arms: no")
-    seeds, seen = itertools.count(), {arm: Seen() for arm in chosen}
+    chosen = study.pick(study.split_names(arms), ARMS, "--arms: no")
+    seeds = itertools.count()
     with serve_all(model, {arm: ARMS[arm] for arm in chosen}) as servers:
-        for number in study.each_round(rounds):
-            for arm in study.rotate(chosen, number):
-                turn(servers[arm], seen[arm], tokens, seeds)
-        found = figures(servers, seen)
+        turns = study.interleave(
+            lambda arm, _: turn(servers[arm], tokens, random.Random(next(seeds))), rounds, chosen
+        )
+        found = figures(servers, turns)
     STUDY.report({"model": own_name(model), "rounds": rounds, "tokens": tokens, **found}, name)
 
 

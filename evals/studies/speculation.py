@@ -12,7 +12,6 @@ Not covered: sampling (see the tests).
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -203,15 +202,14 @@ def main(
     settings = Settings(num_tokens, agreement, chats)
     options = ["--speculative", "auto", "--speculative-tokens", str(num_tokens)]
     options += ["--draft-model", draft_model] if draft_model else []
-    cells: dict[tuple[str, int, str], list[Burst]] = defaultdict(list)
+    kinds = KINDS if chats else ("continuing",)
+    groups = ([(*work, method) for method in methods] for work in product(kinds, sizes))
     with serve(model, *options, "--quantize", quantize) as server:
-        for number in study.each_round(rounds, warm_up=True):
-            for kind, size in product(KINDS if chats else ("continuing",), sizes):
-                for method in study.rotate(methods, number):
-                    key = kind, size, method
-                    burst = turn(server, settings, key, number)
-                    if number >= 0:
-                        cells[key].append(burst)
+
+        def ask(key: tuple[str, int, str], number: int) -> Burst:
+            return turn(server, settings, key, number)
+
+        cells = study.interleave(ask, rounds, *groups, warm_up=True)
     about = {"model": own_name(model), "quantize": quantize, "rounds": rounds}
     STUDY.report({**about, **figures(cells, settings)}, name)
 

@@ -9,7 +9,7 @@ says and nothing else, so that they can be made again. What is compared takes tu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 MODEL_HINT = "`python -m evals.studies.peers model` makes .peers/models/m135"
 Result = Mapping[str, Any]
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 console = Console(stderr=True, highlight=False, markup=False)
 
 # Options that several studies have.
@@ -141,15 +142,24 @@ def rotate(arms: Sequence[Item], number: int) -> list[Item]:
 
 
 def interleave(
-    arms: Mapping[str, Callable[[], Item]], count: int, *, warm_up: bool = False
-) -> dict[str, list[Item]]:
-    """What each arm gives, round by round; they take turns."""
-    found: dict[str, list[Item]] = {arm: [] for arm in arms}
+    measure: Callable[[Key, int], Item],
+    count: int,
+    *groups: Sequence[Key],
+    warm_up: bool = False,
+    after: Callable[[Mapping[Key, Sequence[Item]]], None] = lambda found: None,
+) -> dict[Key, list[Item]]:
+    """What `measure` gives for each key and round; in every round those of a group take turns.
+
+    A round that warms up is not kept. `after` sees all there is, after each turn.
+    """
+    found: dict[Key, list[Item]] = {key: [] for group in groups for key in group}
     for number in each_round(count, warm_up=warm_up):
-        for arm in rotate(list(arms), number):
-            taken = arms[arm]()
-            if number >= 0:
-                found[arm].append(taken)
+        for group in groups:
+            for key in rotate(group, number):
+                taken = measure(key, number)
+                if number >= 0:
+                    found[key].append(taken)
+                    after(found)
     return found
 
 

@@ -17,7 +17,6 @@ import asyncio
 import itertools
 import random
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -213,14 +212,14 @@ def main(
         raise BenchError("--ways needs off, which all are compared with")
     arms = {precision: ("--quantize", precision) for precision in study.split_names(precisions)}
     draft = ("--draft-model", draft_model) if draft_model else ()
-    cells: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    groups = ([(*pair, size) for pair in itertools.product(arms, chosen)] for size in sizes)
     with serve_all(model, arms, *_OPTIONS, *draft) as servers:
-        for number in study.each_round(rounds, warm_up=True):
-            for batch in sizes:
-                for precision, way in study.rotate(list(itertools.product(arms, chosen)), number):
-                    found = asyncio.run(turn(servers[precision].url, way, task, batch))
-                    if number >= 0:
-                        cells[precision, way, batch].append(found)
+
+        def ask(key: tuple[str, str, int], number: int) -> Result:
+            precision, way, batch = key
+            return asyncio.run(turn(servers[precision].url, way, task, batch))
+
+        cells = study.interleave(ask, rounds, *groups, warm_up=True)
     about: dict[str, Any] = {"model": own_name(model), "rounds": rounds}
     about |= {"questions": task.count()}
     about |= {"energy": dict(methods_of([one for results in cells.values() for one in results]))}

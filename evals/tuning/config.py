@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.tuning.space import DEFAULT
-from greenllm.config import ConfigError, option
+from greenllm.config import ConfigError, Options, option
 from greenllm.options import MeterOptions, ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(ModelOptions, MeterOptions):
     """What is searched, by what, and what a setting has to keep."""
+
+    panel = Options.panel
 
     space: str = option(DEFAULT, "Options of greenllm serve and the values to try.")
     tasks: str = option(

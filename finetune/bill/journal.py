@@ -30,6 +30,10 @@ class Seen:
     padding: int = 0
     learnt: int = 0
 
+    def plus(self, tokens: int, padding: int, learnt: int) -> Seen:
+        """With a batch more."""
+        return Seen(self.steps, self.tokens + tokens, self.padding + padding, self.learnt + learnt)
+
 
 @dataclass(frozen=True, slots=True)
 class RunJournal:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from finetune.bill.breakeven import AnswerCost, break_even
@@ -103,7 +104,7 @@ def build(
         "status": outcome.status,
         "reason": outcome.reason,
         "identity": dict(identity),
-        "recipe": _plain(asdict(recipe)),
+        "recipe": {n: str(v) if isinstance(v, Path) else v for n, v in asdict(recipe).items()},
         "data": {"digest": data.digest, **asdict(data.counts)},
         "training": {
             "steps": seen.steps,
@@ -221,12 +222,3 @@ def identity_of(recipe: Recipe, base_digest: str, began: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if hasattr(value, "__fspath__") else value

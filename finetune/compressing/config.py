@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from greenllm.config import ConfigError, flag, option
+from greenllm.config import ConfigError, Options, flag, option
 from greenllm.options import (
     CarbonOptions,
     DeviceOptions,
@@ -34,6 +34,8 @@ _SIZES: Mapping[Method, tuple[str, ...]] = {
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, CarbonOptions):
     """What is made smaller, how, and what it is judged by."""
+
+    panel = Options.panel
 
     output: Path | None = option(None, "Folder to write: the smaller model, its card and report.")
     data: str = option(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,42 +28,33 @@ _LOOK_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class WaitTimes:
+class Wait:
     """When a wait began and ended (Unix seconds), and what had been spent before it."""
 
+    series: Series
     spent_since_s: float
     spent_j: float
     began_s: float
     started_s: float
     expected_s: float
 
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Why a run started when it did."""
-
-    series: Series
-    times: WaitTimes
-
     def as_dict(self) -> dict[str, Any]:
         """For the report."""
-        times, mean = self.times, self.series.mean
-        started = datetime.fromtimestamp(times.started_s, UTC)
+        started = datetime.fromtimestamp(self.started_s, UTC)
         return {
             "series": self.series.source,
-            "waited_s": times.started_s - times.began_s,
+            "waited_s": self.started_s - self.began_s,
             "started": started.isoformat(timespec="seconds"),
-            "forecast_duration_s": times.expected_s,
-            "g_per_kwh": mean(times.started_s, times.expected_s),
-            "g_per_kwh_at_once": mean(times.began_s, times.expected_s),
+            "forecast_duration_s": self.expected_s,
+            "g_per_kwh": self.series.mean(self.started_s, self.expected_s),
+            "g_per_kwh_at_once": self.series.mean(self.began_s, self.expected_s),
         }
 
     def grams(self, grams: Grams, end_s: float, total_j: float) -> Grams:
         """Grams at the series' mean, weighted by what was spent before and after the wait."""
-        times, mean = self.times, self.series.mean
-        before = mean(times.spent_since_s, times.began_s - times.spent_since_s)
-        after = mean(times.started_s, max(1.0, end_s - times.started_s))
-        share = min(1.0, times.spent_j / total_j) if total_j else 0.0
+        before = self.series.mean(self.spent_since_s, self.began_s - self.spent_since_s)
+        after = self.series.mean(self.started_s, max(1.0, end_s - self.started_s))
+        share = min(1.0, self.spent_j / total_j) if total_j else 0.0
         value, name = share * before + (1 - share) * after, self.series.source
         return replace(grams, intensity=Intensity(value, "SERIES", name, None, name, "the user's"))
 
@@ -73,7 +64,7 @@ def waited(recipe: Recipe) -> Wait | None:
     found = read_json(recipe.folder / WAIT) if recipe.resume else None
     if found is None or recipe.intensity_series is None:
         return None
-    return Wait(read_series(recipe.intensity_series), WaitTimes(**found))
+    return Wait(read_series(recipe.intensity_series), **found)
 
 
 def wait_for_green(
@@ -108,6 +99,9 @@ def wait_for_green(
         while (left_s := start_s - clock()) > 0:
             sleep(min(left_s, _LOOK_EVERY_S))
             account.read()
-    times = WaitTimes(began_s - spent.duration_s, spent.total_j, began_s, clock(), expected_s)
-    write_json(recipe.folder / WAIT, asdict(times))
-    return Wait(series, times)
+    times = {
+        "spent_since_s": began_s - spent.duration_s, "spent_j": spent.total_j,
+        "began_s": began_s, "started_s": clock(), "expected_s": expected_s,
+    }  # fmt: skip
+    write_json(recipe.folder / WAIT, times)
+    return Wait(series, **times)

@@ -10,7 +10,6 @@ Not covered: whether an answer that differs is right too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,15 +23,6 @@ from finetune.train.setup import RunSetup
 from greenllm.intervals import Estimate, wilson
 
 _ROWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ExactMatches:
-    """Exact matches, and the decoding steps of the answers and of the wanted ones."""
-
-    matches: Estimate | None
-    steps: int
-    wanted_steps: int
 
 
 @torch.no_grad()
@@ -73,8 +63,12 @@ def batches_of(
 @torch.no_grad()
 def answer_all(
     model: Any, items: Sequence[Encoded], device: TorchDevice, tokenizer: Any
-) -> ExactMatches:
-    """Answer the last turn of each example that has a whole one to learn, and compare."""
+) -> tuple[Estimate | None, int, int]:
+    """Answer the last turn of each example that has a whole one to learn, and compare.
+
+    Returns the share of exact matches, and the decoding steps of the answers and of the
+    wanted ones.
+    """
     asked = [item for item in items if item.prompt_ids]
     asked.sort(key=lambda item: len(item.prompt_ids))
     hits = steps = wanted_steps = 0
@@ -87,7 +81,7 @@ def answer_all(
             answer.strip() == item.example.answer.strip()
             for answer, item in zip(answers, chosen, strict=True)
         )
-    return ExactMatches(wilson(hits, len(asked)), steps, wanted_steps)
+    return wilson(hits, len(asked)), steps, wanted_steps
 
 
 def _answers(
@@ -163,7 +157,9 @@ def _score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality:
     began = _spent(account)
     losses = losses_of(model, items, device, pad)
     scored = _spent(account)
-    answered = answer_all(model, items[: recipe.answers], device, setup.tokenizer)
+    matches, steps, wanted_steps = answer_all(
+        model, items[: recipe.answers], device, setup.tokenizer
+    )
     asked = _spent(account)
     worse = [item.rejected for item in items if item.rejected is not None]
     exits: dict[int, Estimate | None] = {}
@@ -172,11 +168,11 @@ def _score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality:
     return ModelQuality(
         losses,
         losses_of(model, setup.probe, device, pad),
-        answered.matches,
+        matches,
         exits=exits,
         preferred=_preferred(losses, losses_of(model, worse, device, pad)),
-        answer_steps=answered.steps,
-        wanted_steps=answered.wanted_steps,
+        answer_steps=steps,
+        wanted_steps=wanted_steps,
         answers_j=asked.minus(scored).total_j if account.is_known else None,
         losses_j=scored.minus(began).total_j if account.is_known else None,
         cost=_spent(account).minus(began),

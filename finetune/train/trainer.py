@@ -45,10 +45,7 @@ class Watched(Trainer):  # type: ignore[misc]
             self._watch.count(inputs)
         loss = self.plain_loss(model, inputs, *args, **kwargs)
         if is_training and not torch.isfinite(loss).all():
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}: a smaller"
-                " --learning-rate may help; what is kept are the weights before that step"
-            )
+            raise TrainingError(f"the loss is {float(loss)}", self.state.global_step + 1)
         return loss
 
     def plain_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,12 @@ ALONE = Processes()
 class TrainingError(GreenllmError):
     """Training cannot go on; the message says what the weights in the output are."""
 
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(
+            f"{what} at step {step}: a smaller --learning-rate may help; what is kept are the"
+            " weights before that step"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -90,7 +96,6 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         self._interrupted = False
         self._steps_here = 0
         self._settled: tuple[Seen, PhaseEnergy] | None = None
-        self._loss: float | None = None
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Note a batch that is about to be trained on."""
@@ -100,13 +105,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         answers = inputs.get("completion_mask")  # what rows of preferences have for labels
         learnt = int((inputs["labels"] != -100).sum() if answers is None else answers.sum())
         size, tokens, learnt = self._processes.sums([size, tokens, learnt])
-        seen = self.seen
-        self.seen = replace(
-            seen,
-            tokens=seen.tokens + tokens,
-            padding=seen.padding + size - tokens,
-            learnt=seen.learnt + learnt,
-        )
+        self.seen = self.seen.plus(tokens, size - tokens, learnt)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -138,10 +137,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         """Refuse gradients that would ruin the weights."""
         for parameter in kwargs["model"].parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise TrainingError(
-                    f"gradients are not finite at step {state.global_step + 1}: a smaller"
-                    " --learning-rate may help; what is kept are the weights before that step"
-                )
+                raise TrainingError("gradients are not finite", state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Book, predict, show, and stop where it is time."""
@@ -168,13 +164,9 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         elif self._budget_j is not None and self._processes.is_main:
             if not self.account.is_known:
                 self.stopped_by = "budget: the meter failed, so nobody knows what is left of it"
-            elif self._will_cost_j() >= self._budget_j:
+            elif self.account.spent().total_j + self._reserve_j >= self._budget_j:
                 self.stopped_by = "budget"
         return self.stopped_by is not None
-
-    def _will_cost_j(self) -> float:
-        """The bill if training ended now."""
-        return self.account.spent().total_j + self._reserve_j
 
     def _prediction(self, args: Any, state: Any) -> float | None:
         """The whole bill: what was spent, and what the tokens to come will cost as these did."""
@@ -215,7 +207,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         return Progress(
             self.seen,
             state.max_steps,
-            self._loss,
+            self.losses[-1][1] if self.losses else None,
             self.seen.tokens / seconds,
             spent.total_j / seconds,
             self.account.spent().total_j,
@@ -225,8 +217,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the curves."""
         if "loss" in logs:
-            self._loss = float(logs["loss"])
-            self.losses.append((state.global_step, self._loss))
+            self.losses.append((state.global_step, float(logs["loss"])))
         if "eval_loss" in logs:
             self.scores.append((state.global_step, float(logs["eval_loss"])))
 
@@ -237,12 +228,8 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
 
     def journal(self) -> RunJournal:
         """What a later run has to know."""
-        found = RunJournal(
-            seen=self.seen,
-            predicted_j=self.predicted_j,
-            losses=tuple(self.losses),
-            scores=tuple(self.scores),
-        )
+        losses, scores = tuple(self.losses), tuple(self.scores)
+        found = RunJournal(self.seen, {}, True, self.predicted_j, losses, scores)
         return found.spent(self.account)
 
     def restore(self, checkpoint: RunJournal) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.config import ConfigError, option
+from greenllm.config import ConfigError, Options, option
 from greenllm.energy.carbon.policy import intensity_source
 from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
@@ -49,6 +49,8 @@ _PROCESSORS = ("EPYC", "Xeon")
 @dataclass(frozen=True, kw_only=True)
 class Question(CarbonOptions):
     """What is to be estimated: hours of hardware, or tokens of a model."""
+
+    panel = Options.panel
 
     hours: float | None = option(None, "Hours of use (with --hardware).")
     hardware: str = option(CPU, "'cpu' (this machine's), or a GPU such as 'H100 SXM'.")

@@ -79,7 +79,7 @@ def _parameter(
 ) -> inspect.Parameter:
     name, default = spec.name, default_of(spec)
     notes = [f"env {variable(name)}"] if name in read else []
-    if default not in (None, ()):
+    if default not in (None, (), ""):
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         notes.append(f"default {shown}")
     # Parentheses: rich would take square brackets for markup and print nothing.

@@ -7,18 +7,20 @@ whether there is room now (see `greenllm.engine.scheduler`); sampling ranges (se
 
 from __future__ import annotations
 
-from greenllm.core import TOO_LONG, InvalidRequestError, Request
+from greenllm.core import TOO_LONG, Encode, InvalidRequestError, Request
 from greenllm.model.info import ModelInfo
 
 MAX_SEQUENCES = 1024
 
 
 def check_request(request: Request, info: ModelInfo) -> None:
-    """Refuse empty prompts, unknown ids and what exceeds the context.
+    """Refuse empty prompts, unknown ids, what exceeds the context, and what only encodes.
 
     Raises:
         InvalidRequestError: with the parameter to blame.
     """
+    if isinstance(request.work, Encode):
+        raise InvalidRequestError("embeddings are not served yet")
     if request.num_sequences > MAX_SEQUENCES:
         raise InvalidRequestError(
             f"{request.num_sequences} choices asked for, at most {MAX_SEQUENCES}",
@@ -31,13 +33,13 @@ def check_request(request: Request, info: ModelInfo) -> None:
     _check_ids(request, info)
 
 
-def check_free_form(request: Request) -> None:
-    """Refuse what has to be an instance of a schema, for engines that cannot see to it.
+def refuse_grammar(request: Request) -> None:
+    """Refuse a grammar, for engines that cannot hold answers to one.
 
     Raises:
-        InvalidRequestError: there is a schema.
+        InvalidRequestError: there is a grammar.
     """
-    if request.sampling.json_schema is not None:
+    if request.sampling.grammar is not None:
         raise InvalidRequestError(
             'response_format is not supported by the native engine, only {"type": "text"};'
             " --engine vllm holds answers to JSON",

@@ -14,27 +14,28 @@ from dataclasses import dataclass, field, replace
 
 from greenllm.core import AdapterRef, Request, SamplingParams, Sequence, TextSink, sequences_of
 from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.exits import mean_layers
 from greenllm.model.info import ModelInfo
 
 
-@dataclass(slots=True)
-class TokenCounts:
-    """Tokens of the requests that have been closed."""
-
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Open:
     request: Request
     sequences: list[Sequence]
+
+    def counts(self) -> TokenCounts:
+        """So far; a prompt with several answers was found in the cache once."""
+        sequences = self.sequences
+        return TokenCounts(
+            prompt=self.request.prompt_tokens,
+            cached=sum(seq.num_cached or 0 for seq in sequences if seq.leader is None),
+            generated=sum(seq.num_generated for seq in sequences),
+            drafted=sum(seq.num_drafted for seq in sequences),
+            accepted=sum(seq.num_accepted for seq in sequences),
+        )
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class InFlight:
     policy: CarbonPolicy
     text_stream: Callable[[SamplingParams], TextSink]
     release: Callable[[AdapterRef], None]
-    counts: TokenCounts = field(default_factory=TokenCounts)
+    counts: TokenCounts = TokenCounts()
     num_speculating: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)
 
@@ -78,28 +79,14 @@ class InFlight:
     def close(self, request_id: str, outcome: Outcome, num_layers: int) -> None:
         """End a request's bill; `num_layers` is how many layers the model has."""
         entry = self._open.pop(request_id)
-        request, sequences = entry.request, entry.sequences
-        self.num_speculating -= request.asks_for_drafts
-        cached = _sum_cached(sequences)
-        generated = sum(seq.num_generated for seq in sequences)
-        drafted = sum(seq.num_drafted for seq in sequences)
-        accepted = sum(seq.num_accepted for seq in sequences)
-        self.counts.prompt += request.prompt_tokens
-        self.counts.cached += cached
-        self.counts.completion += generated
-        self.counts.drafted += drafted
-        self.counts.accepted += accepted
-        self.account.finish(
-            request_id,
-            outcome,
-            cached=cached,
-            generated=generated,
-            drafted=drafted,
-            accepted=accepted,
-            mean_layers=_mean_layers(sequences, num_layers),
-        )
-        if request.adapter is not None:
-            self.release(request.adapter)
+        counts = entry.counts()
+        self.counts += counts
+        self.num_speculating -= entry.request.asks_for_drafts
+        exits = [seq.exit for seq in entry.sequences if seq.exit is not None]
+        layers = mean_layers(exits, counts.generated, num_layers)
+        self.account.finish(request_id, outcome, counts, mean_layers=layers)
+        if entry.request.adapter is not None:
+            self.release(entry.request.adapter)
 
     def settle(self) -> list[Receipt]:
         """Receipts that are ready, with their grams."""
@@ -119,23 +106,8 @@ class InFlight:
         entry = self._open.get(receipt.request_id)
         if entry is None:
             return receipt
-        return replace(
-            receipt,
-            cached_tokens=_sum_cached(entry.sequences),
-            completion_tokens=sum(seq.num_generated for seq in entry.sequences),
-        )
+        counts = entry.counts()
+        return replace(receipt, cached_tokens=counts.cached, completion_tokens=counts.generated)
 
     def _with_grams(self, receipts: Iterable[Receipt]) -> list[Receipt]:
         return [self.policy.apply(receipt) for receipt in receipts]
-
-
-def _sum_cached(sequences: SequenceOf[Sequence]) -> int:
-    """Prompt tokens found in the cache; a prompt with several answers counts once."""
-    return sum(seq.num_cached or 0 for seq in sequences if seq.leader is None)
-
-
-def _mean_layers(sequences: SequenceOf[Sequence], num_layers: int) -> float | None:
-    """Layers asked for a token of an approximate answer; None for others, and without tokens."""
-    exits = [seq.exit for seq in sequences if seq.exit is not None]
-    generated = sum(seq.num_generated for seq in sequences)
-    return mean_layers(exits, generated, num_layers) if exits and generated else None

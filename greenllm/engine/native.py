@@ -18,7 +18,7 @@ from greenllm.core import Batch, Request, SamplingParams, Sequence, Speculation,
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
-from greenllm.engine.admission import check_approximation, check_free_form, check_request
+from greenllm.engine.admission import check_approximation, check_request, refuse_grammar
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.in_flight import InFlight
 from greenllm.engine.protocol import BatchLimits, Stats
@@ -82,7 +82,7 @@ class NativeEngine:
         """Refuse what the model cannot answer; see `Engine`."""
         check_request(request, self.info)
         check_approximation(request)
-        check_free_form(request)
+        refuse_grammar(request)
         if request.speculation is not None:
             self._speculator.check(request)
 
@@ -210,7 +210,7 @@ class NativeEngine:
             num_steps=self._num_steps,
             prompt_tokens=counts.prompt,
             cached_tokens=counts.cached,
-            completion_tokens=counts.completion,
+            completion_tokens=counts.generated,
             drafted_tokens=counts.drafted,
             accepted_tokens=counts.accepted,
             arms=self._speculator.arms(),

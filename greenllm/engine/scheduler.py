@@ -319,6 +319,8 @@ def _append(seq: Sequence, token_id: int | None, logprob: TokenLogprob | None) -
     if token_id is not None:
         seq.token_ids.append(token_id)
         seq.output_counts[token_id] = seq.output_counts.get(token_id, 0) + 1
+        if seq.mask is not None:
+            seq.mask.push(token_id)
         if _ends_by_id(seq, token_id):
             seq.finish_reason = "stop"
         elif seq.text is not None:

@@ -8,32 +8,50 @@ could not be loaded. A runner that was asked for by name is never replaced: what
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
+import torch
+
+from greenllm.core import GreenllmError
 from greenllm.model.info import LoadError
+from greenllm.model.options import LoadOptions
+from greenllm.model.spec import UnknownArchitectureError
 from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
-from greenllm.runner.kind import CannotServeError, RunnerKind, is_on_cuda
-from greenllm.runner.openvino_kind import OPENVINO
-from greenllm.runner.torch_kind import TORCH
+from greenllm.runner.openvino.machine import TESTED
+from greenllm.runner.selfcheck import SelfCheckError, check_openvino, warn_if_untested
 
 log = logging.getLogger(__name__)
 
-# The fastest first.
-RUNNERS: Mapping[str, RunnerKind] = {"openvino": OPENVINO, "torch": TORCH}
+_TORCH_BLOCK = 16
+
+
+class CannotServeError(GreenllmError):
+    """This runner cannot serve the model; another may."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerKind:
+    """`refusal` says why options or machine rule a runner out; None when they do not.
+
+    `load` takes the options and the number of KV blocks, None for as many as useful within
+    `--kv-cache-gb`. It raises `CannotServeError`, or `LoadError` where no other should be tried.
+    """
+
+    refusal: Callable[[EngineConfig], str | None]
+    load: Callable[[EngineConfig, int | None], Runner]
 
 
 def load_runner(config: EngineConfig, num_blocks: int | None = None) -> Runner:
     """Load the configured model into the runner that suits it, with a cache of so many blocks.
 
-    Without `num_blocks` the cache is as large as useful, within `--kv-cache-gb`.
-
     Raises:
         LoadError: the model cannot be loaded, or the options contradict each other.
     """
-    if config.eager and not is_on_cuda(config):
+    if config.eager and not _is_on_cuda(config):
         raise LoadError("--eager is for CUDA devices: nowhere else are there graphs to do without")
     if config.quantize == "fp8":
         raise LoadError("--quantize fp8 is vLLM's, on CUDA devices: --engine vllm")
@@ -78,3 +96,93 @@ def load_draft_model(config: EngineConfig, target: Runner, folder: str) -> Draft
     if ours != theirs:
         raise LoadError(f"--draft-model {folder}: its logits are for {theirs} tokens, not {ours}")
     return DraftModel(runner, runner.as_drafter())
+
+
+def _is_on_cuda(config: EngineConfig) -> bool:
+    is_found = config.device == "auto" and torch.cuda.is_available()
+    return is_found or config.device.startswith("cuda")
+
+
+def _options(config: EngineConfig) -> LoadOptions:
+    return LoadOptions(
+        quantization=config.quantize,
+        dtype=config.dtype,
+        device=config.device,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        max_context=config.max_context,
+    )
+
+
+def _openvino_refusal(config: EngineConfig) -> str | None:
+    for name, holds in (
+        ("--quantize nf4", config.quantize == "nf4"),
+        ("--dtype float16", config.dtype == "float16"),
+        ("--allow-pickle", config.allow_pickle),
+        ("--trust-remote-code", config.trust_remote_code),
+    ):
+        if holds:
+            return f"{name} is for the torch runner"
+    if _is_on_cuda(config):
+        return "it runs on CPUs only, and the device is another (--device cpu)"
+    if find_spec("openvino") is None:
+        return f"openvino is not installed (pip install 'openvino{TESTED}')"
+    return None
+
+
+def _openvino(config: EngineConfig, num_blocks: int | None) -> Runner:
+    try:
+        from greenllm.runner.openvino.load import CacheOptions, build_runner, read_blueprint
+    except (ImportError, OSError) as error:
+        raise CannotServeError(f"OpenVINO cannot be imported: {error}") from error
+    warn_if_untested()
+    caches = CacheOptions(
+        kv_cache_bytes=int(config.kv_cache_gb * 1e9),
+        max_num_seqs=config.max_num_seqs,
+        kv_dtype=config.kv_dtype,
+        weights_dir=config.cache_path,
+        num_blocks=num_blocks,
+    )
+    try:
+        plan = read_blueprint(config.model, _options(config), caches)
+        check_openvino(config.cache_path, plan)
+        runner = build_runner(plan)
+    except (UnknownArchitectureError, SelfCheckError) as error:
+        raise CannotServeError(str(error)) from error
+    # What torch still does per step, reading logits, is too little for a second thread.
+    torch.set_num_threads(1)
+    if config.block_size not in (None, runner.block_size):
+        raise LoadError(
+            f"--block-size {config.block_size}: the OpenVINO runner's blocks have"
+            f" {runner.block_size} tokens"
+        )
+    return runner
+
+
+def _torch_refusal(config: EngineConfig) -> str | None:
+    if config.quantize == "int4":
+        return "--quantize int4 is for the openvino runner"
+    if config.kv_dtype != "auto":
+        return "--kv-dtype: it keeps keys and values in the model's dtype"
+    return None
+
+
+def _torch(config: EngineConfig, num_blocks: int | None) -> Runner:
+    from greenllm.runner.torch import load_torch_runner
+
+    return load_torch_runner(
+        config.model,
+        _options(config),
+        block_size=config.block_size or _TORCH_BLOCK,
+        kv_cache_bytes=int(config.kv_cache_gb * 1e9),
+        max_num_seqs=config.max_num_seqs,
+        num_blocks=num_blocks,
+        eager=config.eager,
+    )
+
+
+# The fastest first.
+RUNNERS: Mapping[str, RunnerKind] = {
+    "openvino": RunnerKind(_openvino_refusal, _openvino),
+    "torch": RunnerKind(_torch_refusal, _torch),
+}

@@ -2,11 +2,11 @@
 
 Each row is independent of the others in its batch: its draw is one uniform number derived from
 (seed, position), turned into a token by the inverse of the filtered distribution's cumulative sum.
-The order of operations is the usual one: bias, forbidden ends (min_tokens), penalties,
-temperature, min_p, top_k, top_p. Reported log probabilities are of the raw logits.
+The order of operations is the usual one: bias, forbidden ends (min_tokens), the grammar's mask,
+penalties, temperature, min_p, top_k, top_p. Reported log probabilities are of the raw logits.
 
-Logits that are not finite are an error of their row, not a token. Not covered: beams, structured
-output.
+Logits that are not finite are an error of their row, not a token. Not covered: beams; making
+masks of grammars.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class Place:
     def is_too_early(self) -> bool:
         """Whether the sequence must not end here."""
         return self.seq.num_generated + len(self.ahead) < self.sampling.min_tokens
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether its logits are not taken as they are."""
+        return self.sampling.has_penalties or self.is_too_early or self.seq.mask is not None
 
     @property
     def output_counts(self) -> Mapping[int, int]:
@@ -132,8 +137,8 @@ def token_logprobs(logits: Tensor, token_ids: list[int], counts: list[int]) -> l
 
 
 def _adjust(logits: Tensor, rows: list[Place]) -> Tensor:
-    """Apply bias, penalties and forbidden ends; the input is left alone."""
-    touched = [i for i, row in enumerate(rows) if row.sampling.has_penalties or row.is_too_early]
+    """Apply bias, penalties and what is forbidden; the input is left alone."""
+    touched = [i for i, row in enumerate(rows) if row.is_adjusted]
     if not touched:
         return logits
     adjusted = logits.clone()
@@ -148,6 +153,9 @@ def _adjust_row(logits: Tensor, place: Place) -> None:
         logits[list(params.logit_bias)] += logits.new_tensor(list(params.logit_bias.values()))
     if place.is_too_early:
         logits[list(seq.eos_token_ids | set(params.stop_token_ids))] = -math.inf
+    if seq.mask is not None:
+        allowed = torch.frombuffer(seq.mask.allowed(place.ahead), dtype=torch.bool)
+        logits.masked_fill_(~allowed.to(logits.device), -math.inf)
     if params.repetition_penalty != 1:
         seen = list({*seq.token_ids, *place.ahead})
         values = logits[seen]

@@ -80,7 +80,6 @@ class PromptLookup:
 class Drafted:
     """The chunks that one drafter was asked about, with its draft, and how long it took."""
 
-    method: SpeculativeMethod
     shape: ModelShape | None
     chunks: tuple[Chunk, ...]
     duration_s: float
@@ -237,4 +236,4 @@ class Speculator:
             drafts, passes = [()] * len(chunks), ()
         drafted = [chunk.with_draft(draft) for chunk, draft in zip(chunks, drafts, strict=True)]
         took_s = self._clock() - started_s
-        return Drafted(method, drafter.shape, tuple(drafted), took_s, passes)
+        return Drafted(drafter.shape, tuple(drafted), took_s, passes)

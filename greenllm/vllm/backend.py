@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from greenllm.core import InvalidRequestError
+from greenllm.core import Grammar, InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
 from greenllm.options import EngineConfig
@@ -197,7 +197,7 @@ class VllmBackend:
         lora = None if adapter is None else self._adapters[adapter]
         self._llm.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=lora)
 
-    def check_schema(self, text: str) -> None:
+    def check_grammar(self, grammar: Grammar) -> None:
         """Refuse what xgrammar would pass over (see `schema`), or cannot read.
 
         Raises:
@@ -206,8 +206,8 @@ class VllmBackend:
         from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
         try:
-            schema.check(json.loads(text))
-            validate_xgrammar_grammar(_params({"json_schema": text}))
+            schema.check(json.loads(grammar.source))
+            validate_xgrammar_grammar(_params({"grammar": grammar}))
         except InvalidRequestError:
             raise
         except Exception as error:
@@ -250,6 +250,6 @@ def _params(values: Mapping[str, Any]) -> Any:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     given = dict(values)
-    text = given.pop("json_schema", None)
-    held = None if text is None else StructuredOutputsParams(json=text)
+    grammar: Grammar | None = given.pop("grammar", None)
+    held = None if grammar is None else StructuredOutputsParams(json=grammar.source)
     return SamplingParams(**given, structured_outputs=held, output_kind=RequestOutputKind.DELTA)

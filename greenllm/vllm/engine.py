@@ -109,9 +109,9 @@ class VllmEngine:
         refuse(request, self.speculation)
 
     def prepare(self, request: Request) -> None:
-        """Read its schema: one that cannot be held to must not reach vLLM; see `Engine`."""
-        if request.sampling.json_schema is not None:
-            self._backend.check_schema(request.sampling.json_schema)
+        """Read its grammar: one that cannot be held to must not reach vLLM; see `Engine`."""
+        if request.sampling.grammar is not None:
+            self._backend.check_grammar(request.sampling.grammar)
 
     def _prepare_adapter(self, ref: AdapterRef, folder: Path) -> None:
         """Load an adapter into vLLM, which may keep it when nobody can ask for it any more."""
@@ -269,7 +269,7 @@ class VllmEngine:
             num_steps=self._num_steps,
             prompt_tokens=counts.prompt,
             cached_tokens=counts.cached,
-            completion_tokens=counts.completion,
+            completion_tokens=counts.generated,
             drafted_tokens=counts.drafted,
             accepted_tokens=counts.accepted,
             arms={},

@@ -1,6 +1,6 @@
 """The part of vLLM that is used, so that tests can stand in for it.
 
-Contract: names are the sequences' own; whoever calls holds vLLM's lock, except for `check_schema`.
+Contract: names are the sequences' own; whoever calls holds vLLM's lock, except for `check_grammar`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from greenllm.core import Grammar
 
 
 class Backend(Protocol):
@@ -22,8 +24,8 @@ class Backend(Protocol):
     ) -> None:
         """Queue a sequence; `adapter` is a digest that `load` has seen."""
 
-    def check_schema(self, text: str) -> None:
-        """Refuse a schema that answers cannot be held to, as an `InvalidRequestError`."""
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Refuse a grammar that answers cannot be held to, as an `InvalidRequestError`."""
 
     def step(self) -> list[Any]:
         """Run a step; vLLM's `RequestOutput`s."""

@@ -28,7 +28,7 @@ def refuse(request: Request, own: Speculation) -> None:
             "approximate",
         )
     _refuse_speculation(request.speculation, own)
-    _refuse_beside_schema(request.sampling)
+    _refuse_beside_grammar(request.sampling)
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(request.sampling, name)
         if asked is not None and asked > MOST_LOGPROBS:
@@ -45,9 +45,9 @@ def _refuse_speculation(asked: Speculation | None, own: Speculation) -> None:
         )
 
 
-def _refuse_beside_schema(sampling: SamplingParams) -> None:
-    """An answer held to a schema ends where the schema says."""
-    if sampling.json_schema is None:
+def _refuse_beside_grammar(sampling: SamplingParams) -> None:
+    """An answer held to a grammar ends where the grammar says."""
+    if sampling.grammar is None:
         return
     for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
         if getattr(sampling, name):
@@ -77,7 +77,7 @@ def sampling_values(seq: TokenSequence) -> dict[str, Any]:
         "logprobs": sampling.logprobs,
         "prompt_logprobs": sampling.prompt_logprobs,
         "detokenize": False,
-        "json_schema": sampling.json_schema,
+        "grammar": sampling.grammar,
     }
 
 

@@ -39,7 +39,6 @@ from serving.cluster.remote_ledger import RemoteLedger
 from serving.cluster.scaling import STAT
 from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
 from serving.config import ServeConfig
-from serving.jobs.store import TrainingHooks
 from serving.server import build, make_state
 from serving.state import ServerState
 
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 RECORD_EVERY_S = 0.25
 _KEEPER_PATIENCE_S = 5.0
 _ORPHANED_AFTER_S = 60.0
-_NO_TRAINING = TrainingHooks(lambda pid, is_training: None, lambda values: None, frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class Replica:
             config,
             parts,
             loop,
-            _NO_TRAINING,
+            lambda pid, is_training: None,
             workplace=self._work,
             record_every_s=RECORD_EVERY_S,
             totals=self._ledger.totals,

@@ -94,7 +94,8 @@ class JobRunner:
             self._conclude(job, 0)
             return
         recipe, output = self.store.recipe(job.id), self.store.output(job.id)
-        command = [sys.executable, "-m", "finetune.job", str(recipe), str(output)]
+        command = [sys.executable, "-m", "finetune.job", "finetune"]
+        command += ["--config", str(recipe), "--output", str(output)]
         for name in (REPORT, OUTCOME):  # of an interrupted run
             (output / name).unlink(missing_ok=True)
         goes_on = (output / JOURNAL).exists()  # what it has spent stays on its bill

@@ -162,19 +162,6 @@ class JobStore:
         return next((int(data["step"]) for data in found), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingHooks:
-    """What serving needs to know of training, which it does not import.
-
-    `follow(pid, is_training)` is told when a job's process comes and goes; `check(recipe)` raises
-    `ConfigError` for options that no run would take, of which `options` are the names.
-    """
-
-    follow: Callable[[int, bool], None]
-    check: Callable[[Mapping[str, Any]], None]
-    options: frozenset[str]
-
-
 def new_job_id() -> str:
     """A fresh id."""
     return f"ftjob-{os.urandom(12).hex()}"

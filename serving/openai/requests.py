@@ -15,6 +15,7 @@ from typing import Any
 from greenllm.core import (
     TOO_LONG,
     Approximation,
+    Grammar,
     InvalidRequestError,
     Request,
     SamplingParams,
@@ -52,7 +53,7 @@ def chat_request(body: ChatBody, target: Target, *, request_id: str, key: str | 
         max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
-        json_schema=_json_schema(body),
+        grammar=_grammar(body),
     )
     return _request(body, target, (prompt,), sampling, request_id, key)
 
@@ -70,7 +71,7 @@ def _request(
     return Request(
         request_id=request_id,
         prompts=prompts,
-        sampling=sampling,
+        work=sampling,
         model=target.served.name,
         asked_model=target.asked,
         endpoint=body.endpoint,
@@ -120,7 +121,7 @@ def completion_request(
         prompt_logprobs=body.logprobs
         if body.echo and body.logprobs is not None
         else body.prompt_logprobs,
-        json_schema=None,
+        grammar=None,
     )
     return _request(body, target, prompts, sampling, request_id, key)
 
@@ -194,8 +195,10 @@ def _approximation(body: SamplingBody, leaves_at: CalibratedExit | None) -> Appr
     return leaves_at.approximation(asked.agreement, asked.threshold)
 
 
-def _json_schema(body: ChatBody) -> str | None:
+def _grammar(body: ChatBody) -> Grammar | None:
     asked = body.response_format
     if isinstance(asked, SchemaFormat):
-        return json.dumps(asked.json_schema.definition)
-    return json.dumps({"type": "object"}) if isinstance(asked, ObjectFormat) else None
+        return Grammar("json_schema", json.dumps(asked.json_schema.definition))
+    if isinstance(asked, ObjectFormat):
+        return Grammar("json_schema", json.dumps({"type": "object"}))
+    return None

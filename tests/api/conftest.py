@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ import openai
 import pytest
 from safetensors.numpy import save_file
 
-from finetune.recipe import Recipe
-from greenllm.config import load
 from greenllm.core import Speculation
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.footprint import EmbodiedModel
@@ -41,7 +38,6 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
-from serving.jobs.store import TrainingHooks
 from serving.server import Parts, make_state
 from tests.api.asgi import AppTransport, Exchange
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, SlowTokenizer, Talker
@@ -86,16 +82,14 @@ class App(Client):
         ledger, session_id = open_ledger(config, machine, runner.info.parameters)
         machine.rest(LOAD_STEPS)
         account.start_serving()
-        hooks = TrainingHooks(
-            lambda pid, is_training: self.followed.append(is_training),
-            _check_recipe,
-            frozenset(field.name for field in fields(Recipe)),
-        )
         served = Served(names, engine, tokenizer, drafting, ThreadPlan.fixed(1))
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, hooks))
+        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow))
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
+
+    def _follow(self, pid: int, is_training: bool) -> None:
+        self.followed.append(is_training)
 
     def start(self) -> App:
         self._transport.start()
@@ -126,10 +120,6 @@ class App(Client):
     def end_all(self) -> None:
         """What comes when the drain time is over."""
         self._transport.call(lambda: cancel_all(self._app.state.server))
-
-
-def _check_recipe(values: Mapping[str, Any]) -> None:
-    load(Recipe, flags=values)
 
 
 StartApp = Callable[..., App]

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 JOBS, FILES = "/v1/fine_tuning/jobs", "/v1/files"
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 ENDLESS = {"steps": 10**6}
+MOVING = ("queued", "running", "paused")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,6 +73,7 @@ def create(server: App, file_id: str, **more: Any) -> Any:
 def wait(server: App, job: Any, status: str) -> Any:
     def found() -> Any:
         now = server.openai.fine_tuning.jobs.retrieve(job.id)
+        assert now.status in (status, *MOVING), now.error
         return now if now.status == status else None
 
     return until(found, status)

@@ -302,7 +302,7 @@ def test_prefixes_are_not_shared_between_adapters_or_with_the_base(
     for i, name in enumerate(names):
         seq = ask(runner, prompt, source.ref(name), f"{i}")
         sampling = replace(seq.request.sampling, prompt_logprobs=None)
-        seq.request = replace(seq.request, sampling=sampling)
+        seq.request = replace(seq.request, work=sampling)
         sequences.append(seq)
     drive(runner, sequences, stagger=MAX_TOKENS + 2)
     # The base's second finds the first's full blocks, and all of its prompt but the last token.

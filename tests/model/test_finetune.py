@@ -95,6 +95,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tiny: Path, tmp_path: Pat
     shutil.copytree(output / "checkpoints/checkpoint-6", output / "checkpoints/checkpoint-14")
     (output / "checkpoints/checkpoint-14/greenllm.json").unlink()
     (output / "checkpoints/checkpoint-14/optimizer.pt").write_bytes(b"half")
+    (output / f"{JOURNAL}.part").write_text('{"seen": ')
     train(tiny, output, resume=True, save_every=6)
     train(tiny, tmp_path / "whole", save_every=6)
     assert equal(tmp_path / "whole", output)

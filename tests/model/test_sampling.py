@@ -194,6 +194,31 @@ def test_min_tokens_masks_the_ends() -> None:
         assert bool({EOS, 0} & set(_draw(rows))) == allowed
 
 
+class Counting:
+    """A mask that allows one token: 3 at first, then 4, and so on."""
+
+    def __init__(self) -> None:
+        self.next = 3
+
+    def allowed(self, ahead: tuple[int, ...]) -> bytearray:
+        mask = bytearray(len(LOGITS))
+        mask[self.next + len(ahead)] = 1
+        return mask
+
+    def push(self, token_id: int) -> None:
+        self.next = token_id + 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1.3])
+def test_a_mask_forbids_tokens_of_its_own_sequence(temperature: float) -> None:
+    held, free = (_row(SamplingParams(temperature=temperature), seed=3) for _ in range(2))
+    alone = _draw([free])
+    held.seq.mask = Counting()
+    assert _draw([free, held, Place(held.seq, (3,))]) == [*alone, 3, 4]
+    held.seq.mask.push(5)
+    assert _draw([held]) == [6]
+
+
 def test_reported_probabilities_are_of_the_raw_logits() -> None:
     params = SamplingParams(temperature=0.5, top_k=1, logit_bias={7: 100}, logprobs=2)
     [found] = sample(torch.tensor([LOGITS]), [_row(params)])

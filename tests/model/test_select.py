@@ -206,7 +206,7 @@ def test_a_pass_is_remembered_for_what_was_checked(
 def test_a_start_checks_what_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Blueprint] = []
     monkeypatch.setattr(
-        "greenllm.runner.openvino_kind.check_openvino", lambda _, plan: seen.append(plan)
+        "greenllm.runner.registry.check_openvino", lambda _, plan: seen.append(plan)
     )
     load_runner(_config(tmp_path, quantize="int8", kv_dtype="u8"))
     (plan,) = seen

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +15,16 @@ import transformers
 
 from greenllm.core import AdapterRef, Batch, Chunk, Request, Sample, SamplingParams, sequences_of
 from greenllm.model.options import LoadOptions
+from greenllm.runner.openvino import single
+from greenllm.runner.openvino.constants import Constants
+from greenllm.runner.openvino.drafter import UnrolledDrafter
+from greenllm.runner.openvino.graph import GraphOptions, Sizes, build_graph
+from greenllm.runner.openvino.inputs import Rotation
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.openvino.single import SingleDecoders
 from greenllm.runner.threads import ThreadPlan
+from tests.waiting import PATIENCE_S
 
 VOCABULARY = 96
 EXIT = 2
@@ -55,9 +61,18 @@ def plain(folder: str) -> OpenVinoRunner:
 @pytest.fixture(scope="module")
 def fixed(folder: str) -> OpenVinoRunner:
     """With graphs for one sequence, whose threads have been chosen."""
+    built: list[Sizes] = []
+
+    def build(constants: Constants, options: GraphOptions, sizes: Sizes) -> Any:
+        built.append(sizes)
+        return build_graph(constants, options, sizes=sizes)
+
     runner = _load(folder)
-    runner.use_threads(ThreadPlan.fixed(1))
-    runner.prepare_check(4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single, "build_graph", build)
+        runner.use_threads(ThreadPlan.fixed(1))
+        runner.prepare_check(4)
+    assert {1, 5, 32, 64} <= {sizes.tokens for sizes in built}
     return runner
 
 
@@ -80,8 +95,6 @@ def test_logits_are_those_of_a_graph_of_any_size(
     num_tokens: int, start: int, plain: OpenVinoRunner, fixed: OpenVinoRunner
 ) -> None:
     size = fixed.block_size
-    assert plain._single._decoders == {}
-    assert {number for number, _ in fixed._single._decoders} >= {1, 5, 32, 64}
     results = []
     for runner in (plain, fixed):
         blocks = list(range(1, 2 + (start + num_tokens) // size))
@@ -101,28 +114,26 @@ def test_tokens_after_the_end_are_written_where_nobody_reads(fixed: OpenVinoRunn
     last = replace(neighbour, start=2 * size - 1, num_tokens=1)
     after = fixed.logits([last], [range(1)]).numpy()
     np.testing.assert_allclose(after[0], before[-1], atol=2e-4)
-    assert fixed._factory.spare_block == fixed.num_blocks
-
-
-def test_an_adapter_has_no_such_graph(fixed: OpenVinoRunner) -> None:
-    chunk = _chunk(4, 4, [1])
-    assert fixed._single.logits(chunk, range(3, 4)) is not None
-    adapted = replace(chunk.seq.request, adapter=AdapterRef("a", "digest"))
-    chunk.seq.request = adapted
-    assert fixed._single.logits(chunk, range(3, 4)) is None
 
 
 def _cycle(runner: OpenVinoRunner, *, whole: bool) -> tuple[tuple[int, ...], Sample, bool]:
     """Guesses after a prompt, what their check says, and whether it was there already."""
+    found: list[Any] = []
+
+    def checked(drafter: UnrolledDrafter, chunk: Chunk, take: Any = UnrolledDrafter.checked) -> Any:
+        found.append(take(drafter, chunk))
+        return found[-1]
+
     blocks = [1, 2]
     runner.run(Batch((_chunk(20, 20, blocks),)))
     drafter = runner.early_exit(EXIT)
     drafter.prepare(3)
     chunk = replace(_chunk(21, 1, blocks), room=3)
     (guesses,) = drafter.draft([chunk], whole=whole)
-    was_checked = drafter._checked is not None
-    (sample,) = runner.run(Batch((chunk.with_draft(guesses),)))
-    return guesses, sample, was_checked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnrolledDrafter, "checked", checked)
+        (sample,) = runner.run(Batch((chunk.with_draft(guesses),)))
+    return guesses, sample, any(logits is not None for logits in found)
 
 
 def test_a_guess_that_was_checked_at_once_is_judged_alike(fixed: OpenVinoRunner) -> None:
@@ -141,10 +152,9 @@ def test_a_check_of_other_guesses_is_not_taken(fixed: OpenVinoRunner) -> None:
     (guesses,) = drafter.draft([chunk], whole=True)
     others = tuple((guess + 1) % VOCABULARY for guess in guesses)
     found = _all_rows(fixed, chunk.with_draft(others))
-    assert drafter._checked is None, "it is used once or never"
     wanted = _all_rows(fixed, replace(chunk.with_draft(others)))
     np.testing.assert_allclose(found, wanted, atol=2e-4)
-    assert drafter.checked(chunk.with_draft(guesses)) is None
+    assert drafter.checked(chunk.with_draft(guesses)) is None, "it is used once or never"
 
 
 def test_an_early_exit_beside_an_adapter_is_checked_with_it(fixed: OpenVinoRunner) -> None:
@@ -152,33 +162,57 @@ def test_an_early_exit_beside_an_adapter_is_checked_with_it(fixed: OpenVinoRunne
     drafter.prepare(3)
     chunk = replace(_chunk(21, 1, [1, 2]), room=3)
     chunk.seq.request = replace(chunk.seq.request, adapter=AdapterRef("a", "digest"))
-    drafter.draft([chunk], whole=True)
-    assert drafter._checked is None
+    (guesses,) = drafter.draft([chunk], whole=True)
+    assert drafter.checked(chunk.with_draft(guesses)) is None
 
 
 class SlowFactory:
-    """Compiles nothing, and not before it is told to."""
+    """Compiles nothing, and not before it is told to; its graphs put out what came in."""
 
-    is_small = True
+    is_small, block_size, spare_block = True, 32, 9
 
     def __init__(self) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def compile_graph(self, build: Any, threads: int) -> object:
+    def compile_graph(self, build: Any, threads: int) -> Any:
         self.begun.set()
-        assert self.go.wait(10)
-        return object()
+        assert self.go.wait(PATIENCE_S)
+        return SimpleNamespace(infer=lambda inputs: inputs["ids"])
 
 
-def test_two_that_are_prepared_at_once_are_both_kept() -> None:
+@pytest.fixture
+def slow() -> tuple[SlowFactory, SingleDecoders]:
     factory = SlowFactory()
-    single = SingleDecoders(cast(Any, factory), cast(Any, None), ThreadPlan.fixed(1))
+    return factory, SingleDecoders(cast(Any, factory), Rotation([1.0]), ThreadPlan.fixed(1))
+
+
+def _size(decoders: SingleDecoders, num_tokens: int) -> int | None:
+    """Of the graph that a step of so many tokens has."""
+    found = decoders.logits(_chunk(num_tokens, num_tokens, [0]), range(100))
+    return None if found is None else len(found)
+
+
+def test_two_that_are_prepared_at_once_are_both_kept(
+    slow: tuple[SlowFactory, SingleDecoders],
+) -> None:
+    factory, decoders = slow
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(single.prepare, 5)]
-        assert factory.begun.wait(10)
-        jobs.append(pool.submit(single.prepare, 9))
-        time.sleep(0.05)  # until the second waits for the first
+        jobs = [pool.submit(decoders.prepare, 5)]
+        assert factory.begun.wait(PATIENCE_S)
+        factory.begun.clear()
+        jobs.append(pool.submit(decoders.prepare, 9))
+        factory.begun.wait(0.05)  # in which the second would begin if nothing kept it
         factory.go.set()
         for job in jobs:
-            job.result(10)
-    assert {number for number, _ in single._decoders} == {5, 9}
+            job.result(PATIENCE_S)
+    assert [_size(decoders, number) for number in (4, 5, 6, 9, 10)] == [5, 5, 9, 9, None]
+
+
+def test_an_adapter_has_no_such_graph(slow: tuple[SlowFactory, SingleDecoders]) -> None:
+    factory, decoders = slow
+    factory.go.set()
+    decoders.prepare(4)
+    chunk = _chunk(4, 4, [0])
+    assert decoders.logits(chunk, range(3, 4)) is not None
+    chunk.seq.request = replace(chunk.seq.request, adapter=AdapterRef("a", "digest"))
+    assert decoders.logits(chunk, range(3, 4)) is None

@@ -62,7 +62,7 @@ def make_request() -> Callable[..., Request]:
         return Request(
             request_id=request_id,
             prompts=tuple(tuple(prompt) for prompt in prompts),
-            sampling=SamplingParams(**{"seed": 1, "max_tokens": 8, **sampling}),
+            work=SamplingParams(**{"seed": 1, "max_tokens": 8, **sampling}),
             model="fake",
             adapter=None if adapter is None else AdapterRef(adapter, f"digest of {adapter}"),
         )

@@ -19,11 +19,12 @@ from evals.load.config import parse_levels
 from evals.studies import study
 from evals.studies.peers.arms import ARMS, MODEL, Arm
 from evals.studies.peers.install import INSTALLERS, require_tools, version_of
-from evals.studies.peers.measure import Plan, medians, run_rounds, take_turn
+from evals.studies.peers.measure import Plan, medians, take_turn
 from evals.studies.peers.report import STUDY
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL_TEXT = "Llama of SmolLM2-135M's shape, random weights"
+Turns = Mapping[str, Sequence[Mapping[str, Any]]]
 Envs = Annotated[Path, typer.Option(help="Folder of environments and models.")]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -124,18 +125,19 @@ def run(
         timeout_s=600.0,
     )
     envs = envs.resolve()
-    chosen = [ARMS[name] for name in study.pick(study.split_names(arms), ARMS, "no arm")]
-    known = about(plan, rounds, envs, chosen)
+    chosen = study.pick(study.split_names(arms), ARMS, "no arm")
+    known = about(plan, rounds, envs, [ARMS[name] for name in chosen])
     with tempfile.TemporaryDirectory() as folder:
 
-        def turn(arm: Arm, number: int) -> dict[str, Any]:
-            study.console.print(f"round {number + 1}/{rounds} {arm.name}")
-            return take_turn(arm, plan, envs, Path(folder), seed=number)
+        def turn(name: str, number: int) -> dict[str, Any]:
+            study.console.print(name)
+            taken = take_turn(ARMS[name], plan, envs, Path(folder), seed=number)
+            return {"round": number, **taken}
 
-        def keep(turns: Mapping[str, list[dict[str, Any]]]) -> None:
+        def keep(turns: Turns) -> None:
             STUDY.save({**known, **figures(turns)}, folder=output)
 
-        run_rounds(chosen, rounds, turn, keep)
+        study.interleave(turn, rounds, chosen, after=keep)
     print((output / "peers.md").read_text(encoding="utf-8"))
 
 
@@ -149,7 +151,7 @@ def about(plan: Plan, rounds: int, envs: Path, arms: Sequence[Arm]) -> dict[str,
     }
 
 
-def figures(turns: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def figures(turns: Turns) -> dict[str, Any]:
     """Medians of every arm, and what they are made of."""
     arms = {
         name: {"weights": ARMS[name].weights, "note": ARMS[name].note, **medians(taken)}

@@ -20,9 +20,10 @@ from typing import Any
 
 import httpx
 
+from evals.entry import BenchError
 from evals.servers import free_port
 from evals.studies.peers.arms import ARMS, Place
-from evals.studies.peers.servers import ServerError, running
+from evals.studies.peers.servers import serving
 from greenllm.core import GreenllmError
 from greenllm.model.quiet import hush_libraries
 
@@ -97,7 +98,7 @@ def compare(envs: Path, text: str) -> Iterator[Finding]:
         must_agree = name in MUST_AGREE
         try:
             said = answer_of(name, envs)
-        except (ServerError, OSError, httpx.HTTPError) as error:
+        except (BenchError, OSError, httpx.HTTPError) as error:
             yield Finding(name, must_agree, failure=" ".join(str(error).split())[-300:])
             continue
         yield judge(name, said, text, must_agree=must_agree)
@@ -126,7 +127,7 @@ def answer_of(name: str, envs: Path) -> str | None:
     """The text of an arm's answer to the prompt; None if it is not installed.
 
     Raises:
-        ServerError: it does not start.
+        BenchError: it does not start.
     """
     arm = ARMS["llama.cpp-q8_0" if name == GGUF_BF16 else name]
     if arm.missing(envs):
@@ -137,8 +138,8 @@ def answer_of(name: str, envs: Path) -> str | None:
         if name == GGUF_BF16:
             command = [word.replace("-Q8_0.gguf", "-bf16.gguf") for word in command]
         environment = {"HF_HUB_OFFLINE": "1", **arm.environment(place)}
-        log, cores = Path(folder) / "log", os.sched_getaffinity(0)
-        with running(command, environment, place.port, log, cores) as (url, model, _):
+        cores = os.sched_getaffinity(0)
+        with serving(command, environment, place.port, cores) as (url, model, _):
             return _ask(url, model, PROMPT)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from evals.load.drive import Load, measure
 from evals.load.plan import even_shots
 from evals.servers import free_port
 from evals.studies.peers.arms import MODEL, Arm, Place
-from evals.studies.peers.servers import running
+from evals.studies.peers.servers import serving
 from evals.studies.peers.words import VOCABULARY, text_of
-from evals.studies.study import each_round, rotate
 from greenllm.core import GreenllmError
 
 PREFILL = "prefill"
@@ -61,7 +60,7 @@ class Plan:
             yield Load(str(level), shots, level, max(self.requests, 2 * level))
 
 
-def take_turn(arm: Arm, plan: Plan, envs: Path, logs: Path, seed: int) -> dict[str, Any]:
+def take_turn(arm: Arm, plan: Plan, envs: Path, data: Path, seed: int) -> dict[str, Any]:
     """Figures of each load, or `failure`."""
     missing = arm.missing(envs)
     if missing:
@@ -72,15 +71,14 @@ def take_turn(arm: Arm, plan: Plan, envs: Path, logs: Path, seed: int) -> dict[s
         threads=plan.threads,
         sequences=max(plan.concurrency),
         context=plan.context,
-        data=logs / arm.name,
+        data=data / arm.name,
     )
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(plan.threads))
     environment = {"HF_HUB_OFFLINE": "1", **threads, **arm.environment(place)}
     place.data.mkdir(exist_ok=True)
     started_s = time.monotonic()
-    log = logs / f"{arm.name}.log"
     try:
-        with running(arm.command(place), environment, place.port, log, set(plan.cores)) as (
+        with serving(arm.command(place), environment, place.port, set(plan.cores)) as (
             url,
             listed,
             pid,
@@ -116,20 +114,6 @@ async def _loads(target: Target, plan: Plan, pid: int) -> dict[str, Any]:
         await warm.send(replace(target, seed=-1 - target.seed - (load.concurrency or 0)))
         found[load.name] = asdict(await measure(target, load, pid))
     return found
-
-
-def run_rounds(
-    arms: Sequence[Arm],
-    rounds: int,
-    turn: Callable[[Arm, int], dict[str, Any]],
-    after: Callable[[Mapping[str, list[dict[str, Any]]]], None],
-) -> None:
-    """Every arm once per round; `after` sees all there is, after each turn."""
-    turns: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    for number in each_round(rounds):
-        for arm in rotate(arms, number):
-            turns[arm.name].append({"round": number, **turn(arm, number)})
-            after(turns)
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float | None]:

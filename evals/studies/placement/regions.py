@@ -19,12 +19,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from evals.entry import BenchError
-from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.units import S_PER_HOUR
 
 TIME, ZONE, NAME, FIGURE = "Datetime (UTC)", "Zone Id", "Zone Name", "(LCA)"
-SOURCE = "Electricity Maps, hourly, life cycle"
-LICENCE = "ODbL 1.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +52,6 @@ class HourlyIntensity:
                 f" UTC: its files go from {first:%Y-%m-%d} to {last:%Y-%m-%d}; give that year's too"
             )
         return self.hours[place]
-
-    def intensity(self, at_s: float) -> Intensity:
-        """The same with its source, as `IntensitySource` wants it."""
-        year = datetime.fromtimestamp(at_s, UTC).year
-        return Intensity(self.g_per_kwh(at_s), self.zone, self.name, year, SOURCE, LICENCE)
 
 
 def read_region(lines: Iterable[str], origin: str) -> HourlyIntensity:

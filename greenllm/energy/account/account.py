@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Request, Sample
 from greenllm.energy.account.attribution import (
@@ -31,7 +30,7 @@ from greenllm.energy.account.attribution import (
     split,
     total_work,
 )
-from greenllm.energy.account.bill import Bill, BillCounts
+from greenllm.energy.account.bill import Bill, TokenCounts
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.energy.account.window import IdlePower, Window, take_apart
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
@@ -179,12 +178,19 @@ class Account:
         window = take_apart(before, self._last, {})
         self.idle_power.learn(window.duration_s, window.active_j)
 
-    def finish(self, request_id: str, outcome: Outcome, **counts: Unpack[BillCounts]) -> None:
-        """End a request; its receipt comes from `settle`. For `counts` see `BillCounts`."""
+    def finish(
+        self,
+        request_id: str,
+        outcome: Outcome,
+        counts: TokenCounts,
+        *,
+        mean_layers: float | None = None,
+    ) -> None:
+        """End a request; its receipt comes from `settle`."""
         now_s = self._clock()
         self._num_closing += 1
         bill = self._bills[request_id]
-        bill.close(self.meter, outcome, closed_s=now_s, counts=counts)
+        bill.close(self.meter, outcome, closed_s=now_s, counts=counts, mean_layers=mean_layers)
 
     def settle_in_s(self) -> float | None:
         """Seconds until `settle` has something to do; None when nothing is due."""

@@ -8,8 +8,8 @@ split, which only matters for the part of the energy that was shared.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 
 from greenllm.core import Phase, Request
 from greenllm.energy.account.attribution import CoefficientFit, Work
@@ -22,14 +22,18 @@ _Z90 = 1.645
 _ALONE = 0.99
 
 
-class BillCounts(TypedDict, total=False):
-    """Tokens of a request, and the mean number of layers they took, for `Bill.close`."""
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of a request, or of several."""
 
-    cached: int
-    generated: int
-    drafted: int
-    accepted: int
-    mean_layers: float | None
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(slots=True)
@@ -84,14 +88,16 @@ class Bill:
         outcome: Outcome,
         *,
         closed_s: float,
-        counts: BillCounts,
+        counts: TokenCounts,
+        mean_layers: float | None = None,
     ) -> None:
-        """Fix everything but the joules; what is not counted is 0."""
+        """Fix everything but the joules."""
         self.closed_s = closed_s
-        self.closing = self._unpriced(meter, outcome, counts, closed_s - self.opened_s)
+        closing = self._unpriced(meter, outcome, counts, closed_s - self.opened_s)
+        self.closing = replace(closing, mean_layers=mean_layers)
 
     def _unpriced(
-        self, meter: Meter, outcome: Outcome, counts: BillCounts, duration_s: float
+        self, meter: Meter, outcome: Outcome, counts: TokenCounts, duration_s: float
     ) -> Receipt:
         """A receipt without joules."""
         request, approximation = self.request, self.request.approximation
@@ -108,12 +114,11 @@ class Bill:
             method=meter.method,
             measured=meter.measured,
             prompt_tokens=request.prompt_tokens,
-            cached_tokens=counts.get("cached", 0),
-            completion_tokens=counts.get("generated", 0),
-            drafted_tokens=counts.get("drafted", 0),
-            accepted_tokens=counts.get("accepted", 0),
+            cached_tokens=counts.cached,
+            completion_tokens=counts.generated,
+            drafted_tokens=counts.drafted,
+            accepted_tokens=counts.accepted,
             approximate=approximation is not None,
-            mean_layers=counts.get("mean_layers"),
             agreement_target=None if approximation is None else approximation.agreement,
             duration_s=duration_s,
         )
@@ -125,7 +130,7 @@ class Bill:
     def if_lost(self, meter: Meter, fit: CoefficientFit, now_s: float) -> Receipt:
         """The receipt should its server be gone from now on: what has been metered is wasted."""
         duration_s = now_s - self.opened_s
-        closing = self.closing or self._unpriced(meter, "lost", {}, duration_s)
+        closing = self.closing or self._unpriced(meter, "lost", TokenCounts(), duration_s)
         if not self.sent_provisional:  # else its client has had the answer
             closing = replace(closing, outcome="lost")
         return self._priced(closing, meter, fit, duration_s)

@@ -178,7 +178,7 @@ def test_what_commands_share_is_declared_once() -> None:
     ]
     for group in (ModelOptions, MeterOptions, CarbonOptions, DeviceOptions, DataOptions):
         for spec in fields(group):
-            users = [one for one in configs if spec.name in {f.name for f in fields(one)}]
+            users = [one for one in configs if spec.name in {own.name for own in fields(one)}]
             assert len(users) > 1
             assert {declaring(one, spec.name) for one in users} == {group}, spec.name
 
@@ -206,3 +206,14 @@ def test_plain_help_has_the_same_groups() -> None:
     headings = re.findall(r"^([A-Z][\w ]+):$", text, re.MULTILINE)
     for heading in ("Model", "Engine", "Speculation", "Energy and carbon", "HTTP", "Replicas"):
         assert headings.count(heading) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [("tune", "--space"), ("compress", "--layers"), ("profile", "--rounds"), ("estimate", "--pue")],
+)
+def test_a_commands_own_options_are_not_in_the_groups_it_shares(command: str, own: str) -> None:
+    text = call(greenllm_app, command, "--help")
+    options = text.partition("─ Options ─")[2].partition("╰─")[0]
+    assert (own in options) == (own != "--pue")
+    assert text.count(f" {own} ") == 1

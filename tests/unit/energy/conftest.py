@@ -13,6 +13,7 @@ import pytest
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.account.attribution import Coefficients
+from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.meters.protocol import Reading, SensorError
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.shape import ModelShape
@@ -128,7 +129,7 @@ class Rig:
 
     def finish(self, *names: str, outcome: Outcome = "completed") -> None:
         for name in names:
-            self.account.finish(name, outcome, cached=1, generated=2)
+            self.account.finish(name, outcome, TokenCounts(cached=1, generated=2))
 
     def settle(self) -> list[Receipt]:
         return self._keep(self.account.settle())

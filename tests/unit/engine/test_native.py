@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from greenllm.core import (
     Batch,
+    Encode,
     FinishReason,
     InvalidRequestError,
     Request,
     Sample,
+    SamplingParams,
     Token,
     TokenLogprob,
 )
@@ -108,6 +111,35 @@ def test_receipts_carry_tokens_joules_and_grams(
     assert stats.totals.open_j == pytest.approx(0)
     assert stats.totals.residual < 1e-6
     assert stats.num_violations == stats.num_sensor_errors == 0
+
+
+def test_work_that_only_encodes_is_refused_by_name(
+    make_engine: MakeEngine, make_request: MakeRequest
+) -> None:
+    request = replace(make_request("a", [1] * 9), work=Encode())
+    with pytest.raises(InvalidRequestError, match="embeddings are not served yet"):
+        make_engine().check(request)
+
+
+def test_work_that_only_encodes_would_be_charged_as_a_prefill(
+    make_engine: MakeEngine, make_request: MakeRequest
+) -> None:
+    """As an answer of no tokens is: no joules per token, rather than 0."""
+    receipts: list[Receipt] = []
+    for work in (Encode(), SamplingParams(max_tokens=0)):
+        engine = make_engine()
+        engine.add_request(replace(make_request("a", [1] * 9, [2] * 5), work=work))
+        tokens, found = run(engine)
+        assert [token.token_id for token in tokens] == [None, None]
+        receipts.append(found["a"])
+    encoded, unanswered = receipts
+    assert encoded == unanswered
+    assert (encoded.outcome, encoded.completion_tokens) == ("completed", 0)
+    assert encoded.prompt_tokens == 14
+    assert encoded.prefill_j is not None
+    assert encoded.prefill_j > 0
+    assert encoded.active_j == pytest.approx(encoded.prefill_j)
+    assert (encoded.decode_j, encoded.draft_j, encoded.joules_per_token) == (0, 0, None)
 
 
 def test_stats_follow_the_work(make_engine: MakeEngine, make_request: MakeRequest) -> None:

@@ -454,6 +454,24 @@ def test_room_for_guesses_takes_nothing_from_newcomers(
     assert [chunk.room for chunk in batch.chunks] == [2, 0, 0, 0]
 
 
+def test_a_mask_is_told_every_token_of_its_answer(make_request: Callable[..., Request]) -> None:
+    told: list[int] = []
+
+    class Mask:
+        def allowed(self, ahead: tuple[int, ...]) -> bytearray:
+            return bytearray()
+
+        def push(self, token_id: int) -> None:
+            told.append(token_id)
+
+    scheduler = make_scheduler()
+    (seq,) = add(scheduler, make_request("a", [1] * 3, max_tokens=3))
+    seq.mask = Mask()
+    for token_id in (4, 5, 6):
+        turn(scheduler, token_id)
+    assert (told, seq.is_finished) == ([4, 5, 6], True)
+
+
 @pytest.fixture
 def ask_early(make_request: Callable[..., Request]) -> Callable[..., Request]:
     """Builds a request whose tokens may leave the model early."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from greenllm.core import (
@@ -86,7 +86,7 @@ def arrivals(draw: st.DrawFn) -> Arrival:
     request = Request(
         request_id="",
         prompts=tuple(map(tuple, draw(st.lists(prompts, min_size=1, max_size=2)))),
-        sampling=params,
+        work=params,
         model="fake",
         adapter=draw(st.sampled_from([None, None, AdapterRef("a", "digest")])),
     )
@@ -264,7 +264,6 @@ def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], le
     assert all(token.prompt_logprobs == () for token in sent[1:])
 
 
-@settings(max_examples=100)
 @given(plans)
 def test_company_changes_nobodys_answer(
     make_runner: Callable[..., Runner], alone: Alone, plan: Plan

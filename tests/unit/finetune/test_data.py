@@ -160,6 +160,26 @@ def test_what_is_scored_is_not_trained_on(tmp_path: Path) -> None:
     assert "q3" not in {item.example.turns[0].content for item in data.train}
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "option"),
+    [
+        ('{"prompt": "a", "completion": "b"}\n{', '{"text": "a"}', "data"),
+        ('{"prompt": "a", "completion": "b"}', '{"prompt": "c", "completion": "d"}', "data"),
+        ('{"prompt": "a", "completion": "b"}', "", "validation"),
+        ('{"text": "a"}', '{"prompt": "[INST]", "completion": "d"}', "validation"),
+    ],
+)
+def test_an_error_says_whose_file_it_is_about(
+    tmp_path: Path, train: str, validation: str, option: str
+) -> None:
+    (tmp_path / "t.jsonl").write_text(train)
+    (tmp_path / "v.jsonl").write_text(validation)
+    recipe = make(data=str(tmp_path / "t.jsonl"), validation=tmp_path / "v.jsonl")
+    with pytest.raises(DataError) as caught:
+        load_data(recipe, Characters(), 100)
+    assert caught.value.option == option
+
+
 def test_a_chat_template_is_asked_for_where_there_is_none() -> None:
     class Plain(Characters):
         chat_template = ""

@@ -22,10 +22,9 @@ from serving.config import ServeConfig
 LONG = Path("/a/very/long/folder") / ("name" * 30) / "ledger.sqlite"
 
 
-def parts() -> Any:
+def parts(name: str) -> Any:
     """As much of a server as is announced."""
     info = SimpleNamespace(
-        name="bundled",
         parameters=2_600_000,
         weight_bytes=5_200_000,
         quantization="none",
@@ -39,15 +38,16 @@ def parts() -> Any:
         account=SimpleNamespace(meter=meter),
         policy=SimpleNamespace(source=None),
     )
-    ledger = SimpleNamespace(path=LONG)
-    return SimpleNamespace(engine=engine, ledger=ledger, threads="1", drafting="off")
+    served = SimpleNamespace(name=name, info=info, engine=engine, threads="1", drafting="off")
+    return SimpleNamespace(served=served, ledger=SimpleNamespace(path=LONG))
 
 
 def announced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **options: Any
 ) -> list[str]:
     monkeypatch.setattr(serve, "console", Console(stderr=True, highlight=False))
-    serve.announce(ServeConfig(**options), parts(), 8123)
+    config = ServeConfig(**options)
+    serve.announce(config, parts(config.served_model_name or "bundled"), 8123)
     return capsys.readouterr().err.splitlines()
 
 

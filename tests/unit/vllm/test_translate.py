@@ -9,6 +9,7 @@ import pytest
 
 from greenllm.core import (
     Approximation,
+    Grammar,
     InvalidRequestError,
     Request,
     SamplingParams,
@@ -20,6 +21,7 @@ from greenllm.model.info import LoadError
 from greenllm.vllm import versions
 from greenllm.vllm.translate import logprobs_of, refuse, sampling_values
 
+ANY_JSON = Grammar("json_schema", "{}")
 PLAIN = Speculation("off")
 GUESSING = Speculation("prompt_lookup", 4)
 
@@ -44,10 +46,10 @@ def sequence(**sampling: Any) -> Sequence:
         ({"speculation": Speculation("off")}, GUESSING, "speculative.method"),
         ({"speculation": Speculation("prompt_lookup", 8)}, GUESSING, "speculative.method"),
         ({"sampling": SamplingParams(logprobs=33)}, PLAIN, "logprobs"),
-        ({"sampling": SamplingParams(json_schema="{}", ignore_eos=True)}, PLAIN, "ignore_eos"),
-        ({"sampling": SamplingParams(json_schema="{}", min_tokens=1)}, PLAIN, "min_tokens"),
+        ({"sampling": SamplingParams(grammar=ANY_JSON, ignore_eos=True)}, PLAIN, "ignore_eos"),
+        ({"sampling": SamplingParams(grammar=ANY_JSON, min_tokens=1)}, PLAIN, "min_tokens"),
         (
-            {"sampling": SamplingParams(json_schema="{}", stop_token_ids=(3,))},
+            {"sampling": SamplingParams(grammar=ANY_JSON, stop_token_ids=(3,))},
             PLAIN,
             "stop_token_ids",
         ),
@@ -69,7 +71,7 @@ def test_what_vllm_cannot_do_is_refused_by_name(
         ({"speculation": Speculation("off")}, PLAIN),
         ({"speculation": Speculation("prompt_lookup", 4)}, GUESSING),
         ({"sampling": SamplingParams(temperature=1)}, GUESSING),
-        ({"sampling": SamplingParams(json_schema="{}", stop=("a",))}, GUESSING),
+        ({"sampling": SamplingParams(grammar=ANY_JSON, stop=("a",))}, GUESSING),
         ({"sampling": SamplingParams(temperature=1, logprobs=32)}, PLAIN),
     ],
 )

@@ -10,13 +10,23 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import InvalidRequestError, Request, SamplingParams, Speculation, TextSink, Token
+from greenllm.core import (
+    Grammar,
+    InvalidRequestError,
+    Request,
+    SamplingParams,
+    Speculation,
+    TextSink,
+    Token,
+)
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.meters.protocol import Reading
 from greenllm.energy.receipt import Receipt
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
+from greenllm.model.lora_config import AdapterError
+from greenllm.model.lora_layout import LoraFacts
 from greenllm.shape import ModelShape
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal, Scheduled
@@ -49,6 +59,7 @@ class Counting:
     guesses: bool = False
     queued: dict[str, Queued] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    loaded: list[tuple[str, Path]] = field(default_factory=list)
     num_free_blocks: int = 9
     error: Exception | None = None
     ended: Any = None
@@ -98,12 +109,14 @@ class Counting:
         for name in names:
             self.queued.pop(name, None)
 
-    def check_schema(self, text: str) -> None:
-        if text == "{":
+    def check_grammar(self, grammar: Grammar) -> None:
+        if grammar.source == "{":
             raise InvalidRequestError("no schema", "response_format")
 
     def load(self, digest: str, name: str, folder: Path) -> None:
-        raise AssertionError
+        if name == "bad":
+            raise AdapterError("vLLM does not take it")
+        self.loaded.append((digest, folder))
 
 
 class Watts:
@@ -138,10 +151,10 @@ def make(
         draft_shape = SHAPE.first(1) if own.method == "draft_model" else None
         facts = Facts(INFO, SHAPE, draft_shape, own, 10)
 
-        def nothing(folder: Path) -> Any:
-            raise AssertionError
+        def read(folder: Path) -> Any:
+            return SimpleNamespace(digest=f"of {folder.name}", num_bytes=4)
 
-        registry = AdapterRegistry(nothing, nothing, home=tmp_path)
+        registry = AdapterRegistry(read, lambda _: LoraFacts(1, 1, (), ""), home=tmp_path)
         made = VllmEngine(
             backend, journal, facts, account, CarbonPolicy(None),
             text_stream=letters, clock=clock, adapters=registry,
@@ -246,11 +259,22 @@ def test_what_vllm_ends_by_itself_has_failed(make: Make) -> None:
     assert not backend.queued
 
 
-def test_a_schema_is_read_before_a_request_is_queued(make: Make) -> None:
+def test_a_grammar_is_read_before_a_request_is_queued(make: Make) -> None:
     engine, _ = make()
-    engine.prepare(request("r", 1, json_schema="{}"))
+    engine.prepare(request("r", 1, grammar=Grammar("json_schema", "{}")))
     with pytest.raises(InvalidRequestError, match="no schema"):
-        engine.prepare(request("r", 1, json_schema="{"))
+        engine.prepare(request("r", 1, grammar=Grammar("json_schema", "{")))
+
+
+def test_an_adapter_is_loaded_into_vllm_when_it_is_acquired(make: Make, tmp_path: Path) -> None:
+    for name in ("fox", "bad"):
+        (tmp_path / name).mkdir()
+    engine, backend = make()
+    ref = engine.adapters.acquire("fox")
+    assert backend.loaded == [(ref.digest, tmp_path / "fox")]
+    with pytest.raises(AdapterError, match="does not take it"):
+        engine.adapters.acquire("bad")
+    assert {info.name: info.in_flight for info in engine.adapters.list()} == {"fox": 1, "bad": 0}
 
 
 def test_choices_are_sequences_of_their_own(make: Make) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from greenllm.core import AdapterRef, Request, SamplingParams
 from greenllm.energy.account.account import Account, Label
+from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.account.window import IdlePower
 from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter, SensorError
 from greenllm.shape import ModelShape
@@ -356,7 +357,7 @@ def test_the_null_meter_gives_none_and_never_zero() -> None:
     account = Account(NullMeter(lambda: now_s), SHAPE, clock=lambda: now_s)
     account.start_serving()
     account.open(_request("a"))
-    account.finish("a", "completed", cached=0, generated=3)
+    account.finish("a", "completed", TokenCounts(generated=3))
     (receipt,) = account.settle()
     assert (receipt.status, receipt.method, receipt.measured) == ("unmetered", "unknown", False)
     assert receipt.total_j is receipt.active_j is receipt.idle_j is None
@@ -457,7 +458,7 @@ def test_a_recording_is_billed_like_a_meter() -> None:
     account = Account(ReplayMeter(records), SHAPE, clock=lambda: float(next(clock)) / 10)
     account.start_serving()
     account.open(_request("a"))
-    account.finish("a", "completed", cached=0, generated=1)
+    account.finish("a", "completed", TokenCounts(generated=1))
     (receipt,) = account.drain()
     assert receipt.status == "final"
     assert account.totals.meter_j == account.totals.load_j + account.totals.idle_j == 9.0

@@ -8,13 +8,13 @@ import pytest
 
 from greenllm.core import AdapterRef, Approximation, Request, SamplingParams
 from greenllm.energy.account.attribution import CoefficientFit, Coefficients, Work
-from greenllm.energy.account.bill import Bill, BillCounts
+from greenllm.energy.account.bill import Bill, TokenCounts
 from greenllm.energy.meters.protocol import NullMeter, ReplayMeter
 from greenllm.energy.receipt import Receipt
 
 MakeRig = Callable[..., Any]
 METER = ReplayMeter([], method="measured:x", period_s=0.1, uncertainty=0.05)
-COUNTS: BillCounts = {"cached": 1, "generated": 4}
+COUNTS = TokenCounts(cached=1, generated=4)
 WORK = Work(steps=1.0, rows=2.0, flops=30.0, kv_bytes=4.0, residence_s=0.5)
 
 
@@ -73,8 +73,8 @@ def test_a_receipt_says_how_much_of_the_model_was_asked() -> None:
         "r", ((1,),), SamplingParams(), "m", approximation=Approximation(4, 0.7, 0.95)
     )
     bill = Bill(request, opened_s=10.0)
-    counts: BillCounts = {"generated": 4, "drafted": 3, "accepted": 2, "mean_layers": 6.5}
-    bill.close(METER, "completed", closed_s=12.0, counts=counts)
+    counts = TokenCounts(generated=4, drafted=3, accepted=2)
+    bill.close(METER, "completed", closed_s=12.0, counts=counts, mean_layers=6.5)
     receipt = bill.final(METER, _fit())
     assert (receipt.approximate, receipt.mean_layers, receipt.agreement_target) == (True, 6.5, 0.95)
     assert (receipt.drafted_tokens, receipt.accepted_tokens) == (3, 2)
@@ -82,7 +82,7 @@ def test_a_receipt_says_how_much_of_the_model_was_asked() -> None:
 
 def test_an_unknown_meter_leaves_everything_unknown() -> None:
     bill = _bill()
-    bill.close(NullMeter(lambda: 0.0), "completed", closed_s=12.0, counts={"generated": 1})
+    bill.close(NullMeter(lambda: 0.0), "completed", closed_s=12.0, counts=TokenCounts(generated=1))
     receipt = bill.final(NullMeter(lambda: 0.0), _fit())
     assert receipt.status == "unmetered"
     assert receipt.total_j is receipt.flops is receipt.uncertainty is None

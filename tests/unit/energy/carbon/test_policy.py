@@ -5,10 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from greenllm.config import ConfigError
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import Intensity, StaticIntensity
-from greenllm.energy.carbon.policy import CarbonPolicy
+from greenllm.energy.carbon.policy import (
+    CarbonPolicy,
+    carbon_policy,
+    embodied_of,
+    intensity_source,
+)
 from greenllm.energy.receipt import Receipt
+from greenllm.options import CarbonOptions
 
 MakeReceipt = Callable[..., Receipt]
 SOURCE = StaticIntensity(Intensity(360.0, "XXX", "Nowhere", 2025, "a source", "CC BY 4.0"))
@@ -67,3 +74,40 @@ def test_without_joules_or_without_a_source_there_are_no_grams(
     receipt = CarbonPolicy(source, 1.5, HARDWARE).apply(known)
     assert receipt == known
     assert receipt.gco2e is None
+
+
+def test_the_intensity_is_that_of_the_zone_or_ones_own() -> None:
+    policy = carbon_policy(CarbonOptions(zone="France", pue=1.3), HARDWARE)
+    assert policy.source is not None
+    assert (policy.source.intensity(0.0).zone, policy.pue) == ("FRA", 1.3)
+    assert policy.embodied is HARDWARE
+    own = CarbonOptions(intensity_g_per_kwh=20.0, intensity_source="supplier")
+    found = intensity_source(own).intensity(0.0)
+    assert (found.g_per_kwh, found.source) == (20.0, "supplier")
+
+
+def test_an_unknown_zone_is_the_options_fault() -> None:
+    with pytest.raises(ConfigError, match="--zone Atlantis: no carbon intensity") as caught:
+        carbon_policy(CarbonOptions(zone="Atlantis"))
+    assert caught.value.option == "zone"
+
+
+@pytest.mark.parametrize(
+    ("device", "has_cuda", "is_known"),
+    [
+        ("cpu", False, True),
+        ("cpu", True, True),
+        ("auto", False, True),
+        ("auto", True, False),
+        ("cuda:1", True, False),
+    ],
+)
+def test_manufacture_is_known_of_cpus_only(device: str, has_cuda: bool, is_known: bool) -> None:
+    assert (embodied_of(device, has_cuda=has_cuda) is not None) == is_known
+
+
+def test_manufacture_is_that_of_the_cpus_in_use() -> None:
+    one, three = (embodied_of("cpu", has_cuda=False, num_cpus=count) for count in (1, 3))
+    assert one is not None
+    assert three is not None
+    assert three.grams(3600.0) == pytest.approx(3 * one.grams(3600.0))

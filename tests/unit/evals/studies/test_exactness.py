@@ -50,7 +50,7 @@ def reference(*logits: float, ends: frozenset[int] = frozenset()) -> Any:
 
 def counts(plain: Answer, other: Answer, *logits: float, **settings: Any) -> tuple[int, int, int]:
     """Answers that are the same, near-ties and different."""
-    request = replace(REQUEST, sampling=replace(REQUEST.sampling, **settings))
+    request = replace(REQUEST, work=replace(REQUEST.sampling, **settings))
     row = compare([request], [plain], [other], reference(*(logits or (0.0,) * VOCABULARY)))
     return row["same"], row["near_ties"], row["different"]
 

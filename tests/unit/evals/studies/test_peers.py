@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from evals.load.plan import Shot
@@ -15,8 +18,10 @@ from evals.studies import study
 from evals.studies.peers import agree
 from evals.studies.peers.__main__ import app
 from evals.studies.peers.arms import ARMS, Place
+from evals.studies.peers.checkpoint import config_135m, write_checkpoint
+from evals.studies.peers.gguf_file import write_gguf
 from evals.studies.peers.install import INSTALLERS, llama_commit, require_tools
-from evals.studies.peers.measure import Plan, medians, run_rounds, take_turn
+from evals.studies.peers.measure import Plan, medians, take_turn
 from evals.studies.peers.report import page, plot
 from evals.studies.peers.words import VOCABULARY, merges, text_of, vocabulary, word_at, words
 from greenllm.core import GreenllmError
@@ -45,19 +50,6 @@ def result(rate: float, failed: int = 0) -> dict[str, Any]:
 
 def turns(*rates: float) -> list[dict[str, Any]]:
     return [{"round": i, "loads": {"1": result(rate)}} for i, rate in enumerate(rates)]
-
-
-def test_order_rotates() -> None:
-    arms = list(ARMS.values())[:3]
-    seen: list[tuple[str, int]] = []
-
-    def turn(arm: Any, number: int) -> dict[str, Any]:
-        seen.append((arm.name, number))
-        return {"loads": {}}
-
-    run_rounds(arms, 3, turn, lambda taken: None)
-    assert [name for name, _ in seen[::3]] == [arm.name for arm in arms]
-    assert len(seen) == len(set(seen)) == 9
 
 
 def test_medians_leave_out_rounds_with_a_failure() -> None:
@@ -103,8 +95,6 @@ def test_a_text_has_exactly_the_tokens_asked_for(
 @pytest.fixture(scope="module")
 def tokens_of() -> Callable[[str], list[int]]:
     """The tokenizer of the benchmark's model."""
-    import json
-
     from tokenizers import Tokenizer
 
     from evals.studies.peers.words import tokenizer_json
@@ -113,35 +103,39 @@ def tokens_of() -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer.encode(text).ids)
 
 
-def test_the_report_says_what_ran_and_what_did_not(tmp_path: Path) -> None:
-    figures = {
-        "command": "python -m evals.studies.peers run",
-        "date": "2026-01-02",
-        "machine": "2 x CPU",
-        "model": "a model",
-        "rounds": 1,
-        "rounds_wanted": 3,
-        "plan": {
-            "concurrency": [1],
-            "threads": 2,
-            "cores": [0, 1],
-            "prompt_tokens": 64,
-            "max_tokens": 128,
-            "prefill_tokens": 512,
-        },
-        "versions": {"llama.cpp": "0.5"},
-        "arms": {
-            "fast": {"weights": "int8", "note": "a note", **medians(turns(1234.0))},
-            "broken": {"weights": "int4", "note": "b", **medians([{"failure": "no\nway"}])},
-        },
+def test_a_gguf_file_has_the_checkpoints_weights(tmp_path: Path) -> None:
+    config = config_135m()
+    config.update({"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96})
+    config.update({"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4})
+    write_checkpoint(tmp_path, config)
+    write_gguf(tmp_path, tmp_path / "model.gguf")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    weights = load_file(tmp_path / "model.safetensors")
+    halves = found["blk.0.attn_q.weight"].data
+    query = gguf.quants.dequantize(halves, gguf.GGMLQuantizationType.BF16)
+    own = weights["model.layers.0.self_attn.q_proj.weight"].float().numpy()
+    assert (query == own[[0, 2, 1, 3, 4, 6, 5, 7]]).all(), "halves of each head alternate"
+    assert len(found) == len(weights)
+    assert reader.fields["tokenizer.ggml.tokens"].contents() == vocabulary()
+    assert reader.fields["llama.attention.head_count_kv"].contents() == 1
+
+
+def test_a_page_says_what_ran_and_what_did_not(tmp_path: Path) -> None:
+    path = study.RESULTS / "peers_4bit.json"
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    figures |= {"rounds": 1, "rounds_wanted": 3}
+    figures["arms"] |= {
+        "fast": {"weights": "int8", "note": "a note", **medians(turns(1234.0))},
+        "broken": {"weights": "int4", "note": "b", **medians([{"failure": "no\nway"}])},
     }
     text = page(figures)
     assert "medians of 1 (of 3: not over) interleaved rounds" in text
-    assert "| fast | int8 | 1,234 | 617 |" in text
+    assert "| fast | int8 | 1,234 | - | - | 617 |" in text
     assert "broken could not run: no way" in text
     assert "| broken |" not in text
     study.draw(plot, figures, tmp_path / "peers.svg")
-    assert (tmp_path / "peers.svg").stat().st_size > 1000
+    assert "fast" in (tmp_path / "peers.svg").read_text(encoding="utf-8")
 
 
 def test_the_commit_of_llama_cpp_is_read_from_the_changes(tmp_path: Path) -> None:

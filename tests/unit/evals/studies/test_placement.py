@@ -24,7 +24,6 @@ from evals.studies.placement.outcome import Outcome
 from evals.studies.placement.policies import Carbon, Pack, Placement, Policy, RegionView, Spread
 from evals.studies.placement.questions import Scenario, fleets, limits, replicas
 from evals.studies.placement.regions import HourlyIntensity, load_regions, read_region
-from evals.studies.placement.report import page, plot
 from evals.studies.placement.setting import Region, Setting
 from evals.studies.placement.simulate import simulate
 from evals.studies.placement.trace import Arrival, Trace, load_trace
@@ -454,8 +453,7 @@ class TestRegions:
         start_s = 1672531200.0
         assert (found.zone, found.hours, found.start_s) == ("ES", (100.0, 120.5), start_s)
         assert found.g_per_kwh(start_s + 3599) == 100
-        assert found.intensity(start_s + 3600).g_per_kwh == 120.5
-        assert found.intensity(start_s).year == 2023
+        assert found.g_per_kwh(start_s + 3600) == 120.5
         for at_s in (start_s - 1, start_s + 7200):
             with pytest.raises(BenchError, match="ES has no intensity for"):
                 found.g_per_kwh(at_s)
@@ -537,24 +535,6 @@ class TestStudies:
         near = replace(asked, assumed=replace(asked.assumed, max_detour_s=0.1))
         served = [list(fleets(one, [4]))[-1]["served"] for one in (asked, near)]
         assert [counts[1] > 0 for counts in served] == [True, False]
-
-    def test_a_report_has_all_of_it(self, tmp_path: Path) -> None:
-        asked = scenario(MACHINE, grid("A", 300.0), grid("B", 100.0))
-        rows = list(fleets(asked, [4]))
-        daily = [{**row, "grams_per_1000_by_day": [1.0, 2.0]} for row in rows]
-        studies = {"replicas": replicas(asked), "limits": limits(asked), "fleets": rows}
-        result = {
-            **{"date": "today", "command": "this", "curve": "c.json", "arm": "a", "trace": "t"},
-            **{"length_factor": 1.0, "load": 0.2, "regions": ["A", "B"]},
-            "machine_model": MACHINE.as_dict(),
-            "studies": {**studies, "days": daily},
-        }
-        text = page(result)
-        assert text.startswith("**Simulated**, today: `this`.")
-        assert text.count("| carbon |") == 2
-        assert "0.5 W idle" in text
-        study.draw(plot, result, tmp_path / "plot.svg")
-        assert "pack" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
 
 
 class TestCommand:
