@@ -27,7 +27,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from finetune.train.scoring import losses_of
 from torch import nn
 
 from evals.studies import study
@@ -35,6 +34,7 @@ from evals.tables import table, value
 from finetune.bill.phases import PHASES, PhaseAccount
 from finetune.compressing.importance import layers_of
 from finetune.compressing.making import Source, read_model, write
+from finetune.train.evaluation import losses_of
 from finetune.train.model import device_of
 from greenllm.energy.meters.choose import open_meter
 from greenllm.options import MeterOptions

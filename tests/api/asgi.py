@@ -22,7 +22,6 @@ from fastapi import FastAPI
 from tests.waiting import PATIENCE_S
 
 log = logging.getLogger(__name__)
-
 Message = MutableMapping[str, Any]
 
 
@@ -44,7 +43,7 @@ class AppTransport(httpx.BaseTransport):
     def stop(self) -> None:
         """Let requests end, then leave the lifespan; once is enough."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            self.call(self._stopping.set)
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the app does not stop"
 
@@ -70,7 +69,7 @@ class AppTransport(httpx.BaseTransport):
     def begin(self, request: httpx.Request) -> Exchange:
         """Send a request, and wait for nothing."""
         exchange = Exchange(request, self._loop)
-        self._loop.call_soon_threadsafe(self._run, exchange)
+        self.call(lambda: self._run(exchange))
         return exchange
 
     def _run(self, exchange: Exchange) -> None:
@@ -86,33 +85,24 @@ class Exchange(httpx.SyncByteStream):
         assert isinstance(request.stream, httpx.SyncByteStream)
         self._request, self._loop = request, loop
         self._parts: Iterator[bytes] | None = iter(request.stream)
-        self._answer: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
+        self._answer: queue.SimpleQueue[Message | Exception | None] = queue.SimpleQueue()
         self._gone = asyncio.Event()
 
     async def run(self, app: FastAPI) -> None:
+        url = self._request.url
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
+            "http_version": "1.1", "method": self._request.method, "scheme": url.scheme,
+            "path": url.path, "raw_path": url.raw_path.partition(b"?")[0], "root_path": "",
+            "query_string": url.query, "client": ("127.0.0.1", 1), "server": (url.host, 80),
+            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
+        }  # fmt: skip
         try:
-            await app(self._scope(), self._receive, self._send)
+            await app(scope, self._receive, self._send)
         except Exception:
             log.exception("the app raised")
         finally:
             self._answer.put(None)
-
-    def _scope(self) -> dict[str, Any]:
-        url = self._request.url
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
-            "http_version": "1.1",
-            "method": self._request.method,
-            "scheme": url.scheme,
-            "path": url.path,
-            "raw_path": url.raw_path.partition(b"?")[0],
-            "query_string": url.query,
-            "root_path": "",
-            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
-            "client": ("127.0.0.1", 1),
-            "server": (url.host, 80),
-        }
 
     async def _receive(self) -> Message:
         if self._parts is not None:
@@ -134,33 +124,28 @@ class Exchange(httpx.SyncByteStream):
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._gone.set()
 
-    def _next(self) -> Message | None:
-        try:
-            found = self._answer.get(timeout=PATIENCE_S)
-        except queue.Empty:
-            raise httpx.ReadTimeout("the app says nothing", request=self._request) from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
     def response(self) -> httpx.Response:
         """The answer, of which the head is there."""
-        head = self._next()
+        head = next(self._messages(), None)
         if head is None:
             raise httpx.RemoteProtocolError("the app gave no answer", request=self._request)
         return httpx.Response(head["status"], headers=head["headers"], stream=self)
 
-    def __iter__(self) -> Iterator[bytes]:
-        while (message := self._next()) is not None:
-            yield message.get("body", b"")
+    def _messages(self) -> Iterator[Message]:
+        while (found := self._answer.get(timeout=PATIENCE_S)) is not None:
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
-    def leave(self) -> None:
-        """Go away, and wait until the app has done with it."""
-        self.close()
-        while self._next() is not None:
-            pass
+    def __iter__(self) -> Iterator[bytes]:
+        return (message.get("body", b"") for message in self._messages())
 
     def close(self) -> None:
         """Go away; an app that has not finished hears of it."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._gone.set)
+
+    def leave(self) -> None:
+        """Go away, and wait until the app has done with it."""
+        self.close()
+        list(self._messages())

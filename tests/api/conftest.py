@@ -40,7 +40,7 @@ from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.server import Parts, make_state
 from tests.api.asgi import AppTransport, Exchange
-from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, SlowTokenizer, Talker
+from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
 URL = "http://app"
@@ -169,15 +169,12 @@ def _save_adapter(
     folder: Path, *, seed: int = 1, rank: int = 2, modules: Sequence[str] = ("q_proj",)
 ) -> Path:
     folder.mkdir(parents=True)
-    targets = [name for name in LORA_TARGETS if name.rpartition(".")[2] in modules]
     random = np.random.default_rng(seed)
     tensors = {
         f"base_model.model.{name}.lora_{half}.weight": random.normal(size=shape).astype("float32")
-        for name in targets
-        for half, shape in (
-            ("A", (rank, LORA_TARGETS[name][0])),
-            ("B", (LORA_TARGETS[name][1], rank)),
-        )
+        for name in LORA_TARGETS
+        for half, shape in (("A", (rank, WIDTH)), ("B", (WIDTH, rank)))
+        if name.endswith(tuple(modules))
     }
     save_file(tensors, folder / WEIGHTS_NAME)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [*modules]}

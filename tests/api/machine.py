@@ -24,11 +24,8 @@ STEP_S, POWER_W, IDLE_W = 0.01, 10.0, 2.0
 STEP_J, STEP_ACTIVE_J = STEP_S * POWER_W, STEP_S * (POWER_W - IDLE_W)
 LOAD_STEPS = 10
 CONTEXT = 1024
-LORA_TARGETS = {
-    f"model.layers.{layer}.self_attn.{name}": (64, 64)
-    for layer in range(2)
-    for name in ("q_proj", "v_proj")
-}
+WIDTH = 64
+LORA_TARGETS = {f"layers.{i}.{name}": (WIDTH,) * 2 for i in (0, 1) for name in ("q_proj", "v_proj")}
 FORCED = 100  # a bias so large decides alone
 
 
@@ -103,17 +100,9 @@ class Talker(FakeRunner):
 
     def __init__(self, tokenizer: Tokenizer, on_run: Callable[[Batch], None], **facts: Any) -> None:
         (self._end,) = tokenizer.encode(str(tokenizer.describe()["eos_token"]))
-        super().__init__(
-            4096,
-            16,
-            on_run,
-            context_length=CONTEXT,
-            vocab_size=tokenizer.vocab_size,
-            eos_token_ids=frozenset({self._end}),
-            runner="fake",
-            licence="none",
-            **facts,
-        )
+        ends, size = frozenset({self._end}), tokenizer.vocab_size
+        facts |= {"runner": "fake", "licence": "none", "context_length": CONTEXT}
+        super().__init__(4096, 16, on_run, vocab_size=size, eos_token_ids=ends, **facts)
         self.lora_targets = LORA_TARGETS
         texts = {i: tokenizer.token_text(i) for i in range(tokenizer.vocab_size)}
         self._words = [i for i, text in texts.items() if text.strip().isalpha() and text.isascii()]
@@ -136,23 +125,17 @@ class Talker(FakeRunner):
 
 
 class SlowTokenizer:
-    """Encodes a text that begins with `slowly` when it is told to, and others at once."""
+    """Encodes a text that begins with `slowly` when it may go on, and others at once."""
 
     def __init__(self, real: Tokenizer) -> None:
         self._real = real
-        self._reached, self._may_go_on = threading.Event(), threading.Event()
+        self.reached, self.may_go_on = threading.Event(), threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
     def encode(self, text: str, **options: Any) -> list[int]:
         if text.startswith("slowly"):
-            self._reached.set()
-            assert self._may_go_on.wait(PATIENCE_S)
+            self.reached.set()
+            assert self.may_go_on.wait(PATIENCE_S)
         return self._real.encode(text, **options)
-
-    def wait_until_reached(self) -> None:
-        assert self._reached.wait(PATIENCE_S)
-
-    def go_on(self) -> None:
-        self._may_go_on.set()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 if TYPE_CHECKING:
     from tests.api.conftest import App, StartApp
     from tests.api.machine import SlowTokenizer
@@ -212,9 +214,9 @@ def test_a_long_text_holds_nobody_up(start_app: StartApp, slowly: SlowTokenizer)
     server = start_app(tokenizer=slowly)
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(server.http.post, TEXT, json=server.completion("slowly " * 20_000))
-        slowly.wait_until_reached()
+        assert slowly.reached.wait(PATIENCE_S)
         assert server.http.post(TEXT, json=server.completion()).status_code == 200
-        slowly.go_on()
+        slowly.may_go_on.set()
     assert checked(server, long.result())["param"] == "prompt"
 
 

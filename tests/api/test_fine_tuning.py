@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 JOBS, FILES = "/v1/fine_tuning/jobs", "/v1/files"
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 ENDLESS = {"steps": 10**6}
+MOVING = ("queued", "running", "paused")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,6 +73,7 @@ def create(server: App, file_id: str, **more: Any) -> Any:
 def wait(server: App, job: Any, status: str) -> Any:
     def found() -> Any:
         now = server.openai.fine_tuning.jobs.retrieve(job.id)
+        assert now.status in (status, *MOVING), now.error
         return now if now.status == status else None
 
     return until(found, status)
@@ -234,44 +236,40 @@ def test_two_jobs_with_one_suffix_are_two_models(trainer: App, file_id: str) -> 
         assert trainer.openai.models.retrieve(name).id == name
 
 
+NOWHERE = "file-000000000000000000000000"
+BETA: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}
+TWICE: Any = {"supervised": {"hyperparameters": {}}}
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [
         ({"model": "gpt-4o"}, "model"),
-        ({"training_file": "file-000000000000000000000000"}, "training_file"),
+        ({"training_file": NOWHERE}, "training_file"),
         ({"training_file": "../../etc/passwd"}, "training_file"),
-        ({"validation_file": "file-000000000000000000000000"}, "validation_file"),
+        ({"validation_file": NOWHERE}, "validation_file"),
         ({"suffix": "a/b"}, "suffix"),
         ({"seed": -1}, "seed"),
         ({"method": {"type": "reinforcement"}}, "method.type"),
-        ({"method": {"type": "supervised", "reinforcement": {}}}, "method.reinforcement"),
+        ({"method": {"reinforcement": {}}}, "method.reinforcement"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method"),
         ({"method": {"type": "dpo"}, "recipe": {"objective": "sft"}}, "recipe.objective"),
-        (
-            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}},
-            "method.dpo.hyperparameters.beta",
-        ),
-        (
-            {"method": {"supervised": {"hyperparameters": {}}}, "hyperparameters": {}},
-            "hyperparameters",
-        ),
-        ({"recipe": {"method": "full"}}, "recipe.method"),
-        ({"recipe": {"method ": "full"}}, "recipe.method "),
-        ({"recipe": {"steps = 1\nteacher": "x"}}, "recipe.steps = 1\nteacher"),
-        ({"recipe": {"stepps": 4}}, "recipe.stepps"),
-        ({"recipe": {"rank": 0}}, "recipe.rank"),
-        ({"recipe": {"rank": "many"}}, "recipe.rank"),
-        ({"recipe": {"seed": 1}}, "recipe.seed"),
-        ({"recipe": {"objective": "dpo"}}, "recipe.objective"),
-        ({"recipe": {"patience": 2}}, "recipe.patience"),
-        ({"recipe": {"epochs": 2}, "hyperparameters": {"n_epochs": 2}}, "recipe.epochs"),
-        ({"recipe": {"probe": "/etc/passwd"}}, "recipe.probe"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations"),
+        ({"method": BETA}, "method.dpo.hyperparameters.beta"),
+        ({"method": TWICE, "hyperparameters": {}}, "hyperparameters"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
-        ({"recipe": {"output": "/tmp/x"}}, "recipe.output"),
+        ({"hyperparameters": {"n_epochs": 2}, "recipe": {"epochs": 2}}, "recipe.epochs"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations"),
         ({"magic": 1}, "magic"),
+        *(
+            ({"recipe": {name: value}}, f"recipe.{name}")
+            for name, value in (
+                ("method", "full"), ("method ", "full"), ("steps = 1\nteacher", "x"), ("stepps", 4),
+                ("rank", 0), ("rank", "many"), ("seed", 1), ("objective", "dpo"), ("patience", 2),
+                ("probe", "/etc/passwd"), ("output", "/tmp/x"),
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_a_job_cannot_be_is_refused_by_name(
     trainer: App, file_id: str, given: dict[str, Any], param: str
 ) -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from greenllm.energy.receipt import Receipt
@@ -99,10 +99,10 @@ def test_leaving_before_the_answer_has_begun(
     body = server.completion("slowly", stream=stream, user="u" * 100_000, **LONG)
     with server.machine.held():
         client = server.begin(TEXT, body)
-        slowly.wait_until_reached()
+        assert slowly.reached.wait(PATIENCE_S)
         client.close()
         assert server.http.get("/health").status_code == 200
-        slowly.go_on()
+        slowly.may_go_on.set()
         client.leave()
     server.wait_idle()
     row = only_row(server)

@@ -1,4 +1,4 @@
-"""What stands in for training: `python -m finetune.job RECIPE OUTPUT [--resume]`, without a model.
+"""What stands in for training: `python -m finetune.job finetune --config ... --output ...`.
 
 A step takes some milliseconds and one joule, and its loss falls; an interrupt ends it as training
 ends. The first line of the data may say what goes wrong: `die`, or `diverge`. `ADAPTER`, a folder
@@ -7,6 +7,7 @@ beside this file, is what every run ends with.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import signal
@@ -86,10 +87,15 @@ class Run:
 
 def main() -> None:
     """Run, and leave the outcome."""
-    recipe, output = Path(sys.argv[1]), Path(sys.argv[2])
-    values = tomllib.loads(recipe.read_text("utf-8"))
-    outcome = Run(values, output, resumes="--resume" in sys.argv).end()
-    outcome.write(output / OUTCOME)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["finetune"])
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args()
+    recipe = tomllib.loads(given.config.read_text("utf-8"))
+    outcome = Run(recipe, given.output, resumes=given.resume).end()
+    outcome.write(given.output / OUTCOME)
     sys.exit(0 if outcome.error is None else 2)
 
 
