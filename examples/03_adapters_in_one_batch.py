@@ -29,7 +29,7 @@ def save_adapter(folder: Path, seed: int) -> Path:
     return folder
 
 
-with tempfile.TemporaryDirectory() as folder, LLM("bundled", adapter_dirs=folder) as llm:
+with tempfile.TemporaryDirectory() as folder, LLM("bundled", adapter_dirs=[folder]) as llm:
     for seed, name in enumerate(("north", "south")):
         llm.load_adapter(name, save_adapter(Path(folder, name), seed))
     names = [None, "north", "south"]
