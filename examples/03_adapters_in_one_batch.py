@@ -24,7 +24,7 @@ def save_adapter(folder: Path, seed: int) -> Path:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), config)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.1)
+            torch.nn.init.normal_(weights, std=0.5)
     model.save_pretrained(folder)
     return folder
 

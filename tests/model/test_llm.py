@@ -33,8 +33,8 @@ FOX = [{"role": "user", "content": "Tell me a story about a brave fox."}]
 def folder(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
     """A data folder, with the adapter `north` in it and `south` beside."""
     folder = tmp_path_factory.mktemp("llm")
-    make_adapter(BUNDLED, folder / "adapters" / "north", seed=1)
-    make_adapter(BUNDLED, folder / "south", seed=2)
+    make_adapter(BUNDLED, folder / "adapters" / "north", seed=1, std=0.5)
+    make_adapter(BUNDLED, folder / "south", seed=2, std=0.5)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_an_answer_has_text_tokens_and_a_final_receipt(llm: LLM, alone: Generati
 def test_prompts_of_one_call_have_one_receipt_each(
     llm: LLM, alone: Generation, folder: Path
 ) -> None:
-    prompts = [PROMPT, "The sun was", [5, 6, 7]]
+    prompts: list[str | list[int]] = [PROMPT, "The sun was", [5, 6, 7]]
     answers = llm.generate(prompts, GREEDY)
     assert answers[0].text == alone.text
     assert [a.text for a in answers] == [llm.generate([p], GREEDY)[0].text for p in prompts]
