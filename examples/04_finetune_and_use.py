@@ -1,7 +1,7 @@
 """Train an adapter on the sample data for a few steps, read its bill, and ask it.
 
 You learn where `greenllm finetune` puts an adapter, so that servers and `LLM` find it by its name.
-Three steps teach nothing; leave `--steps` out to train it properly, in some minutes.
+Three steps teach little; give a number of steps, such as 200, to train it properly.
 """
 
 import json
@@ -15,7 +15,7 @@ from greenllm import LLM, SamplingParams
 STEPS = sys.argv[1] if len(sys.argv) > 1 else "3"
 
 with tempfile.TemporaryDirectory() as folder:
-    words = f"finetune --data example --name household --steps {STEPS} --max-length 128".split()
+    words = f"finetune --data example --name household --steps {STEPS} --answers 4".split()
     command = [sys.executable, "-m", "greenllm", *words, "--data-dir", folder]
     subprocess.run(command, check=True)
 

@@ -125,8 +125,6 @@ def test_a_prompt_too_long_is_refused_by_its_length(llm: LLM) -> None:
     for ask in (llm.stream, lambda ids: llm.generate([ids])):
         with pytest.raises(GreenllmError, match="100000"):
             ask([5] * 100_000)
-    with pytest.raises(GreenllmError, match="template"):
-        llm.chat([{"role": "wizard", "content": "Abracadabra"}])
 
 
 def test_threads_and_tasks_get_their_own_answers(llm: LLM, alone: Generation) -> None:
