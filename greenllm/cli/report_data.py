@@ -81,7 +81,7 @@ class Sums:
 
     @property
     def acceptance(self) -> float | None:
-        """Guesses that came true over all guesses."""
+        """Accepted draft tokens over all draft tokens."""
         return _ratio(self.accepted_tokens, self.drafted_tokens)
 
     @property

@@ -82,7 +82,7 @@ def _group_cells(sums: Sums) -> tuple[str, ...]:
 
 
 def draft_table(report: Report) -> Table:
-    """What guessing did, for the groups that did it."""
+    """Draft tokens and their joules, for the groups that had any."""
     table = make_table((report.group_by, *_DRAFT_COLUMNS))
     for sums in report.groups:
         if sums.drafted_tokens:
