@@ -283,18 +283,42 @@ def new_request_id(prefix: str) -> str:
     return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
-class TextSink(Protocol):
-    """Turns one sequence's generated ids into text and watches for stop strings."""
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what a model thinks before it answers; not part of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A piece of a call that the model asks for: the first of a call names it, all add arguments.
+
+    `number` counts the calls of one answer from 0. `arguments` is JSON, in the order it came.
+    """
+
+    number: int
+    arguments: str = ""
+    call_id: str | None = None
+    name: str | None = None
+
+
+# What an answer is made of; a plain string is a piece of its text.
+Event = str | Reasoning | ToolCall
+
+
+class AnswerSink(Protocol):
+    """Turns one sequence's generated ids into events and watches for stop strings."""
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string has been completed."""
 
-    def push(self, token_id: int) -> str:
-        """Take one id; return the text that is now certain to be part of the answer."""
+    def push(self, token_id: int) -> tuple[Event, ...]:
+        """Take one id; return what is now certain to be part of the answer."""
 
-    def flush(self) -> str:
-        """Return the text that was held back, at the end of the sequence."""
+    def flush(self) -> tuple[Event, ...]:
+        """Return what was held back, at the end of the sequence."""
 
 
 class MaskProvider(Protocol):
@@ -336,7 +360,7 @@ class Sequence:
     seed: int
     eos_token_ids: frozenset[int]
     max_len: int
-    text: TextSink | None = None
+    text: AnswerSink | None = None
     leader: Sequence | None = None
     block_table: list[int] = field(default_factory=list)
     digest: bytes = b""
@@ -352,11 +376,10 @@ class Sequence:
     num_accepted: int = 0
     exit: ExitState | None = None
     mask: MaskProvider | None = None
+    sampling: SamplingParams = field(init=False)
 
-    @property
-    def sampling(self) -> SamplingParams:
-        """The request's sampling parameters."""
-        return self.request.sampling
+    def __post_init__(self) -> None:
+        self.sampling = self.request.sampling
 
     @property
     def num_generated(self) -> int:
@@ -503,16 +526,23 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token on its way out; `text` is what became certain with it.
+    """One generated token on its way out, with the `events` that became certain with it.
 
-    A sequence that ends without generating (max_tokens 0, or an abort) sends one with no
-    `token_id`. `prompt_logprobs` travels with the first.
+    The last one of a sequence has a `finish_reason`; with the reason `error` it says in `error`
+    what went wrong. A sequence that ends without generating (max_tokens 0, or an abort) sends one
+    with no `token_id`. `prompt_logprobs` travels with the first.
     """
 
     request_id: str
     index: int
     token_id: int | None
-    text: str = ""
+    events: tuple[Event, ...] = ()
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text among its events."""
+        return "".join(event for event in self.events if isinstance(event, str))

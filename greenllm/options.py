@@ -162,6 +162,9 @@ class CacheOptions(Options):
 class WeightOptions(ModelOptions):
     """Which model, and how its weights are loaded."""
 
+    served_model_name: str | None = option(
+        None, "Official name of the model: for clients, receipts and metrics."
+    )
     quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = option(
         "none",
         "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize weights"
@@ -268,9 +271,6 @@ class EngineOptions(Options):
 
     panel = "Engine"
 
-    served_model_name: str | None = option(
-        None, "Official name of the model: for clients, receipts and metrics."
-    )
     engine: Literal["auto", "native", "vllm"] = option(
         "auto", "auto (vllm on CUDA where it is installed, else native), native or vllm."
     )

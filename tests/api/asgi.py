@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from tests.waiting import PATIENCE_S
+
 log = logging.getLogger(__name__)
-PATIENCE_S = 120.0
 Message = MutableMapping[str, Any]
 
 
@@ -40,8 +41,9 @@ class AppTransport(httpx.BaseTransport):
             raise error
 
     def stop(self) -> None:
-        """Let requests end, then leave the lifespan."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        """Let requests end, then leave the lifespan; once is enough."""
+        if not self._loop.is_closed():
+            self.call(self._stopping.set)
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the app does not stop"
 
@@ -62,50 +64,45 @@ class AppTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; returns when the head of the answer is there."""
-        exchange = _Exchange(request, self._loop)
-        self._loop.call_soon_threadsafe(self._begin, exchange)
-        return exchange.response()
+        return self.begin(request).response()
 
-    def _begin(self, exchange: _Exchange) -> None:
+    def begin(self, request: httpx.Request) -> Exchange:
+        """Send a request, and wait for nothing."""
+        exchange = Exchange(request, self._loop)
+        self.call(lambda: self._run(exchange))
+        return exchange
+
+    def _run(self, exchange: Exchange) -> None:
         task = self._loop.create_task(exchange.run(self._app))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
 
-class _Exchange(httpx.SyncByteStream):
+class Exchange(httpx.SyncByteStream):
     """One request and its answer: the app's ends on the event loop, the client's outside."""
 
     def __init__(self, request: httpx.Request, loop: asyncio.AbstractEventLoop) -> None:
         assert isinstance(request.stream, httpx.SyncByteStream)
         self._request, self._loop = request, loop
         self._parts: Iterator[bytes] | None = iter(request.stream)
-        self._answer: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
+        self._answer: queue.SimpleQueue[Message | Exception | None] = queue.SimpleQueue()
         self._gone = asyncio.Event()
 
     async def run(self, app: FastAPI) -> None:
+        url = self._request.url
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
+            "http_version": "1.1", "method": self._request.method, "scheme": url.scheme,
+            "path": url.path, "raw_path": url.raw_path.partition(b"?")[0], "root_path": "",
+            "query_string": url.query, "client": ("127.0.0.1", 1), "server": (url.host, 80),
+            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
+        }  # fmt: skip
         try:
-            await app(self._scope(), self._receive, self._send)
+            await app(scope, self._receive, self._send)
         except Exception:
             log.exception("the app raised")
         finally:
             self._answer.put(None)
-
-    def _scope(self) -> dict[str, Any]:
-        url = self._request.url
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
-            "http_version": "1.1",
-            "method": self._request.method,
-            "scheme": url.scheme,
-            "path": url.path,
-            "raw_path": url.raw_path.partition(b"?")[0],
-            "query_string": url.query,
-            "root_path": "",
-            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
-            "client": ("127.0.0.1", 1),
-            "server": (url.host, 80),
-        }
 
     async def _receive(self) -> Message:
         if self._parts is not None:
@@ -127,27 +124,28 @@ class _Exchange(httpx.SyncByteStream):
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._gone.set()
 
-    def _next(self) -> Message | None:
-        try:
-            found = self._answer.get(timeout=PATIENCE_S)
-        except queue.Empty:
-            raise httpx.ReadTimeout("the app says nothing", request=self._request) from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
     def response(self) -> httpx.Response:
         """The answer, of which the head is there."""
-        head = self._next()
+        head = next(self._messages(), None)
         if head is None:
             raise httpx.RemoteProtocolError("the app gave no answer", request=self._request)
         return httpx.Response(head["status"], headers=head["headers"], stream=self)
 
+    def _messages(self) -> Iterator[Message]:
+        while (found := self._answer.get(timeout=PATIENCE_S)) is not None:
+            if isinstance(found, Exception):
+                raise found
+            yield found
+
     def __iter__(self) -> Iterator[bytes]:
-        while (message := self._next()) is not None:
-            yield message.get("body", b"")
+        return (message.get("body", b"") for message in self._messages())
 
     def close(self) -> None:
         """Go away; an app that has not finished hears of it."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._gone.set)
+
+    def leave(self) -> None:
+        """Go away, and wait until the app has done with it."""
+        self.close()
+        list(self._messages())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.server import Parts, make_state
-from tests.api.asgi import AppTransport
-from tests.api.machine import LOAD_STEPS, LORA_TARGETS, Machine, Talker
+from tests.api.asgi import AppTransport, Exchange
+from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
 URL = "http://app"
@@ -52,6 +53,7 @@ class App(Client):
         self, folder: Path, tokenizer: Tokenizer, machine: Machine, **options: Any
     ) -> None:
         self.data_dir, self.machine = folder, machine
+        self.followed: list[bool] = []
         config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
         runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
         names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
@@ -80,11 +82,16 @@ class App(Client):
         ledger, session_id = open_ledger(config, machine, runner.info.parameters)
         machine.rest(LOAD_STEPS)
         account.start_serving()
-        served = Served(names, engine, tokenizer, drafting, ThreadPlan.fixed(1))
+        served = Served(
+            names[0], names[1:], engine.info, engine, tokenizer, drafting, ThreadPlan.fixed(1)
+        )
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, _ignored))
+        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow))
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
+
+    def _follow(self, pid: int, is_training: bool) -> None:
+        self.followed.append(is_training)
 
     def start(self) -> App:
         self._transport.start()
@@ -104,6 +111,10 @@ class App(Client):
         http: Any = self._client()
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
+    def begin(self, path: str, body: dict[str, Any]) -> Exchange:
+        """Post a request, to leave before its answer is there."""
+        return self._transport.begin(self.http.build_request("POST", path, json=body))
+
     def stop_taking(self) -> None:
         """What SIGTERM does first."""
         self._app.state.server.draining = True
@@ -113,16 +124,17 @@ class App(Client):
         self._transport.call(lambda: cancel_all(self._app.state.server))
 
 
-def _ignored(pid: int, is_training: bool) -> None:
-    """No meter here asks which process trains."""
-
-
 StartApp = Callable[..., App]
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return load_tokenizer(resolve(MODEL))
+
+
+@pytest.fixture
+def slowly(tokenizer: Tokenizer) -> SlowTokenizer:
+    return SlowTokenizer(tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +149,8 @@ def start_app(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) ->
         return started[-1]
 
     yield start
-    for app in started:
-        app.stop()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(App.stop, started))
 
 
 @pytest.fixture(scope="session")
@@ -157,15 +169,12 @@ def _save_adapter(
     folder: Path, *, seed: int = 1, rank: int = 2, modules: Sequence[str] = ("q_proj",)
 ) -> Path:
     folder.mkdir(parents=True)
-    targets = [name for name in LORA_TARGETS if name.rpartition(".")[2] in modules]
     random = np.random.default_rng(seed)
     tensors = {
         f"base_model.model.{name}.lora_{half}.weight": random.normal(size=shape).astype("float32")
-        for name in targets
-        for half, shape in (
-            ("A", (rank, LORA_TARGETS[name][0])),
-            ("B", (LORA_TARGETS[name][1], rank)),
-        )
+        for name in LORA_TARGETS
+        for half, shape in (("A", (rank, WIDTH)), ("B", (WIDTH, rank)))
+        if name.endswith(tuple(modules))
     }
     save_file(tensors, folder / WEIGHTS_NAME)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [*modules]}

@@ -18,18 +18,15 @@ from greenllm.core import Sequence as TokenSequence
 from greenllm.energy.meters.protocol import Reading, SensorError
 from greenllm.tokenizer import Tokenizer
 from tests.fake_model import FakeRunner, digest
+from tests.waiting import PATIENCE_S
 
 STEP_S, POWER_W, IDLE_W = 0.01, 10.0, 2.0
 STEP_J, STEP_ACTIVE_J = STEP_S * POWER_W, STEP_S * (POWER_W - IDLE_W)
 LOAD_STEPS = 10
 CONTEXT = 1024
-LORA_TARGETS = {
-    f"model.layers.{layer}.self_attn.{name}": (64, 64)
-    for layer in range(2)
-    for name in ("q_proj", "v_proj")
-}
+WIDTH = 64
+LORA_TARGETS = {f"layers.{i}.{name}": (WIDTH,) * 2 for i in (0, 1) for name in ("q_proj", "v_proj")}
 FORCED = 100  # a bias so large decides alone
-PATIENCE_S = 120.0
 
 
 class Machine:
@@ -103,17 +100,9 @@ class Talker(FakeRunner):
 
     def __init__(self, tokenizer: Tokenizer, on_run: Callable[[Batch], None], **facts: Any) -> None:
         (self._end,) = tokenizer.encode(str(tokenizer.describe()["eos_token"]))
-        super().__init__(
-            4096,
-            16,
-            on_run,
-            context_length=CONTEXT,
-            vocab_size=tokenizer.vocab_size,
-            eos_token_ids=frozenset({self._end}),
-            runner="fake",
-            licence="none",
-            **facts,
-        )
+        ends, size = frozenset({self._end}), tokenizer.vocab_size
+        facts |= {"runner": "fake", "licence": "none", "context_length": CONTEXT}
+        super().__init__(4096, 16, on_run, vocab_size=size, eos_token_ids=ends, **facts)
         self.lora_targets = LORA_TARGETS
         texts = {i: tokenizer.token_text(i) for i in range(tokenizer.vocab_size)}
         self._words = [i for i, text in texts.items() if text.strip().isalpha() and text.isascii()]
@@ -133,3 +122,20 @@ class Talker(FakeRunner):
         others = [word for word in self._words[:32] if word != token_id]
         best = [token_id, *others][: seq.sampling.logprobs]
         return TokenLogprob(token_id, -1.0, tuple((t, -1.0 - i) for i, t in enumerate(best)))
+
+
+class SlowTokenizer:
+    """Encodes a text that begins with `slowly` when it may go on, and others at once."""
+
+    def __init__(self, real: Tokenizer) -> None:
+        self._real = real
+        self.reached, self.may_go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        if text.startswith("slowly"):
+            self.reached.set()
+            assert self.may_go_on.wait(PATIENCE_S)
+        return self._real.encode(text, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 if TYPE_CHECKING:
-    from greenllm.tokenizer import Tokenizer
     from tests.api.conftest import App, StartApp
+    from tests.api.machine import SlowTokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "Hello"}
@@ -208,31 +209,14 @@ def test_a_large_body_that_is_allowed(server: App) -> None:
     assert server.http.post(TEXT, content=body).status_code == 200
 
 
-class Patient:
-    """A tokenizer that takes its time with long texts."""
-
-    def __init__(self, real: Tokenizer) -> None:
-        self.reached, self.may_go_on, self._real = threading.Event(), threading.Event(), real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def encode(self, text: str, **options: Any) -> list[int]:
-        if len(text) > 100_000:
-            self.reached.set()
-            assert self.may_go_on.wait(60)
-        return self._real.encode(text, **options)
-
-
-def test_a_long_text_holds_nobody_up(start_app: StartApp, tokenizer: Tokenizer) -> None:
+def test_a_long_text_holds_nobody_up(start_app: StartApp, slowly: SlowTokenizer) -> None:
     """While megabytes are encoded, others are answered."""
-    patient = Patient(tokenizer)
-    server = start_app(tokenizer=patient)
+    server = start_app(tokenizer=slowly)
     with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(server.http.post, TEXT, json=server.completion("word " * 30_000))
-        assert patient.reached.wait(60)
+        long = pool.submit(server.http.post, TEXT, json=server.completion("slowly " * 20_000))
+        assert slowly.reached.wait(PATIENCE_S)
         assert server.http.post(TEXT, json=server.completion()).status_code == 200
-        patient.may_go_on.set()
+        slowly.may_go_on.set()
     assert checked(server, long.result())["param"] == "prompt"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 KEYS = ("sk-first-6f1c0a", "sk-second-9b2e7d")
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 PUBLIC = {"GET /health", "GET /ready", "GET /metrics"}
+MODEL_LABEL = re.compile(r'model="([^"]*)"')
 ROUTES = (GOLDEN / "routes.txt").read_text().splitlines()
 
 
@@ -25,15 +27,11 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     (listed,) = client.models.list().data
     found = client.models.retrieve("bundled")
     assert listed.id == found.id == "bundled"
-    assert found.object == "model"
-    assert found.owned_by == "greenllm"
+    assert (found.object, found.owned_by) == ("model", "greenllm")
     more = found.model_extra or {}
     assert more["max_model_len"] == 1024
     assert more["threads"] == [{"from_tokens": 1, "threads": 1}]
     assert more["speculation"]["methods"] == ["off", "auto", "prompt_lookup", "early_exit"]
-
-
-def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-4")
     assert caught.value.code == "model_not_found"
@@ -46,40 +44,37 @@ def test_tokens_make_a_round_trip(server: App) -> None:
     assert back["prompt"] == text
     assert ids["count"] == len(ids["tokens"]) > 1
     assert ids["max_model_len"] == 1024
-
-
-def test_messages_are_tokenized_as_chat_does(server: App) -> None:
-    messages = [{"role": "user", "content": "Hello"}]
+    messages = server.chat("Hello", max_tokens=1)["messages"]
     tokens = server.http.post("/v1/tokenize", json={"messages": messages}).json()["count"]
-    answer = server.http.post(CHAT, json=server.chat("Hello", max_tokens=1))
-    assert answer.json()["usage"]["prompt_tokens"] == tokens
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/tokenize", {}, "prompt"),
-        ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
-        ("/tokenize", {"prompt": 5}, "prompt"),
-        ("/detokenize", {"tokens": [99999999]}, "tokens"),
-        ("/detokenize", {"tokens": [-1]}, "tokens"),
-        ("/detokenize", {"tokens": ["a"]}, "tokens.0"),
-        ("/detokenize", {"tokens": [1], "x": 1}, "x"),
-    ],
-)
-def test_tokenizer_refuses_nonsense(
-    server: App, path: str, body: dict[str, object], param: str
-) -> None:
-    answer = server.http.post(path, json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
-
-
-def test_tokenizer_info(server: App) -> None:
+    answer = server.http.post(CHAT, json=server.chat("Hello", max_tokens=1)).json()
+    assert answer["usage"]["prompt_tokens"] == tokens
     info = server.http.get("/tokenizer_info").json()
     assert info["vocab_size"] >= 1024
     assert "messages" in info["chat_template"]
-    assert server.tokenize(info["eos_token"]) != []
+    assert len(server.tokenize(info["eos_token"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "given", "param"),
+    [
+        ("POST", "/tokenize", {"json": {}}, "prompt"),
+        ("POST", "/tokenize", {"json": {"prompt": "a", "messages": []}}, "prompt"),
+        ("POST", "/tokenize", {"json": {"prompt": 5}}, "prompt"),
+        ("POST", "/detokenize", {"json": {"tokens": [99999999]}}, "tokens"),
+        ("POST", "/detokenize", {"json": {"tokens": [-1]}}, "tokens"),
+        ("POST", "/detokenize", {"json": {"tokens": ["a"]}}, "tokens.0"),
+        ("POST", "/detokenize", {"json": {"tokens": [1], "x": 1}}, "x"),
+        ("GET", "/v1/energy", {"params": {"since": "soon"}}, "since"),
+        ("GET", "/v1/energy", {"params": {"until": "soon"}}, "until"),
+        ("GET", "/v1/energy", {"params": {"group_by": "user"}}, "group_by"),
+        ("GET", "/v1/energy", {"params": {"to": "1"}}, "to"),
+    ],
+)
+def test_nonsense_is_refused(
+    server: App, method: str, path: str, given: dict[str, Any], param: str
+) -> None:
+    answer = server.http.request(method, path, **given)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("group", ["model", "adapter", "key", "hour", "outcome", "endpoint"])
@@ -111,25 +106,9 @@ def test_energy_of_a_period(server: App) -> None:
     assert until["data"] == future["data"] == []
 
 
-@pytest.mark.parametrize(
-    ("query", "param"),
-    [
-        ({"since": "soon"}, "since"),
-        ({"until": "soon"}, "until"),
-        ({"group_by": "user"}, "group_by"),
-        ({"to": "1"}, "to"),
-    ],
-)
-def test_energy_refuses_unknown_questions(server: App, query: dict[str, str], param: str) -> None:
-    answer = server.http.get("/v1/energy", params=query)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
-
-
 def test_unknown_receipt_is_not_found(server: App) -> None:
     answer = server.http.get("/v1/energy/chatcmpl-none")
-    assert answer.status_code == 404
-    assert answer.json()["error"]["type"] == "not_found_error"
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
 
 
 def test_health_and_readiness(server: App) -> None:
@@ -160,19 +139,23 @@ def test_metrics_count_tokens_and_joules(server: App) -> None:
     assert after[destination] == pytest.approx(totals.requests_j, rel=1e-6)
 
 
-def test_schema_documents_the_bodies(server: App) -> None:
-    paths = server.http.get("/openapi.json").json()["paths"]
-    body = paths[CHAT]["post"]["requestBody"]["content"]["application/json"]
-    assert {"messages", "temperature", "stream"} <= set(body["schema"]["properties"])
-
-
-def test_a_model_with_another_name_answers_to_its_own_too(start_app: StartApp) -> None:
+def test_whatever_a_model_is_called_it_is_one_model(start_app: StartApp) -> None:
+    """Answers, also refused ones, are summed up under its official name."""
     server = start_app(served_model_name="my-model")
     (listed,) = server.http.get("/v1/models").json()["data"]
     assert (listed["id"], listed["aliases"]) == ("my-model", ["bundled"])
     for name in ("my-model", "bundled"):
         answer = server.http.post(TEXT, json=server.completion() | {"model": name}).json()
         assert answer["model"] == name, "what was asked for"
+        receipt = server.http.get(f"/v1/energy/{answer['id']}").json()
+        assert (receipt["model"], receipt["asked_model"]) == ("my-model", name)
+        refused = server.completion(temperature=9) | {"model": name}
+        assert server.http.post(TEXT, json=refused).status_code == 400
+    server.wait_idle()
+    sums = server.http.get("/v1/energy", params={"group_by": "model"}).json()["data"]
+    assert [(row["group"], row["requests"]) for row in sums] == [("my-model", 4)]
+    labels = {found[1] for name in server.metrics() if (found := MODEL_LABEL.search(name))}
+    assert labels == {"my-model"}
 
 
 @pytest.fixture(scope="module")

@@ -203,6 +203,7 @@ def test_a_lost_sensor_makes_receipts_provisional_until_it_is_back(start_app: St
 
     def is_final() -> bool:
         receipt = server.http.get(f"/v1/energy/{first.json()['id']}").json()
+        assert receipt["http_status"] == 200, "also of what is known after the answer"
         return bool(receipt["status"] == "final" and receipt["energy_joules"] > 0)
 
     until(is_final, "the final receipt")

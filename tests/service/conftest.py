@@ -178,14 +178,6 @@ def client(server: Server) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="session")
-def slow_server(start_server: StartServer) -> Iterator[Server]:
-    """Takes one request at a time, four tokens a step, and says often that it is alive."""
-    options = ("--max-num-seqs", "1", "--max-batch-tokens", "4")
-    with start_server(*options, "--max-queue", "2", "--keep-alive-s", "0.05") as slow:
-        yield slow
-
-
-@pytest.fixture(scope="session")
 def server_in() -> Iterator[Callable[[Path], Server]]:
     """Starts servers on a data folder of the test's."""
     made: list[Server] = []

@@ -1,15 +1,12 @@
-"""Clients that leave, queues that fill, signals that end it all, and starts that fail."""
+"""Signals that end it all, a kill, and starts that fail."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,117 +25,9 @@ if TYPE_CHECKING:
 
 Until = Callable[..., Any]
 Greenllm = Callable[..., subprocess.CompletedProcess[str]]
-LONG = {"max_tokens": 900, "temperature": 0}
 BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
 ONE = ("--max-num-seqs", "1")
 LONG_PROMPTS = [[5 + (i + first) % 900 for i in range(1000)] for first in range(8)]
-
-
-def leave(server: Server, body: dict[str, Any], when: Callable[[], object], *, read: bool) -> None:
-    """Send a request, read the first part of the answer if asked to, and hang up."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
-    connection.request("POST", "/v1/completions", json.dumps(body))
-    if read:
-        answer = connection.getresponse()
-        assert answer.readline()
-        when()
-        answer.close()
-    else:
-        when()
-    connection.close()
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_leaving_during_decoding_stops_it(server: Server, until: Until, stream: bool) -> None:
-    server.wait_idle()
-    since_s, before = time.time(), server.metric("steps_total")
-
-    def is_decoding() -> bool:
-        return server.metric("steps_total") > before + 3
-
-    body = server.completion(f"Once {stream}", stream=stream, **LONG)
-    leave(server, body, lambda: until(is_decoding, "decoding"), read=stream)
-    (row,) = until(lambda: server.rows(since_s=since_s), "the row")
-    server.wait_idle()
-    generated = server.metric("completion_tokens_total")
-
-    assert row.outcome == "aborted"
-    assert row.http_status == (200 if stream else None)
-    assert 0 < row.completion_tokens < 900
-    assert (row.decode_j or 0) > 0
-    assert row.status == "final"
-    assert server.metric("kv_blocks_free") == server.metric("kv_blocks")
-    server.http.post("/v1/completions", json=server.completion(max_tokens=2))
-    server.wait_idle()
-    assert server.metric("completion_tokens_total") == generated + 2
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_leaving_during_prefill_stops_it(slow_server: Server, until: Until, stream: bool) -> None:
-    slow_server.wait_idle()
-    since_s, before = time.time(), slow_server.metric("steps_total")
-
-    def is_running() -> bool:
-        return slow_server.metric("steps_total") > before
-
-    body = slow_server.completion(LONG_PROMPTS[4 * stream :][:4], stream=stream, max_tokens=4)
-    leave(slow_server, body, lambda: until(is_running, "prefill"), read=stream)
-    (row,) = until(lambda: slow_server.rows(since_s=since_s), "the row")
-    slow_server.wait_idle()
-
-    assert row.outcome == "aborted"
-    assert row.completion_tokens == 0
-    assert (row.prefill_j or 0) > 0
-    assert row.decode_j == 0
-    assert slow_server.metric("steps_total") < before + 900
-
-
-def test_leaving_while_waiting_in_the_queue(slow_server: Server, until: Until) -> None:
-    """A request that never ran is aborted, costs nothing active and holds up nobody."""
-    slow_server.wait_idle()
-    body = slow_server.completion("a", stream=True, **LONG)
-    with slow_server.http.stream("POST", "/v1/completions", json=body) as holding:
-        events = holding.iter_lines()
-        assert any(line.startswith("data: ") for line in events)
-        since_s = time.time()
-
-        def is_waiting() -> bool:
-            return slow_server.metric("requests_waiting") == 1
-
-        other = slow_server.completion("b", **LONG)
-        leave(slow_server, other, lambda: until(is_waiting, "the queue"), read=False)
-        (row,) = until(lambda: slow_server.rows(since_s=since_s), "the row")
-    slow_server.wait_idle()
-
-    assert row.outcome == "aborted"
-    assert row.completion_tokens == 0
-    assert row.active_j == 0
-
-
-def test_full_queue_is_told_when_to_return(slow_server: Server, until: Until) -> None:
-    body = slow_server.completion("a", stream=True, **LONG)
-    url = "/v1/completions"
-
-    def third() -> httpx.Response | None:
-        """The answer to a third request, once earlier ones are settled and two are accepted."""
-        with (
-            slow_server.http.stream("POST", url, json=body) as first,
-            slow_server.http.stream("POST", url, json=body) as second,
-        ):
-            accepted = first.status_code == second.status_code == 200
-            return slow_server.http.post(url, json=body) if accepted else None
-
-    refused = until(third, "two accepted requests")
-    slow_server.wait_idle()
-
-    assert refused.status_code == 429
-    assert int(refused.headers["Retry-After"]) >= 1
-    assert refused.json()["error"]["type"] == "rate_limit_error"
-    assert refused.json()["error"]["code"] == "queue_full"
-    assert slow_server.row(refused.headers["X-Request-Id"]).http_status == 429
-    short = slow_server.completion("a", max_tokens=1)
-    again = until(lambda: slow_server.http.post(url, json=short).is_success, "a free place")
-    assert again
 
 
 def test_sigterm_lets_a_long_request_finish(start_server: StartServer, until: Until) -> None:
@@ -148,7 +37,7 @@ def test_sigterm_lets_a_long_request_finish(start_server: StartServer, until: Un
         answer = pool.submit(
             httpx.post, f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S
         )
-        until(lambda: server.metric("requests_running") == 1, "a running request")
+        until(lambda: server.metric("sequences_running") == 1, "a running request")
         server.process.send_signal(signal.SIGTERM)
         until(lambda: not takes_connections(server.port), "a closed port")
         finished = answer.result()
@@ -172,9 +61,9 @@ def test_sigterm_ends_what_does_not_finish(start_server: StartServer, until: Unt
     streamed = server.completion(LONG_PROMPTS[4:], stream=True)
     with ThreadPoolExecutor(2) as pool:
         answer = pool.submit(httpx.post, url, json=whole, timeout=PATIENCE_S)
-        until(lambda: server.metric("requests_running") == 1, "a running request")
+        until(lambda: server.metric("sequences_running") == 1, "a running request")
         stream = pool.submit(httpx.post, url, json=streamed, timeout=PATIENCE_S)
-        until(lambda: server.metric("requests_waiting") == 7, "two requests")
+        until(lambda: server.metric("sequences_waiting") == 7, "two requests")
         code = server.stop()
 
     assert code == 0

@@ -103,7 +103,7 @@ def stands(tmp_path: Path, made: Job) -> Job:
 def test_a_job_whose_end_cannot_be_kept_has_failed(tmp_path: Path) -> None:
     made, runner = ran(tmp_path, COMPLETED), runner_of(tmp_path)
     (runner.store.output(made.id) / "adapter_model.safetensors").unlink()
-    runner._conclude(made, 0)
+    runner.turn()
     ended = stands(tmp_path, made)
     assert (ended.status, ended.pid) == ("failed", None)
     assert "cannot be kept" in (ended.error or "")
@@ -141,31 +141,6 @@ def test_what_was_interrupted_by_the_stop_of_a_server_waits(
     made, runner = ran(tmp_path, INTERRUPTED, wanted=wanted), runner_of(tmp_path)
     runner.turn()
     assert stands(tmp_path, made).status == status
-
-
-def test_a_failed_run_has_its_joules(tmp_path: Path) -> None:
-    error = RunError("the loss is nan")
-    made, runner = ran(tmp_path, RunOutcome("failed", error=error)), runner_of(tmp_path)
-    runner._conclude(made, 2)
-    ended = stands(tmp_path, made)
-    assert (ended.status, ended.error, ended.blamed) == ("failed", "the loss is nan", None)
-    assert ended.energy is not None
-    assert ended.energy["energy_joules"] == 3.0
-    last = runner.store.events(made.id)[0]
-    assert (last["level"], last["message"]) == ("error", "failed: the loss is nan")
-
-
-def test_an_error_blames_an_option_and_a_crash_the_log(tmp_path: Path) -> None:
-    error = RunError("training.jsonl:2 is not JSON", "data")
-    blamed, runner = ran(tmp_path, RunOutcome("failed", error=error)), runner_of(tmp_path)
-    runner._conclude(blamed, 2)
-    assert stands(tmp_path, blamed).blamed == "data"
-    crashed = ran(tmp_path, COMPLETED)
-    (runner.store.output(crashed.id) / OUTCOME).unlink()
-    runner._conclude(crashed, -9)
-    ended = stands(tmp_path, crashed)
-    assert (ended.status, ended.blamed) == ("failed", None)
-    assert "ended with code -9" in (ended.error or "")
 
 
 def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:

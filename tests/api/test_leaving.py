@@ -1,0 +1,232 @@
+"""Clients that leave, queues that fill, servers that stop and engines that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
+from tests.waiting import PATIENCE_S, until
+
+if TYPE_CHECKING:
+    from greenllm.energy.receipt import Receipt
+    from greenllm.tokenizer import Tokenizer
+    from tests.api.conftest import App, StartApp
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG: dict[str, Any] = {"max_tokens": 900, "temperature": 0}
+LONG_PROMPT = [5 + i % 900 for i in range(1000)]
+
+
+@pytest.fixture
+def server(start_app: StartApp) -> App:
+    return start_app()
+
+
+@pytest.fixture
+def narrow(start_app: StartApp) -> App:
+    """One request at a time, four tokens a step, two in flight."""
+    return start_app(max_num_seqs=1, max_batch_tokens=4, max_queue=2)
+
+
+def only_row(server: App) -> Receipt:
+    (row,) = until(server.rows, "the row")
+    return row
+
+
+@contextlib.contextmanager
+def streams(server: App, *bodies: dict[str, Any]) -> Iterator[list[httpx.Response]]:
+    """Streams that have begun."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(server.http.stream("POST", TEXT, json={**body, "stream": True}))
+            for body in bodies
+        ]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_during_decoding_stops_it(server: App, stream: bool) -> None:
+    with server.machine.held(after_steps=5):
+        client = server.begin(TEXT, server.completion(stream=stream, **LONG))
+        until(lambda: server.metric("steps_total") == 5, "decoding")
+        client.leave()
+    server.wait_idle()
+    row = only_row(server)
+    assert (row.outcome, row.status) == ("aborted", "final")
+    assert row.http_status == (200 if stream else None)
+    assert row.completion_tokens == 6, "the step that ran then is the last"
+    assert row.total_j == pytest.approx(6 * STEP_J)
+    assert server.metric("kv_blocks_free") == server.metric("kv_blocks")
+    server.http.post(TEXT, json=server.completion(max_tokens=2))
+    assert server.metric("completion_tokens_total") == 6 + 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_during_prefill_stops_it(narrow: App, stream: bool) -> None:
+    with narrow.machine.held(after_steps=3):
+        client = narrow.begin(TEXT, narrow.completion(LONG_PROMPT, stream=stream, max_tokens=4))
+        until(lambda: narrow.metric("steps_total") == 3, "prefill")
+        client.leave()
+    narrow.wait_idle()
+    row = only_row(narrow)
+    assert (row.outcome, row.completion_tokens) == ("aborted", 0)
+    assert row.prefill_j == pytest.approx(4 * STEP_ACTIVE_J)
+    assert row.decode_j == 0
+    assert narrow.metric("steps_total") == 4
+
+
+def test_leaving_while_waiting_in_the_queue(narrow: App) -> None:
+    """A request that never ran is aborted, costs nothing active and holds up nobody."""
+    with narrow.machine.held(after_steps=3), streams(narrow, narrow.completion("a", **LONG)):
+        narrow.begin(TEXT, narrow.completion("b", **LONG)).leave()
+        narrow.machine.go_on()
+        row = only_row(narrow)
+        assert (row.outcome, row.completion_tokens, row.active_j) == ("aborted", 0, 0)
+    narrow.wait_idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_before_the_answer_has_begun(
+    start_app: StartApp, slowly: SlowTokenizer, stream: bool
+) -> None:
+    """While a long body is worked on, beside the event loop: nothing is computed for nobody."""
+    server = start_app(tokenizer=slowly)
+    body = server.completion("slowly", stream=stream, user="u" * 100_000, **LONG)
+    with server.machine.held():
+        client = server.begin(TEXT, body)
+        assert slowly.reached.wait(PATIENCE_S)
+        client.close()
+        assert server.http.get("/health").status_code == 200
+        slowly.may_go_on.set()
+        client.leave()
+    server.wait_idle()
+    row = only_row(server)
+    assert row.outcome == "aborted"
+    assert row.completion_tokens <= 1
+
+
+def test_a_body_that_breaks_off_is_no_request(server: App) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b'{"model": "bun'
+        raise ConnectionError("the cable")
+
+    with pytest.raises(ConnectionError):
+        server.http.post(TEXT, content=parts())
+    answer = server.http.post(TEXT, json=server.completion(max_tokens=1)).json()
+    assert only_row(server).request_id == answer["id"]
+
+
+def test_full_queue_is_told_when_to_return(narrow: App) -> None:
+    body = narrow.completion("a", max_tokens=5)
+    with narrow.machine.held(), streams(narrow, body, body):
+        refused = narrow.http.post(TEXT, json=body)
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        narrow.machine.go_on()
+    narrow.wait_idle()
+    row = narrow.row(refused.headers["X-Request-Id"])
+    assert (row.outcome, row.http_status) == ("refused", 429)
+    assert narrow.http.post(TEXT, json=body).status_code == 200
+
+
+def test_a_server_that_stops_finishes_what_it_has_and_takes_nothing_new(server: App) -> None:
+    body = server.completion(max_tokens=5)
+    with server.machine.held(), streams(server, body) as (running,):
+        server.stop_taking()
+        refused = server.http.post(TEXT, json=body)
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        ready = server.http.get("/ready")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
+        assert server.http.get("/health").status_code == 200
+        server.machine.go_on()
+        assert '"finish_reason":"length"' in running.read().decode()
+    assert server.row(refused.headers["X-Request-Id"]).http_status == 503
+
+
+def test_what_does_not_finish_in_time_is_told_so(server: App) -> None:
+    """Its joules are booked all the same."""
+    with server.machine.held(after_steps=3), streams(server, server.completion(**LONG)) as (one,):
+        whole = server.begin(TEXT, server.completion(**LONG))
+        until(lambda: server.metric("requests_in_flight") == 2, "both")
+        server.stop_taking()
+        server.end_all()
+        server.machine.go_on()
+        lines = one.read().decode().splitlines()
+        answer = whole.response()
+        answer.read()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "X-Energy-Joules" in answer.headers
+    assert any("the server shut down" in line for line in lines)
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    rows = server.rows()
+    assert {(row.outcome, row.status) for row in rows} == {("aborted", "final")}
+    assert sorted(row.http_status or 0 for row in rows) == [200, 503]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_step_that_fails_ends_its_requests_alone(server: App, path: str) -> None:
+    body = server.chat(max_tokens=4) if path == CHAT else server.completion(max_tokens=4)
+    server.machine.fault = RuntimeError("the kernel")
+    answer = server.http.post(path, json=body)
+    assert answer.status_code == 500
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("server_error", None)
+    assert error["message"] == "generation failed: RuntimeError: the kernel"
+    assert float(answer.headers["X-Energy-Joules"]) == pytest.approx(STEP_J)
+    row = server.row(answer.headers["X-Request-Id"])
+    assert (row.outcome, row.http_status) == ("failed", 500)
+    server.machine.fault = RuntimeError("the kernel")
+    lines = server.http.post(path, json={**body, "stream": True}).text.splitlines()
+    told = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert told[-1]["error"]["message"] == error["message"]
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert server.http.post(path, json=body).status_code == 200
+    assert server.metric("kv_blocks_free") == server.metric("kv_blocks")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_dies_is_told_to_everybody(
+    server: App, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = server.completion(max_tokens=4)
+    server.machine.fault = SystemExit("the device is gone")
+    answer = server.http.post(TEXT, json={**body, "stream": stream})
+    assert answer.status_code == (200 if stream else 500)
+    assert "the engine stopped" in answer.text
+    assert "the engine stopped" in caplog.text
+    health = server.http.get("/health")
+    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+    assert server.http.get("/ready").status_code == 503
+    assert server.http.post(TEXT, json=body).status_code == 503
+    row = server.row(answer.headers["X-Request-Id"])
+    assert (row.outcome, row.completion_tokens) == ("failed", 0)
+
+
+class Broken(SlowTokenizer):
+    """A bug, where answers are put together."""
+
+    def decode(self, *_: Any, **__: Any) -> str:
+        raise ZeroDivisionError
+
+
+def test_a_bug_is_an_error_object_and_a_failure_in_the_ledger(
+    start_app: StartApp, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_app(tokenizer=Broken(tokenizer))
+    bodies = {"/detokenize": {"tokens": [5]}, TEXT: server.completion(max_tokens=2, echo=True)}
+    for path, body in bodies.items():
+        answer = server.http.post(path, json=body)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["message"] == "internal error: ZeroDivisionError"
+    assert "ZeroDivisionError" in caplog.text
+    row = until(lambda: server.rows(http_status=500), "the row of the second")[0]
+    assert row.completion_tokens == 2
