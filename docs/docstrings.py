@@ -1,6 +1,6 @@
 """Reads docstrings in Google's style, for the reference pages.
 
-Not covered: sections other than `Attributes:`, `Args:`, `Returns:` and `Raises:`.
+Not covered: what `Returns:` and `Raises:` say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ def first(owner: object) -> str:
 
 def attributes(owner: object) -> dict[str, str]:
     """What the section `Attributes:` says of each name."""
-    _, found, section = (inspect.getdoc(owner) or "").partition("\nAttributes:\n")
+    return _entries(owner, "Attributes")
+
+
+def arguments(owner: object) -> dict[str, str]:
+    """What the section `Args:` says of each name."""
+    return _entries(owner, "Args")
+
+
+def _entries(owner: object, heading: str) -> dict[str, str]:
+    _, found, section = (inspect.getdoc(owner) or "").partition(f"\n{heading}:\n")
     if not found:
         return {}
     text = inspect.cleandoc(_SECTIONS.split(section, maxsplit=1)[0])

@@ -8,22 +8,20 @@ line, which has a page of its own.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from docstrings import attributes, first, prose
+from docstrings import arguments, attributes, first, prose
 
 from finetune.recipe import Recipe
-from greenllm.core import (
-    Approximation,
-    GreenllmError,
-    InvalidRequestError,
-    SamplingParams,
-    Speculation,
-)
+from greenllm.choices import Choice
+from greenllm.core import Grammar, GreenllmError, InvalidRequestError, SamplingParams
 from greenllm.energy.ledger import Ledger, Row, Session
 from greenllm.energy.receipt import Receipt
+from greenllm.generation import Generation, GenerationError, Stream
+from greenllm.llm import LLM
 from greenllm.options import EngineConfig
 from serving.config import ServeConfig
 
@@ -31,24 +29,28 @@ from serving.config import ServeConfig
 Public = tuple[str, type, tuple[str, ...] | None]
 PUBLIC: dict[str, tuple[Public, ...]] = {
     "Asking a model": (
+        ("greenllm", LLM, None),
         ("greenllm", SamplingParams, ()),
-        ("greenllm.core", Speculation, ()),
-        ("greenllm.core", Approximation, ()),
+        ("greenllm.core", Grammar, ()),
+        ("greenllm", Generation, None),
+        ("greenllm.generation", Stream, ("generation", "close")),
+        ("greenllm.choices", Choice, ()),
     ),
     "Receipts and the ledger": (
-        ("greenllm.energy.receipt", Receipt, None),
+        ("greenllm", Receipt, None),
         ("greenllm.energy.ledger", Ledger, ("receipt", "receipts", "sums", "sessions", "close")),
         ("greenllm.energy.ledger", Row, ()),
         ("greenllm.energy.ledger", Session, ()),
     ),
     "Options": (
-        ("greenllm.config", EngineConfig, ()),
+        ("greenllm.options", EngineConfig, ()),
         ("serving.config", ServeConfig, ()),
         ("finetune.recipe", Recipe, ()),
     ),
     "Errors": (
-        ("greenllm.core", GreenllmError, ()),
+        ("greenllm", GreenllmError, ()),
         ("greenllm.core", InvalidRequestError, ()),
+        ("greenllm.generation", GenerationError, ()),
     ),
 }
 _INTRODUCTION = (
@@ -74,6 +76,9 @@ def _class(
     yield f"### {owner.__name__}"
     yield f"```python\nfrom {module} import {owner.__name__}\n```"
     yield prose(owner)
+    if given := arguments(owner):
+        yield f"`{owner.__name__}{_signature(vars(owner)['__init__'])}`"
+        yield "\n".join(f"- `{name}`: {text}" for name, text in given.items())
     own = fields(owner) if is_dataclass(owner) else ()
     # A config class repeats the options of those that it is made of; each is listed once.
     new = [field for field in own if not (_is_option(field) and field.name in seen)]
@@ -130,7 +135,11 @@ def _method(name: str, item: Any) -> str:
     if isinstance(item, property):
         kind = inspect.signature(item.fget).return_annotation if item.fget else ""
         return f"- `{name}: {kind}` (property): {first(item)}"
-    signature = inspect.signature(item)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
-    text = str(signature.replace(parameters=own)).replace("'", "")
-    return f"- `{name}{text}`: {first(item)}"
+    return f"- `{name}{_signature(item)}`: {first(item)}"
+
+
+def _signature(function: Any) -> str:
+    found = inspect.signature(function)
+    own = [parameter for parameter in found.parameters.values() if parameter.name != "self"]
+    text = str(found.replace(parameters=own))
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text).removesuffix(" -> None")

@@ -127,7 +127,7 @@ def run(engine: NativeEngine, requests: Sequence[Request]) -> Iterator[tuple[lis
     by_id = {receipt.request_id: receipt for receipt in receipts}
     for name, sent in tokens.items():
         if sent[-1].finish_reason not in ("stop", "length"):
-            raise BenchError(f"request {name} has failed: {sent[-1].text}")
+            raise BenchError(f"request {name} has failed: {sent[-1].error}")
         yield sent, by_id[name]
 
 

@@ -23,15 +23,17 @@ class EvalConfig(ModelOptions):
     serve: str = option(
         "", "Options for the server of the model, as for greenllm serve, in one text."
     )
-    url: str | None = option(None, "A server that runs already, instead.")
+    url: str | None = option(None, "Ask this running server instead.")
     ask_for: str | None = option(
         None, "Model or adapter to ask for; default is the first that the server lists."
     )
     api_key: str | None = option(None, "Sent as bearer token.")
     limit: int | None = option(None, "Examples of each task; default is all, 100 of generated.")
-    shots: int = option(0, "Examples, the first of each file, shown with their answers first.")
+    shots: int = option(
+        0, "Examples, the first of each file, to show with their answers before each question."
+    )
     concurrency: int = option(16, "Examples in flight.")
-    seed: int = option(7, "Of generated tasks.")
+    seed: int = option(7, "Seed of generated tasks.")
     timeout_s: float = option(600.0, "Longest wait for an answer.")
     output: Path | None = option(None, "Folder for the results: JSON, a page and a plot.")
 

@@ -43,20 +43,20 @@ class ExampleOptions(Options):
         " 'example'; or a hub dataset's id.",
     )
     validation: Path | None = option(None, "JSONL file to score on; default is a share of data.")
-    validation_share: float = option(0.1, "Share of the data held out where no file is given.")
+    validation_share: float = option(0.1, "Share of the data to hold out if no file is given.")
     template: Literal["auto", "chat", "none"] = option(
         "auto",
         "auto, chat or none: whether prompt and completion are put into the tokenizer's chat"
-        " template; auto does where there is one.",
+        " template; auto does if there is one.",
     )
     max_length: int | None = option(None, "Longest example in tokens; default is the context.")
     too_long: TooLong = option(
-        "drop", "drop, truncate or refuse: what is done with longer examples; counted."
+        "drop", "drop, truncate or refuse: what to do with longer examples; they are counted."
     )
     packing: bool = option(
-        False, "Several examples in one row, apart from each other; pays with flash attention."
+        False, "Put several examples into one row, separated; pays with flash attention."
     )
-    deduplicate: bool = option(True, "Leave out examples that are there twice.")
+    deduplicate: bool = option(True, "Leave out duplicate examples.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,21 +105,22 @@ class ObjectiveOptions(Options):
 
     objective: Objective = option(
         "sft",
-        "sft; layerskip: train exits too, so that the model can be left early; dpo: prefer the"
-        " better of two answers; or distill: learn what a teacher would say.",
+        "sft; layerskip: train early exits too; dpo: prefer the better of two answers; or"
+        " distill: learn from a teacher's probabilities.",
     )
     exits: tuple[int, ...] = option(
         (), "Layers after which layerskip trains an exit; default is a third and half of them."
     )
     exit_weight: float = option(0.5, "Weight of the exits' mean loss beside the last layer's.")
-    beta: float = option(0.1, "How closely dpo holds the model to what it was before.")
+    beta: float = option(0.1, "How close dpo keeps the model to what it was before.")
     teacher: str | None = option(
         None, "Model that distill learns from, with the same vocabulary: as for --model."
     )
     teacher_weight: float = option(
-        0.5, "Weight of the teacher's word in distill, above 0 to 1; the rest is the data's."
+        0.5,
+        "Weight of the teacher's probabilities in distill, above 0 to 1; the rest is the data's.",
     )
-    teacher_temperature: float = option(1.0, "Above 1, distill hears unlikely tokens better.")
+    teacher_temperature: float = option(1.0, "Above 1, unlikely tokens weigh more in distill.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,14 +185,15 @@ class ScoringOptions(Options):
 
     panel = "Scores and checkpoints"
 
-    eval_every: int | None = option(None, "Steps between two looks at the validation loss.")
+    eval_every: int | None = option(None, "Steps between two evaluations of the validation loss.")
     patience: int | None = option(
-        None, "Stop after so many looks without a better validation loss (needs eval_every)."
+        None, "Stop after so many evaluations without a better validation loss (needs eval_every)."
     )
     save_every: int | None = option(
-        None, "Steps between two checkpoints; default is a tenth, or every look of eval_every."
+        None,
+        "Steps between two checkpoints; default is a tenth, or every evaluation of eval_every.",
     )
-    resume: bool = option(False, "Go on from the last complete checkpoint in the output folder.")
+    resume: bool = option(False, "Continue from the last complete checkpoint in the output folder.")
     answers: int = option(64, "Validation prompts that are answered, for exact matches.")
     probe: Path | None = option(
         None, "Text file that training must not make worse; default is a built-in sample."
@@ -222,15 +224,13 @@ class BudgetOptions(Options):
     panel = "Budget and time"
 
     budget_wh: float | None = option(
-        None, "Watt-hours the run may cost, scoring included: training stops in time for it."
+        None, "Watt-hours that the run may cost, scoring included; training stops in time."
     )
-    plan: bool = option(False, "Only say what the run would cost, from a few batches.")
+    plan: bool = option(False, "Only forecast what the run would cost, from a few batches.")
     start: Literal["now", "greenest"] = option(
-        "now", "now or greenest: wait for the greenest window of --intensity-series."
+        "now", "now or greenest: wait for the greenest period of --intensity-series."
     )
-    deadline: str | None = option(
-        None, "When it must be done at the latest, from now: 30m, 12h or 2d."
-    )
+    deadline: str | None = option(None, "Latest end of the run, from now: 30m, 12h or 2d.")
     intensity_series: Path | None = option(
         None, "CSV file with the columns time and g_per_kwh: a forecast of the grid."
     )
@@ -249,7 +249,7 @@ class BillOptions(MeterOptions):
     """What joules are billed."""
 
     bill_idle: bool = option(
-        True, "Bill what the machine draws anyway; off where a server beside it does."
+        True, "Bill the machine's idle power too; off if a server beside it bills it."
     )
 
 

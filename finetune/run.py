@@ -1,6 +1,6 @@
 """One fine-tune from recipe to report.
 
-    data -> model -> score -> train -> score -> save -> compare -> report
+    data -> model -> evaluate -> train -> evaluate -> save -> compare -> report
 
 Contract: every joule from the first line on is booked to a phase. A run that cannot go on leaves
 its last good weights and a report that says why. Not covered: several runs in one process.
@@ -20,24 +20,23 @@ from typing import Any
 import torch
 
 from finetune import files
-from finetune.bill.card import card
 from finetune.bill.journal import RunJournal, take_over, update
 from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.bill.pages import card, markdown
 from finetune.bill.phases import PhaseAccount
 from finetune.bill.plot import draw
 from finetune.bill.quality import ModelQuality
 from finetune.bill.report import Grams, ModelSizes, RunResult, build, identity_of
-from finetune.bill.text import markdown
 from finetune.plan.forecast import Forecast, forecast
 from finetune.plan.sweep import SweepTrial, with_settings
 from finetune.plan.trials import sweep
 from finetune.plan.waiting import Wait, wait_for_green, waited
 from finetune.recipe import Recipe
 from finetune.train import compare
+from finetune.train.evaluation import evaluate
 from finetune.train.model import device_of, load_base, num_parameters, num_trained, trainable
 from finetune.train.output import open_folder, save_weights
 from finetune.train.processes import Processes, join, launched
-from finetune.train.scoring import score
 from finetune.train.setup import RunSetup, load_setup
 from finetune.train.training import load_last, make_trainer
 from finetune.train.watch import Progress, RunWatch, TrainingError
@@ -96,11 +95,11 @@ def run(
         now.wait = waited(recipe) or _waited(setup, account, model, say)
         keep()
     with account.during("evaluation"):
-        before = score(setup, model, account)
+        before = evaluate(setup, model, account)
     watch = _watch(setup, account, before, show)
     outcome = _train(setup, model, watch, checkpoint)
     with account.during("evaluation"):
-        after = score(setup, model, account)
+        after = evaluate(setup, model, account)
     if before is None or after is None:
         return None
     keep()
@@ -239,7 +238,7 @@ def _waited(setup: RunSetup, account: PhaseAccount, model: Any, say: Say) -> Wai
 def _watch(
     setup: RunSetup, account: PhaseAccount, before: ModelQuality | None, show: Show
 ) -> RunWatch:
-    """Its reserve is what the last scoring will cost: as the first, but for the answers' length."""
+    """Its reserve is the last evaluation's cost: as the first's, but for the answers' length."""
     recipe = setup.recipe
     return RunWatch(
         account,
@@ -247,7 +246,7 @@ def _watch(
         total_tokens=setup.tokens_of(setup.num_steps),
         budget_j=None if recipe.budget_wh is None else recipe.budget_wh * 3600,
         reserve_j=before.cost.total_j + before.more_answers_j if before else 0.0,
-        look_j=(before.losses_j or 0.0) if before else 0.0,
+        evaluation_j=(before.losses_j or 0.0) if before else 0.0,
         processes=setup.processes,
         show=show,
     )

@@ -56,9 +56,29 @@ class Grammar:
 class SamplingParams:
     """How the next token is chosen and when a sequence ends.
 
-    `top_k` 0 and `logprobs` None mean off. `logprobs` counts the alternatives reported beside the
-    chosen token. `temperature` 0, or as good as 0, is greedy. Penalties follow OpenAI (presence,
-    frequency: on generated tokens) and CTRL, arXiv:1909.05858 (repetition: on all tokens).
+    Penalties follow OpenAI (presence, frequency: on generated tokens) and CTRL, arXiv:1909.05858
+    (repetition: on all tokens).
+
+    Attributes:
+        temperature: Divides the logits; 0 always takes the most probable token. [0 to 2]
+        top_p: Only the most probable tokens whose probabilities add up to this. [above 0, to 1]
+        top_k: Only so many of the most probable tokens; 0 is all.
+        min_p: Only tokens with at least this part of the highest probability. [0 to 1]
+        repetition_penalty: Divides the positive logits of tokens seen before, and multiplies the
+            negative ones. [above 0, to 100]
+        presence_penalty: Taken off the logits of generated tokens. [-2 to 2]
+        frequency_penalty: The same for each time that a token was generated. [-2 to 2]
+        logit_bias: Added to the logits of single tokens, by id. [-100 to 100]
+        seed: Makes the random numbers repeatable; None takes new ones.
+        stop: Texts that end the answer and are not part of it.
+        stop_token_ids: Tokens that end it.
+        min_tokens: Until so many tokens nothing ends it.
+        max_tokens: Tokens of an answer, at most.
+        ignore_eos: Go on after the model's end token.
+        n: Answers to each prompt. [1 to 128]
+        logprobs: How many alternatives are reported beside each token; None is no report.
+        prompt_logprobs: The same for the tokens of the prompt.
+        grammar: What the answer has to conform to.
     """
 
     temperature: float = 1.0
@@ -263,18 +283,42 @@ def new_request_id(prefix: str) -> str:
     return f"{prefix}-{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
-class TextSink(Protocol):
-    """Turns one sequence's generated ids into text and watches for stop strings."""
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what a model thinks before it answers; not part of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A piece of a call that the model asks for: the first of a call names it, all add arguments.
+
+    `number` counts the calls of one answer from 0. `arguments` is JSON, in the order it came.
+    """
+
+    number: int
+    arguments: str = ""
+    call_id: str | None = None
+    name: str | None = None
+
+
+# What an answer is made of; a plain string is a piece of its text.
+Event = str | Reasoning | ToolCall
+
+
+class AnswerSink(Protocol):
+    """Turns one sequence's generated ids into events and watches for stop strings."""
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string has been completed."""
 
-    def push(self, token_id: int) -> str:
-        """Take one id; return the text that is now certain to be part of the answer."""
+    def push(self, token_id: int) -> tuple[Event, ...]:
+        """Take one id; return what is now certain to be part of the answer."""
 
-    def flush(self) -> str:
-        """Return the text that was held back, at the end of the sequence."""
+    def flush(self) -> tuple[Event, ...]:
+        """Return what was held back, at the end of the sequence."""
 
 
 class MaskProvider(Protocol):
@@ -316,7 +360,7 @@ class Sequence:
     seed: int
     eos_token_ids: frozenset[int]
     max_len: int
-    text: TextSink | None = None
+    text: AnswerSink | None = None
     leader: Sequence | None = None
     block_table: list[int] = field(default_factory=list)
     digest: bytes = b""
@@ -332,11 +376,10 @@ class Sequence:
     num_accepted: int = 0
     exit: ExitState | None = None
     mask: MaskProvider | None = None
+    sampling: SamplingParams = field(init=False)
 
-    @property
-    def sampling(self) -> SamplingParams:
-        """The request's sampling parameters."""
-        return self.request.sampling
+    def __post_init__(self) -> None:
+        self.sampling = self.request.sampling
 
     @property
     def num_generated(self) -> int:
@@ -483,16 +526,23 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token on its way out; `text` is what became certain with it.
+    """One generated token on its way out, with the `events` that became certain with it.
 
-    A sequence that ends without generating (max_tokens 0, or an abort) sends one with no
-    `token_id`. `prompt_logprobs` travels with the first.
+    The last one of a sequence has a `finish_reason`; with the reason `error` it says in `error`
+    what went wrong. A sequence that ends without generating (max_tokens 0, or an abort) sends one
+    with no `token_id`. `prompt_logprobs` travels with the first.
     """
 
     request_id: str
     index: int
     token_id: int | None
-    text: str = ""
+    events: tuple[Event, ...] = ()
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text among its events."""
+        return "".join(event for event in self.events if isinstance(event, str))

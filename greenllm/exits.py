@@ -79,8 +79,6 @@ class ExitState:
 
 
 def mean_layers(exits: Sequence[ExitState], num_tokens: int, num_layers: int) -> float | None:
-    """Layers asked for each of an approximate answer's tokens; None without exits or tokens."""
-    if not exits or not num_tokens:
-        return None
+    """Layers asked for each of an approximate answer's tokens; None without tokens."""
     skipped = sum((num_layers - one.layer) * one.num_exited for one in exits)
-    return num_layers - skipped / num_tokens
+    return num_layers - skipped / num_tokens if num_tokens else None

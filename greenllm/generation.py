@@ -84,5 +84,5 @@ class Stream(Iterator[str]):
 
 
 def first_text(token: Token) -> str:
-    """The text that a token adds to the first choice; nothing for others, and for errors."""
-    return token.text if token.index == 0 and token.finish_reason != "error" else ""
+    """The text that a token adds to the first choice; nothing for others."""
+    return token.text if token.index == 0 else ""

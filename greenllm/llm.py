@@ -320,7 +320,7 @@ class LLM:
 
     def _generation(self, pending: Pending) -> Generation:
         receipt, request = pending.receipt.result(), pending.request
-        error = next((t.text for t in pending.tokens if t.finish_reason == "error"), None)
+        error = next((t.error for t in pending.tokens if t.finish_reason == "error"), None)
         if error is not None:
             raise GenerationError(f"generation failed: {error}", receipt)
         choices = gather(pending.tokens, request.num_sequences, self._served.info.eos_token_ids)

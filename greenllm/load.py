@@ -126,7 +126,8 @@ def _load_native(
         plan_threads(drafting.draft_runner, config.threads, num_cpus)
     engine.prepare_default()
     warm_up(runner, account)
-    return Served(names, engine, tokenizer, drafting, threads)
+    name, *aliases = names
+    return Served(name, tuple(aliases), runner.info, engine, tokenizer, drafting, threads)
 
 
 def _limits(config: EngineConfig, runner: Runner) -> BatchLimits:
@@ -156,7 +157,8 @@ def _load_vllm(
     engine.account.rest(time.sleep)
     drafting = Drafting(Speculator({}, engine.speculation))
     threads = ThreadPlan.fixed(torch.get_num_threads())
-    return Served(_names(config, engine.info), engine, tokenizer, drafting, threads)
+    name, *aliases = _names(config, engine.info)
+    return Served(name, tuple(aliases), engine.info, engine, tokenizer, drafting, threads)
 
 
 def _num_cpus() -> int:

@@ -87,7 +87,9 @@ class MeterOptions(Options):
 class ReceiptOptions(MeterOptions):
     """How joules are counted for each request."""
 
-    receipt_wait_s: float = option(0.15, "Longest wait for a counter, then provisional.")
+    receipt_wait_s: float = option(
+        0.15, "Longest wait for a counter; then the receipt is provisional."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +104,7 @@ class CarbonOptions(Options):
 
     zone: str = option("WORLD", "Grid zone for grams of CO2e: ISO code, country name or WORLD.")
     intensity_g_per_kwh: float | None = option(None, "Own grid intensity instead of the zone's.")
-    intensity_source: str | None = option(None, "Who says so; required with an own intensity.")
+    intensity_source: str | None = option(None, "Source of an own intensity; required with it.")
     pue: float = option(1.0, "Power usage effectiveness of the site; enters the grams only.")
 
     def __post_init__(self) -> None:
@@ -160,6 +162,9 @@ class CacheOptions(Options):
 class WeightOptions(ModelOptions):
     """Which model, and how its weights are loaded."""
 
+    served_model_name: str | None = option(
+        None, "Official name of the model: for clients, receipts and metrics."
+    )
     quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = option(
         "none",
         "none, int8, int4 (openvino), nf4 (torch, vllm) or fp8 (vllm on CUDA): quantize weights"
@@ -204,13 +209,14 @@ class SpeculationOptions(Options):
 
     speculative: SpeculativeMethod = option(
         "off",
-        "off, auto, prompt_lookup, draft_model or early_exit: where draft tokens come from for"
-        " requests that do not say.",
+        "off, auto, prompt_lookup, draft_model or early_exit: how requests that do not choose"
+        " get draft tokens.",
     )
     speculative_tokens: int = option(4, f"Draft tokens at a time, 1 to {MOST_DRAFTED}.")
     exit_layer: int | None = option(
         None,
-        "Layers of early_exit and approximate answers; default is the trained exit near a third.",
+        "Layers before the exit of early_exit and approximate answers; default is the trained"
+        " exit nearest to a third.",
     )
     draft_model: str | None = option(
         None,
@@ -239,11 +245,13 @@ class ProcessorOptions(DeviceOptions):
     tensor_parallel: int = option(
         1, "Devices that every layer of the model is spread over, with --engine vllm."
     )
-    eager: bool = option(False, "On CUDA: launch every kernel of a step, replay no graphs.")
+    eager: bool = option(
+        False, "On CUDA: launch every kernel of a step instead of replaying graphs."
+    )
     threads: str = option(
         "auto",
-        "CPU threads for the model: a number; auto: more only where 1.3 times faster, by batch"
-        " size; eco: what needs the least CPU time.",
+        "CPU threads for the model: a number; auto: more only if 1.3 times faster, by batch"
+        " size; eco: the number that needs the least CPU time.",
     )
 
     def __post_init__(self) -> None:
@@ -263,12 +271,11 @@ class EngineOptions(Options):
 
     panel = "Engine"
 
-    served_model_name: str | None = option(None, "Name clients use for the model.")
     engine: Literal["auto", "native", "vllm"] = option(
         "auto", "auto (vllm on CUDA where it is installed, else native), native or vllm."
     )
     runner: Literal["auto", "torch", "openvino"] = option(
-        "auto", "auto, torch or openvino; auto is openvino on CPUs where it knows the model."
+        "auto", "auto, torch or openvino; auto is openvino on CPUs for the models that it knows."
     )
     max_num_seqs: int = option(64, "Sequences in one batch, at most.")
     max_batch_tokens: int | None = option(
@@ -277,7 +284,7 @@ class EngineOptions(Options):
         " contexts up to 8192.",
     )
     block_size: int | None = option(
-        None, "Tokens in one KV cache block; 16 with torch, openvino's is fixed."
+        None, "Tokens in one KV cache block; default is 16 with torch, fixed with openvino."
     )
     kv_cache_gb: float = option(1.0, "Memory for keys and values, in gigabytes, at most.")
     kv_dtype: Literal["auto", "u8", "bfloat16", "float32"] = option(

@@ -13,20 +13,21 @@ from greenllm.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model that answers, under its names; the first is the official one."""
+    """One model that answers.
 
-    names: tuple[str, ...]
+    `name` is the official name, the one in receipts, in the ledger and in metrics; `aliases` are
+    others that clients may use. `info` says how the model was loaded.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    info: ModelInfo
     engine: Engine
     tokenizer: Tokenizer
     drafting: Drafting
     threads: ThreadPlan
 
     @property
-    def name(self) -> str:
-        """The official name: the one in receipts, in the ledger and in metrics."""
-        return self.names[0]
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model as it was loaded."""
-        return self.engine.info
+    def names(self) -> tuple[str, ...]:
+        """All names of the model, the official one first."""
+        return (self.name, *self.aliases)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from greenllm.core import Event
+
 
 class TextStream:
-    """A `core.TextSink` over a decoder of ids.
+    """A `core.AnswerSink` over a decoder of ids.
 
     `step` takes an id and returns the text it completes, or None; `tail` returns the text of ids
     that completed nothing.
@@ -35,7 +37,17 @@ class TextStream:
         self._undecoded: list[int] = []
         self._held = ""
 
-    def push(self, token_id: int) -> str:
+    def push(self, token_id: int) -> tuple[Event, ...]:
+        """Take one id; return the text that is now certain."""
+        text = self.decode(token_id)
+        return (text,) if text else ()
+
+    def flush(self) -> tuple[Event, ...]:
+        """Return what was held back; nothing after a stop string."""
+        text = self.rest()
+        return (text,) if text else ()
+
+    def decode(self, token_id: int) -> str:
         """Take one id; return the text that is now certain."""
         self._num_tokens += 1
         self._undecoded.append(token_id)
@@ -45,7 +57,7 @@ class TextStream:
         self._undecoded.clear()
         return self._release(self._held + text)
 
-    def flush(self) -> str:
+    def rest(self) -> str:
         """Return what was held back; nothing after a stop string."""
         if self.stopped:
             return ""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from greenllm.core import Request, Token
 from greenllm.energy.receipt import Receipt
+from serving.metrics import Metrics
 from serving.outcome import status_of
 
 
@@ -171,3 +172,26 @@ class Bridge:
             submission.broken = True
             submission.wake.set()
         self._open.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Passes on what the engine thread tells: final receipts are counted, answers delivered."""
+
+    metrics: Metrics
+    bridge: Bridge
+
+    def stamp(self, receipt: Receipt) -> Receipt:
+        """Add the status of the answer; see `Listener`."""
+        return self.bridge.stamp(receipt)
+
+    def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
+        """Count and deliver; see `Listener`."""
+        for receipt in receipts:
+            if receipt.status != "provisional":
+                self.metrics.observe(receipt)
+        self.bridge.publish(tokens, receipts)
+
+    def failed(self) -> None:
+        """Every open request ends with an error; see `Listener`."""
+        self.bridge.failed()

@@ -8,48 +8,52 @@ in the object.
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from typing import Any
 
 from greenllm.energy.receipt import Receipt
-from greenllm.energy.units import joules_to_kwh, significant
+from greenllm.energy.units import joules_to_kwh, plain_decimal, rounded
 
 
 def energy_object(receipt: Receipt) -> dict[str, Any]:
     """`usage.energy`: the receipt with rounded figures."""
     total_j = receipt.total_j
     return {
-        "request_id": receipt.request_id,
-        "adapter": receipt.adapter,
-        "energy_joules": rounded(total_j),
-        "active_joules": rounded(receipt.active_j),
-        "idle_joules": rounded(receipt.idle_j),
-        "prefill_joules": rounded(receipt.prefill_j),
-        "decode_joules": rounded(receipt.decode_j),
-        "draft_joules": rounded(receipt.draft_j),
-        "domains_joules": {name: rounded(value) for name, value in receipt.domains_j.items()},
-        "joules_per_token": rounded(receipt.joules_per_token),
-        "drafted_tokens": receipt.drafted_tokens,
-        "accepted_tokens": receipt.accepted_tokens,
-        "approximate": receipt.approximate,
-        "mean_layers": rounded(receipt.mean_layers),
+        **rounded(
+            {
+                "request_id": receipt.request_id,
+                "adapter": receipt.adapter,
+                "energy_joules": total_j,
+                "active_joules": receipt.active_j,
+                "idle_joules": receipt.idle_j,
+                "prefill_joules": receipt.prefill_j,
+                "decode_joules": receipt.decode_j,
+                "draft_joules": receipt.draft_j,
+                "domains_joules": receipt.domains_j,
+                "joules_per_token": receipt.joules_per_token,
+                "drafted_tokens": receipt.drafted_tokens,
+                "accepted_tokens": receipt.accepted_tokens,
+                "approximate": receipt.approximate,
+                "mean_layers": receipt.mean_layers,
+                "energy_kwh": None if total_j is None else joules_to_kwh(total_j),
+                "avg_power_watts": receipt.avg_power_w,
+                "duration_seconds": receipt.duration_s,
+                "flops": receipt.flops,
+                "method": receipt.method,
+                "measured": receipt.measured,
+                "uncertainty": receipt.uncertainty,
+                "status": receipt.status,
+                "attribution": receipt.attribution,
+                "gco2e": receipt.gco2e,
+                "operational_gco2e": receipt.operational_g,
+                "embodied_gco2e": receipt.embodied_g,
+                "carbon_intensity_g_per_kwh": receipt.intensity_g_per_kwh,
+                "carbon_intensity_zone": receipt.intensity_zone,
+                "carbon_intensity_source": receipt.intensity_source,
+                "carbon_intensity_year": receipt.intensity_year,
+            }
+        ),
+        # As they were given, not measured: nothing to round.
         "agreement_target": receipt.agreement_target,
-        "energy_kwh": rounded(None if total_j is None else joules_to_kwh(total_j)),
-        "avg_power_watts": rounded(receipt.avg_power_w),
-        "duration_seconds": rounded(receipt.duration_s),
-        "flops": rounded(receipt.flops),
-        "method": receipt.method,
-        "measured": receipt.measured,
-        "uncertainty": rounded(receipt.uncertainty),
-        "status": receipt.status,
-        "attribution": receipt.attribution,
-        "gco2e": rounded(receipt.gco2e),
-        "operational_gco2e": rounded(receipt.operational_g),
-        "embodied_gco2e": rounded(receipt.embodied_g),
-        "carbon_intensity_g_per_kwh": rounded(receipt.intensity_g_per_kwh),
-        "carbon_intensity_zone": receipt.intensity_zone,
-        "carbon_intensity_source": receipt.intensity_source,
-        "carbon_intensity_year": receipt.intensity_year,
         "pue": receipt.pue,
     }
 
@@ -94,7 +98,9 @@ def energy_headers(receipt: Receipt) -> dict[str, str]:
         "X-Carbon-Operational-Gco2e": receipt.operational_g,
     }
     headers = link_headers(receipt.request_id)
-    headers |= {name: _text(value) for name, value in figures.items() if value is not None}
+    headers |= {
+        name: plain_decimal(value, 3) for name, value in figures.items() if value is not None
+    }
     if receipt.approximate:
         headers["X-Approximate"] = "true"
     headers["X-Energy-Method"] = receipt.method
@@ -115,21 +121,10 @@ def _intensity(receipt: Receipt) -> str:
     source = (receipt.intensity_source or "").encode("ascii", "replace").decode()
     zone = (receipt.intensity_zone or "").encode("ascii", "replace").decode()
     parts = [
-        _text(receipt.intensity_g_per_kwh or 0.0),
+        plain_decimal(receipt.intensity_g_per_kwh or 0.0, 3),
         f'zone="{zone}"',
         'source="{}"'.format(source.replace('"', "'").replace("\n", " ")),
     ]
     if receipt.intensity_year is not None:
         parts.append(f"year={receipt.intensity_year}")
     return "; ".join(parts)
-
-
-def rounded(value: float | None) -> float | None:
-    """Three significant digits."""
-    return None if value is None else significant(value)
-
-
-def _text(value: float) -> str:
-    """Plain decimals, no exponent: clients parse headers by hand."""
-    text = f"{Decimal(repr(significant(value))):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -40,13 +40,13 @@ class ServedModels:
 
     def split(self, asked: str) -> Target:
         """Take a model's name apart; the adapter may not exist."""
-        names = self.default.names
-        if asked in names:
-            return Target(self.default, None, asked)
+        served = self.default
+        if asked == served.name or asked in served.aliases:
+            return Target(served, None, asked)
         if asked.startswith(FINE_TUNED):
-            return Target(self.default, adapter_folder(asked), asked)
-        base = next((name for name in names if asked.startswith(f"{name}:")), None)
-        return Target(self.default, asked if base is None else asked[len(base) + 1 :], asked)
+            return Target(served, adapter_folder(asked), asked)
+        base = next((name for name in served.names if asked.startswith(f"{name}:")), None)
+        return Target(served, asked if base is None else asked[len(base) + 1 :], asked)
 
     async def resolve(self, asked: str) -> Target:
         """The model and the adapter behind a name.

@@ -13,12 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm.energy.ledger import GROUPS
 from greenllm.energy.period import parse_moment
+from greenllm.energy.units import rounded
 from greenllm.served import Served
 from greenllm.tokenizer import Tokenizer
 from serving.errors import ApiError
 from serving.http import body_schema, parsed_body
 from serving.openai.schemas import DetokenizeBody, TokenizeBody
-from serving.receipts import receipt_object, rounded
+from serving.receipts import receipt_object
 from serving.state import ServerState, state_of
 
 router = APIRouter()
@@ -115,26 +116,32 @@ def energy(http: HttpRequest) -> dict[str, Any]:
         "object": "energy.report",
         "group_by": group_by,
         "data": [
-            {
-                "group": row.group,
-                "requests": row.requests,
-                "prompt_tokens": row.prompt_tokens,
-                "completion_tokens": row.completion_tokens,
-                "active_joules": rounded(row.active_j),
-                "energy_joules": rounded(row.total_j),
-                "gco2e": rounded(row.gco2e),
-                "unmetered_requests": row.unmetered,
-            }
+            rounded(
+                {
+                    "group": row.group,
+                    "requests": row.requests,
+                    "prompt_tokens": row.prompt_tokens,
+                    "completion_tokens": row.completion_tokens,
+                    "active_joules": row.active_j,
+                    "energy_joules": row.total_j,
+                    "gco2e": row.gco2e,
+                    "unmetered_requests": row.unmetered,
+                }
+            )
             for row in rows
         ],
         "session": {
-            "meter_joules": rounded(totals.meter_j),
-            "load_joules": rounded(totals.load_j),
-            "idle_joules": rounded(totals.idle_j),
-            "training_joules": rounded(totals.train_j),
-            "unattributed_joules": rounded(totals.unattributed_j),
-            "request_joules": rounded(totals.requests_j),
-            "open_joules": rounded(totals.open_j),
+            **rounded(
+                {
+                    "meter_joules": totals.meter_j,
+                    "load_joules": totals.load_j,
+                    "idle_joules": totals.idle_j,
+                    "training_joules": totals.train_j,
+                    "unattributed_joules": totals.unattributed_j,
+                    "request_joules": totals.requests_j,
+                    "open_joules": totals.open_j,
+                }
+            ),
             "residual": totals.residual,
         },
     }

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI
 
-from greenllm.core import Token
 from greenllm.energy.account.account import Totals
 from greenllm.energy.meters.protocol import Meter, Reading
-from greenllm.energy.receipt import Receipt
 from greenllm.energy.session import open_ledger
 from greenllm.engine.loop import EngineLoop
 from greenllm.load import load_engine
 from greenllm.served import Served
 from serving.app import create_app
-from serving.bridge import Bridge
+from serving.bridge import Bridge, Listeners
 from serving.config import ServeConfig
 from serving.front_door import FrontDoor, take_port
 from serving.intake import cancel_all
@@ -47,29 +45,6 @@ class Parts:
     served: Served
     ledger: ServerLedger
     session_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Passes on what the engine thread tells: final receipts are counted, answers delivered."""
-
-    metrics: Metrics
-    bridge: Bridge
-
-    def stamp(self, receipt: Receipt) -> Receipt:
-        """Add the status of the answer; see `Listener`."""
-        return self.bridge.stamp(receipt)
-
-    def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
-        """Count and deliver; see `Listener`."""
-        for receipt in receipts:
-            if receipt.status != "provisional":
-                self.metrics.observe(receipt)
-        self.bridge.publish(tokens, receipts)
-
-    def failed(self) -> None:
-        """Every open request ends with an error; see `Listener`."""
-        self.bridge.failed()
 
 
 def build(

@@ -1,6 +1,6 @@
 """Documentation says what is: reference pages are current, commands, options and links exist.
 
-Not covered: options of other programs; links to other sites; anchors inside pages.
+Not covered: options of other programs; links to other sites; headings of one name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from greenllm.cli.app import app
 from greenllm.cli.lazy import LazyCommand
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, *sorted((ROOT / "docs" / "reference").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 SHELLS = {"sh", "bash", "shell"}
 SEPARATORS = {"&&", "||", "|", ";", "&"}
 
@@ -126,10 +127,24 @@ def names(words: list[str]) -> list[str]:
 
 
 def broken_links(page: Path) -> list[str]:
-    """Relative links of a page that lead nowhere."""
+    """Relative links of a page that lead nowhere, to a file or to a heading."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    targets = [target.partition("#")[0] for target in LINK.findall(text) if ":" not in target]
-    return [target for target in targets if not (page.parent / target).exists()]
+    return [
+        target for target in LINK.findall(text) if ":" not in target and is_broken(page, target)
+    ]
+
+
+def is_broken(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    found = page.parent / path if path else page
+    return not found.exists() or (bool(anchor) and anchor not in anchors(found))
+
+
+def anchors(page: Path) -> set[str]:
+    """What links can call the headings of a page."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in HEADING.findall(text)]
+    return {heading.replace(" ", "-") for heading in plain}
 
 
 def test_reference_is_current() -> None:
@@ -184,5 +199,7 @@ def test_what_exists_and_what_is_not_ours_is_not(text: str) -> None:
 
 def test_broken_links_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("[a](page.md#here) [b](gone.md) [c](https://example.org) [d](#top)")
-    assert broken_links(page) == ["gone.md"]
+    page.write_text(
+        "# Over, here\n[a](page.md#over-here) [b](gone.md) [c](https://example.org) [d](#top)"
+    )
+    assert broken_links(page) == ["gone.md", "#top"]

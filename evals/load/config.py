@@ -18,23 +18,25 @@ ABOVE_ZERO = (
 class BenchConfig(Options):
     """What to send to whom."""
 
-    url: str = option("http://127.0.0.1:8000", "Server; this machine's unless you say so.")
-    model: str | None = option(None, "Model; else the first that the server lists.")
+    url: str = option("http://127.0.0.1:8000", "Server; default is this machine's.")
+    model: str | None = option(None, "Model; default is the first that the server lists.")
     concurrency: str = option("1,8,32", "Closed loop: requests in flight, one load per number.")
     requests: int = option(64, "Requests per load.")
     duration_s: float | None = option(None, "Seconds per load, instead of --requests.")
     prompt_tokens: int = option(32, "Length of prompts.")
     max_tokens: int = option(64, "Length of answers.")
     trace: Path | None = option(None, "Open loop: CSV of TIMESTAMP,ContextTokens,GeneratedTokens.")
-    limit: int | None = option(None, "First arrivals of the trace only.")
+    limit: int | None = option(None, "Only the first arrivals of the trace.")
     max_context: int | None = option(None, "Shrink the trace's lengths so that the longest fits.")
-    rate_scale: float = option(1.0, "Send the trace so many times as fast.")
-    chat: bool = option(False, "Chat with made-up words instead of token ids.")
-    stop_at_eos: bool = option(False, "Let answers end early, which is a failure otherwise.")
+    rate_scale: float = option(1.0, "Send the trace this many times faster.")
+    chat: bool = option(False, "Send chats of random words instead of token ids.")
+    stop_at_eos: bool = option(False, "Let answers end early; otherwise that is a failure.")
     vocabulary: int = option(1024, "Prompt ids are drawn below this.")
-    seed: int = option(0, "Of the prompts.")
+    seed: int = option(0, "Seed of the prompts.")
     warm_up: int = option(4, "Requests sent first and not counted.")
-    pid: int | None = option(None, "The server's process; found by its port on this machine.")
+    pid: int | None = option(
+        None, "The server's process; default is the one behind its port on this machine."
+    )
     api_key: str | None = option(None, "Sent as bearer token.")
     timeout_s: float = option(300.0, "Longest wait for an answer.")
     json: Path | None = option(None, "Write everything as JSON.")

@@ -10,17 +10,20 @@ for their attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evals.profiling.counts import Kind
+from evals.profiling.profile import Kind
 from greenllm.core import GreenllmError
 from greenllm.model.loader import stored_bytes
 from greenllm.runner.early_exit import path_of_layers
+
+# Linear layers, quantized or not.
+_MATRICES = (nn.Linear, Conv1D)
 
 
 class ProfileError(GreenllmError):
@@ -29,18 +32,20 @@ class ProfileError(GreenllmError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Modules that are looked at together; `layer` is None outside of the decoder layers."""
+    """Modules by their paths that are looked at together; `layer` is None outside of the layers."""
 
     kind: Kind
     layer: int | None
-    modules: tuple[nn.Module, ...]
+    modules: Mapping[str, nn.Module]
     weight_bytes: int
 
     @property
-    def leaves(self) -> Iterator[nn.Module]:
+    def leaves(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules without any below them."""
-        for top in self.modules:
-            yield from (m for m in top.modules() if next(m.children(), None) is None)
+        for path, top in self.modules.items():
+            for name, module in top.named_modules(prefix=path):
+                if next(module.children(), None) is None:
+                    yield name, module
 
 
 def find_parts(model: PreTrainedModel, num_layers: int) -> list[Part]:
@@ -51,70 +56,62 @@ def find_parts(model: PreTrainedModel, num_layers: int) -> list[Part]:
     Raises:
         ProfileError: the model is made in another way.
     """
-    kind = type(model).__name__
     path = path_of_layers(model, num_layers)
     if path is None:
-        raise ProfileError(f"{kind} cannot be profiled: its layers are not in one list")
-    decoder = model.get_submodule(".".join(path[:-1]))
+        raise _refusal(model, "its layers are not in one list")
+    paths = {module: name for name, module in model.named_modules()}
+
+    def part(kind: Kind, layer: int | None, modules: Iterable[nn.Module]) -> Part:
+        named = {paths[module]: module for module in modules}
+        tensors = {id(t): t for m in named.values() for t in (*m.parameters(), *m.buffers())}
+        # Of embeddings only the rows that a step looks up are read, see `counts`.
+        stored = 0 if kind == "embedding" else stored_bytes(tensors.values())
+        return Part(kind, layer, named, stored)
+
     layers = model.get_submodule(".".join(path))
-    beside = [child for child in decoder.children() if child is not layers]
-    embeddings = [child for child in beside if isinstance(child, nn.Embedding)]
-    norms = [m for m in beside if m not in embeddings and _is_norm(m)]
-    # Only the rows that a step looks up are read, see `observe`.
-    parts = [Part("embedding", None, tuple(embeddings), 0)]
-    for number, layer in enumerate(layers.children()):
-        parts += _parts_of_layer(kind, number, layer)
-    parts.append(_part("final norm", None, norms))
+    beside = [m for m in model.get_submodule(".".join(path[:-1])).children() if m is not layers]
     head = model.get_output_embeddings()
-    parts.append(_part("head", None, [] if head is None else [head]))
-    _require_whole(kind, model, parts)
+    parts = [part("embedding", None, (m for m in beside if isinstance(m, nn.Embedding)))]
+    for number, layer in enumerate(layers.children()):
+        kinds = _kinds_of(layer)
+        if len(kinds["attention"]) != 1:
+            raise _refusal(model, f"layer {number} is not one attention")
+        parts += [part(kind, number, modules) for kind, modules in kinds.items() if modules]
+    parts.append(part("final norm", None, filter(_is_norm, beside)))
+    parts.append(part("head", None, [] if head is None else [head]))
+    _require_whole(model, parts)
     return parts
 
 
-def matrix_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Input and output width of a linear layer, quantized or not; None of everything else."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    return None
+def _refusal(model: nn.Module, reason: str) -> ProfileError:
+    return ProfileError(f"{type(model).__name__} cannot be profiled: {reason}")
 
 
-def _parts_of_layer(kind: str, number: int, layer: nn.Module) -> list[Part]:
+def _kinds_of(layer: nn.Module) -> dict[Kind, list[nn.Module]]:
     found: dict[Kind, list[nn.Module]] = {"norms": [], "attention": [], "MLP": []}
     for name, child in layer.named_children():
-        found[_kind_of(name, child)].append(child)
-    if len(found["attention"]) != 1:
-        raise ProfileError(f"{kind} cannot be profiled: layer {number} is not one attention")
-    return [_part(part, number, modules) for part, modules in found.items() if modules]
-
-
-def _kind_of(name: str, child: nn.Module) -> Kind:
-    if _has_no_matrix(child):
-        return "norms"
-    return "attention" if "att" in name.lower() else "MLP"
+        is_attention = "att" in name.lower()
+        kind: Kind = "attention" if is_attention else "MLP"
+        found["norms" if _has_no_matrix(child) else kind].append(child)
+    return found
 
 
 def _is_norm(child: nn.Module) -> bool:
     """Rotary positions have no parameters."""
-    return _has_no_matrix(child) and next(child.parameters(), None) is not None
+    has_parameters = next(child.parameters(), None) is not None
+    return has_parameters and _has_no_matrix(child) and not isinstance(child, nn.Embedding)
 
 
 def _has_no_matrix(child: nn.Module) -> bool:
-    return all(matrix_sizes(module) is None for module in child.modules())
+    return not any(isinstance(module, _MATRICES) for module in child.modules())
 
 
-def _part(kind: Kind, layer: int | None, modules: list[nn.Module]) -> Part:
-    tensors = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
-    return Part(kind, layer, tuple(modules), stored_bytes(tensors.values()))
-
-
-def _require_whole(kind: str, model: nn.Module, parts: list[Part]) -> None:
-    held = {id(p) for part in parts for m in part.modules for p in m.parameters()}
+def _require_whole(model: nn.Module, parts: list[Part]) -> None:
+    held = {id(p) for part in parts for m in part.modules.values() for p in m.parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in held:
-            raise ProfileError(f"{kind} cannot be profiled: {name} is in none of its parts")
+            raise _refusal(model, f"{name} is in none of its parts")
     for name, module in model.named_modules():
-        is_known = isinstance(module, nn.Embedding) or matrix_sizes(module) is not None
+        is_known = isinstance(module, (nn.Embedding, *_MATRICES))
         if not is_known and any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            raise ProfileError(f"{kind} cannot be profiled: {name} is no linear layer")
+            raise _refusal(model, f"{name} is no linear layer")

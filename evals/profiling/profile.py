@@ -2,17 +2,45 @@
 
 Contract: the rows are every part and the rest, which is in no part; their seconds sum to the step
 with stopwatches, their joules to the step's active ones. Joules are shared out by time. What is
-unknown is None, never 0.
+unknown is None, never 0. What is counted and what is not says `observation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import reduce
+from typing import Literal
 
 from evals.profiling.config import ProfileConfig
-from evals.profiling.counts import Counts, Kind
 from evals.profiling.energy import StepEnergy
+
+Kind = Literal["embedding", "norms", "attention", "MLP", "final norm", "head", "rest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """FLOPs and bytes of one part in one step."""
+
+    flops: int = 0
+    masked_flops: int = 0
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def moved_bytes(self) -> int:
+        """All bytes."""
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs for each byte; None where nothing is moved."""
+        return self.flops / self.moved_bytes if self.moved_bytes else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +54,24 @@ class Row:
     active_j: float | None
     count: int = 1
 
-    def plus(self, other: Row) -> Row:
+    @property
+    def name(self) -> str:
+        """How it is called in a table."""
+        if self.count > 1:
+            return f"{self.kind}, mean of a layer"
+        return self.kind if self.layer is None else f"layer {self.layer}: {self.kind}"
+
+    def __add__(self, other: Row) -> Row:
         """Both together, without a layer."""
-        joules = (
-            None
-            if self.active_j is None or other.active_j is None
-            else self.active_j + other.active_j
+        known = self.active_j is not None and other.active_j is not None
+        return Row(
+            self.kind,
+            None,
+            self.counts + other.counts,
+            self.time_s + other.time_s,
+            (self.active_j or 0.0) + (other.active_j or 0.0) if known else None,
+            self.count + other.count,
         )
-        counts = self.counts + other.counts
-        time_s, count = self.time_s + other.time_s, self.count + other.count
-        return Row(self.kind, None, counts, time_s, joules, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +88,18 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Everything that was found."""
+    """Everything that was found; `plain_step_s` is the step without stopwatches."""
 
     subject: Subject
     config: ProfileConfig
     rows: tuple[Row, ...]
     plain_step_s: float
     energy: StepEnergy
-    counter_flops: int | None
 
     @property
     def total(self) -> Row:
         """All rows together."""
-        first, *others = self.rows
-        for row in others:
-            first = first.plus(row)
-        return first
-
-    @property
-    def counter_ratio(self) -> float | None:
-        """Own FLOPs over those of PyTorch's counter; None where it has none."""
-        return self.total.counts.flops / self.counter_flops if self.counter_flops else None
+        return reduce(Row.__add__, self.rows)
 
     @property
     def overhead(self) -> float:
@@ -83,29 +110,21 @@ class Profile:
 def rows_of(
     parts: Sequence[tuple[Kind, int | None]],
     counts: Sequence[Counts],
-    parts_s: Sequence[float],
-    rest_s: float,
+    seconds: Sequence[float],
     active_j: float | None,
 ) -> tuple[Row, ...]:
-    """A row for each part, and one for the rest."""
+    """A row for each part and one for the rest, whose seconds are the last; joules by the time."""
     places: list[tuple[Kind, int | None]] = [*parts, ("rest", None)]
-    seconds = [*parts_s, rest_s]
-    joules = shared_out(active_j, seconds)
-    columns = zip(places, [*counts, Counts()], seconds, joules, strict=True)
-    return tuple(Row(*place, counted, time_s, own_j) for place, counted, time_s, own_j in columns)
-
-
-def shared_out(active_j: float | None, seconds: Sequence[float]) -> list[float | None]:
-    """Joules by share of the time."""
-    if active_j is None:
-        return [None] * len(seconds)
     total_s = sum(seconds)
-    return [active_j * time_s / total_s for time_s in seconds]
+    return tuple(
+        Row(*place, counted, time_s, None if active_j is None else active_j * time_s / total_s)
+        for place, counted, time_s in zip(places, [*counts, Counts()], seconds, strict=True)
+    )
 
 
 def by_kind(rows: Sequence[Row]) -> list[Row]:
     """One row for each kind, the sum of its parts, in the order in which kinds first occur."""
     found: dict[Kind, Row] = {}
     for row in rows:
-        found[row.kind] = found[row.kind].plus(row) if row.kind in found else row
+        found[row.kind] = found[row.kind] + row if row.kind in found else row
     return list(found.values())

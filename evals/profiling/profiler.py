@@ -16,7 +16,7 @@ import torch
 
 from evals.profiling.config import ProfileConfig
 from evals.profiling.energy import Patience, measure_energy
-from evals.profiling.observation import counter_flops, observe
+from evals.profiling.observation import count, flops_by_module
 from evals.profiling.parts import find_parts
 from evals.profiling.profile import Profile, Subject, rows_of
 from evals.profiling.step import Step
@@ -35,28 +35,27 @@ def profile(config: ProfileConfig, meter: Meter, patience: Patience | None = Non
     Raises:
         GreenllmError: the model cannot be loaded or taken apart, or its context is too short.
     """
-    options = LoadOptions(quantization=config.quantize, dtype=config.dtype)
     with _threads(config.threads):
-        loaded = load_model(config.model, options)
+        loaded = load_model(config.model, _options(config))
         if config.context > loaded.info.context_length:
             raise ConfigError(
                 f"--prompt-tokens {config.prompt_tokens} is too long: the context of"
                 f" {config.model} is {loaded.info.context_length}"
             )
-        counted = _counter_flops(config, options)
-        return _profile(loaded, config, meter, patience, counted)
+        return _profile(loaded, config, meter, patience)
+
+
+def _options(config: ProfileConfig) -> LoadOptions:
+    return LoadOptions(quantization=config.quantize, dtype=config.dtype)
 
 
 def _profile(
-    loaded: LoadedModel,
-    config: ProfileConfig,
-    meter: Meter,
-    patience: Patience | None,
-    counted: int | None,
+    loaded: LoadedModel, config: ProfileConfig, meter: Meter, patience: Patience | None
 ) -> Profile:
     parts = find_parts(loaded.model, loaded.shape.num_layers)
+    twin = without_weights(load_config(resolve(config.model), _options(config)), _options(config))
     step = Step(loaded.model, config)
-    counts = observe(parts, step)
+    counts = count(parts, step, flops_by_module(loaded.model, twin, config))
 
     def run() -> None:
         step.prepare()
@@ -64,35 +63,22 @@ def _profile(
 
     for _ in range(_WARM_UP):
         run()
-    times = time_step(step, parts, config.rounds)
+    plain_step_s, seconds = time_step(step, parts, config.rounds)
     energy = measure_energy(meter, run, config.rounds, patience)
-    watched = times.watched
-    places = [(part.kind, part.layer) for part in parts]
-    rows = rows_of(places, counts, watched.parts_s, watched.rest_s, energy.active_j)
-    return Profile(_subject(loaded), config, rows, times.plain.step_s, energy, counted)
-
-
-def _counter_flops(config: ProfileConfig, options: LoadOptions) -> int | None:
-    plain = load_config(resolve(config.model), options)
-    return counter_flops(without_weights(plain, options), config)
+    rows = rows_of([(p.kind, p.layer) for p in parts], counts, seconds, energy.active_j)
+    return Profile(_subject(loaded), config, rows, plain_step_s, energy)
 
 
 def _subject(loaded: LoadedModel) -> Subject:
-    info = loaded.info
-    return Subject(
-        name=info.name,
-        parameters=info.parameters,
-        quantization=info.quantization,
-        dtype=info.dtype,
-        device=info.device,
-        threads=torch.get_num_threads(),
-    )
+    info, threads = loaded.info, torch.get_num_threads()
+    about = (info.name, info.parameters, info.quantization, info.dtype, info.device)
+    return Subject(*about, threads=threads)
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(number: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:

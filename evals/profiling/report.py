@@ -7,17 +7,14 @@ the layers unless every layer is asked for. Shares are those of the whole step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evals.pages import page
 from evals.profiling.profile import Profile, Row, by_kind
 
-SCHEMA = 1
-_NONE = "-"
-_HEAD = (
-    "part", "parts", "MFLOP", "share", "MB", "share", "FLOP/byte", "ms", "share", "mJ by time",
-)  # fmt: skip
+SCHEMA = 2
 _MEASURES: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
     ("FLOPs", lambda row: row.counts.flops),
     ("bytes", lambda row: row.counts.moved_bytes),
@@ -35,7 +32,6 @@ def as_dict(profile: Profile) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": asdict(profile.subject),
         "options": options,
-        "counter": {"flops": profile.counter_flops, "ratio": profile.counter_ratio},
         "plain_step_s": profile.plain_step_s,
         "overhead": profile.overhead,
         "energy": asdict(profile.energy),
@@ -61,94 +57,17 @@ def _plain(row: Row) -> dict[str, Any]:
 
 def markdown(profile: Profile) -> str:
     """The step in sentences, and a table of its parts."""
-    config, subject = profile.config, profile.subject
-    step = "decoding step" if config.phase == "decode" else "prefill"
-    tokens = "context" if config.phase == "decode" else "prompt"
-    threads = f", threads: {subject.threads}" if subject.device == "cpu" else ""
-    about = (
-        f"{subject.parameters / 1e6:,.1f} million parameters, {subject.dtype}, quantized:"
-        f" {subject.quantization}; {subject.device}{threads}; batch {config.batch},"
-        f" {tokens} of {config.prompt_tokens} tokens."
-    )
-    paragraphs = (
-        f"# {subject.name}: one {step}", about, _flops(profile), _time(profile), _joules(profile)
-    )  # fmt: skip
-    return "\n\n".join([*paragraphs, _table(profile)]) + "\n"
-
-
-def _flops(profile: Profile) -> str:
-    counts = profile.total.counts
-    masked = f", {counts.masked_flops / counts.flops:.1%} of them on masked keys"
-    own = f"FLOPs: {counts.flops:,} in matrix products{masked if counts.masked_flops else ''}"
-    if profile.counter_ratio is None:
-        return f"{own}; PyTorch's counter cannot run this model. Bytes are computed."
-    return (
-        f"{own}; PyTorch's counter has {profile.counter_flops:,}, ratio"
-        f" {profile.counter_ratio:.4f}. Bytes are computed."
-    )
-
-
-def _time(profile: Profile) -> str:
-    return (
-        f"Time: {profile.plain_step_s * 1e3:.3f} ms, and {profile.total.time_s * 1e3:.3f} ms"
-        f" ({profile.overhead:+.1%}) with the stopwatches that the table is from."
-    )
-
-
-def _joules(profile: Profile) -> str:
-    energy = profile.energy
-    if energy.active_j is None or energy.idle_j is None or energy.foreign_j is None:
-        return f"Joules: unknown ({energy.reason})."
-    return (
-        f"Joules: {energy.active_j * 1e3:.3f} mJ active, beside {energy.idle_j * 1e3:.3f} idle and"
-        f" {energy.foreign_j * 1e3:.3f} of other processes, the mean of {energy.steps} steps"
-        f" ({energy.method}, within {energy.uncertainty:.0%}); parts have theirs by time."
-    )
-
-
-def _table(profile: Profile) -> str:
     shown = profile.rows if profile.config.each_layer else by_kind(profile.rows)
-    total = profile.total
-    lines = [_HEAD, ("---", *["---:"] * (len(_HEAD) - 1))]
-    lines += [_cells(_name(row), row, total) for row in shown]
-    # The step is the sum of its parts, not their mean.
-    lines.append(("step", str(total.count), *_cells("", replace(total, count=1), total)[2:]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _name(row: Row) -> str:
-    if row.count > 1:
-        return f"{row.kind}, mean of a layer"
-    return row.kind if row.layer is None else f"layer {row.layer}: {row.kind}"
-
-
-def _cells(name: str, row: Row, total: Row) -> tuple[str, ...]:
-    """Figures of one part on the average; shares of all of them."""
-    flops, moved_bytes = row.counts.flops, row.counts.moved_bytes
-    return (
-        name,
-        str(row.count),
-        _number(flops / row.count / 1e6),
-        f"{_share(flops, total.counts.flops):.1%}",
-        _number(moved_bytes / row.count / 1e6),
-        f"{_share(moved_bytes, total.counts.moved_bytes):.1%}",
-        _optional(row.counts.intensity),
-        _number(row.time_s / row.count * 1e3),
-        f"{_share(row.time_s, total.time_s):.1%}",
-        _NONE if row.active_j is None else _number(row.active_j / row.count * 1e3),
+    return page(
+        Path(__file__).with_name("profile.md.jinja"),
+        subject=profile.subject,
+        config=profile.config,
+        energy=profile.energy,
+        plain_step_s=profile.plain_step_s,
+        overhead=profile.overhead,
+        rows=shown,
+        total=profile.total,
     )
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _optional(value: float | None) -> str:
-    return _NONE if value is None else _number(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def shares(rows: Sequence[Row]) -> dict[str, list[float]]:

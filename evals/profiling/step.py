@@ -10,16 +10,28 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from evals.profiling.config import ProfileConfig
-from evals.profiling.counts import AttentionShape
 from evals.profiling.parts import ProfileError
 
 _SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStep:
+    """One layer's attention in one step: pairs of a query and a key, and bytes of keys and values.
+
+    `hidden_pairs` are those that causality hides.
+    """
+
+    pairs: int
+    hidden_pairs: int
+    kv_bytes: int
 
 
 class Step:
@@ -66,30 +78,25 @@ class Step:
         """Keys of each layer that are there now."""
         return [_length(layer.keys) for layer in self.cache.layers]
 
-    def attention_shapes(self, past: list[int]) -> list[AttentionShape]:
+    def attention(self, past: list[int]) -> list[AttentionStep]:
         """Each layer's attention in the step that has run; `past` is what was there before.
 
         Raises:
             ProfileError: layers share keys and values.
         """
-        layers = self.cache.layers
+        layers, (batch, new) = self.cache.layers, self._ids.shape
         if len(layers) != self._text.num_hidden_layers:
             kind = type(self._model).__name__
             raise ProfileError(f"{kind} cannot be profiled: its layers share keys and values")
-        past = past or [0] * len(layers)
-        return [
-            AttentionShape(
-                batch=self._ids.shape[0],
-                new_tokens=self._ids.shape[1],
-                past=before,
-                heads=self._text.num_attention_heads,
-                kv_heads=layer.keys.shape[1],
-                key_dim=layer.keys.shape[-1],
-                value_dim=layer.values.shape[-1],
-                element_bytes=layer.keys.element_size(),
+        found = []
+        for before, layer in zip(past or [0] * len(layers), layers, strict=True):
+            # All are read, and the new ones are written.
+            token_bytes = sum(tensor[:, :, :1].nbytes for tensor in (layer.keys, layer.values))
+            pairs, hidden = new * (before + new), new * (new - 1) // 2
+            found.append(
+                AttentionStep(batch * pairs, batch * hidden, token_bytes * (before + 2 * new))
             )
-            for before, layer in zip(past, layers, strict=True)
-        ]
+        return found
 
 
 def _length(keys: Tensor | None) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 from evals.profiling.parts import Part
@@ -20,52 +19,30 @@ from evals.profiling.step import Step
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Wall seconds of one step; `parts_s` in the order of the parts."""
-
-    step_s: float
-    parts_s: tuple[float, ...] = ()
-
-    @property
-    def rest_s(self) -> float:
-        """What is in no part."""
-        return self.step_s - sum(self.parts_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """A step with a stopwatch around every part, and without any."""
-
-    watched: Round
-    plain: Round
-
-
-def middle(rounds: Sequence[Round]) -> Round:
-    """Mean of the middle half of the rounds, by the time of the whole step."""
-    ordered = sorted(rounds, key=lambda one: one.step_s)
+def middle(rounds: Sequence[Sequence[float]]) -> list[float]:
+    """Means of the middle half of the rounds, by their first figure: the time of the whole step."""
+    ordered = sorted(rounds, key=lambda one: one[0])
     cut = len(ordered) // 4
     kept = ordered[cut : len(ordered) - cut]
-    columns = zip(*(one.parts_s for one in kept), strict=True)
-    parts_s = tuple(sum(column) / len(kept) for column in columns)
-    return Round(sum(one.step_s for one in kept) / len(kept), parts_s)
+    return [sum(column) / len(kept) for column in zip(*kept, strict=True)]
 
 
 def time_step(
     step: Step, parts: Sequence[Part], rounds: int, clock: Clock = time.perf_counter
-) -> Times:
-    """Time a step that has been warmed up."""
-    plain: list[Round] = []
-    watched: list[Round] = []
+) -> tuple[float, list[float]]:
+    """Seconds of a step that has been warmed up, and of its parts and the rest with stopwatches."""
+    plain: list[list[float]] = []
+    watched: list[list[float]] = []
     for _ in range(rounds):
-        plain.append(Round(_timed(step, clock)))
+        plain.append([_timed(step, clock)])
         watches = [_Watch(step, clock) for _ in parts]
         with ExitStack() as stack:
             for part, watch in zip(parts, watches, strict=True):
                 watch.attach(part, stack)
             step_s = _timed(step, clock)
-        watched.append(Round(step_s, tuple(watch.total_s for watch in watches)))
-    return Times(middle(watched), middle(plain))
+        watched.append([step_s, *(watch.total_s for watch in watches)])
+    step_s, *parts_s = middle(watched)
+    return middle(plain)[0], [*parts_s, step_s - sum(parts_s)]
 
 
 def _timed(step: Step, clock: Clock) -> float:
@@ -86,7 +63,7 @@ class _Watch:
 
     def attach(self, part: Part, stack: ExitStack) -> None:
         """Look at a part until the stack is closed."""
-        for module in part.modules:
+        for module in part.modules.values():
             stack.callback(module.register_forward_pre_hook(self._begin).remove)
             stack.callback(module.register_forward_hook(self._end).remove)
 

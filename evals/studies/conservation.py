@@ -14,7 +14,6 @@ Not covered: aborted requests (`tests/service/test_load.py`), whether the meter 
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Mapping
@@ -99,9 +98,7 @@ def books(totals: Totals, rows_j: float, told_j: float) -> dict[str, float]:
 def kept() -> dict[str, Any]:
     """Figures of engines that were measured before."""
     path = study.RESULTS / f"{STUDY.name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    engines: dict[str, Any] = found.get("engines", {})
-    return engines
+    return dict(study.read(path)["engines"]) if path.is_file() else {}
 
 
 def main(

@@ -154,7 +154,7 @@ def answer_all(engine: NativeEngine, requests: Requests) -> list[Answer]:
         engine.settle()
     for name, answer in tokens.items():
         if answer[-1].finish_reason not in ("stop", "length"):
-            raise BenchError(f"request {name} has failed: {answer[-1].text}")
+            raise BenchError(f"request {name} has failed: {answer[-1].error}")
     return list(tokens.values())
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.entry import BenchError
 from evals.studies import study
 from evals.studies.ratios import column, medians, over, spread_of
 from evals.tables import ratio, rows_of, table, value
@@ -80,22 +77,8 @@ def train(*options: str) -> Report:
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
-        call("greenllm", "finetune", *options, "--output", str(output))
-        found: Report = json.loads((output / "green_report.json").read_text())
-        return found
-
-
-def call(module: str, *words: str) -> str:
-    """What a module prints when it is run.
-
-    Raises:
-        BenchError: it failed.
-    """
-    command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchError(f"{module} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
+        study.call("greenllm", "finetune", *options, "--output", str(output))
+        return study.read(output / "green_report.json")
 
 
 def figures(report: Report) -> dict[str, float | None]:
@@ -144,7 +127,7 @@ def tokens_per_s(report: Report) -> float:
 
 def baseline(data: str, *numbers: int) -> float:
     """Tokens per second of TRL's trainer alone with the same steps, batch size and seed."""
-    said = call("evals.studies.finetuning_baseline", data, *map(str, numbers))
+    said = study.call("evals.studies.finetuning_baseline", data, *map(str, numbers))
     return float(json.loads(said.splitlines()[-1])["tokens_per_s"])
 
 

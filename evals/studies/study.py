@@ -9,6 +9,8 @@ says and nothing else, so that they can be made again. What is compared takes tu
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,34 @@ def interleave(
                 if number >= 0:
                     found[key].append(taken)
                     after(found)
+    return found
+
+
+def call(module: str, *words: str) -> str:
+    """What a module prints when it is run; its progress and its mistakes are shown.
+
+    Raises:
+        BenchError: it failed.
+    """
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"{module} {' '.join(words[:1])} ended with code {done.returncode}")
+    return done.stdout
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result that was written before.
+
+    Raises:
+        BenchError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path.name} is not a result: {error}") from error
+    if not isinstance(found, dict):
+        raise BenchError(f"{path.name} is not a result: it holds no object")
     return found
 
 

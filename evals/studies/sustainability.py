@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +21,6 @@ from typing import Annotated, Any
 
 import typer
 
-from evals.entry import BenchError
 from evals.studies import study
 from evals.tables import grid, text
 from evals.tuning.servers import Laps
@@ -35,23 +32,6 @@ from greenllm.options import MeterOptions
 
 NAME = "household"
 _AT = (100, 1_000, 10_000, 100_000)
-
-
-def greenllm(*words: str) -> None:
-    """Run a command of the product.
-
-    Raises:
-        BenchError: it failed.
-    """
-    command = [sys.executable, "-m", "greenllm", *words]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-        raise BenchError(f"greenllm {words[0]} failed")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def unseen(count: int) -> list[dict[str, str]]:
@@ -121,11 +101,9 @@ def evaluations(notes: Path, data_dir: Path, folder: Path) -> list[dict[str, Any
     laps, found = Laps(meter), []
     for name in ("bundled", NAME):
         output = folder / f"eval-{name}"
-        greenllm(
-            "eval", f"json:{notes}", "--serve", f"--data-dir {data_dir}", "--ask-for", name,
-            "--output", str(output),
-        )  # fmt: skip
-        (task,) = read(output / "evaluation.json")["tasks"].values()
+        options = ("--serve", f"--data-dir {data_dir}", "--ask-for", name, "--output", str(output))
+        study.call("greenllm", "eval", f"json:{notes}", *options)
+        (task,) = study.read(output / "evaluation.json")["tasks"].values()
         found.append(side_of(task, laps.lap()))
     return found
 
@@ -139,8 +117,8 @@ def main(
         folder = Path(place)
         asked = folder / "notes.jsonl"
         asked.write_text("\n".join(map(json.dumps, unseen(notes))), encoding="utf-8")
-        greenllm("finetune", "--data", "example", "--name", NAME, "--data-dir", place)
-        trained = read(folder / "adapters" / NAME / "green_report.json")["measures"]
+        study.call("greenllm", "finetune", "--data", "example", "--name", NAME, "--data-dir", place)
+        trained = study.read(folder / "adapters" / NAME / "green_report.json")["measures"]
         before, after = evaluations(asked, folder, folder)
     total_j = trained["energy"]["total_j"]
     STUDY.report({

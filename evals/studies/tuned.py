@@ -10,10 +10,7 @@ Not covered: limits of latency.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,17 +31,9 @@ STUDY = study.Study("tuned")
 
 
 def tune(model: str, folder: Path, *options: str) -> dict[str, Any]:
-    """What one run of the command found.
-
-    Raises:
-        BenchError: it failed.
-    """
-    command = [sys.executable, "-m", "greenllm", "tune", model, "--output", str(folder), *options]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise BenchError(f"greenllm tune ended with code {done.returncode}")
-    found: dict[str, Any] = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
-    return found
+    """What one run of the command found."""
+    study.call("greenllm", "tune", model, "--output", str(folder), *options)
+    return study.read(folder / "tuning.json")
 
 
 def side_by_side(model: str, settings: list[Setting], examples: int, rounds: int) -> list[float]:

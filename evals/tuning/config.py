@@ -22,8 +22,8 @@ class TuneConfig(ModelOptions, MeterOptions):
         "Tasks that settings are measured on, as for greenllm eval; they must have accuracies.",
     )
     concurrency: int = option(4, "Requests in flight.")
-    few: int = option(32, "Examples of the first look at a setting.")
-    many: int = option(256, "Examples of the last.")
+    few: int = option(32, "Examples of the first measurement of a setting.")
+    many: int = option(256, "Examples of the last measurement.")
     slowest_s: float | None = option(None, "95 % of the requests must be answered within this.")
     quality_floor: float | None = option(
         None, "Least accuracy; default is --quality-share of the first setting's."
@@ -32,8 +32,8 @@ class TuneConfig(ModelOptions, MeterOptions):
     budget_wh: float | None = option(None, "Watt-hours the search may cost.")
     exhaustive: bool = option(False, "Measure every setting on all examples instead.")
     draft_model: str | None = option(None, "Draft model of every server, as for greenllm serve.")
-    servers: int = option(3, "Servers that run at once, asked in turns; memory permitting.")
-    seed: int = option(7, "Of generated tasks.")
+    servers: int = option(3, "Servers that run at once and take turns, if memory allows.")
+    seed: int = option(7, "Seed of generated tasks.")
     output: Path = option(Path("tuned"), "Folder for serve.toml, the trials, a page and a plot.")
 
     def __post_init__(self) -> None:

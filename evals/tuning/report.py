@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evals.pages import page
 from evals.tuning.search import Trial, front, last_of
 
 
@@ -50,48 +51,7 @@ def toml(model: str, best: Trial, draft_model: str | None) -> str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The chosen setting, and every trial."""
-    chosen, first = found["chosen"], found["first"]
-    lines = [f"# {found['model']}: {_name(chosen)}", _sentence(chosen)]
-    if first is not None:
-        ratio = chosen["joules_per_token"] / first["joules_per_token"]
-        lines.append(f"The first setting ({_name(first)}): {_sentence(first)} Chosen: {ratio:.2f}"
-                     " x its joules per token.")  # fmt: skip
-    ended = f", ended by its {found['stopped_by']}" if found["stopped_by"] else ""
-    lines.append(
-        f"The search cost {found['spent_j']:.0f} J in {len(found['trials'])} trials{ended}."
-    )
-    rows = ["| setting | examples | accuracy | mJ per token | p95, s | spent, J | on the front |",
-            "|---|---:|---|---:|---:|---:|---|"]  # fmt: skip
-    rows += [_row(trial, found["front"]) for trial in found["trials"]]
-    return "\n\n".join([*lines, "\n".join(rows)]) + "\n"
-
-
-def _name(trial: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in trial["setting"].items())
-
-
-def _sentence(trial: Mapping[str, Any]) -> str:
-    return (
-        f"{trial['joules_per_token'] * 1e3:.3f} mJ per token, accuracy"
-        f" {trial['quality']['value']:.1%}, 95 % of requests within {trial['p95_s']:.2f} s."
-    )
-
-
-def _row(trial: Mapping[str, Any], front_names: Sequence[str]) -> str:
-    name, quality = _name(trial), trial["quality"]
-    if trial["error"] is not None:
-        reason = trial["error"].splitlines()[0]
-        return f"| {name} | | {reason} | | | {trial['spent_j']:.1f} | |"
-    cells = (
-        name,
-        str(trial["num_examples"]),
-        f"{quality['value']:.1%} ({quality['low']:.1%} to {quality['high']:.1%})",
-        f"{trial['joules_per_token'] * 1e3:.3f}",
-        f"{trial['p95_s']:.2f}",
-        f"{trial['spent_j']:.1f}",
-        "yes" if name in front_names else "",
-    )
-    return f"| {' | '.join(cells)} |"
+    return page(Path(__file__).with_name("report.md.jinja"), **found)
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -107,9 +67,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     dots = axes.scatter(joules, quality, s=sizes, c=[trial["p95_s"] for trial in trials])
     figure.colorbar(dots, label="p95, s")
     chosen = found["chosen"]
+    label = ", ".join(f"{name} {value}" for name, value in chosen["setting"].items())
     axes.scatter(
         [chosen["joules_per_token"] * 1e3], [chosen["quality"]["value"]], s=200,
-        facecolors="none", edgecolors="black", label=_name(chosen),
+        facecolors="none", edgecolors="black", label=label,
     )  # fmt: skip
     axes.set(xlabel="mJ per token", ylabel="accuracy", title=f"{found['model']}: settings tried")
     axes.legend()

@@ -32,10 +32,10 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class ModelQuality:
-    """One look at a model; `matches` are None where nothing could be answered.
+    """One evaluation of a model; `matches` are None where nothing could be answered.
 
     `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
-    `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` is the whole look's.
+    `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` that of all.
 
     `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
     `preferred` is the share of preferences whose better answer the model finds likelier.

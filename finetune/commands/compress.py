@@ -2,8 +2,7 @@
 
 Contract: real servers score both models in turns; the report says whether the smaller one is
 green, that is, whether a right answer costs fewer joules at enough of the quality. What is not is
-written all the same, and called what it is; factors, which no runner here computes, are measured
-and never written.
+written all the same, and called what it is.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from evals.compared import Scored, compare, require_accuracies
 from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from finetune.bill.phases import PhaseAccount
-from finetune.bill.text import joules
 from finetune.commands.finetune import progress_bar, shown_on
 from finetune.compressing.config import CompressConfig
 from finetune.contention import bound_spinning
@@ -73,9 +71,6 @@ def compress(config: CompressConfig) -> None:
         work = Path(folder)
         with account.during("compressing"):
             source = making.read_source(config, work)
-            if config.method == "svd":
-                _measure_factors(config, source, account)
-                return
             raw, facts = making.make(config, source, work, _say)
         source = replace(source, model=None)  # healing loads it again, as a teacher
         with progress_bar() as bar:
@@ -185,28 +180,12 @@ def _write(
 
 
 def _side(report: Any, name: str, scored: Scored, config: CompressConfig) -> Any:
-    facts = importlib.import_module("finetune.compressing.sizes")
     model = config.model if name == "before" else str(config.folder)
-    parameters, weight_bytes = facts.sizes_of(model)
+    parameters, weight_bytes = report.sizes_of(model)
     return report.Side(
         parameters, weight_bytes, scored.solved, scored.joules_per_answer,
         scored.joules_per_token, scored.seconds_per_token, scored.p95_s, scored.by_task,
     )  # fmt: skip
-
-
-def _measure_factors(config: CompressConfig, source: Any, account: PhaseAccount) -> None:
-    """Print and write what factors would do; they are refused where they do not save."""
-    factors = importlib.import_module("finetune.compressing.factors")
-    found = factors.measure(source, config.rank_share or 0.0, config.rounds, account)
-    report = importlib.import_module("finetune.compressing.factors_report")
-    page, is_green = report.markdown(found, config.quality_share)
-    config.folder.mkdir()
-    (config.folder / "factors.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    (config.folder / "factors.md").write_text(page, encoding="utf-8")
-    print(page)
-    _say(f"spent: {joules(sum_of(list(_costs(account).values())))}")
-    if not is_green:
-        raise GreenllmError("svd is not green here, see above; no model was written")
 
 
 def _say(text: str) -> None:

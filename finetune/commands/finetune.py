@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evals.pages import joules
 from finetune.bill.phases import PhaseAccount
-from finetune.bill.text import joules
 from finetune.contention import bound_spinning, warn_of_others
 from finetune.recipe import Recipe
 from greenllm.core import GreenllmError

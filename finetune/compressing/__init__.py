@@ -1,1 +1,1 @@
-"""Smaller models out of larger ones, each with its bill: pruned, distilled, factorized, sparse."""
+"""Smaller models out of larger ones, each with its bill: pruned, or taught by the larger one."""

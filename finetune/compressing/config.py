@@ -6,7 +6,6 @@ by name. Not covered: the environment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -20,15 +19,10 @@ from greenllm.options import (
     ThreadOptions,
 )
 
-Method = Literal["prune", "student", "svd", "sparsity"]
+Method = Literal["prune", "student"]
 GENERATED = "generated"
-# What each method is told, and of what it needs at least one.
-_SIZES: Mapping[Method, tuple[str, ...]] = {
-    "prune": ("layers", "heads", "mlp_width"),
-    "student": ("layers", "heads", "mlp_width", "hidden_size"),
-    "svd": ("rank_share",),
-    "sparsity": ("zeros",),
-}
+_SIZES = ("layers", "heads", "mlp_width", "hidden_size")
+_HEALING = ("steps", "rank", "learning_rate", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +34,23 @@ class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, C
     output: Path | None = option(None, "Folder to write: the smaller model, its card and report.")
     data: str = option(
         GENERATED,
-        "Examples to find what matters by, and to heal with: a JSONL file as for greenllm finetune,"
-        " or 'generated', the kinds the bundled model was trained on.",
+        "Examples to measure importance and to heal with: a JSONL file as for greenllm"
+        " finetune, or 'generated', the kinds that the bundled model was trained on.",
     )
     examples: int = option(4000, "Examples of 'generated'.")
     method: Method = option(
         "prune",
         "prune: leave out the layers, heads and MLP channels that matter least; student: a fresh,"
-        " smaller model that learns from this one; svd: factorize, to see whether that saves"
-        " anything; sparsity: zero the smallest weights, to see the same.",
+        " smaller model that learns from this one.",
     )
     layers: int | None = option(None, "Layers to keep.")
     heads: int | None = option(None, "Query heads to keep in every layer.")
     mlp_width: int | None = option(None, "Channels to keep in every MLP.")
     hidden_size: int | None = option(None, "Width of a student.")
-    rank_share: float | None = option(
-        None, "Share of each matrix' parameters that its two factors may have (svd)."
-    )
-    zeros: float | None = option(None, "Share of each matrix' weights to set to zero (sparsity).")
     heal: Literal["auto", "lora", "full", "none"] = option(
         "auto",
-        "auto, lora, full or none: how what is left learns from the model as it was; auto is lora"
-        " after pruning and full for a student.",
+        "auto, lora, full or none: how the smaller model learns from the original; auto is"
+        " lora after pruning and full for a student.",
     )
     steps: int = option(300, "Steps of healing, or of a student's training.")
     batch_size: int = option(16, "Examples in a step.")
@@ -75,7 +64,7 @@ class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, C
         "", "More options for the servers that score, which get --threads: as for greenllm serve."
     )
     quality_share: float = option(
-        0.95, "Share of the quality before that a green compression keeps at least."
+        0.95, "Least share of the original quality that a green compression keeps."
     )
     seed: int = option(7, "Seed of everything random.")
 
@@ -83,52 +72,32 @@ class CompressConfig(ModelOptions, DeviceOptions, ThreadOptions, MeterOptions, C
         super().__post_init__()
         if self.output is None:
             raise ConfigError("--output is needed: a folder for what is made", "output")
-        self._require_sizes()
         self.require_above_zero(
-            "examples", "steps", "batch_size", "rank", "limit", "rounds", "concurrency",
-            "layers", "heads", "mlp_width", "hidden_size",
-        )  # fmt: skip
-        for name in ("rank_share", "zeros"):
-            value = getattr(self, name)
-            within = value is None or 0 < value < 1
-            self.require(within, name, "must be above 0 and below 1")
-        within = 0 < self.quality_share < 1.01
+            *_SIZES, "examples", "steps", "batch_size", "rank", "limit", "rounds", "concurrency"
+        )
+        within = 0 < self.quality_share <= 1
         self.require(within, "quality_share", "must be above 0 and at most 1")
+        sizes = _SIZES[: 3 if self.method == "prune" else 4]
+        if self.method == "prune" and self.hidden_size is not None:
+            raise ConfigError("--hidden-size does not go with --method prune", "hidden_size")
+        if all(getattr(self, name) is None for name in sizes):
+            raise ConfigError(f"--method {self.method} needs one of {', '.join(map(flag, sizes))}")
+        if self.method == "student" and self.heal not in ("auto", "full"):
+            raise ConfigError(f"--heal {self.heal} does not go with --method student", "heal")
         self._require_used()
-        allowed = {"student": ("auto", "full"), "prune": ("auto", "lora", "full", "none")}
-        if self.heal not in allowed.get(self.method, ("auto", "none")):
-            raise ConfigError(f"--heal {self.heal} does not go with --method {self.method}", "heal")
-
-    def _require_sizes(self) -> None:
-        own = _SIZES[self.method]
-        names = {name for sizes in _SIZES.values() for name in sizes}
-        for name in sorted(names - set(own)):
-            if getattr(self, name) is not None:
-                raise ConfigError(f"{flag(name)} does not go with --method {self.method}", name)
-        if all(getattr(self, name) is None for name in own):
-            wanted = ", ".join(map(flag, own))
-            raise ConfigError(f"--method {self.method} needs one of {wanted}")
 
     def _require_used(self) -> None:
         """Nothing is accepted that would be ignored."""
-        scored = ("tasks", "limit", "serve", "concurrency")
-        healed = ("steps", "rank", "learning_rate", "batch_size")
-        unused = {
-            "does not go with --method svd": scored if self.method == "svd" else (),
-            "goes with healing": () if self.healing else healed,
-        }
         defaults = {field.name: field.default for field in fields(self)}
-        for rule, names in unused.items():
-            for name in names:
-                if getattr(self, name) != defaults[name]:
-                    raise ConfigError(f"{flag(name)} {rule}", name)
+        for name in () if self.healing else _HEALING:
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(f"{flag(name)} goes with healing", name)
 
     @property
     def healing(self) -> Literal["lora", "full"] | None:
         """How it is healed, if at all."""
         if self.heal == "auto":
-            usual: Mapping[Method, Literal["lora", "full"]] = {"prune": "lora", "student": "full"}
-            return usual.get(self.method)
+            return "lora" if self.method == "prune" else "full"
         return None if self.heal == "none" else self.heal
 
     @property

@@ -27,7 +27,6 @@ from finetune.compressing.config import GENERATED, CompressConfig
 from finetune.compressing.importance import importance_of
 from finetune.compressing.prune import prune
 from finetune.compressing.student import student_of
-from finetune.compressing.weights import zero_smallest
 from finetune.data.dataset import TrainingData, load_data
 from finetune.files import SavingError
 from finetune.recipe import Recipe
@@ -56,25 +55,32 @@ class Source:
 
 
 def read_source(config: CompressConfig, work: Path) -> Source:
-    """Load the model in float32, and the examples.
+    """The model and the examples of a compression; see `read_model`."""
+    place = {"device": config.device, "threads": config.threads, "seed": config.seed}
+    return read_model(config.model, config.data, config.examples, work, **place)
+
+
+def read_model(model: str, data: str, count: int, work: Path, **recipe: Any) -> Source:
+    """Load a model in float32, and examples: so many of 'generated', or those of a file.
+
+    `recipe` is where to compute and with which seed, as for a fine-tune.
 
     Raises:
         GreenllmError: one of them cannot be read.
     """
-    data = config.data
+    seed = recipe["seed"]
     if data == GENERATED:
         data = str(work / "generated.jsonl")
-        Path(data).write_text("\n".join(_conversations(config.examples, config.seed)), "utf-8")
-    recipe = Recipe(
-        model=config.model, data=data, output=work / "unused", method="full", seed=config.seed,
-        device=config.device, threads=config.threads, dtype="float32",
-    )  # fmt: skip
-    torch.manual_seed(config.seed)
-    tokenizer = load_tokenizer(recipe)
-    found = load_data(recipe, tokenizer, tokenizer.model_max_length)
-    stored = AutoConfig.from_pretrained(local_folder(resolve(config.model))).dtype
-    model = load_base(recipe, device_of(recipe))
-    return Source(model, tokenizer, found, recipe, stored or torch.float32)
+        Path(data).write_text("\n".join(_conversations(count, seed)), encoding="utf-8")
+    about = Recipe(
+        model=model, data=data, output=work / "unused", method="full", dtype="float32", **recipe
+    )
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(about)
+    found = load_data(about, tokenizer, tokenizer.model_max_length)
+    stored = AutoConfig.from_pretrained(local_folder(resolve(model))).dtype
+    loaded = load_base(about, device_of(about))
+    return Source(loaded, tokenizer, found, about, stored or torch.float32)
 
 
 def _conversations(count: int, seed: int) -> Iterator[str]:
@@ -96,8 +102,6 @@ def make(
     sizes = {"layers": config.layers, "heads": config.heads, "mlp_width": config.mlp_width}
     if config.method == "student":
         model = student_of(model, config.seed, hidden_size=config.hidden_size, **sizes)
-    elif config.method == "sparsity":
-        facts["zeros"] = zero_smallest(model, config.zeros or 0.0)
     else:
         found = importance_of(model, batches(source))
         facts["layer_importance"] = [round(float(value), 4) for value in found.layers]

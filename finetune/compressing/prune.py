@@ -10,11 +10,12 @@ Not covered: hidden width, vocabulary, key-value heads.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import prune_linear_layer
 
 from finetune.compressing.importance import Importance, layers_of
 from greenllm.config import ConfigError
@@ -41,7 +42,7 @@ def prune(
     _require("mlp_width", mlp_width, config.intermediate_size)
     if mlp_width is not None:
         for layer, scores in zip(layers_of(model), found.channels, strict=True):
-            _cut_mlp(layer.mlp, kept(scores, mlp_width))
+            _cut(layer.mlp, ("gate_proj", "up_proj"), "down_proj", kept(scores, mlp_width))
         config.intermediate_size = mlp_width
     if heads is not None:
         _cut_heads(model, found, heads)
@@ -89,10 +90,8 @@ def _cut_heads(model: Any, found: Importance, heads: int) -> None:
         best = torch.stack([kept(row, heads // groups) for row in of_group])
         offsets = torch.arange(groups)[:, None] * (num_heads // groups)
         rows = ((best + offsets).flatten()[:, None] * size + torch.arange(size)).flatten()
-        attention = layer.self_attn
-        _keep_rows(attention.q_proj, rows)
-        _keep_columns(attention.o_proj, rows)
-        attention.num_key_value_groups = heads // groups
+        _cut(layer.self_attn, ("q_proj",), "o_proj", rows)
+        layer.self_attn.num_key_value_groups = heads // groups
     config.num_attention_heads, config.head_dim = heads, size
 
 
@@ -120,19 +119,8 @@ def require_valid(config: Any, changes: Mapping[str, Any]) -> None:
         raise ConfigError(f"these sizes do not go together: {reason[:300]}") from error
 
 
-def _cut_mlp(mlp: Any, places: Tensor) -> None:
-    _keep_rows(mlp.gate_proj, places)
-    _keep_rows(mlp.up_proj, places)
-    _keep_columns(mlp.down_proj, places)
-
-
-def _keep_rows(linear: nn.Linear, places: Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight.detach()[places].clone())
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach()[places].clone())
-    linear.out_features = len(places)
-
-
-def _keep_columns(linear: nn.Linear, places: Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight.detach()[:, places].clone())
-    linear.in_features = len(places)
+def _cut(module: Any, writers: Sequence[str], reader: str, places: Tensor) -> None:
+    """Keep these outputs of some matrices, and of the one that reads them these inputs."""
+    for name in writers:
+        setattr(module, name, prune_linear_layer(getattr(module, name), places))
+    setattr(module, reader, prune_linear_layer(getattr(module, reader), places, dim=1))

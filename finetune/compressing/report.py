@@ -12,17 +12,32 @@ Not covered: what the model as it was cost to train; what the hardware's manufac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from evals.pages import page
 from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.report import Grams
-from finetune.bill.text import joules, table
 from greenllm.energy.carbon.footprint import operational_g
 from greenllm.intervals import Estimate
+from greenllm.model.files import local_folder
+from greenllm.model.options import resolve
 
 SCHEMA = 1
+_FIGURES = {
+    "parameters": "parameters",
+    "bytes of weights": "weight_bytes",
+    "J per answer": "joules_per_answer",
+    "J per right answer": "joules_per_right_answer",
+    "J per token": "joules_per_token",
+    "s per token": "seconds_per_token",
+    "p95 s": "p95_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,17 @@ class Side:
             "by_task": dict(self.by_task),
             "joules_per_right_answer": self.joules_per_right_answer,
         }
+
+
+def sizes_of(model: str) -> tuple[int, int]:
+    """Parameters and bytes of a model's safetensors files; tied weights count once."""
+    files = sorted(Path(local_folder(resolve(model))).glob("*.safetensors"))
+    parameters = 0
+    for path in files:
+        with safe_open(path, framework="np") as file:
+            shapes = (file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
+            parameters += sum(map(math.prod, shapes))
+    return parameters, sum(path.stat().st_size for path in files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,82 +175,4 @@ def _payback(costs: Costs, before: Side, after: Side) -> dict[str, Any] | None:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The report as a model card."""
-    before, after, costs = found["before"], found["after"], found["costs"]
-    how = "measured" if costs["measured"] else "modelled, not measured"
-    identity = found["identity"]
-    return "\n\n".join(
-        [
-            f"---\nlibrary_name: transformers\nbase_model: {identity['base']}\n---",
-            f"# {identity['base']}, {identity['method']}",
-            f"{found['verdict'].capitalize()}.",
-            table(("", "before", "after", "ratio"), _rows(before, after)),
-            f"Making it took {joules(costs['cost_j'])} ({costs['method']}, {how}): "
-            + ", ".join(f"{name} {joules(value)}" for name, value in costs["by_phase"].items())
-            + f". Scoring both models took {joules(costs['scoring_j'])} more, not counted below.",
-            _grams_line(found["carbon"]),
-            _payback_line(found["break_even"], is_green=found["is_green"]),
-            "## By task",
-            table(
-                ("task", "before", "after"),
-                [
-                    (name, f"{share:.1%}", f"{after['by_task'][name]:.1%}")
-                    for name, share in before["by_task"].items()
-                ],
-            ),
-            f"## How to make it again\n\n```sh\n{identity['command']}\n```",
-        ]
-    ) + "\n"  # fmt: skip
-
-
-def _grams_line(found: Mapping[str, Any]) -> str:
-    if found["operational_g"] is None:
-        return "The grams of making it are not known."
-    year = "" if found["intensity_year"] is None else f", {found['intensity_year']}"
-    return (
-        f"The electricity of making it is {found['operational_g']:.3g} g CO2e at"
-        f" {found['intensity_g_per_kwh']:g} g/kWh ({found['intensity_zone']},"
-        f" {found['intensity_source']}{year}), PUE {found['pue']:g}; what the hardware's"
-        " manufacture adds is not known."
-    )
-
-
-def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    shown = (
-        ("parameters", "parameters", "{:,.0f}"),
-        ("bytes of weights", "weight_bytes", "{:,.0f}"),
-        ("J per answer", "joules_per_answer", "{:.3g}"),
-        ("J per right answer", "joules_per_right_answer", "{:.3g}"),
-        ("J per token", "joules_per_token", "{:.3g}"),
-        ("s per token", "seconds_per_token", "{:.3g}"),
-        ("p95 s", "p95_s", "{:.3g}"),
-    )
-    ratio = _ratio(before["solved"]["value"], after["solved"]["value"])
-    found: list[tuple[str, ...]] = [("right answers (95 %)", _share(before), _share(after), ratio)]
-    for label, name, pattern in shown:
-        one, other = before[name], after[name]
-        cells = ("-" if value is None else pattern.format(value) for value in (one, other))
-        found.append((label, *cells, _ratio(one, other)))
-    return found
-
-
-def _ratio(one: float | None, other: float | None) -> str:
-    return "-" if not one or other is None else f"{other / one:.2f}"
-
-
-def _share(side: Mapping[str, Any]) -> str:
-    solved = side["solved"]
-    return f"{solved['value']:.1%} ({solved['low']:.1%} to {solved['high']:.1%})"
-
-
-def _payback_line(found: Mapping[str, Any] | None, *, is_green: bool) -> str:
-    if found is None:
-        return "When it pays back is not known."
-    if found["requests"] is None:
-        return f"When it pays back: {found['reason']}."
-    most = found["at_most"]
-    bound = "" if most is None else f" (at most {most:,}, by the intervals of the shares)"
-    if not is_green:
-        return (
-            f"Its joules alone would be made up for by {found['requests']:,} right answers{bound}."
-        )
-    return f"It has paid back after {found['requests']:,} right answers{bound}."
+    return page(Path(__file__).with_name("report.md.jinja"), **found, figures=_FIGURES)

@@ -2,7 +2,7 @@
 
 Contract: the batches are the run's own, spread over all lengths, through the run's own loss and
 backwards; no weight changes. Joules and seconds per token are scaled to the tokens of the whole
-run and of a sweep's trials; scoring is done once and counted as often as the run will. It is a
+run and of a sweep's trials; evaluation is done once and counted as often as the run will. It is a
 forecast and says how much its batches differed. Not covered: what the optimizer costs, which is
 little for adapters and more for every weight; checkpoints; trials that compute more per token.
 """
@@ -25,7 +25,7 @@ from finetune.data.encoding import Encoded
 from finetune.files import JOURNAL
 from finetune.plan.sweep import rungs, settings_of
 from finetune.recipe import Recipe
-from finetune.train.scoring import score
+from finetune.train.evaluation import evaluate
 from finetune.train.setup import RunSetup
 from finetune.train.trainer import Watched
 from finetune.train.training import make_trainer, rows_for
@@ -59,25 +59,27 @@ def forecast(setup: RunSetup, account: PhaseAccount, model: Any) -> Forecast:
         trainer = make_trainer(setup.aside(Path(folder)), model, own, 1, saves=False)
         _compute(trainer, batches[0], setup)  # the first one finds its kernels
         costs = [_cost(account, trainer, batch, setup) for batch in batches]
-    scored = score(setup, model, account)
-    if scored is None:
-        raise ValueError("only the main process scores, and makes plans")
+    evaluated = evaluate(setup, model, account)
+    if evaluated is None:
+        raise ValueError("only the main process evaluates, and makes plans")
     sizes = [sum(item.num_tokens for item in batch) for batch in batches]
     per_token_j = sum(cost.total_j for cost in costs) / sum(sizes)
     per_token_s = sum(cost.duration_s for cost in costs) / sum(sizes)
     steps, trials = setup.num_steps, _trials(setup.recipe, setup.num_steps)
     tokens = setup.tokens_of(steps)
     computed = tokens + setup.tokens_of(sum(trials))
-    looks = len(trials) + _looks(setup, steps)
-    score_j, look_j = scored.cost.total_j, scored.losses_j or 0.0
-    look_s = scored.cost.duration_s * (look_j / score_j if score_j else 0.0)
-    total_j = account.spent().total_j + score_j + looks * look_j + per_token_j * computed
-    answers = answers_of(scored)
+    evaluations = len(trials) + _evaluations(setup, steps)
+    evaluation_j, losses_j = evaluated.cost.total_j, evaluated.losses_j or 0.0
+    losses_s = evaluated.cost.duration_s * (losses_j / evaluation_j if evaluation_j else 0.0)
+    total_j = (
+        account.spent().total_j + evaluation_j + evaluations * losses_j + per_token_j * computed
+    )
+    answers = answers_of(evaluated)
     known = account.is_known
     return Forecast(
         steps,
         tokens,
-        2 * scored.cost.duration_s + looks * look_s + per_token_s * computed,
+        2 * evaluated.cost.duration_s + evaluations * losses_s + per_token_s * computed,
         total_j if known else None,
         per_token_j if known else None,
         _spread([cost.total_j / size for cost, size in zip(costs, sizes, strict=True)]),
@@ -93,8 +95,8 @@ def _trials(recipe: Recipe, steps: int) -> list[int]:
     return [length for count, length in found for _ in range(count)]
 
 
-def _looks(setup: RunSetup, steps: int) -> int:
-    """Looks at the validation loss on the way."""
+def _evaluations(setup: RunSetup, steps: int) -> int:
+    """Times that the validation loss is computed on the way."""
     every = setup.recipe.eval_every
     return 0 if every is None or not setup.data.validation else steps // every
 

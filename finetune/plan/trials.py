@@ -13,8 +13,8 @@ from typing import Any
 from finetune.bill.phases import PhaseAccount
 from finetune.files import JOURNAL
 from finetune.plan.sweep import SweepTrial, best, rungs, settings_of
+from finetune.train.evaluation import losses_of
 from finetune.train.model import load_base, trainable
-from finetune.train.scoring import losses_of
 from finetune.train.setup import RunSetup
 from finetune.train.training import make_trainer
 from finetune.train.watch import RunWatch, TrainingError

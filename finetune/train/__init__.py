@@ -1,1 +1,1 @@
-"""How a run trains: the model, the trainers of each objective, the watch, scoring, checkpoints."""
+"""How a run trains: the model, the trainers of each objective, the watch, evaluation."""

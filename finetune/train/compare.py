@@ -12,8 +12,8 @@ from finetune.bill.journal import Seen
 from finetune.bill.phases import LEARNING, PhaseAccount
 from finetune.bill.report import phase_dict
 from finetune.files import JOURNAL
+from finetune.train.evaluation import evaluate
 from finetune.train.model import load_base, num_trained, trainable
-from finetune.train.scoring import score
 from finetune.train.setup import RunSetup
 from finetune.train.training import make_trainer
 from finetune.train.watch import RunWatch
@@ -23,7 +23,7 @@ SAMPLE_STEPS = 20
 
 
 def measure(setup: RunSetup, meter: Meter, seen: Seen) -> dict[str, Any] | None:
-    """Train fully and look at it; None where nothing was trained on."""
+    """Train fully and evaluate; None where nothing was trained on."""
     kind = setup.recipe.compare
     if not seen.tokens:
         return None
@@ -49,7 +49,7 @@ def measure(setup: RunSetup, meter: Meter, seen: Seen) -> dict[str, Any] | None:
         "training_j_for_same_tokens": spent.total_j * scale if own.is_known else None,
     }
     if kind == "full":
-        after = score(setup, model, own)
+        after = evaluate(setup, model, own)
         mean = None if after is None else after.losses.mean()
         found["validation_loss"] = mean.as_dict() if mean else None
         found["exact_match"] = after.matches.as_dict() if after and after.matches else None

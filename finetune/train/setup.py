@@ -87,7 +87,7 @@ def load_setup(recipe: Recipe, account: PhaseAccount, processes: Processes) -> R
     if recipe.eval_every is not None and not data.validation:
         raise ConfigError(
             f"--eval-every {recipe.eval_every}: of {data.counts.train} examples none is held out"
-            " to look at; give --validation, or more examples",
+            " to score on; give --validation, or more examples",
             "eval_every",
         )
     rows = len(data.train)

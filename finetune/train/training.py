@@ -31,16 +31,16 @@ _SAVES = 10
 def make_trainer(
     setup: RunSetup, model: Any, watch: RunWatch, steps: int, *, saves: bool = True
 ) -> Watched:
-    """A trainer for one run; it looks at the validation examples where the recipe says so.
+    """A trainer for one run; it evaluates on the validation examples where the recipe says so.
 
-    Without saving it does not: the best look could not be kept.
+    Without saving it does not: the best one could not be kept.
 
     Raises:
         ConfigError: the objective and the model do not go together.
     """
     disable_progress_bars()
     recipe, data = setup.recipe, setup.data
-    looks = saves and recipe.eval_every is not None and bool(data.validation)
+    evaluates = saves and recipe.eval_every is not None and bool(data.validation)
     rows = rows_for(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -49,12 +49,12 @@ def make_trainer(
         trainer = _kind(setup, model)(
             watch=watch,
             model=model,
-            args=arguments(recipe, setup.device, steps, looks=looks, saves=saves),
+            args=arguments(recipe, setup.device, steps, evaluates=evaluates, saves=saves),
             train_dataset=rows(data.train),
-            eval_dataset=rows(data.validation) if looks else None,
+            eval_dataset=rows(data.validation) if evaluates else None,
             processing_class=setup.tokenizer,
         )
-    if recipe.patience is not None and looks:
+    if recipe.patience is not None and evaluates:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
     return trainer
 
@@ -88,11 +88,11 @@ def _kind(setup: RunSetup, model: Any) -> Callable[..., Watched]:
 
 
 def arguments(
-    recipe: Recipe, device: TorchDevice, steps: int, *, looks: bool, saves: bool
+    recipe: Recipe, device: TorchDevice, steps: int, *, evaluates: bool, saves: bool
 ) -> SFTConfig | DPOConfig:
     """The recipe in TRL's words."""
     is_cpu = device.name == "cpu"
-    every = recipe.eval_every if looks else recipe.save_every
+    every = recipe.eval_every if evaluates else recipe.save_every
     own: dict[str, Any]
     if recipe.objective == "dpo":  # pairs have no one length to group by
         make, own = DPOConfig, {"beta": recipe.beta, "max_length": None}
@@ -119,14 +119,14 @@ def arguments(
         seed=recipe.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if looks else "no",
-        eval_steps=recipe.eval_every if looks else None,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=recipe.eval_every if evaluates else None,
         save_strategy="steps" if saves else "no",
         save_steps=every or max(1, steps // _SAVES),
         save_total_limit=2,
-        load_best_model_at_end=looks,
-        metric_for_best_model="eval_loss" if looks else None,
-        greater_is_better=False if looks else None,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to=[],

@@ -3,7 +3,7 @@
 Contract: it never changes what is learnt, only when training ends: at the budget (or when a failed
 meter leaves it unknown), at an interrupt (after the step), or before an optimizer step whose
 gradients are not finite, so that the weights it leaves are those of the last good step. The
-prediction is made once, after `PREDICT_AFTER` steps, and counts the looks and checkpoints to come.
+prediction is made once, after `PREDICT_AFTER` steps, and counts evaluations and saves to come.
 
 Not covered: joules of other nodes.
 """
@@ -45,7 +45,7 @@ class TrainingError(GreenllmError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look at a run, for people."""
+    """How far a run is, for people."""
 
     seen: Seen
     num_steps: int
@@ -59,8 +59,8 @@ class Progress:
 class RunWatch(TrainerCallback):  # type: ignore[misc]
     """A trainer's callback.
 
-    `reserve_j` is what will still be spent after training; `look_j` at each look on the way, until
-    there were some. `path` is the journal's.
+    `reserve_j` is what will still be spent after training, `evaluation_j` what one evaluation on
+    the way is expected to cost. `path` is the journal's.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         total_tokens: int,
         budget_j: float | None = None,
         reserve_j: float = 0.0,
-        look_j: float = 0.0,
+        evaluation_j: float = 0.0,
         processes: Processes = ALONE,
         show: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
@@ -86,8 +86,8 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         self._total_tokens = total_tokens
         self._budget_j = budget_j
         self._reserve_j = reserve_j
-        self._look_j = look_j
-        self._saves = self._looks = 0
+        self._evaluation_j = evaluation_j
+        self._saves = self._evaluations = 0
         self._before: dict[RunPhase, PhaseEnergy] = {}
         self._processes = processes
         self._show = show
@@ -178,16 +178,16 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         if tokens <= 0 or joules <= 0:
             return None
         left = max(0, self._total_tokens - self.seen.tokens)
-        to_come_j = joules / tokens * left + self._looks_and_saves_j(args, state)
+        to_come_j = joules / tokens * left + self._evaluations_and_saves_j(args, state)
         return self.account.spent().total_j + to_come_j + self._reserve_j
 
-    def _looks_and_saves_j(self, args: Any, state: Any) -> float:
-        """What looks and checkpoints that are still to come will cost, as those before did."""
-        look_j = self._mean_j("evaluation", self._looks) or self._look_j
+    def _evaluations_and_saves_j(self, args: Any, state: Any) -> float:
+        """What evaluations and checkpoints to come will cost: as those before did."""
+        evaluation_j = self._mean_j("evaluation", self._evaluations) or self._evaluation_j
         save_j = self._mean_j("saving", self._saves)
-        looks = _left(state, args.eval_steps) if args.eval_strategy == "steps" else 0
+        evaluations = _left(state, args.eval_steps) if args.eval_strategy == "steps" else 0
         saves = _left(state, args.save_steps) if args.save_strategy == "steps" else 0
-        return looks * look_j + saves * save_j
+        return evaluations * evaluation_j + saves * save_j
 
     def _mean_j(self, phase: RunPhase, count: int) -> float:
         spent = self.account.spent(phase).minus(self._before.get(phase, PhaseEnergy()))
@@ -198,8 +198,8 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         self._saves += 1
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count looks, for what one costs."""
-        self._looks += 1
+        """Count evaluations, for what one costs."""
+        self._evaluations += 1
 
     def _progress(self, args: Any, state: Any) -> Progress:
         spent = self.account.spent(*LEARNING)

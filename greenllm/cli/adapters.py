@@ -54,10 +54,10 @@ def adapter_table(found: list[Stored]) -> Table:
 
 
 def add(
-    name: Annotated[str, typer.Argument(help="What requests will call it.")],
+    name: Annotated[str, typer.Argument(help="Its name in requests.")],
     folder: Annotated[Path, typer.Argument(help="Folder that PEFT's save_pretrained wrote.")],
     model: Annotated[
-        str | None, typer.Option(help="Base it must fit: folder, hub id or 'bundled'.")
+        str | None, typer.Option(help="Base model that it must fit: folder, hub id or 'bundled'.")
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -105,7 +105,7 @@ def remove(
 
 def merge(
     adapter: Annotated[str, typer.Argument(help="Name in the data folder, or any folder.")],
-    model: Annotated[str, typer.Option(help="Its base: folder, hub id or 'bundled'.")],
+    model: Annotated[str, typer.Option(help="Its base model: folder, hub id or 'bundled'.")],
     output: Annotated[Path, typer.Option(help="Folder to make for the merged checkpoint.")],
     data_dir: DataDir = None,
 ) -> None:

@@ -12,7 +12,7 @@ from greenllm.cli.lazy import Row, add_commands
 HELP = "Green LLM inference and fine-tuning: every request and adapter comes with its joules."
 GROUPS = {
     "bench": "Measure servers.",
-    "adapters": "LoRA adapters: what is in the data folder, and merging one into its base.",
+    "adapters": "List, add, remove and merge LoRA adapters.",
 }
 COMMANDS = {
     "serve": Row(
@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "eval": Row(
         "evals.commands.evaluate:evaluate_tasks",
-        "Score a model on tasks, and say what a right answer costs in joules.",
+        "Score a model on tasks, and show what a right answer costs in joules.",
         positional="tasks",
     ),
     "tune": Row(
@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "compress": Row(
         "finetune.commands.compress:compress",
-        "Make a smaller model of one, and say what it cost and when it has paid back.",
+        "Make a smaller model, and show what it cost and when it has paid back.",
         positional="model",
     ),
     "truncate": Row(
@@ -46,26 +46,27 @@ COMMANDS = {
     ),
     "profile": Row(
         "evals.commands.profile:profile",
-        "Say where one step of a model spends FLOPs, bytes, time and joules, part by part.",
+        "Show where one step of a model spends FLOPs, bytes, time and joules, part by part.",
         positional="model",
     ),
     "report": Row(
         "greenllm.cli.report:report",
-        "Print what the ledger holds: joules and grams per group, and whether they add up.",
+        "Print the ledger: joules and grams per group, and whether they add up.",
     ),
     "card": Row(
         "greenllm.cli.card:card",
-        "Print the green score card of a run, or put it into a form for others.\n\n"
-        "The card is checked against its JSON Schema; what is unknown is null.",
+        "Print the green score card of a run, or convert it to another format.\n\n"
+        "The card is checked against its JSON Schema; unknown values are null.",
     ),
     "estimate": Row(
         "greenllm.cli.estimate:estimate",
         "Estimate energy and carbon offline: hours of hardware, or tokens of a model.\n\n"
-        "Every figure comes with its low and high; what nobody published is a dash.",
+        "Every figure has a low and a high value; a figure that nobody published is a dash.",
     ),
     "doctor": Row(
         "greenllm.cli.doctor:doctor",
-        "Say what this machine can measure, what was chosen and why, and what could be better.",
+        "Show what this machine can measure, which meter was chosen and why, and what could"
+        " be better.",
     ),
     "bench serve": Row(
         "evals.commands.bench:bench_serve",
@@ -79,7 +80,8 @@ COMMANDS = {
     "adapters add": Row(
         "greenllm.cli.adapters:add",
         "Check an adapter and copy it into the data folder, where servers find it by its name.\n\n"
-        "To replace one, remove it first; what a running server then needs is printed.",
+        "To replace one, remove it first; the command prints the requests that a running"
+        " server needs.",
     ),
     "adapters remove": Row(
         "greenllm.cli.adapters:remove",

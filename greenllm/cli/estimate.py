@@ -20,7 +20,6 @@ from greenllm.energy.forecast import (
     ACCELERATOR_EMBODIED,
     FITTED_SIZES_B,
     Estimate,
-    Interval,
     Site,
     TokenWork,
     accelerator_device,
@@ -106,15 +105,10 @@ def answer_to(question: Question, cpu: CpuInfo) -> Answer:
         ValueError: an unknown zone or GPU, or a figure out of its range.
     """
     site = Site(intensity_source(question).intensity(time.time()), question.pue)
-    if question.hardware != CPU:
-        gpu = find_accelerator(question.hardware)
-        estimate_gpu = _gpu_tokens if question.hours is None else _gpu_hours
-        return estimate_gpu(question, gpu, site)
-    power = vcpu_power(cpu)
+    gpu = None if question.hardware == CPU else find_accelerator(question.hardware)
     if question.hours is None:
-        estimate = estimate_cpu_tokens(_work(question), power, site)
-        return Answer(f"{_tokens(question)} on CPUs", estimate, _cpu_notes(power))
-    return _cpu_hours(question, cpu, power, site)
+        return _tokens(question, gpu, vcpu_power(cpu), site)
+    return _hours(question, gpu, cpu, site)
 
 
 def find_accelerator(name: str) -> Accelerator:
@@ -134,49 +128,40 @@ def find_accelerator(name: str) -> Accelerator:
     return accelerator(name)
 
 
-def _cpu_hours(question: Question, cpu: CpuInfo, power: VcpuPower, site: Site) -> Answer:
-    num_vcpus = question.vcpus or cpu.num_vcpus
-    device = vcpu_device(power, num_vcpus)
+def _hours(question: Question, gpu: Accelerator | None, cpu: CpuInfo, site: Site) -> Answer:
+    if gpu is None:
+        power, num_vcpus = vcpu_power(cpu), question.vcpus or cpu.num_vcpus
+        device, name, notes = vcpu_device(power, num_vcpus), f"{num_vcpus} vCPUs", _cpu_notes(power)
+    else:
+        device, name, notes = accelerator_device(gpu), gpu.name, (
+            f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not"
+            " counted, neither its power nor its manufacture",
+        )  # fmt: skip
     estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
-    return Answer(_held(question, f"{num_vcpus} vCPUs"), estimate, _cpu_notes(power))
+    if gpu is not None and estimate.embodied_g is not None:
+        notes = (*notes, f"manufacture: {ACCELERATOR_EMBODIED}")
+    return Answer(
+        f"{question.hours:g} h of {name} at {question.utilisation:.0%} load", estimate, notes
+    )
 
 
-def _gpu_hours(question: Question, gpu: Accelerator, site: Site) -> Answer:
-    device = accelerator_device(gpu)
-    estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
-    notes = [
-        f"{gpu.name}: rated {gpu.tdp_w:g} W ({gpu.source}); the server around it is not counted,"
-        " neither its power nor its manufacture"
-    ]
-    if estimate.embodied_g is not None:
-        notes.append(f"manufacture: {ACCELERATOR_EMBODIED}")
-    return Answer(_held(question, gpu.name), estimate, tuple(notes))
-
-
-def _gpu_tokens(question: Question, gpu: Accelerator, site: Site) -> Answer:
+def _tokens(question: Question, gpu: Accelerator | None, power: VcpuPower, site: Site) -> Answer:
+    prompt, completion = question.prompt_tokens, question.completion_tokens
+    work = TokenWork(question.parameters_b or 0.0, prompt, completion)
+    subject = (
+        f"{prompt:,} prompt and {completion:,} completion tokens of {question.parameters_b:g}"
+        " billion parameters on"
+    )
+    if gpu is None:
+        return Answer(f"{subject} CPUs", estimate_cpu_tokens(work, power, site), _cpu_notes(power))
     if any(word in gpu.name for word in _PROCESSORS):
         raise ConfigError("tokens are estimated for a GPU, or for --hardware cpu")
-    estimate = estimate_gpu_tokens(_work(question), site)
+    estimate = estimate_gpu_tokens(work, site)
     notes = ["the step model was fitted on an H100; which GPU it is does not enter"]
     if estimate.extrapolated:
         low, high = FITTED_SIZES_B
         notes.append(f"extrapolated: the model was fitted from {low:g} to {high:g} billion")
-    return Answer(f"{_tokens(question)} on a GPU", estimate, tuple(notes))
-
-
-def _work(question: Question) -> TokenWork:
-    size_b = question.parameters_b or 0.0
-    return TokenWork(size_b, question.prompt_tokens, question.completion_tokens)
-
-
-def _held(question: Question, what: str) -> str:
-    return f"{question.hours:g} h of {what} at {question.utilisation:.0%} load"
-
-
-def _tokens(question: Question) -> str:
-    prompt, completion = question.prompt_tokens, question.completion_tokens
-    size = f"{question.parameters_b:g} billion parameters"
-    return f"{prompt:,} prompt and {completion:,} completion tokens of {size}"
+    return Answer(f"{subject} a GPU", estimate, tuple(notes))
 
 
 def _cpu_notes(power: VcpuPower) -> tuple[str, ...]:
@@ -213,11 +198,6 @@ def figures_table(estimate: Estimate) -> Table:
         ("carbon of manufacture, gCO2e", estimate.embodied_g),
     )
     for name, interval in rows:
-        table.add_row(name, *_cells(interval))
+        ends = (None,) * 3 if interval is None else (interval.mid, interval.low, interval.high)
+        table.add_row(name, *map(number, ends))
     return table
-
-
-def _cells(interval: Interval | None) -> tuple[str, str, str]:
-    if interval is None:
-        return (number(None),) * 3
-    return number(interval.mid), number(interval.low), number(interval.high)

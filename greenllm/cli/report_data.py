@@ -1,23 +1,16 @@
-"""What `greenllm report` counts: one pass over the receipts of a period, and the sessions.
-
-Contract: sums are those of `Ledger.sums`, plus what it leaves out: FLOPs, running time, and the
-tokens of metered requests alone, so that joules per token are not made small by tokens nobody
-metered. A sum of nothing known is None. Memory is that of the busiest hour.
+"""What `greenllm report` shows: sums of a period by group, and the sessions with their receipts.
 
 Not covered: energy from before a session's first reading and after its last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import pairwise
 
 from greenllm.config import ConfigError
 from greenllm.energy.account.account import CONSERVATION_TOLERANCE
-from greenllm.energy.ledger import GROUPS, Ledger, Session
-from greenllm.energy.receipt import Receipt
+from greenllm.energy.ledger import GROUPS, Ledger, Row, Session
+from greenllm.energy.period import parse_moment
 
 FOREVER_S = 1e12
 _TRIES = 5
@@ -33,61 +26,6 @@ class Period:
     def __post_init__(self) -> None:
         if self.since_s >= self.until_s:
             raise ConfigError("--since must be before --until")
-
-
-@dataclass(slots=True)
-class Sums:
-    """Sums of a group of requests; None where none of them knew."""
-
-    group: str | None = None
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    active_j: float | None = None
-    idle_j: float | None = None
-    total_j: float | None = None
-    gco2e: float | None = None
-    unmetered: int = 0
-    flops: float | None = None
-    running_s: float | None = None
-    metered_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    draft_j: float | None = None
-
-    def add(self, receipt: Receipt) -> None:
-        """Count one request."""
-        self.requests += 1
-        self.prompt_tokens += receipt.prompt_tokens
-        self.completion_tokens += receipt.completion_tokens
-        self.drafted_tokens += receipt.drafted_tokens
-        self.accepted_tokens += receipt.accepted_tokens
-        if receipt.status != "final":
-            self.unmetered += 1
-            return
-        self.gco2e = _plus(self.gco2e, receipt.gco2e)
-        self.flops = _plus(self.flops, receipt.flops)
-        self.active_j = _plus(self.active_j, receipt.active_j)
-        self.draft_j = _plus(self.draft_j, receipt.draft_j)
-        self.idle_j = _plus(self.idle_j, receipt.idle_j)
-        self.total_j = _plus(self.total_j, receipt.total_j)
-        self.running_s = _plus(self.running_s, receipt.resident_s)
-        self.metered_tokens += receipt.completion_tokens
-
-    @property
-    def joules_per_token(self) -> float | None:
-        """Total joules per completion token of the metered requests."""
-        return _ratio(self.total_j, self.metered_tokens)
-
-    @property
-    def acceptance(self) -> float | None:
-        """Guesses that came true over all guesses."""
-        return _ratio(self.accepted_tokens, self.drafted_tokens)
-
-    @property
-    def avg_power_w(self) -> float | None:
-        """Total joules over the machine's time."""
-        return _ratio(self.total_j, self.running_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +53,23 @@ class Report:
 
     period: Period
     group_by: str
-    groups: tuple[Sums, ...]
-    total: Sums
+    groups: tuple[Row, ...]
+    total: Row
     accounts: tuple[SessionAccount, ...]
     parameters: int | None
+
+
+def read_period(since: str | None, until: str | None) -> Period:
+    """The period that two options name.
+
+    Raises:
+        ConfigError: one of them is no moment, or they are in the wrong order.
+    """
+    try:
+        since_s = parse_moment("--since", since, 0.0)
+        return Period(since_s, parse_moment("--until", until, FOREVER_S))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_group(group_by: str) -> None:
@@ -131,46 +82,14 @@ def check_group(group_by: str) -> None:
         raise ConfigError(f"--group-by must be one of {', '.join(GROUPS)}, not {group_by!r}")
 
 
-def slices(ledger: Ledger, period: Period) -> list[Period]:
-    """Cut a period at the full hours in which there are requests; nothing is left out."""
-    hours = ledger.sums("hour", since_s=period.since_s, until_s=period.until_s)
-    starts = [datetime.fromisoformat(row.group).timestamp() for row in hours if row.group]
-    inside = [at_s for at_s in starts if period.since_s < at_s < period.until_s]
-    return [Period(*pair) for pair in pairwise([period.since_s, *inside, period.until_s])]
-
-
-def collect(
-    ledger: Ledger, period: Period, group_by: str, see: Callable[[list[Receipt]], None]
-) -> Report:
-    """Sum up a period; `see` is shown the receipts as they are read."""
-    groups: dict[str | None, Sums] = {}
-    total = Sums()
-    for batch in _batches(ledger, period):
-        for receipt in batch:
-            group = group_of(receipt, group_by)
-            groups.setdefault(group, Sums(group)).add(receipt)
-            total.add(receipt)
-        see(batch)
-    ordered = sorted(groups.values(), key=lambda sums: (sums.group is not None, sums.group))
-    accounts = _accounts(ledger, period)
-    sizes = ledger.model_sizes(since_s=period.since_s, until_s=period.until_s)
+def collect(ledger: Ledger, period: Period, group_by: str) -> Report:
+    """Sum up a period."""
+    since_s, until_s = period.since_s, period.until_s
+    groups = ledger.sums(group_by, since_s=since_s, until_s=until_s)
+    (total,) = ledger.sums(since_s=since_s, until_s=until_s) or [Row()]
+    sizes = ledger.model_sizes(since_s=since_s, until_s=until_s)
     only = sizes.pop() if len(sizes) == 1 else None
-    return Report(period, group_by, tuple(ordered), total, accounts, only)
-
-
-def group_of(receipt: Receipt, group_by: str) -> str | None:
-    """The group a receipt falls into; None where it has none, such as no adapter."""
-    if group_by == "hour":
-        # SQLite, which groups for `Ledger.sums`, keeps milliseconds.
-        at_s = round(receipt.created_s, 3)
-        return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:00Z")
-    value = getattr(receipt, group_by)
-    return None if value is None else str(value)
-
-
-def _batches(ledger: Ledger, period: Period) -> Iterator[list[Receipt]]:
-    for part in slices(ledger, period):
-        yield ledger.receipts(since_s=part.since_s, until_s=part.until_s)
+    return Report(period, group_by, tuple(groups), total, _accounts(ledger, period), only)
 
 
 def _accounts(ledger: Ledger, period: Period) -> tuple[SessionAccount, ...]:
@@ -186,11 +105,3 @@ def _accounts(ledger: Ledger, period: Period) -> tuple[SessionAccount, ...]:
 
 def _overlaps(session: Session, period: Period) -> bool:
     return session.started_s < period.until_s and session.updated_s >= period.since_s
-
-
-def _plus(sum_so_far: float | None, value: float | None) -> float | None:
-    return sum_so_far if value is None else (sum_so_far or 0.0) + value
-
-
-def _ratio(value: float | None, count: float | None) -> float | None:
-    return None if value is None or not count else value / count

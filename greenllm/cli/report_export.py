@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greenllm.cli.report_data import FOREVER_S, Report, SessionAccount, Sums
+from rich.console import Console
+from rich.progress import track
+
+from greenllm.cli.report_data import FOREVER_S, Period, Report, SessionAccount
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
+from greenllm.energy.ledger import Ledger, Row
 from greenllm.energy.receipt import Receipt
 from greenllm.energy.units import joules_to_kwh
 from greenllm.figures import UNKNOWN
@@ -47,16 +53,27 @@ def writing(path: Path) -> Iterator[None]:
         raise GreenllmError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-@contextmanager
-def csv_writer(path: Path | None) -> Iterator[Callable[[Sequence[Receipt]], None]]:
-    """A function that appends receipts to a new CSV file; without a path it does nothing."""
-    if path is None:
-        yield lambda receipts: None
-        return
+def write_csv(path: Path, ledger: Ledger, period: Period) -> None:
+    """Write every receipt of a period; a bar on standard error says how far it is."""
+    errors = Console(stderr=True)
+    parts = track(
+        slices(ledger, period), "receipts", console=errors, transient=True,
+        disable=not errors.is_terminal,
+    )  # fmt: skip
     with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        yield lambda receipts: writer.writerows(map(_cells, receipts))
+        for part in parts:
+            receipts = ledger.receipts(since_s=part.since_s, until_s=part.until_s)
+            writer.writerows(map(_cells, receipts))
+
+
+def slices(ledger: Ledger, period: Period) -> list[Period]:
+    """A period in parts that end at full hours with requests: memory holds one at a time."""
+    hours = ledger.sums("hour", since_s=period.since_s, until_s=period.until_s)
+    starts = [datetime.fromisoformat(row.group).timestamp() for row in hours if row.group]
+    inside = [at_s for at_s in starts if period.since_s < at_s < period.until_s]
+    return [Period(*pair) for pair in pairwise([period.since_s, *inside, period.until_s])]
 
 
 def _cells(receipt: Receipt) -> list[Any]:
@@ -86,7 +103,7 @@ def report_object(report: Report) -> dict[str, Any]:
     }
 
 
-def _sums(sums: Sums) -> dict[str, Any]:
+def _sums(sums: Row) -> dict[str, Any]:
     return {
         "requests": sums.requests,
         "prompt_tokens": sums.prompt_tokens,
@@ -169,7 +186,7 @@ def write_plot(path: Path, report: Report) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _shown(report: Report) -> tuple[list[Sums], str]:
+def _shown(report: Report) -> tuple[list[Row], str]:
     """The groups there is room for, in their own order, and a heading that says what is not."""
     heading = f"Energy by {report.group_by}"
     left_out = len(report.groups) - MAX_BARS
@@ -183,7 +200,7 @@ def _shown(report: Report) -> tuple[list[Sums], str]:
     return shown, f"{heading} (without {left_out} smaller ones)"
 
 
-def _draw_energy(axes: Axes, shown: list[Sums]) -> None:
+def _draw_energy(axes: Axes, shown: list[Row]) -> None:
     places = range(len(shown))
     active = [sums.active_j or 0.0 for sums in shown]
     idle = [sums.idle_j or 0.0 for sums in shown]
@@ -194,7 +211,7 @@ def _draw_energy(axes: Axes, shown: list[Sums]) -> None:
     _mark_unknown(axes, [sums.total_j for sums in shown])
 
 
-def _draw_ratio(axes: Axes, shown: list[Sums]) -> None:
+def _draw_ratio(axes: Axes, shown: list[Row]) -> None:
     values = [sums.joules_per_token for sums in shown]
     axes.barh(range(len(shown)), [value or 0.0 for value in values], _BAR, color=_RATIO_COLOUR)
     axes.set_xlabel("joules per completion token")
@@ -207,6 +224,6 @@ def _mark_unknown(axes: Axes, values: list[float | None]) -> None:
             axes.text(0, place, f" {UNKNOWN}", va="center")
 
 
-def _label(sums: Sums) -> str:
+def _label(sums: Row) -> str:
     name = UNKNOWN if sums.group is None else sums.group
     return name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"

@@ -7,40 +7,44 @@ what the figures mean beyond their headings.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
 
-from greenllm.cli.report_data import Report, SessionAccount, Sums
-from greenllm.energy.ledger import Session
+from greenllm.cli.report_data import Report, SessionAccount
+from greenllm.energy.ledger import Row, Session
 from greenllm.energy.units import joules_to_kwh
 from greenllm.figures import UNKNOWN, make_table, moment, number, print_table
 
-_GROUP_COLUMNS = (
-    "requests",
-    "prompt tokens",
-    "completion tokens",
-    "active J",
-    "total J",
-    "J/token",
-    "gCO2e",
-    "unmetered",
-)
-_DRAFT_COLUMNS = ("drafted tokens", "accepted", "accepted/drafted", "draft J", "active J")
-_SESSION_COLUMNS = (
-    "session",
-    "started",
-    "method",
-    "state",
-    "meter J",
-    "load",
-    "idle",
-    "training",
-    "unattributed",
-    "requests",
-    "open",
-    "residual",
-)
+Columns = Mapping[str, Callable[[Row], str]]
+
+_GROUP: Columns = {
+    "requests": lambda row: f"{row.requests:,}",
+    "prompt tokens": lambda row: f"{row.prompt_tokens:,}",
+    "completion tokens": lambda row: f"{row.completion_tokens:,}",
+    "active J": lambda row: number(row.active_j),
+    "total J": lambda row: number(row.total_j),
+    "J/token": lambda row: number(row.joules_per_token),
+    "gCO2e": lambda row: number(row.gco2e),
+    "unmetered": lambda row: f"{row.unmetered:,}",
+}
+_DRAFT: Columns = {
+    "drafted tokens": lambda row: f"{row.drafted_tokens:,}",
+    "accepted": lambda row: f"{row.accepted_tokens:,}",
+    "accepted/drafted": lambda row: number(row.acceptance),
+    "draft J": lambda row: number(row.draft_j),
+    "active J": lambda row: number(row.active_j),
+}
+_JOULES = {
+    "meter J": "meter_j",
+    "load": "load_j",
+    "idle": "idle_j",
+    "training": "train_j",
+    "unattributed": "unattributed_j",
+    "requests": "requests_j",
+    "open": "open_j",
+}
 _SESSIONS = "Sessions: meter = load + idle + training + unattributed + requests + open"
 MAX_SESSIONS = 20
 HEARD_S = 90.0  # a server without requests writes its totals every 30 s
@@ -66,30 +70,27 @@ def print_report(console: Console, report: Report) -> None:
 
 def group_table(report: Report) -> Table:
     """One row per group, and the sum of all when there are several."""
-    table = make_table((report.group_by, *_GROUP_COLUMNS))
-    for sums in report.groups:
-        table.add_row(UNKNOWN if sums.group is None else sums.group, *_group_cells(sums))
+    table = _table(report.group_by, _GROUP, report.groups)
     if len(report.groups) != 1:
         table.add_section()
-        table.add_row("all", *_group_cells(report.total))
+        table.add_row("all", *_cells(_GROUP, report.total))
     return table
-
-
-def _group_cells(sums: Sums) -> tuple[str, ...]:
-    counts = (sums.requests, sums.prompt_tokens, sums.completion_tokens)
-    figures = (sums.active_j, sums.total_j, sums.joules_per_token, sums.gco2e)
-    return (*map("{:,}".format, counts), *map(number, figures), f"{sums.unmetered:,}")
 
 
 def draft_table(report: Report) -> Table:
-    """What guessing did, for the groups that did it."""
-    table = make_table((report.group_by, *_DRAFT_COLUMNS))
-    for sums in report.groups:
-        if sums.drafted_tokens:
-            counts = map("{:,}".format, (sums.drafted_tokens, sums.accepted_tokens))
-            figures = map(number, (sums.acceptance, sums.draft_j, sums.active_j))
-            table.add_row(UNKNOWN if sums.group is None else sums.group, *counts, *figures)
+    """What draft tokens did, for the groups that had any."""
+    return _table(report.group_by, _DRAFT, [row for row in report.groups if row.drafted_tokens])
+
+
+def _table(group_by: str, columns: Columns, rows: Iterable[Row]) -> Table:
+    table = make_table((group_by, *columns))
+    for row in rows:
+        table.add_row(UNKNOWN if row.group is None else row.group, *_cells(columns, row))
     return table
+
+
+def _cells(columns: Columns, row: Row) -> list[str]:
+    return [column(row) for column in columns.values()]
 
 
 def measures_table(report: Report) -> Table:
@@ -115,26 +116,13 @@ def measures_table(report: Report) -> Table:
 
 def session_table(accounts: tuple[SessionAccount, ...]) -> Table:
     """Where each session's joules went; they add up to the meter's."""
-    table = make_table(_SESSION_COLUMNS, num_text=4)
-    for account in accounts:
-        session, totals = account.session, account.session.totals
-        joules = (
-            totals.meter_j,
-            totals.load_j,
-            totals.idle_j,
-            totals.train_j,
-            totals.unattributed_j,
-            totals.requests_j,
-            totals.open_j,
-        )
-        table.add_row(
-            session.session_id,
-            moment(session.started_s),
-            session.method,
-            _state(session, time.time()),
-            *map(_joules, joules),
-            f"{totals.residual:.1e}",
-        )
+    columns = ("session", "started", "method", "state", *_JOULES, "residual")
+    table = make_table(columns, num_text=4)
+    for session in (account.session for account in accounts):
+        about = (session.session_id, moment(session.started_s), session.method)
+        joules = [_joules(getattr(session.totals, name)) for name in _JOULES.values()]
+        residual = f"{session.totals.residual:.1e}"
+        table.add_row(*about, _state(session, time.time()), *joules, residual)
     return table
 
 

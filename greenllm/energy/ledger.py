@@ -148,17 +148,64 @@ class Row:
     """Sums of a group of requests; joules are those of final receipts, None when there is none.
 
     `unmetered` counts the others: refused, provisional, without a meter. Tokens that were lost with
-    their server are not counted as generated: nobody got them.
+    their server are not counted as generated: nobody got them. `metered_tokens` are those of final
+    receipts, so that tokens that nobody metered do not make joules per token small; `running_s` is
+    the machine's time that these took.
     """
 
-    group: str | None
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    active_j: float | None
-    total_j: float | None
-    gco2e: float | None
-    unmetered: int
+    group: str | None = None
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    active_j: float | None = None
+    total_j: float | None = None
+    gco2e: float | None = None
+    unmetered: int = 0
+    idle_j: float | None = None
+    draft_j: float | None = None
+    flops: float | None = None
+    running_s: float | None = None
+    metered_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Total joules per completion token of the metered requests."""
+        return _ratio(self.total_j, self.metered_tokens)
+
+    @property
+    def acceptance(self) -> float | None:
+        """Draft tokens that were accepted over all draft tokens."""
+        return _ratio(self.accepted_tokens, self.drafted_tokens)
+
+    @property
+    def avg_power_w(self) -> float | None:
+        """Total joules over the machine's time."""
+        return _ratio(self.total_j, self.running_s)
+
+
+def _ratio(value: float | None, count: float | None) -> float | None:
+    return None if value is None or not count else value / count
+
+
+# What each sum of a row after its group is, in SQL.
+_SUMS = ", ".join(
+    (
+        "count(*)",
+        "coalesce(sum(prompt_tokens), 0)",
+        "coalesce(sum(iif(outcome = 'lost', 0, completion_tokens)), 0)",
+        *(f"sum(iif(status = 'final', {name}, NULL))" for name in ("active_j", "total_j", "gco2e")),
+        "coalesce(sum(status != 'final'), 0)",
+        *(
+            f"sum(iif(status = 'final', {name}, NULL))"
+            for name in ("idle_j", "draft_j", "flops", "resident_s")
+        ),
+        "coalesce(sum(iif(status = 'final' AND outcome != 'lost', completion_tokens, 0)), 0)",
+        "coalesce(sum(drafted_tokens), 0)",
+        "coalesce(sum(accepted_tokens), 0)",
+    )
+)
 
 
 class Ledger:
@@ -271,11 +318,7 @@ class Ledger:
         """Sums per group, or one row of everything; of one key's requests where it is given."""
         group = GROUPS[group_by] if group_by else "NULL"
         rows = self._query(
-            f"SELECT {group} AS grp, count(*), coalesce(sum(prompt_tokens), 0),"
-            " coalesce(sum(iif(outcome = 'lost', 0, completion_tokens)), 0),"
-            " sum(iif(status = 'final', active_j, NULL)),"
-            " sum(iif(status = 'final', total_j, NULL)), sum(iif(status = 'final', gco2e, NULL)),"
-            " coalesce(sum(status != 'final'), 0)"
+            f"SELECT {group} AS grp, {_SUMS}"
             " FROM requests WHERE created_s >= ? AND created_s < ? AND (? IS NULL OR key = ?)"
             " GROUP BY grp ORDER BY grp",
             (since_s, until_s, key, key),

@@ -8,7 +8,9 @@ Source: The International System of Units (SI Brochure, 9th edition).
 Not covered: temperature, volume, money, and parsing of text with units.
 """
 
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 J_PER_WH = 3_600.0
 J_PER_KWH = 3_600_000.0
@@ -63,6 +65,17 @@ def significant(value: float, digits: int = 3) -> float:
     if digits < 1:
         raise ValueError(f"digits must be at least 1, not {digits}")
     return float(f"{value:.{digits - 1}e}")
+
+
+def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same mapping with every float in it to three significant digits, at any depth."""
+    return {name: _rounded(value) for name, value in figures.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return significant(value)
+    return rounded(value) if isinstance(value, Mapping) else value
 
 
 def plain_decimal(value: float, digits: int = 6) -> str:

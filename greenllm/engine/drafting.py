@@ -22,7 +22,6 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
 from greenllm.options import EngineConfig
 from greenllm.runner.base import Runner
-from greenllm.runner.registry import load_draft_model
 from greenllm.speculation.calibrated_exit import CalibratedExit, read_exit
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import PromptLookup, Speculator
@@ -80,6 +79,8 @@ def make_drafting(config: EngineConfig, runner: Runner) -> Drafting:
     if (leaving := _early_exit(config, runner)) is not None:
         exit_, drafters["early_exit"] = leaving
     if config.draft_model is not None:
+        from greenllm.runner.registry import load_draft_model  # which loads torch
+
         draft = load_draft_model(config, runner, resolve(config.draft_model))
         drafters["draft_model"], draft_runner = draft, draft.runner
     default = Speculation(config.speculative, config.speculative_tokens)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
-from greenllm.core import AdapterRef, Request, SamplingParams, Sequence, TextSink, sequences_of
+from greenllm.core import AdapterRef, AnswerSink, Request, SamplingParams, Sequence, sequences_of
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.carbon.policy import CarbonPolicy
@@ -47,7 +47,7 @@ class InFlight:
 
     account: Account
     policy: CarbonPolicy
-    text_stream: Callable[[SamplingParams], TextSink]
+    text_stream: Callable[[SamplingParams], AnswerSink]
     release: Callable[[AdapterRef], None]
     counts: TokenCounts = TokenCounts()
     num_speculating: int = 0
@@ -83,7 +83,7 @@ class InFlight:
         self.counts += counts
         self.num_speculating -= entry.request.asks_for_drafts
         exits = [seq.exit for seq in entry.sequences if seq.exit is not None]
-        layers = mean_layers(exits, counts.generated, num_layers)
+        layers = mean_layers(exits, counts.generated, num_layers) if exits else None
         self.account.finish(request_id, outcome, counts, mean_layers=layers)
         if entry.request.adapter is not None:
             self.release(entry.request.adapter)

@@ -151,19 +151,19 @@ class EngineLoop:
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
         self._recorded_s = time.monotonic()
-        self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+        self._ledger.record(self._session_id, receipts, self._engine.account.published)
 
     def _save_what_can_be_saved(self) -> None:
         """Give every request of a dying engine its row."""
         try:
             receipts = self._stamped(self._engine.drain("failed"))
-            self._ledger.record(self._session_id, receipts, self._engine.stats().totals)
+            self._ledger.record(self._session_id, receipts, self._engine.account.published)
         except Exception:
             # The engine is already broken; what it cannot tell any more is lost, and logged.
             log.critical("requests in flight leave no receipts", exc_info=True)
 
     def _finish(self) -> None:
         receipts = self._stamped(self._engine.drain())
-        totals = self._engine.stats().totals
+        totals = self._engine.account.published
         self._ledger.record(self._session_id, receipts, totals, closed=True)
         self._listener.publish((), receipts)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from greenllm.core import Batch, Request, SamplingParams, Sequence, Speculation, TextSink, Token
+from greenllm.core import AnswerSink, Batch, Request, SamplingParams, Sequence, Speculation, Token
 from greenllm.energy.account.account import Account, Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
@@ -40,7 +40,7 @@ class NativeEngine:
         account: Account,
         policy: CarbonPolicy,
         *,
-        text_stream: Callable[[SamplingParams], TextSink],
+        text_stream: Callable[[SamplingParams], AnswerSink],
         clock: Callable[[], float],
         limits: BatchLimits | None = None,
         adapters: AdapterRegistry | None = None,
@@ -171,7 +171,7 @@ class NativeEngine:
         for request_id, last in ends.items():
             reasons = {seq.finish_reason for seq in self._in_flight.sequences(request_id)}
             if "error" in reasons:
-                log.error("request %s failed: %s", request_id, last.text)
+                log.error("request %s failed: %s", request_id, last.error)
                 self._close(request_id, "failed")
             elif None not in reasons:
                 self._close(request_id, "completed")

@@ -35,6 +35,7 @@ from itertools import zip_longest
 from greenllm.core import (
     Batch,
     Chunk,
+    Event,
     FinishReason,
     Sample,
     Sequence,
@@ -245,10 +246,12 @@ class Scheduler:
         self.running.remove(seq)
         self._release(seq)
 
-    def abort(self, request_id: str, reason: FinishReason = "abort", text: str = "") -> list[Token]:
+    def abort(
+        self, request_id: str, reason: FinishReason = "abort", error: str = ""
+    ) -> list[Token]:
         """End a request's sequences wherever they are; what they computed stays on their bill.
 
-        Each ends with a token that carries `text`.
+        Each ends with a token that carries `error`.
         """
         ended = [seq for seq in (*self.running, *self.waiting) if _belongs(seq, request_id)]
         self.waiting = deque(seq for seq in self.waiting if not _belongs(seq, request_id))
@@ -256,7 +259,9 @@ class Scheduler:
             seq.finish_reason = reason
             if seq in self.running:
                 self._retire(seq)
-        return [Token(request_id, seq.index, None, text, finish_reason=reason) for seq in ended]
+        return [
+            Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
+        ]
 
 
 def _belongs(seq: Sequence, request_id: str) -> bool:
@@ -315,7 +320,7 @@ def append_all(seq: Sequence, sample: Sample) -> list[Token]:
 
 def _append(seq: Sequence, token_id: int | None, logprob: TokenLogprob | None) -> Token:
     """Add a token to its sequence and decide whether the sequence ends."""
-    text = ""
+    events: tuple[Event, ...] = ()
     if token_id is not None:
         seq.token_ids.append(token_id)
         seq.output_counts[token_id] = seq.output_counts.get(token_id, 0) + 1
@@ -324,20 +329,20 @@ def _append(seq: Sequence, token_id: int | None, logprob: TokenLogprob | None) -
         if _ends_by_id(seq, token_id):
             seq.finish_reason = "stop"
         elif seq.text is not None:
-            text = seq.text.push(token_id)
+            events = seq.text.push(token_id)
             if seq.text.stopped:
                 seq.finish_reason = "stop"
     if seq.finish_reason is None and len(seq.token_ids) >= seq.max_len:
         seq.finish_reason = "length"
     if seq.is_finished and seq.text is not None:
-        text += seq.text.flush()
+        events += seq.text.flush()
         seq.finish_reason = "stop" if seq.text.stopped else seq.finish_reason
     first = seq.num_generated <= 1
     return Token(
         request_id=seq.request.request_id,
         index=seq.index,
         token_id=token_id,
-        text=text,
+        events=events,
         logprob=logprob,
         finish_reason=seq.finish_reason,
         prompt_logprobs=tuple(seq.prompt_logprobs) if first else (),

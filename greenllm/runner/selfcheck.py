@@ -1,11 +1,14 @@
 """Before OpenVINO is trusted with a model: a tiny one like it must say what the torch runner says.
 
 The paged attention operation is internal to OpenVINO, so an upgrade can change what it computes. A
-random model with the features of the served one (see `tinymodel`) runs a prompt in chunks and mixed
-steps through OpenVINO, with the weights, arithmetic, keys and values that will be used, and through
-torch in float32, on the numbers that the quantized weights stand for. The logits must agree, as
-closely as the number formats allow. A pass is remembered on disk, by what was checked, the versions
-and the CPU.
+random model runs prompts in chunks and mixed steps through OpenVINO, with the weights, arithmetic,
+keys and values that will be used, and through torch in float32, on the numbers that the quantized
+weights stand for. The logits must agree, as closely as the number formats allow. A pass is
+remembered on disk, by what was checked, the versions and the CPU.
+
+The random model has two layers and few numbers, and what changes the graph or its kernels in the
+served one: the family, head norms, biases, a tied head, rotary angles, sliding windows, the width
+of a head, and whether heads share keys.
 """
 
 from __future__ import annotations
@@ -17,28 +20,25 @@ import math
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from greenllm import __version__
 from greenllm.core import Chunk, GreenllmError, Request, SamplingParams, Sequence, sequences_of
 from greenllm.energy.hardware import read_cpu_info
+from greenllm.model.decoder_weights import DecoderWeights, WeightBits
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
+from greenllm.model.quantize import QuantizedMatrix
+from greenllm.model.spec import DecoderSpec, spec_of
 from greenllm.runner.openvino.machine import TESTED, is_tested
 from greenllm.runner.passes import Passed, has_passed, remember
-from greenllm.runner.tinymodel import (
-    CONTEXT,
-    VOCABULARY,
-    shrink,
-    write_restored,
-    write_tiny_model,
-)
 
 if TYPE_CHECKING:
     from greenllm.runner.openvino.load import Blueprint
@@ -61,19 +61,38 @@ class SelfCheckError(GreenllmError):
     """OpenVINO does not compute what it should here."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """Chunks of the three prompts that run together: (prompt, start, tokens)."""
-
-    parts: tuple[tuple[int, int, int], ...]
-
-
+# Steps of chunks of the three prompts that run together: (prompt, start, tokens).
 _STEPS = (
-    _Step(((0, 0, 33), (1, 0, 7))),
-    _Step(((1, 7, 1), (0, 33, 30), (2, 0, 40))),
-    _Step(((0, 63, 1), (1, 8, 1), (2, 40, 4))),
+    ((0, 0, 33), (1, 0, 7)),
+    ((1, 7, 1), (0, 33, 30), (2, 0, 40)),
+    ((0, 63, 1), (1, 8, 1), (2, 40, 4)),
 )
 _LENGTHS = (64, 9, 44)
+CONTEXT = 128
+VOCABULARY = 97
+_WINDOW = 24
+_KEPT = (
+    "attention_bias",
+    "hidden_act",
+    "mlp_bias",
+    "model_type",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "tie_word_embeddings",
+    "use_sliding_window",
+)
+_SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 
 
 def warn_if_untested() -> None:
@@ -104,9 +123,8 @@ def check_openvino(cache_dir: Path | None, plan: Blueprint) -> None:
             f" (allowed {allowed:.2g}) for {plan.spec.family} with {_formats(plan)}"
         )
     if cache_dir is not None:
-        versions = version("openvino")
-        found = Passed(plan.spec.family, _formats(plan), versions, difference, allowed)
-        remember(cache_dir, key, found)
+        about = (plan.spec.family, _formats(plan), version("openvino"))
+        remember(cache_dir, key, Passed(*about, difference, allowed))
 
 
 def tolerance(precision: Precision) -> float:
@@ -149,8 +167,8 @@ def measure(config: Mapping[str, Any], plan: Blueprint) -> float:
     caches = CacheOptions(_KV_BYTES, len(_LENGTHS), precision.kv_name)
     with tempfile.TemporaryDirectory() as name:
         given, restored = Path(name) / "given", Path(name) / "restored"
-        write_tiny_model(given, config)
-        write_restored(given, restored, precision.bits)
+        _write_tiny(given, config)
+        _write_restored(given, restored, precision.bits)
         expected = _reference(restored, options)
         try:
             tested = load_openvino_runner(str(given), options, caches)
@@ -180,7 +198,7 @@ def _logits(compute: Callable[[list[Chunk], list[range]], Tensor], block_size: i
     found: list[Tensor] = []
     for step in _STEPS:
         # Single tokens first, as the torch runner packs them.
-        parts = sorted(step.parts, key=lambda part: part[2] > 1)
+        parts = sorted(step, key=lambda part: part[2] > 1)
         chunks = [Chunk(sequences[p], start, count, samples=True) for p, start, count in parts]
         rows = [range(chunk.num_tokens) for chunk in chunks]
         found.append(compute(chunks, rows).clone())
@@ -195,3 +213,47 @@ def _sequence(index: int, block_size: int) -> Sequence:
     # Backwards, so that a runner which ignores block tables is caught.
     seq.block_table = list(range((index + 1) * per_sequence - 1, index * per_sequence - 1, -1))
     return seq
+
+
+def shrink(config: Mapping[str, Any], spec: DecoderSpec) -> dict[str, Any]:
+    """The config.json of a tiny model with the features of this one."""
+    shares_keys = spec.num_kv_heads < spec.num_heads
+    return {
+        **{name: config[name] for name in _KEPT if name in config},
+        **_SIZES,
+        "architectures": list(config["architectures"]),
+        "max_position_embeddings": max(CONTEXT, spec.context_length),
+        "num_key_value_heads": 2 if shares_keys else 4,
+        "head_dim": spec.head_dim,
+        "sliding_window": _WINDOW if any(spec.windows) else None,
+        "max_window_layers": 1,
+    }
+
+
+def _write_tiny(folder: Path, config: Mapping[str, Any]) -> None:
+    """Save a model of random weights."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {}
+    for name, shape in spec_of(config).tensors.items():
+        noise = torch.randn(shape, generator=generator)
+        tensors[name] = noise * 0.15 if len(shape) > 1 else noise * 0.1 + ("norm" in name)
+    _save(folder, config, tensors)
+
+
+def _write_restored(given: Path, folder: Path, bits: WeightBits) -> None:
+    """Save the model in `given` with the numbers that its quantized matrices stand for."""
+    config = json.loads((given / "config.json").read_text(encoding="utf-8"))
+    spec = spec_of(config)
+    weights = DecoderWeights(spec, given, bits=bits, cache_dir=None)
+    tensors = {}
+    for name, shape in spec.tensors.items():
+        found = weights.matrix(name) if len(shape) > 1 else weights.vector(name)
+        plain = found.restored() if isinstance(found, QuantizedMatrix) else found
+        tensors[name] = torch.from_numpy(plain)
+    _save(folder, config, tensors)
+
+
+def _save(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from greenllm.core import Grammar, InvalidRequestError
 from greenllm.model.info import LoadError
 from greenllm.model.lora_config import AdapterError
@@ -73,6 +71,7 @@ def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBack
     if config.tensor_parallel > 1 and not plan.on_gpu:
         prepare_workers(config.threads)
     try:
+        import torch
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

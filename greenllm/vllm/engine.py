@@ -21,6 +21,7 @@ from typing import Any
 
 from greenllm.core import (
     AdapterRef,
+    AnswerSink,
     Batch,
     Chunk,
     DraftPass,
@@ -30,7 +31,6 @@ from greenllm.core import (
     SamplingParams,
     Sequence,
     Speculation,
-    TextSink,
     Token,
     TokenLogprob,
 )
@@ -71,7 +71,7 @@ class VllmEngine:
         account: Account,
         policy: CarbonPolicy,
         *,
-        text_stream: Callable[[SamplingParams], TextSink],
+        text_stream: Callable[[SamplingParams], AnswerSink],
         clock: Callable[[], float],
         adapters: AdapterRegistry,
     ) -> None:
@@ -227,12 +227,14 @@ class VllmEngine:
         self._close(request_id, "aborted")
         return ended
 
-    def _finish(self, request_id: str, reason: FinishReason, text: str = "") -> list[Token]:
+    def _finish(self, request_id: str, reason: FinishReason, error: str = "") -> list[Token]:
         """End what is left of a request; each sequence with a token that carries `text`."""
         ended = [seq for seq in self._in_flight.sequences(request_id) if not seq.is_finished]
         for seq in ended:
             seq.finish_reason = reason
-        return [Token(request_id, seq.index, None, text, finish_reason=reason) for seq in ended]
+        return [
+            Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
+        ]
 
     def _close(self, request_id: str, outcome: Outcome) -> None:
         self._in_flight.close(request_id, outcome, self._facts.shape.num_layers)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from greenllm.config import ConfigError
-from greenllm.core import SamplingParams, Speculation, TextSink
+from greenllm.core import AnswerSink, SamplingParams, Speculation
 from greenllm.energy.account.account import Account
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.model.adapter_setup import make_registry
@@ -57,7 +57,7 @@ def load_vllm(
     account_of: Callable[[ModelShape], Account],
     policy: CarbonPolicy,
     *,
-    text_stream: Callable[[SamplingParams], TextSink],
+    text_stream: Callable[[SamplingParams], AnswerSink],
     reserved: Callable[[ModelInfo], Collection[str]],
 ) -> VllmEngine:
     """Load the configured model into vLLM.

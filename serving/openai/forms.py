@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from greenllm.choices import Choice, is_hidden
-from greenllm.core import Request, Token, TokenLogprob
+from greenllm.core import Event, Reasoning, Request, Token, TokenLogprob, ToolCall
 from greenllm.energy.receipt import Receipt
 from greenllm.served import Served
-from serving.openai.answers import mark, usage
 from serving.openai.logprobs import chat_logprobs, text_logprobs
+from serving.receipts import energy_object
 
 
 class Form(Protocol):
@@ -56,11 +56,11 @@ class ChatForm:
         logprobs = None
         if token.logprob is not None and not is_hidden(token, self.hidden_ids):
             logprobs = chat_logprobs([token.logprob], self._tokenizer)
-        if not (token.text or logprobs or token.finish_reason):
+        if not (token.events or logprobs or token.finish_reason):
             return None
         return {
             "index": token.index,
-            "delta": {"content": token.text} if token.text else {},
+            "delta": _delta(token.events),
             "logprobs": logprobs,
             "finish_reason": token.finish_reason,
         }
@@ -83,7 +83,7 @@ class ChatForm:
         wants_logprobs = self.request.sampling.logprobs is not None
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": _message(choice),
             "logprobs": chat_logprobs(choice.logprobs, self._tokenizer) if wants_logprobs else None,
             "finish_reason": choice.finish_reason,
         }
@@ -176,6 +176,36 @@ class TextForm:
         return self._tokenizer.decode(self._prompt(index))
 
 
+def _delta(events: Sequence[Event]) -> dict[str, Any]:
+    """What a chunk adds to the message, under the keys that clients of OpenAI and vLLM read."""
+    delta: dict[str, Any] = {}
+    for event in events:
+        if isinstance(event, str):
+            delta["content"] = delta.get("content", "") + event
+        elif isinstance(event, Reasoning):
+            delta["reasoning_content"] = delta.get("reasoning_content", "") + event.text
+        else:
+            delta.setdefault("tool_calls", []).append(_call(event, index=event.number))
+    return delta
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [_call(call) for call in choice.tool_calls]
+    return message
+
+
+def _call(call: ToolCall, **place: int) -> dict[str, Any]:
+    """A call, or a piece of one at its place: only the first piece says whose it is."""
+    named = {} if call.name is None else {"id": call.call_id, "type": "function"}
+    function = {} if call.name is None else {"name": call.name}
+    return {**place, **named, "function": {**function, "arguments": call.arguments}}
+
+
 def head(request: Request, object_name: str) -> dict[str, Any]:
     """The fields that every answer and every chunk begin with."""
     return {
@@ -183,6 +213,22 @@ def head(request: Request, object_name: str) -> dict[str, Any]:
         "object": object_name,
         "created": int(request.created_s),
         "model": request.echoed_model,
+    }
+
+
+def mark(request: Request) -> dict[str, Any]:
+    """What says of an answer that it may not be the whole model's."""
+    return {} if request.approximation is None else {"approximate": True}
+
+
+def usage(receipt: Receipt) -> dict[str, Any]:
+    """OpenAI's usage object, with the energy."""
+    return {
+        "prompt_tokens": receipt.prompt_tokens,
+        "completion_tokens": receipt.completion_tokens,
+        "total_tokens": receipt.prompt_tokens + receipt.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": receipt.cached_tokens},
+        "energy": energy_object(receipt),
     }
 
 

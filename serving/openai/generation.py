@@ -187,7 +187,7 @@ async def _complete(
     if receipt is None:
         raise EngineDownError("the request ended without a receipt")
     headers = energy_headers(receipt)
-    ends = (failure_of(token.finish_reason, token.text) for token in tokens)
+    ends = (failure_of(token.finish_reason, token.error) for token in tokens)
     failure = next((error for error in ends if error is not None), None)
     if failure is not None:
         failure.headers |= headers

@@ -65,7 +65,7 @@ def _model(served: Served) -> dict[str, Any]:
         "owned_by": "greenllm",
         "root": info.source,
         "parent": None,
-        "aliases": list(served.names[1:]),
+        "aliases": list(served.aliases),
         "architecture": info.architecture,
         "parameters": info.parameters,
         "weight_bytes": info.weight_bytes,

@@ -15,8 +15,7 @@ from typing import Any
 from greenllm.core import Token
 from serving.bridge import EngineDownError, Submission
 from serving.errors import ApiError
-from serving.openai.answers import mark, usage
-from serving.openai.forms import Form, head
+from serving.openai.forms import Form, head, mark, usage
 from serving.outcome import failure_of
 from serving.receipts import comment
 
@@ -35,7 +34,7 @@ def _token_events(batch: list[Token], form: Form, common: dict[str, Any]) -> Ite
         choice = form.chunk(token)
         if choice is None:
             continue
-        if failure := failure_of(token.finish_reason, token.text):
+        if failure := failure_of(token.finish_reason, token.error):
             yield event(failure.body())
         else:
             yield event({**common, "choices": [choice]})

@@ -82,7 +82,9 @@ class App(Client):
         ledger, session_id = open_ledger(config, machine, runner.info.parameters)
         machine.rest(LOAD_STEPS)
         account.start_serving()
-        served = Served(names, engine, tokenizer, drafting, ThreadPlan.fixed(1))
+        served = Served(
+            names[0], names[1:], engine.info, engine, tokenizer, drafting, ThreadPlan.fixed(1)
+        )
         parts = Parts(served, ledger, session_id)
         self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow))
         self._transport = AppTransport(self._app)

@@ -7,9 +7,7 @@ repository is tried, and tests that need it are skipped where neither exists.
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -17,13 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from greenllm.core import Request, SamplingParams, Sequence, sequences_of
-from greenllm.engine.blocks import BlockManager
 from greenllm.engine.scheduler import Scheduler
+from greenllm.model.loader import load_model
 from greenllm.model.options import LoadOptions
+from greenllm.runner.attention import PagedAttention
 from greenllm.runner.torch import TorchRunner, load_torch_runner
+from tests.model import driving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 torch.set_num_threads(1)
@@ -53,6 +53,17 @@ def _load(
     )
 
 
+def _assemble(folder: str | Path, block_size: int = 8) -> tuple[TorchRunner, Any, PagedAttention]:
+    attention = PagedAttention()
+    key = f"paged_{id(attention)}"
+    AttentionInterface.register(key, attention.attend)
+    loaded = load_model(str(folder), LoadOptions(attention=key, device="cpu"))
+    runner = TorchRunner(
+        loaded, attention, block_size=block_size, kv_cache_bytes=2**25, max_num_seqs=8
+    )
+    return runner, loaded.model, attention
+
+
 def _ask(
     runner: TorchRunner,
     prompt: SequenceOf[int],
@@ -64,35 +75,6 @@ def _ask(
     return sequences_of(request, eos_token_ids=info.eos_token_ids, max_len=info.context_length)
 
 
-def _drive(
-    runner: TorchRunner,
-    sequences: SequenceOf[Sequence],
-    *,
-    max_batch_tokens: int = 512,
-    num_blocks: int | None = None,
-    prefix_cache: bool = True,
-    stagger: int = 0,
-) -> Scheduler:
-    blocks = BlockManager(
-        num_blocks or runner.num_blocks, runner.block_size, prefix_cache=prefix_cache
-    )
-    scheduler = Scheduler(
-        blocks, max_num_seqs=8, max_batch_tokens=max_batch_tokens, clock=time.monotonic
-    )
-    pending = list(sequences)
-    for step in itertools.count():
-        while pending and step >= stagger * (len(sequences) - len(pending)):
-            scheduler.add(pending.pop(0))
-        if not (pending or scheduler.has_work):
-            break
-        if scheduler.has_work:
-            batch = scheduler.schedule()
-            runner.copy_blocks(batch.copies)
-            scheduler.commit(batch, runner.run(batch))
-    assert blocks.num_free == blocks.num_blocks
-    return scheduler
-
-
 def _answers(
     runner: TorchRunner,
     prompts: SequenceOf[SequenceOf[int]],
@@ -101,7 +83,7 @@ def _answers(
 ) -> list[list[int]]:
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     sequences = [_ask(runner, prompt, params)[0] for prompt in prompts]
-    _drive(runner, sequences, **how)
+    driving.drive(runner, sequences, **how)
     return [seq.token_ids[seq.prompt_len :] for seq in sequences]
 
 
@@ -142,6 +124,12 @@ def load() -> Callable[..., TorchRunner]:
 
 
 @pytest.fixture(scope="session")
+def assemble() -> Callable[..., tuple[TorchRunner, Any, PagedAttention]]:
+    """`(folder, block_size=8)`: a runner, with its model and its attention."""
+    return _assemble
+
+
+@pytest.fixture(scope="session")
 def ask() -> Callable[..., list[Sequence]]:
     """`(runner, prompt, params, name="request")`: the sequences of a request."""
     return _ask
@@ -153,7 +141,7 @@ def drive() -> Callable[..., Scheduler]:
 
     With `stagger` a sequence arrives every so many steps.
     """
-    return _drive
+    return driving.drive
 
 
 @pytest.fixture(scope="session")
@@ -183,19 +171,7 @@ def data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def tiny_config() -> Any:
     """A Llama whose greedy answers are varied and far from ties."""
-    return LlamaConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-        initializer_range=0.4,
-    )
+    return LlamaConfig(**driving.LLAMA)
 
 
 @pytest.fixture(scope="session")

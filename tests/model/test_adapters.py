@@ -24,44 +24,23 @@ from greenllm.model.lora import LoraWeights, read_lora
 from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
+from greenllm.runner.openvino.decoders import DecoderFactory
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
-from greenllm.runner.openvino.runner import OpenVinoRunner
+from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
+from tests.model.driving import GPT2, LLAMA, VOCABULARY
 
 # PEFT asks transformers for it by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-VOCABULARY = 96
 TOLERANCE = 2e-4
 LENGTHS = (21, 5, 13, 9, 17)
 MAX_TOKENS = 8
-LLAMA: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-GPT2 = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+SIZES = LLAMA | {"initializer_range": 0.2}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", LLAMA),
-    "phi3": ("Phi3Config", LLAMA),
-    "gpt2": ("GPT2Config", GPT2),
+    "llama": ("LlamaConfig", SIZES),
+    "phi3": ("Phi3Config", SIZES),
+    "gpt2": ("GPT2Config", GPT2 | {"initializer_range": 0.2}),
 }
 ADAPTERS: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
@@ -256,21 +235,26 @@ def test_base_rows_do_not_notice_their_company(
     assert found[0]["1"] != found[1]["1"]
 
 
-def num_hooks(runner: Any) -> int:
-    return sum(len(module._forward_hooks) for module in runner._model.modules())
-
-
 def test_no_hooks_before_the_first_adapter_and_none_again_for_the_second(
-    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
+    zoo: Zoo,
+    drive: Callable[..., Any],
+    random_prompts: Callable[..., list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runner = _torch_runner(zoo.base)
     source = Folders(zoo.folders, runner.lora_targets)
     runner.use_adapters(source)
     (prompt,) = random_prompts(VOCABULARY, (9,))
-    counts = []
+    hooked, counts = [], []
+
+    def register(module: Any, hook: Any, then: Any = torch.nn.Module.register_forward_hook) -> Any:
+        hooked.append(module)
+        return then(module, hook)
+
+    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", register)
     for name in (None, *list(zoo.folders)[:2]):
         drive(runner, [ask(runner, prompt, source.ref(name), "a")])
-        counts.append(num_hooks(runner))
+        counts.append(len(hooked))
     assert counts == [0, len(runner.lora_targets), len(runner.lora_targets)]
 
 
@@ -318,7 +302,7 @@ def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path, save: Callable[..., st
     assert set(ADAPTERS["llama"]["narrow"]["target_modules"]) <= {
         path.rpartition(".")[2] for path in _torch_runner(zoo.base).lora_targets
     }
-    settings = {**LLAMA, "num_experts_per_tok": 2, "num_local_experts": 4}
+    settings = {**SIZES, "num_experts_per_tok": 2, "num_local_experts": 4}
     folder = save(transformers.MixtralConfig(**settings), tmp_path)
     names = {path.rpartition(".")[2] for path in _torch_runner(folder).lora_targets}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -326,28 +310,36 @@ def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path, save: Callable[..., st
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
 def test_graphs_for_adapters_are_compiled_ahead(
-    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
+    zoo: Zoo,
+    drive: Callable[..., Any],
+    random_prompts: Callable[..., list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only for the projections that some adapter changes, and not again for the next one."""
     runner = _openvino_runner(zoo.base)
-    assert isinstance(runner, OpenVinoRunner)
+    compiled: list[tuple[int, set[str]]] = []
+    compile_ = DecoderFactory.compile
+
+    def record(factory: DecoderFactory, threads: int, groups: frozenset[str] = frozenset()) -> Any:
+        compiled.append((threads, set(groups)))
+        return compile_(factory, threads, groups)
+
+    monkeypatch.setattr(DecoderFactory, "compile", record)
     source = Folders(zoo.folders, runner.lora_targets)
     runner.use_adapters(source)
     (prompt,) = random_prompts(VOCABULARY, (9,))
     drive(runner, [ask(runner, prompt, None, "base")])
-    assert runner._adapted.decoders == {}
+    assert compiled == []
 
     runner.prepare_adapter(source.adapters["narrow"].digest)
-    adapted = runner._adapted
-    assert adapted.bank.groups == {"qkv"}
+    assert compiled == [(1, {"qkv"})]
     drive(runner, [ask(runner, prompt, source.ref("narrow"), "a")])
     drive(runner, [ask(runner, prompt, source.ref("first-layer"), "b")])
-    assert runner._adapted is adapted
+    assert len(compiled) == 1
 
     runner.use_threads(ThreadPlan.fixed(2))
     drive(runner, [ask(runner, prompt, source.ref("wide"), "c")])
-    assert runner._adapted.bank.groups == {"qkv", "out", "gate_up", "down"}
-    assert set(runner._adapted.decoders) == {2}
+    assert compiled[1:] == [(2, set()), (2, {"qkv", "out", "gate_up", "down"})]
 
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
@@ -395,16 +387,25 @@ def test_an_adapter_whose_products_are_infinite_fails_alone(
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
 def test_a_bank_outlives_the_step_that_reads_it(
-    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
+    zoo: Zoo,
+    drive: Callable[..., Any],
+    random_prompts: Callable[..., list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another thread may prepare a wider adapter while the graph reads the bank's memory."""
     runner = _openvino_runner(zoo.base)
-    assert isinstance(runner, OpenVinoRunner)
+    banks: list[LoraBank] = []
+
+    def make(*given: Any) -> LoraBank:
+        banks.append(LoraBank(*given))
+        return banks[-1]
+
+    monkeypatch.setattr("greenllm.runner.openvino.runner.LoraBank", make)
     source = Folders(zoo.folders, runner.lora_targets)
     runner.use_adapters(source)
     (prompt,) = random_prompts(VOCABULARY, (9,))
     drive(runner, [ask(runner, prompt, source.ref("narrow"), "a")])
-    bank = weakref.ref(next(iter(runner._adapted.bank.arrays.values())))
+    bank = weakref.ref(next(iter(banks.pop().arrays.values())))
     runner.prepare_adapter(source.adapters["wide"].digest)
     gc.collect()
     assert bank() is not None

@@ -44,22 +44,14 @@ from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
 from greenllm.shape import ModelShape
 from greenllm.speculation.speculator import PromptLookup, Speculator
+from tests.model.driving import LLAMA, VOCABULARY, drive, scheduler_of
 
-VOCABULARY = 96
 LAYERS, EXIT = 6, 3
 ALWAYS, AT_TIMES, NEVER = 0.000001, 0.3, 0.999999
 METHODS: tuple[SpeculativeMethod, ...] = ("early_exit", "prompt_lookup")
-CONFIG: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
+CONFIG = LLAMA | {
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
     "initializer_range": 0.3,
 }
 WAYS: dict[str, SamplingParams] = {
@@ -159,43 +151,6 @@ def _ask(
     return sequences
 
 
-def _scheduler(
-    runner: Any, speculator: Speculator, *, num_blocks: int | None = None, budget: int = 512
-) -> Scheduler:
-    return Scheduler(
-        BlockManager(num_blocks or runner.num_blocks, runner.block_size, prefix_cache=True),
-        max_num_seqs=8,
-        max_batch_tokens=budget,
-        clock=time.monotonic,
-        num_drafts=speculator.num_drafts,
-    )
-
-
-def _drive(
-    runner: Any,
-    sequences: SequenceOf[Sequence],
-    speculator: Speculator | None = None,
-    scheduler: Scheduler | None = None,
-    *,
-    stagger: int = 0,
-) -> Scheduler:
-    """Run sequences to their ends, one arriving every `stagger` steps."""
-    speculator = speculator or Speculator({})
-    scheduler = scheduler or _scheduler(runner, speculator)
-    pending, step = list(sequences), 0
-    while pending or scheduler.has_work:
-        while pending and step >= stagger * (len(sequences) - len(pending)):
-            scheduler.add(pending.pop(0))
-        step += 1
-        if scheduler.has_work:
-            batch = scheduler.schedule()
-            runner.copy_blocks(batch.copies)
-            batch, _ = speculator.draft(batch)
-            scheduler.commit(batch, runner.run(batch))
-    assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
-    return scheduler
-
-
 def _answers(sequences: SequenceOf[Sequence]) -> Tokens:
     return [seq.token_ids[seq.prompt_len :] for seq in sequences]
 
@@ -217,8 +172,8 @@ def test_an_exit_that_is_never_sure_changes_no_token(
     runner: Any, prompts: Tokens, way: SamplingParams
 ) -> None:
     plain, early = _ask(runner, prompts, way), _ask(runner, prompts, way, NEVER)
-    _drive(runner, plain)
-    _drive(runner, early, stagger=2)
+    drive(runner, plain)
+    drive(runner, early, stagger=2)
     assert _answers(early) == _answers(plain)
     assert _exited(early) == [0] * len(prompts)
 
@@ -228,7 +183,7 @@ def test_an_exit_that_is_always_sure_asks_the_model_now_and_then(
     runner: Any, prompts: Tokens, way: SamplingParams
 ) -> None:
     early = _ask(runner, prompts, way, ALWAYS)
-    _drive(runner, early)
+    drive(runner, early)
     cycles, rest = divmod(way.max_tokens, MOST_PENDING + 1)
     assert _exited(early) == [cycles * MOST_PENDING + max(0, rest - 1)] * len(prompts)
 
@@ -239,7 +194,7 @@ def test_tokens_are_the_exits_where_it_is_sure_and_the_models_elsewhere(
     runner: Any, reference: Reference, prompts: Tokens, way: SamplingParams, threshold: float
 ) -> None:
     early = _ask(runner, prompts, way, threshold)
-    _drive(runner, early, stagger=3)
+    drive(runner, early, stagger=3)
     for seq, answer in zip(early, _answers(early), strict=True):
         tokens, exited = reference.follow(seq, threshold)
         assert answer == tokens
@@ -254,11 +209,11 @@ def test_how_many_leave_at_a_time_changes_no_token(
     runner: Any, prompts: Tokens, way: SamplingParams, threshold: float
 ) -> None:
     together, one_by_one = (_ask(runner, prompts, way, threshold) for _ in range(2))
-    _drive(runner, together)
+    drive(runner, together)
     bare = BlockManager(runner.num_blocks, runner.block_size)
     clock = time.monotonic
     scheduler = Scheduler(bare, max_num_seqs=8, max_batch_tokens=512, clock=clock)
-    _drive(runner, one_by_one, scheduler=scheduler)
+    drive(runner, one_by_one, scheduler=scheduler)
     assert _answers(together) == _answers(one_by_one)
     assert _exited(together) == _exited(one_by_one)
 
@@ -271,7 +226,7 @@ def test_runners_agree(
     found = []
     for runner in runners.values():
         found.append(_ask(runner, prompts, way, threshold))
-        _drive(runner, found[-1])
+        drive(runner, found[-1])
     one, other = found
     assert _answers(one) == _answers(other)
     assert _exited(one) == _exited(other)
@@ -282,7 +237,7 @@ def test_log_probabilities_are_those_of_who_chose(
     runner: Any, reference: Reference, prompts: Tokens, threshold: float
 ) -> None:
     (seq,) = _ask(runner, prompts[:1], GREEDY["one at a time"], threshold)
-    scheduler = _scheduler(runner, Speculator({}))
+    scheduler = scheduler_of(runner, Speculator({}))
     scheduler.add(seq)
     found: list[float] = []
     while scheduler.has_work:
@@ -313,11 +268,11 @@ def test_company_changes_no_answer(
     pairs = list(zip(texts, kinds * 2, strict=True))
     for way in (WAYS["several at a time"], WAYS["sampled"]):
         mixed = [_ask(runner, [text], way, **how)[0] for text, how in pairs]
-        scheduler = _scheduler(runner, speculator, budget=90)
-        _drive(runner, mixed, speculator, scheduler, stagger=2)
+        scheduler = scheduler_of(runner, speculator, max_batch_tokens=90)
+        drive(runner, mixed, speculator, scheduler, stagger=2)
         alone = [_ask(runner, [text], way, **_alone(how))[0] for text, how in pairs]
         for seq in alone:
-            _drive(runner, [seq], speculator)
+            drive(runner, [seq], speculator)
         assert _answers(mixed) == _answers(alone)
         left = [num_exited > 0 for num_exited in _exited(mixed)]
         assert left == [how.get("threshold", NEVER) != NEVER for _, how in pairs]
@@ -338,14 +293,14 @@ def test_what_left_early_is_not_in_the_prefix_cache(
     """A plain request goes on from the approximate answer as if nobody had been there."""
     how = SamplingParams(temperature=0, max_tokens=num_tokens, logprobs=way.logprobs)
     speculator = Speculator({})
-    scheduler = _scheduler(runner, speculator)
+    scheduler = scheduler_of(runner, speculator)
     early = _ask(runner, prompts[:3], how, ALWAYS)
-    _drive(runner, early, speculator, scheduler)
+    drive(runner, early, speculator, scheduler)
     assert all(_exited(early))
     texts = [[*seq.token_ids, 7] for seq in early]
     warm, cold = (_ask(runner, texts, SamplingParams(temperature=0, max_tokens=20)) for _ in "ab")
-    _drive(runner, warm, speculator, scheduler)
-    _drive(runner, cold)
+    drive(runner, warm, speculator, scheduler)
+    drive(runner, cold)
     assert _answers(warm) == _answers(cold)
     size = runner.block_size
     assert [seq.num_cached or 0 for seq in warm] == [
@@ -358,9 +313,11 @@ def test_few_blocks_change_nothing_where_the_exit_is_never_sure(
 ) -> None:
     way, speculator = WAYS["several at a time"], Speculator({})
     plain, early = _ask(runner, prompts, way), _ask(runner, prompts, way, NEVER)
-    _drive(runner, plain)
-    scheduler = _scheduler(runner, speculator, num_blocks=256 // runner.block_size, budget=60)
-    _drive(runner, early, speculator, scheduler, stagger=1)
+    drive(runner, plain)
+    scheduler = scheduler_of(
+        runner, speculator, num_blocks=256 // runner.block_size, max_batch_tokens=60
+    )
+    drive(runner, early, speculator, scheduler, stagger=1)
     assert scheduler.num_preemptions
     assert _answers(early) == _answers(plain)
 
@@ -372,9 +329,11 @@ def test_the_preempted_go_on_as_they_should(
 ) -> None:
     """What waited is computed again through all layers, so that more tokens are the model's."""
     speculator = Speculator({})
-    scheduler = _scheduler(runner, speculator, num_blocks=256 // runner.block_size, budget=60)
+    scheduler = scheduler_of(
+        runner, speculator, num_blocks=256 // runner.block_size, max_batch_tokens=60
+    )
     early = _ask(runner, prompts, way, threshold)
-    _drive(runner, early, speculator, scheduler, stagger=1)
+    drive(runner, early, speculator, scheduler, stagger=1)
     assert scheduler.num_preemptions
     for seq, answer, num_exited in zip(early, _answers(early), _exited(early), strict=True):
         whole, first = (scores.argmax(-1).tolist() for scores in reference.read(seq))
@@ -394,11 +353,11 @@ def test_quantized_models_leave_early_too(
     found = []
     for threshold in (None, NEVER, AT_TIMES):
         found.append(_ask(runner, prompts, way, threshold))
-        _drive(runner, found[-1])
+        drive(runner, found[-1])
     plain, never, at_times = found
     assert _answers(never) == _answers(plain) != _answers(at_times)
     one_by_one = _ask(runner, prompts, GREEDY["one at a time"], AT_TIMES)
-    _drive(runner, one_by_one)
+    drive(runner, one_by_one)
     assert _answers(one_by_one) == _answers(at_times)
 
 
@@ -409,7 +368,7 @@ def test_other_numbers_of_threads_change_nothing(folder: str, prompts: Tokens) -
         if plan is not None:
             runner.use_threads(plan)
         early = _ask(runner, prompts, way, AT_TIMES)
-        _drive(runner, early, stagger=2)
+        drive(runner, early, stagger=2)
         found.append(_answers(early))
     assert found[0] == found[1] == found[2]
 

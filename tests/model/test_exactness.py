@@ -36,6 +36,7 @@ from greenllm.runner.torch import load_torch_runner
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import OFF, PromptLookup, Speculator
 from greenllm.text import TextStream
+from tests.model.driving import LLAMA
 
 VOCABULARY = 96
 FEW_TOKENS = 6
@@ -67,19 +68,8 @@ RUNNERS: dict[str, Callable[..., Any]] = {"openvino": _openvino, "torch": _torch
 
 
 def _config(vocabulary: int, layers: int, spread: float) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-        initializer_range=spread,
-    )
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": layers, "initializer_range": spread}
+    return LlamaConfig(**LLAMA | sizes)
 
 
 def _no_text(params: SamplingParams) -> TextStream:

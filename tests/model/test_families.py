@@ -13,34 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from greenllm.core import SamplingParams
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
+from tests.model.driving import GPT2, LLAMA, VOCABULARY
 
-VOCABULARY = 96
 LENGTHS = (5, 13, 21, 1)
 MAX_TOKENS = 24
 WINDOW = 7
-BASE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.4,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-GPT2 = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 128,
-    "initializer_range": 0.4,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 EXPERTS = {"num_experts_per_tok": 2}
 GEMMA = {
     "head_dim": 16,
@@ -50,31 +27,31 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention"],
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", BASE),
-    "llama-tied": ("LlamaConfig", BASE | {"tie_word_embeddings": True}),
-    "qwen2": ("Qwen2Config", BASE),
-    "qwen3": ("Qwen3Config", BASE | {"head_dim": 16}),
-    "mistral": ("MistralConfig", BASE | {"sliding_window": WINDOW}),
-    "gemma": ("GemmaConfig", BASE | {"head_dim": 16}),
-    "gemma2": ("Gemma2Config", BASE | GEMMA | {"attn_logit_softcapping": 5.0}),
-    "gemma3": ("Gemma3TextConfig", BASE | GEMMA | {"initializer_range": 0.3}),
-    "phi": ("PhiConfig", BASE),
-    "phi3": ("Phi3Config", BASE),
+    "llama": ("LlamaConfig", LLAMA),
+    "llama-tied": ("LlamaConfig", LLAMA | {"tie_word_embeddings": True}),
+    "qwen2": ("Qwen2Config", LLAMA),
+    "qwen3": ("Qwen3Config", LLAMA | {"head_dim": 16}),
+    "mistral": ("MistralConfig", LLAMA | {"sliding_window": WINDOW}),
+    "gemma": ("GemmaConfig", LLAMA | {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", LLAMA | GEMMA | {"attn_logit_softcapping": 5.0}),
+    "gemma3": ("Gemma3TextConfig", LLAMA | GEMMA | {"initializer_range": 0.3}),
+    "phi": ("PhiConfig", LLAMA),
+    "phi3": ("Phi3Config", LLAMA),
     "gpt2": ("GPT2Config", GPT2),
-    "gpt-neox": ("GPTNeoXConfig", {k: v for k, v in BASE.items() if k != "num_key_value_heads"}),
-    "olmo2": ("Olmo2Config", BASE),
-    "stablelm": ("StableLmConfig", BASE),
-    "cohere2": ("Cohere2Config", BASE | {"sliding_window": WINDOW}),
-    "mixtral": ("MixtralConfig", BASE | EXPERTS | {"num_local_experts": 4}),
+    "gpt-neox": ("GPTNeoXConfig", {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}),
+    "olmo2": ("Olmo2Config", LLAMA),
+    "stablelm": ("StableLmConfig", LLAMA),
+    "cohere2": ("Cohere2Config", LLAMA | {"sliding_window": WINDOW}),
+    "mixtral": ("MixtralConfig", LLAMA | EXPERTS | {"num_local_experts": 4}),
     "qwen2-moe": (
         "Qwen2MoeConfig",
-        BASE
+        LLAMA
         | EXPERTS
         | {"num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64},
     ),
     "deepseek-v3": (
         "DeepseekV3Config",
-        BASE
+        LLAMA
         | EXPERTS
         | {
             "num_key_value_heads": 4,
@@ -182,7 +159,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "falcon-h1": (
         "FalconH1Config",
-        BASE
+        LLAMA
         | {
             "head_dim": 16,
             "mamba_d_ssm": 64,
@@ -194,13 +171,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "gpt-oss": (
         "GptOssConfig",
-        BASE | EXPERTS | {"head_dim": 16, "num_local_experts": 4},
+        LLAMA | EXPERTS | {"head_dim": 16, "num_local_experts": 4},
         "s_aux",
     ),
-    "diffllama": ("DiffLlamaConfig", BASE, "attends more than once"),
+    "diffllama": ("DiffLlamaConfig", LLAMA, "attends more than once"),
     "phimoe": (
         "PhimoeConfig",
-        BASE | EXPERTS | {"num_local_experts": 4, "sliding_window": WINDOW},
+        LLAMA | EXPERTS | {"num_local_experts": 4, "sliding_window": WINDOW},
         "--max-context 7",
     ),
     "qwen2-moe": (
@@ -211,7 +188,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "llama4": (
         "Llama4TextConfig",
-        BASE
+        LLAMA
         | {
             "head_dim": 16,
             "intermediate_size_mlp": 128,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import pytest
 import torch
 
 from finetune import run as finetune_run
+from finetune.bill.pages import markdown
 from finetune.bill.phases import PhaseAccount
-from finetune.bill.text import markdown
 from finetune.data.encoding import Encoded
 from finetune.data.examples import DataLine
 from finetune.data.household import household_rows
 from finetune.files import JOURNAL
 from finetune.plan import trials
 from finetune.plan.forecast import sample
+from finetune.plan.waiting import wait_for_green
 from finetune.recipe import Recipe
 from finetune.train import compare
 from greenllm.config import ConfigError
@@ -27,6 +29,7 @@ from greenllm.energy.meters.protocol import Reading, ReplayMeter
 from tests.model.finetuning import STEPS, crash_at, save_tiny, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+AWAY_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +49,28 @@ def phases_of(report: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_the_greenest_window_is_waited_for_and_priced(tiny: Path, tmp_path: Path) -> None:
-    now = time.time()
-    series = tmp_path / "grid.csv"
-    rows = [(now - 60, 500), (now + 6, 100), (now + 3600, 500)]
-    series.write_text("time,g_per_kwh\n" + "\n".join(f"{at},{g}" for at, g in rows))
+@pytest.fixture
+def series(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Clean power ten minutes from now, which pass as soon as somebody waits for it."""
+    slept_s = [0.0]
+    wait = partial(wait_for_green, clock=lambda: time.time() + sum(slept_s), sleep=slept_s.append)
+    monkeypatch.setattr(finetune_run, "wait_for_green", wait)
+    now, path = time.time(), tmp_path / "grid.csv"
+    rows = [(now - 60, 500), (now + AWAY_S, 100), (now + 3600, 500)]
+    path.write_text("time,g_per_kwh\n" + "\n".join(f"{at},{g}" for at, g in rows))
+    return path
+
+
+def test_the_greenest_window_is_waited_for_and_priced(
+    tiny: Path, series: Path, tmp_path: Path
+) -> None:
     report = train(
         tiny, tmp_path / "out", start="greenest", deadline="30m", intensity_series=series, steps=8
     )
     start, carbon = report["start"], report["measures"]["carbon"]
     assert start["g_per_kwh"] == pytest.approx(100)
     assert start["g_per_kwh_at_once"] > 100
-    assert 0 < start["waited_s"] < 10
+    assert 0 < start["waited_s"] < AWAY_S + 60
     phases = phases_of(report)
     total_j = report["measures"]["energy"]["total_j"]
     # Data, and loading with the forecast, were spent before the window, at 500.
@@ -162,7 +175,6 @@ def test_a_plan_counts_trials_and_looks(tiny: Path, tmp_path: Path) -> None:
     # Trials are 4 x 50 and 2 x 100 steps, as many as the run; a look costs more than a step.
     for more in (swept, looked):
         assert more.joules > 1.3 * alone.joules
-        assert more.duration_s > 1.3 * alone.duration_s
         assert more.tokens == alone.tokens
 
 
@@ -226,9 +238,8 @@ def test_what_a_run_spends_after_training_is_in_its_journal(tiny: Path, tmp_path
         assert found == pytest.approx(phases_of(report)[phase]["total_j"], rel=0.02)
 
 
-def test_a_run_that_goes_on_keeps_its_window(tiny: Path, tmp_path: Path) -> None:
-    now, series = time.time(), tmp_path / "grid.csv"
-    series.write_text(f"time,g_per_kwh\n{now - 60},500\n{now + 8},100\n{now + 3600},500\n")
+def test_a_run_that_goes_on_keeps_its_window(tiny: Path, series: Path, tmp_path: Path) -> None:
+    began_s = time.time()
     options: dict[str, Any] = {"start": "greenest", "deadline": "30m", "save_every": 6}
     options["intensity_series"] = series
     with pytest.raises(RuntimeError):
@@ -236,7 +247,7 @@ def test_a_run_that_goes_on_keeps_its_window(tiny: Path, tmp_path: Path) -> None
     started = json.loads((tmp_path / "out" / "wait.json").read_text())["started_s"]
     report = train(tiny, tmp_path / "out", resume=True, **options)
     assert report["start"]["waited_s"] > 0
-    assert started >= now + 8
+    assert started > began_s + AWAY_S - 60
     assert 100 < report["measures"]["carbon"]["intensity_g_per_kwh"] < 500
     assert phases_of(report)["waiting"]["duration_s"] > 0
 

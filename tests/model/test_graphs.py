@@ -5,22 +5,16 @@ Recording and replaying them takes a CUDA device: see tests/gpu.
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence, sequences_of
-from greenllm.model.options import BUNDLED, LoadOptions
+from greenllm.model.options import BUNDLED_PATH
 from greenllm.runner.graphs import MOST_TOKENS, ROWS, Size, forward, lay_out, size_of
-from greenllm.runner.torch import TorchRunner, load_torch_runner
 
 BLOCK = 8
-
-
-@pytest.fixture(scope="module")
-def runner() -> TorchRunner:
-    return load_torch_runner(
-        BUNDLED, LoadOptions(device="cpu"), block_size=BLOCK, kv_cache_bytes=2**25, max_num_seqs=8
-    )
 
 
 def sequence(prompt: list[int], blocks: list[int]) -> Sequence:
@@ -54,8 +48,9 @@ def test_rows_that_are_left_over_touch_the_spare_block_only() -> None:
 
 
 @torch.inference_mode()
-def test_logits_are_those_of_the_plain_step(runner: TorchRunner) -> None:
+def test_logits_are_those_of_the_plain_step(assemble: Callable[..., Any]) -> None:
     """Of single tokens and of guesses, in sequences of different lengths, with rows left over."""
+    runner, model, attention = assemble(BUNDLED_PATH, BLOCK)
     long, short = sequence(list(range(40, 61)), [4, 1, 7]), sequence([9, 8, 7], [2])
     for seq in (long, short):
         runner.run(Batch((Chunk(seq, 0, seq.prompt_len - 1, samples=False),)))
@@ -67,8 +62,8 @@ def test_logits_are_those_of_the_plain_step(runner: TorchRunner) -> None:
     size = size_of(chunks, BLOCK)
     assert size == Size(4, 8)
     inputs = lay_out(chunks, size, BLOCK, spare_block=runner.num_blocks)
-    found = forward(runner._model, runner._attention, inputs, BLOCK)
+    found = forward(model, attention, inputs, BLOCK)
     torch.testing.assert_close(found[:4], plain, rtol=1e-4, atol=1e-4)
     wrong = inputs.clone()
     wrong[1, 1] += 1
-    assert (forward(runner._model, runner._attention, wrong, BLOCK)[1] - plain[1]).abs().max() > 0.1
+    assert (forward(model, attention, wrong, BLOCK)[1] - plain[1]).abs().max() > 0.1

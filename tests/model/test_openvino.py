@@ -22,26 +22,16 @@ from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import UnknownArchitectureError, spec_of
 from greenllm.model.weight_cache import cache_file
 from greenllm.runner.openvino.constants import Constants
+from greenllm.runner.openvino.decoders import DecoderFactory
 from greenllm.runner.openvino.graph import GraphOptions, build_graph
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.precision import choose_precision
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
+from tests.model.driving import LLAMA, VOCABULARY
 
-VOCABULARY = 96
 WEIGHTS = "model.safetensors"
-BASE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.4,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+BASE = LLAMA | {"num_hidden_layers": 3, "max_position_embeddings": 256}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -244,7 +234,7 @@ def test_threads_change_speed_not_tokens(
 
 
 def test_graphs_for_other_numbers_of_threads_share_their_constants(
-    tiny: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[GraphOptions] = []
 
@@ -253,12 +243,14 @@ def test_graphs_for_other_numbers_of_threads_share_their_constants(
         return build_graph(constants, options)
 
     monkeypatch.setattr("greenllm.runner.openvino.decoders.build_graph", count)
-    runner = _load(tiny)
-    runner.use_threads(ThreadPlan((1, 8, 32), (1, 2, 3)))
+    factory = DecoderFactory(_weights(tmp_path, bits=32), choose_precision(32, "float32", "auto"))
+    factory.allocate(4)
+    for threads in (1, 2, 3):
+        factory.compile(threads)
     assert len(built) == 1
     for groups in ({"qkv"}, {"qkv"}, {"qkv", "out"}, {"qkv", "out"}):
-        runner._factory.compile(1, frozenset(groups))
-    runner.use_threads(ThreadPlan.fixed(2))
+        factory.compile(1, frozenset(groups))
+    factory.compile(2)
     assert [sorted(options.lora_groups) for options in built] == [[], ["qkv"], ["out", "qkv"]]
 
 

@@ -29,20 +29,12 @@ from greenllm.runner.selfcheck import (
     SelfCheckError,
     check_openvino,
     measure,
+    shrink,
     tolerance,
 )
-from greenllm.runner.tinymodel import shrink
 from greenllm.runner.torch import TorchRunner
+from tests.model.driving import GPT2
 
-GPT2: dict[str, Any] = {
-    "vocab_size": 96,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 BASE: dict[str, Any] = {
     "vocab_size": 960,
     "hidden_size": 512,

@@ -24,27 +24,17 @@ from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.openvino.single import SingleDecoders
 from greenllm.runner.threads import ThreadPlan
+from tests.model.driving import LLAMA, VOCABULARY
 from tests.waiting import PATIENCE_S
 
-VOCABULARY = 96
 EXIT = 2
 
 
 @pytest.fixture(scope="module")
 def folder(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model of four layers."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=None,
-        initializer_range=0.2,
-    )
+    sizes = {"num_hidden_layers": 4, "max_position_embeddings": 256, "initializer_range": 0.2}
+    config = transformers.LlamaConfig(**LLAMA | sizes)
     return save(config, tmp_path_factory.mktemp("single"))
 
 

@@ -38,8 +38,8 @@ def foreign(request: pytest.FixtureRequest, data: Callable[[str], Path]) -> Toke
 
 def _streamed(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], str]:
     stream = tokenizer.stream(SamplingParams())
-    pieces = [stream.push(token_id) for token_id in ids]
-    return pieces, stream.flush()
+    pieces = [stream.decode(token_id) for token_id in ids]
+    return pieces, stream.rest()
 
 
 @settings(max_examples=400, derandomize=True)
@@ -75,11 +75,11 @@ def test_a_stop_string_ends_the_stream(bundled: Tokenizer) -> None:
     stream = bundled.stream(SamplingParams(stop=("day",)))
     pieces: list[str] = []
     for token_id in bundled.encode("One day, they", add_special_tokens=False):
-        pieces.append(stream.push(token_id))
+        pieces.append(stream.decode(token_id))
         if stream.stopped:
             break
     assert "".join(pieces) == "One "
-    assert stream.flush() == ""
+    assert stream.rest() == ""
 
 
 def test_the_chat_template_renders(bundled: Tokenizer) -> None:

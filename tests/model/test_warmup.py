@@ -9,20 +9,28 @@ import pytest
 import torch
 
 from greenllm.model.options import BUNDLED, LoadOptions
+from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
 from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
 from greenllm.runner.warmup import plan_threads
 
 
 @pytest.mark.parametrize("setting", ["auto", "eco", "2"])
 def test_the_plan_is_put_into_effect(
-    setting: str, answers: Callable[..., Any], load: Callable[..., Any]
+    setting: str, answers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = load_openvino_runner(BUNDLED, LoadOptions(), CacheOptions(2**26, 64))
+    compiled, compile_ = {1}, DecoderFactory.compile
+
+    def record(factory: DecoderFactory, threads: int) -> Decoder:
+        compiled.add(threads)
+        return compile_(factory, threads)
+
+    monkeypatch.setattr(DecoderFactory, "compile", record)
     expected = answers(ours, [[5, 6, 7]], 6)
     plan = plan_threads(ours, setting, 2)
     assert set(plan.threads) <= {1, 2}
     assert (plan.threads == (2,)) == (setting == "2")
-    assert set(ours._decoders) == set(plan.threads)
+    assert set(plan.threads) <= compiled
     assert answers(ours, [[5, 6, 7]], 6) == expected
 
 

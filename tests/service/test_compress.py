@@ -62,20 +62,3 @@ def test_tasks_without_right_answers_are_refused_before_anything_is_spent(
     assert run.returncode == 2
     assert "models are compared by accuracy" in run.stderr
     assert not out.exists()
-
-
-@pytest.mark.slow
-def test_factors_are_measured_and_never_written_as_a_model(
-    compress: Compress, tmp_path: Path
-) -> None:
-    out = tmp_path / "factors"
-    run = compress(
-        "--method", "svd", "--rank-share", "0.3", "--rounds", "1", "--output", str(out), *SMALL
-    )
-    found = json.loads((out / "factors.json").read_text())
-    dense, factored = found["models"]["dense"], found["models"]["factored"]
-    assert factored["loss"]["value"] > 2 * dense["loss"]["value"], "without healing"
-    assert run.returncode == 2
-    assert "svd is not green here" in run.stderr
-    assert not list(out.glob("*.safetensors"))
-    assert f"{dense['loss']['value']:.4f}" in run.stdout

@@ -6,9 +6,10 @@ Sampled answers are held against how likely transformers finds them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -36,13 +37,9 @@ if TYPE_CHECKING:
 DRAFT = BUNDLED.with_name("bundled_draft")
 # What of it repeats is there for prompt lookup to guess from.
 PROMPT = "Once upon a time there was a fox. The fox was red. Once upon a time there was a"
+NATIVE = ("prompt_lookup", "draft_model")
+VLLM = (*NATIVE, "first_layers")  # which leaves early only so
 DRAWN: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "max_tokens": 3}
-
-
-@pytest.fixture(scope="module", params=ASKED)
-def engine(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture(scope="module")
@@ -79,56 +76,85 @@ def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture(scope="module", params=["prompt_lookup", "draft_model", "first_layers"])
+class Guessing(NamedTuple):
+    """A server, and what asks it for guesses; vLLM's guess in one way, for every request."""
+
+    engine: str
+    server: Server
+    how: dict[str, Any]
+
+    def ask(self, text: str, **more: Any) -> dict[str, Any]:
+        return ask(self.server, text, **self.how, **more)
+
+    def together(self, texts: tuple[str, ...], **more: Any) -> list[str]:
+        return together(self.server, texts, **self.how, **more)
+
+
+@pytest.fixture(scope="module")
+def native(start_server: StartServer) -> Callable[[str], Server]:
+    """The server of an engine that guesses in any way it is asked for."""
+    return cache(lambda name: start_server("--draft-model", str(DRAFT), *ENGINES[name]))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(engine, way) for engine in ASKED for way in (VLLM if engine == "vllm" else NATIVE)],
+    ids="-".join,
+)
 def guessing(
-    engine: str, start_server: StartServer, first_layers: Path, request: pytest.FixtureRequest
-) -> Iterator[Server]:
-    draft = {"draft_model": DRAFT, "first_layers": first_layers}.get(request.param)
+    request: pytest.FixtureRequest,
+    start_server: StartServer,
+    native: Callable[[str], Server],
+) -> Iterator[Guessing]:
+    engine, way = request.param
+    if engine != "vllm":
+        yield Guessing(engine, native(engine), {"speculative": {"method": way}})
+        return
     options = ["--speculative", "prompt_lookup"]
-    if draft is not None:
+    if way != "prompt_lookup":
+        draft = DRAFT if way == "draft_model" else request.getfixturevalue(way)
         options = ["--speculative", "draft_model", "--draft-model", str(draft)]
-    options += ENGINES[engine]
-    with start_server(*options) as server:
-        yield server
+    with start_server(*options, *ENGINES[engine]) as server:
+        yield Guessing(engine, server, {})
 
 
-def test_guesses_change_no_token(guessing: Server, reference: dict[str, str]) -> None:
-    bodies = [ask(guessing, text) for text in TEXTS]
+def test_guesses_change_no_token(guessing: Guessing, reference: dict[str, str]) -> None:
+    bodies = [guessing.ask(text) for text in TEXTS]
     assert [said(body) for body in bodies] == list(reference.values())
-    assert together(guessing, TEXTS) == list(reference.values())
+    assert guessing.together(TEXTS) == list(reference.values())
     drafted = sum(body["usage"]["energy"]["drafted_tokens"] for body in bodies)
     accepted = sum(body["usage"]["energy"]["accepted_tokens"] for body in bodies)
     assert 0 < accepted <= drafted
 
 
-def test_sampling_goes_with_guesses(guessing: Server, reference: dict[str, str]) -> None:
+def test_sampling_goes_with_guesses(guessing: Guessing, reference: dict[str, str]) -> None:
     settings = {"temperature": 1.0, "seed": 7}
-    first = said(ask(guessing, TEXTS[1], **settings))
-    assert said(ask(guessing, TEXTS[1], **settings)) == first
-    assert together(guessing, TEXTS[:3], **settings)[1] == first
-    assert said(ask(guessing, TEXTS[1], temperature=1.0, seed=8)) != first
+    first = said(guessing.ask(TEXTS[1], **settings))
+    assert said(guessing.ask(TEXTS[1], **settings)) == first
+    assert guessing.together(TEXTS[:3], **settings)[1] == first
+    assert said(guessing.ask(TEXTS[1], temperature=1.0, seed=8)) != first
     only = {"temperature": 1.5, "top_k": 1, "seed": 7}
-    assert together(guessing, TEXTS, **only) == list(reference.values())
+    assert guessing.together(TEXTS, **only) == list(reference.values())
 
 
 def test_guesses_leave_each_answer_as_likely_as_it_is(
-    guessing: Server, likely: dict[str, float]
+    guessing: Guessing, likely: dict[str, float]
 ) -> None:
     counts: Counter[str] = Counter()
     for seed in range(4):
-        body = guessing.completion(PROMPT, n=128, seed=seed, **DRAWN)
-        answer = guessing.http.post("/v1/completions", json=body).raise_for_status()
+        body = guessing.server.completion(PROMPT, n=128, seed=seed, **DRAWN, **guessing.how)
+        answer = guessing.server.http.post("/v1/completions", json=body).raise_for_status()
         counts.update(choice["text"] for choice in answer.json()["choices"])
     total = counts.total()
     apart = sum(abs(counts[text] / total - likely.get(text, 0)) for text in {*counts, *likely}) / 2
     assert apart < 0.15
 
 
-def test_a_schema_goes_with_guesses_or_is_refused(engine: str, guessing: Server) -> None:
-    if engine != "vllm":
-        body = guessing.chat() | held_to(SCHEMA)
-        assert guessing.http.post("/v1/chat/completions", json=body).status_code == 400
+def test_a_schema_goes_with_guesses_or_is_refused(guessing: Guessing) -> None:
+    if guessing.engine != "vllm":
+        body = guessing.server.chat() | held_to(SCHEMA) | guessing.how
+        assert guessing.server.http.post("/v1/chat/completions", json=body).status_code == 400
         return
     for temperature in (0, 1.0):
-        body = ask(guessing, TEXTS[1], **held_to(SCHEMA, temperature=temperature, n=3, seed=1))
+        body = guessing.ask(TEXTS[1], **held_to(SCHEMA, temperature=temperature, n=3, seed=1))
         check_animals(body)

@@ -38,10 +38,10 @@ def run(stream: TextStream, num_tokens: int) -> list[str]:
     """Push ids 0, 1, ... until the stream stops; the flushed text comes last."""
     sent: list[str] = []
     for token_id in range(num_tokens):
-        sent.append(stream.push(token_id))
+        sent.append(stream.decode(token_id))
         if stream.stopped:
             break
-    return [*sent, stream.flush()]
+    return [*sent, stream.rest()]
 
 
 @pytest.mark.parametrize(
@@ -73,35 +73,35 @@ def test_stop_strings(
 
 def test_a_character_leaves_with_its_last_byte() -> None:
     stream = bytewise()
-    assert [stream.push(byte) for byte in f"a{SNOWMAN}b".encode()] == ["a", "", "", SNOWMAN, "b"]
-    assert stream.flush() == ""
+    assert [stream.decode(byte) for byte in f"a{SNOWMAN}b".encode()] == ["a", "", "", SNOWMAN, "b"]
+    assert stream.rest() == ""
 
 
 def test_a_broken_character_is_flushed_once_as_the_tail_has_it() -> None:
     stream = bytewise()
-    assert [stream.push(byte) for byte in SNOWMAN.encode()[:2]] == ["", ""]
-    assert stream.flush() == "\ufffd"
-    assert stream.flush() == ""
+    assert [stream.decode(byte) for byte in SNOWMAN.encode()[:2]] == ["", ""]
+    assert stream.rest() == "\ufffd"
+    assert stream.rest() == ""
 
 
 def test_held_text_and_undecoded_bytes_are_flushed_in_order() -> None:
     stream = bytewise(stop=("END",))
-    assert [stream.push(byte) for byte in b"xEN"] == ["x", "", ""]
-    assert stream.push(SNOWMAN.encode()[0]) == ""
-    assert stream.flush() == "EN\ufffd"
+    assert [stream.decode(byte) for byte in b"xEN"] == ["x", "", ""]
+    assert stream.decode(SNOWMAN.encode()[0]) == ""
+    assert stream.rest() == "EN\ufffd"
 
 
 def test_a_stop_string_of_long_characters() -> None:
     stream = bytewise(stop=(SNOWMAN * 2,))
-    assert "".join(stream.push(byte) for byte in f"a{SNOWMAN * 2}".encode()) == "a"
+    assert "".join(stream.decode(byte) for byte in f"a{SNOWMAN * 2}".encode()) == "a"
     assert stream.stopped
-    assert stream.flush() == ""
+    assert stream.rest() == ""
 
 
 def test_a_stop_string_completed_by_the_tail_is_cut() -> None:
     stream = bytewise(stop=("N\ufffd",))
-    assert [stream.push(byte) for byte in (*b"aN", SNOWMAN.encode()[0])] == ["a", "", ""]
-    assert stream.flush() == ""
+    assert [stream.decode(byte) for byte in (*b"aN", SNOWMAN.encode()[0])] == ["a", "", ""]
+    assert stream.rest() == ""
     assert stream.stopped
 
 
@@ -162,10 +162,10 @@ def test_bytes_and_stop_strings_together(text: str, stop: tuple[str, ...]) -> No
     stream = bytewise(stop)
     sent = ""
     for byte in text.encode():
-        sent += stream.push(byte)
+        sent += stream.decode(byte)
         if stream.stopped:
             break
-    sent += stream.flush()
+    sent += stream.rest()
     ends = [end for end in range(1, len(text) + 1) if any(text[:end].endswith(s) for s in stop)]
     whole = text[: ends[0]] if ends else text
     cut = min((whole.find(string) for string in stop if string in whole), default=len(whole))
@@ -186,5 +186,10 @@ def test_text_before_min_tokens_is_never_cut(pieces: list[str], stop: str, min_t
 def test_a_sink_takes_any_decoder() -> None:
     step: Callable[[int], str | None] = {1: "x", 2: None, 3: "yz"}.get
     stream = TextStream(step, lambda ids: f"<{ids}>")
-    assert [stream.push(1), stream.push(2), stream.push(3), stream.push(2)] == ["x", "", "yz", ""]
-    assert stream.flush() == "<[2]>"
+    assert [stream.decode(1), stream.decode(2), stream.decode(3), stream.decode(2)] == [
+        "x",
+        "",
+        "yz",
+        "",
+    ]
+    assert stream.rest() == "<[2]>"

@@ -24,6 +24,7 @@ from evals.studies.peers.words import VOCABULARY, write_tokenizer
 CONTEXT = 2048
 ROPE_THETA = 100_000.0
 SEED = 20_260_135
+_INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 W8A8: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
@@ -32,20 +33,8 @@ W8A8: dict[str, Any] = {
     "config_groups": {
         "group_0": {
             "targets": ["Linear"],
-            "weights": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "channel",
-                "dynamic": False,
-            },
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
+            "weights": {**_INT8, "strategy": "channel", "dynamic": False},
+            "input_activations": {**_INT8, "strategy": "token", "dynamic": True},
         }
     },
 }

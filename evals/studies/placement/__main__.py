@@ -8,7 +8,6 @@ Grams need hourly intensities (`--regions`, the first zone is where requests com
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,21 +28,6 @@ MACHINE = study.RESULTS / "peers.json"
 IDLE = study.RESULTS / "runners_135m.json"
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """A result that was written before.
-
-    Raises:
-        BenchError: it cannot be read.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path.name} is not a result: {error}") from error
-    if not isinstance(found, dict):
-        raise BenchError(f"{path.name} is not a result: it holds no object")
-    return found
-
-
 def split_arm(text: str, default: Path) -> tuple[Path, str]:
     """`FILE.json:ARM`, or an arm of the default file.
 
@@ -59,11 +43,11 @@ def split_arm(text: str, default: Path) -> tuple[Path, str]:
 def machine_of(curve: str, idle: str, assumed: Assumed) -> Machine:
     """The machine, from the arms of two results."""
     path, arm = split_arm(curve, MACHINE)
-    measured = read_curve(read_result(path), arm)
+    measured = read_curve(study.read(path), arm)
     if assumed.idle_w is not None:
         return make_machine(measured, assumed, None, "")
     idle_path, idle_arm = split_arm(idle, IDLE)
-    found_w = idle_w(read_result(idle_path), idle_arm)
+    found_w = idle_w(study.read(idle_path), idle_arm)
     return make_machine(measured, assumed, found_w, f"{idle_path.name}, {idle_arm}")
 
 

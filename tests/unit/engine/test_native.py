@@ -197,7 +197,7 @@ def test_a_failing_runner_ends_only_the_requests_of_its_batch(
     failed = [token for token in tokens if token.request_id == "bad"]
     assert sorted(token.index for token in failed) == [0, 1, 2, 3]
     assert {token.finish_reason for token in failed} == {"error"}
-    assert {token.text for token in failed} == {"MemoryError: device is full"}
+    assert {token.error for token in failed} == {"MemoryError: device is full"}
     assert {token.token_id for token in failed} == {None}
     assert ids(tokens, "good") == alone(good)[0][0]
     assert receipts["bad"].outcome == "failed"
@@ -244,7 +244,7 @@ def test_an_error_of_one_row_ends_its_whole_request_and_no_other(
     tokens, receipts = run(engine)
     failed = [token for token in tokens if token.request_id == "bad" and token.finish_reason]
     assert sorted(token.index for token in failed) == [0, 1, 2, 3]
-    assert {(t.finish_reason, t.text, t.token_id) for t in failed} == {
+    assert {(t.finish_reason, t.error, t.token_id) for t in failed} == {
         ("error", "not a number", None)
     }
     assert ids(tokens, "good") == alone(good)[0][0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.bill.breakeven import AnswerCost, at_best, break_even
-from finetune.bill.text import markdown
+from finetune.bill.pages import markdown
 from greenllm.intervals import wilson
 from tests.unit.scorecard.samples import finetuned
 

@@ -11,8 +11,6 @@ import pytest
 
 from finetune.bill.report import Grams
 from finetune.compressing.config import CompressConfig
-from finetune.compressing.factors_report import is_green
-from finetune.compressing.factors_report import markdown as factors_page
 from finetune.compressing.report import Costs, Side, build, markdown, verdict
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import Intensity
@@ -27,20 +25,11 @@ OUTPUT = Path("out")
         ({"output": None, "layers": 2}, "--output is needed"),
         ({}, "--method prune needs one of --layers, --heads, --mlp-width"),
         ({"method": "student"}, "--method student needs one of --layers"),
-        ({"method": "svd"}, "--method svd needs one of --rank-share"),
         ({"layers": 2, "hidden_size": 64}, "--hidden-size does not go with --method prune"),
-        ({"method": "svd", "rank_share": 0.5, "layers": 2}, "--layers does not go with"),
         ({"layers": 0}, r"--layers must be greater than 0 \(got 0\)"),
-        ({"method": "sparsity", "zeros": 1.0}, "--zeros must be above 0 and below 1"),
         ({"layers": 2, "quality_share": 0.0}, "--quality-share must be above 0"),
         ({"method": "student", "layers": 2, "heal": "lora"}, "--heal lora does not go with"),
-        ({"method": "sparsity", "zeros": 0.5, "heal": "full"}, "--heal full does not go with"),
-        ({"method": "sparsity", "zeros": 0.5, "steps": 9}, "--steps goes with healing"),
         ({"layers": 2, "heal": "none", "rank": 4}, "--rank goes with healing"),
-        (
-            {"method": "svd", "rank_share": 0.5, "tasks": "x"},
-            "--tasks does not go with --method svd",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(given: dict[str, Any], message: str) -> None:
@@ -55,7 +44,6 @@ def test_what_does_not_go_together_is_refused_by_name(given: dict[str, Any], mes
         ({"layers": 2, "heal": "none"}, None),
         ({"layers": 2, "heal": "full"}, "full"),
         ({"method": "student", "layers": 2}, "full"),
-        ({"method": "sparsity", "zeros": 0.5}, None),
     ],
 )
 def test_how_it_is_healed(given: dict[str, Any], healing: str | None) -> None:
@@ -172,27 +160,3 @@ def test_what_costs_more_never_pays_back() -> None:
     found = build(IDENTITY, (side(100, 1.0), side(100, 1.0)), COSTS, GRAMS, 0.95, {})
     assert found["break_even"]["requests"] is None
     assert "never" in markdown(found)
-
-
-def factors(loss: float, joules: float | None) -> dict[str, Any]:
-    def model(size: int, value: float, cost: float | None) -> dict[str, Any]:
-        decoding = [
-            {"batch_size": n, "seconds_per_token": 0.1, "joules_per_token": cost} for n in (1, 8)
-        ]
-        return {"parameters": size, "loss": {"value": value}, "decoding": decoding}
-
-    return {
-        "matrices": 3,
-        "models": {"dense": model(100, 1.0, 1.0), "factored": model(50, loss, joules)},
-    }
-
-
-def test_factors_are_green_only_where_both_hold() -> None:
-    assert is_green(factors(1.01, 0.9), 0.95)
-    assert not is_green(factors(1.01, 1.1), 0.95)
-    assert not is_green(factors(1.5, 0.9), 0.95)
-    assert not is_green(factors(1.01, None), 0.95)
-    page, green = factors_page(factors(1.5, 0.9), 0.95)
-    assert not green
-    assert "not green" in page
-    assert "| loss on held-out examples | 1.0000 | 1.5000 | 1.50 |" in page

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,6 +41,8 @@ class Shelf:
     root: Path
     reads: list[str] = field(default_factory=list)
     gate: threading.Event | None = None
+    meanwhile: list[Callable[[], object]] = field(default_factory=list)
+    read_weights: list[weakref.ref[Weights]] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -55,9 +59,13 @@ class Shelf:
         if self.gate is not None:
             assert self.gate.wait(PATIENCE_S)
         self.inspect(folder)
-        return Weights(hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest())
+        found = Weights(hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest())
+        self.read_weights.append(weakref.ref(found))
+        return found
 
     def inspect(self, folder: Path) -> LoraFacts:
+        while self.meanwhile:
+            self.meanwhile.pop()()
         try:
             config = (folder / CONFIG_NAME).read_text()
         except OSError as error:
@@ -312,13 +320,7 @@ def test_removal_while_another_notices_it(shelf: Shelf) -> None:
     """Who saw the folder before the removal does not bring the name back after it."""
     shelf.put(shelf.home / "fox")
     registry = shelf.registry()
-
-    def slowly(folder: Path) -> LoraFacts:
-        registry._inspect = shelf.inspect
-        registry.remove("fox")
-        return shelf.inspect(folder)
-
-    registry._inspect = slowly
+    shelf.meanwhile.append(lambda: registry.remove("fox"))
     with pytest.raises(UnknownAdapterError):
         registry.acquire("fox")
     assert names(registry) == []
@@ -433,4 +435,5 @@ def test_threads_that_hammer_leave_nothing_behind(shelf: Shelf) -> None:
     assert len(resident(registry)) <= 2
     for name in names(registry):
         registry.remove(name)
-    assert registry._cache.num_bytes == 0
+    gc.collect()
+    assert [weights for weights in shelf.read_weights if weights() is not None] == []

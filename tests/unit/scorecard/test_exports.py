@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.served import Cost
-from finetune.bill.card import card as readme
+from finetune.bill.pages import card as readme
 from greenllm.cli.card import FORMATS, shown
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.scorecard.card import Card
@@ -106,7 +106,6 @@ def test_the_hub_reads_a_compression_under_a_name_of_its_own() -> None:
     [
         ("prune", True, "fine-tuning"),
         ("prune", False, None),
-        ("sparsity", False, None),
         ("student", True, None),
     ],
 )

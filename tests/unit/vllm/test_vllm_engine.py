@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from greenllm.core import (
+    AnswerSink,
     Grammar,
     InvalidRequestError,
     Request,
     SamplingParams,
     Speculation,
-    TextSink,
     Token,
 )
 from greenllm.energy.account.account import Account
@@ -140,7 +140,7 @@ Make = Callable[..., tuple[VllmEngine, Counting]]
 def make(
     tmp_path: Path,
     ticking: Callable[[float], Callable[[], float]],
-    letters: Callable[[SamplingParams], TextSink],
+    letters: Callable[[SamplingParams], AnswerSink],
 ) -> Make:
     def engine(*, speculation: Speculation | None = None) -> tuple[VllmEngine, Counting]:
         journal, clock = Journal(), ticking(0.01)
@@ -252,7 +252,7 @@ def test_what_vllm_ends_by_itself_has_failed(make: Make) -> None:
         (0, None, "error"),
         (1, None, "error"),
     ]
-    assert tokens[0].text == "vLLM ended it (error)"
+    assert tokens[0].error == "vLLM ended it (error)"
     (receipt,) = engine.drain()
     assert (receipt.outcome, receipt.completion_tokens) == ("failed", 2)
     assert not engine.has_work

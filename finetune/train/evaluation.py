@@ -134,7 +134,7 @@ def agreements(
     return {layer: wilson(count, size) for layer, count in hits.items()}
 
 
-def score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality | None:
+def evaluate(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality | None:
     """Everything about a model at one moment; its mode is left as it was.
 
     None in all processes but the main one, which wait.
@@ -144,14 +144,14 @@ def score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality | 
         was_training = model.training
         model.eval()
         try:
-            found = _score(setup, model, account)
+            found = _evaluate(setup, model, account)
         finally:
             model.train(was_training)
     setup.processes.wait()
     return found
 
 
-def _score(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality:
+def _evaluate(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQuality:
     recipe, device, items = setup.recipe, setup.device, setup.data.validation
     pad = setup.tokenizer.pad_token_id
     began = _spent(account)

@@ -29,7 +29,7 @@ from evals.studies.bundled.report import plot
 from evals.studies.bundled.text import Library, blocks, is_held_out_block, pieces, read_library
 from evals.studies.bundled.tokenizer import Encoded
 
-MODELS = Path(__file__).parents[4] / "greenllm" / "model"
+MODELS = Path(__file__).parents[3] / "greenllm" / "model"
 VOCABULARY = 96
 SHAPE = network.Shape(layers=4, hidden=64, heads=2, inner=128)
 
