@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 
 from greenllm.choices import Choice
 from greenllm.core import GreenllmError, Token
@@ -52,7 +51,11 @@ class Stream(Iterator[str]):
 
     def __next__(self) -> str:
         while not self._ended:
-            token = self._pieces.get()
+            try:
+                token = self._pieces.get()
+            except KeyboardInterrupt:
+                self.close()
+                raise
             if token is None:
                 self._ended = True
             elif text := first_text(token):
@@ -74,12 +77,7 @@ class Stream(Iterator[str]):
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

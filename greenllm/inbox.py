@@ -6,6 +6,7 @@ Callers may be in any thread. For asyncio behind HTTP see `serving.bridge`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ class Pending:
     tokens: list[Token] = field(default_factory=list)
     receipt: Future[Receipt] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        # From now on nobody can cancel the promise, so the engine thread can always keep it.
+        self.receipt.set_running_or_notify_cancel()
+
     def take(self, token: Token) -> None:
         """Keep a token."""
         self.tokens.append(token)
@@ -53,11 +58,22 @@ class Inbox:
     """Requests in flight by id; the listener of an `EngineLoop`."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stopped = False
         self._pending: dict[str, Pending] = {}
 
-    def expect(self, pending: Pending) -> None:
-        """Take results for a request that is about to go to the engine."""
-        self._pending[pending.request.request_id] = pending
+    def expect(self, requests: Sequence[Request], feed: Feed | None = None) -> list[Pending]:
+        """Take results for requests that are about to go to the engine.
+
+        Raises:
+            EngineStoppedError: nothing comes any more.
+        """
+        pending = [Pending(request, feed) for request in requests]
+        with self._lock:
+            if self._stopped:
+                raise EngineStoppedError("this LLM is closed, or its engine has stopped")
+            self._pending |= {one.request.request_id: one for one in pending}
+        return pending
 
     def stamp(self, receipt: Receipt) -> Receipt:
         """There is no HTTP status to add."""
@@ -69,11 +85,15 @@ class Inbox:
             if pending := self._pending.get(token.request_id):
                 pending.take(token)
         for receipt in receipts:
-            if pending := self._pending.pop(receipt.request_id, None):
-                pending.end(receipt)
+            with self._lock:
+                done = self._pending.pop(receipt.request_id, None)
+            if done is not None:
+                done.end(receipt)
 
     def failed(self) -> None:
-        """Tell everybody that waits."""
-        while self._pending:
-            _, pending = self._pending.popitem()
+        """Tell everybody that waits, and those who would."""
+        with self._lock:
+            self._stopped, left = True, list(self._pending.values())
+            self._pending.clear()
+        for pending in left:
             pending.end(None)

@@ -14,25 +14,15 @@ Not covered: several models in one process (each would claim the machine's idle 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
 
-from greenllm.choices import gather
+from greenllm.client import EngineClient, Query
 from greenllm.config import load
-from greenllm.core import (
-    InvalidRequestError,
-    Request,
-    SamplingParams,
-    Token,
-    new_request_id,
-)
-from greenllm.generation import Generation, GenerationError, Pieces, Stream, first_text
-from greenllm.inbox import EngineStoppedError, Feed, Inbox, Pending
+from greenllm.core import InvalidRequestError, SamplingParams, Token
+from greenllm.generation import Generation, Pieces, Stream, first_text
 from greenllm.options import EngineConfig
 
 if TYPE_CHECKING:
@@ -58,7 +48,6 @@ class LLM:
         from greenllm.energy.meters.choose import open_meter
         from greenllm.energy.meters.scope import Scope
         from greenllm.energy.session import open_ledger
-        from greenllm.engine.loop import EngineLoop
         from greenllm.load import load_engine
 
         config = load(EngineConfig, flags={"model": model, **options})
@@ -69,28 +58,23 @@ class LLM:
         if record:
             self._ledger, session_id = open_ledger(config, meter, self._served.info.parameters)
         self._engine.account.start_serving()
-        self._inbox = Inbox()
-        self._loop = EngineLoop(self._engine, self._ledger or NoLedger(), session_id, self._inbox)
-        self._loop.start()
+        recorder = self._ledger or NoLedger()
+        self._client = EngineClient(self._engine, self._served.name, recorder, session_id)
 
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End what is in flight, close the books and stop the engine. Twice does no harm."""
-        if self._loop.is_alive:
-            self._loop.stop()
-            self._inbox.failed()
-            if self._ledger is not None:
-                self._ledger.close()
+        """End what is in flight, close the books and stop the engine. Twice does no harm.
+
+        Answers that are unfinished have the outcome `aborted` in their receipts.
+        """
+        self._client.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
     @property
     def name(self) -> str:
@@ -143,9 +127,8 @@ class LLM:
             InvalidRequestError: a prompt or a parameter cannot be served.
             GenerationError: the engine failed on one of them.
         """
-        asked, sampling = _as_list(prompts), sampling or SamplingParams()
-        pending = self._submit_all([self._ids(p) for p in asked], sampling, adapter)
-        answers = self._wait_for(pending)
+        queries = self._queries(_as_list(prompts), sampling, adapter)
+        answers = self._client.answers(self._client.submit(queries))
         return answers[0] if isinstance(prompts, str) else answers
 
     def chat(
@@ -159,9 +142,8 @@ class LLM:
 
         Without `sampling` the answer may fill the context.
         """
-        ids = self._chat_ids(messages)
-        pending = self._submit_all([ids], sampling or self._to_the_end(ids), adapter)
-        return self._wait_for(pending)[0]
+        queries = self._queries([messages], sampling, adapter)
+        return self._client.answers(self._client.submit(queries))[0]
 
     def stream(
         self,
@@ -171,12 +153,23 @@ class LLM:
         adapter: str | None = None,
     ) -> Stream:
         """The same for one prompt or conversation, piece by piece; see `Stream`."""
-        pieces = Pieces()
-        ids, sampling = self._prepared(prompt, sampling)
-        pending = self._submit(ids, sampling, adapter, pieces.put)
-        return Stream(
-            pieces, lambda: self._wait_for([pending])[0], lambda: self._abandon([pending])
-        )
+        pieces, client = Pieces(), self._client
+        pending = client.submit(self._queries([prompt], sampling, adapter), pieces.put)
+        return Stream(pieces, lambda: client.answers(pending)[0], lambda: client.abandon(pending))
+
+    @overload
+    async def agenerate(  # type: ignore[overload-overlap]  # as in `generate`
+        self, prompts: str, sampling: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Generation: ...
+
+    @overload
+    async def agenerate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
+    ) -> list[Generation]: ...
 
     async def agenerate(
         self,
@@ -186,11 +179,8 @@ class LLM:
         adapter: str | Sequence[str | None] | None = None,
     ) -> Generation | list[Generation]:
         """`generate` for asyncio; a task that is cancelled stops the work."""
-        asked, sampling = _as_list(prompts), sampling or SamplingParams()
-        pending = await asyncio.to_thread(
-            lambda: self._submit_all([self._ids(p) for p in asked], sampling, adapter)
-        )
-        answers = await self._wait_in_task(pending)
+        queries = self._queries(_as_list(prompts), sampling, adapter)
+        answers = await self._client.answers_in_task(queries)
         return answers[0] if isinstance(prompts, str) else answers
 
     async def achat(
@@ -201,11 +191,8 @@ class LLM:
         adapter: str | None = None,
     ) -> Generation:
         """`chat` for asyncio."""
-        ids = self._chat_ids(messages)
-        pending = await asyncio.to_thread(
-            self._submit_all, [ids], sampling or self._to_the_end(ids), adapter
-        )
-        return (await self._wait_in_task(pending))[0]
+        queries = self._queries([messages], sampling, adapter)
+        return (await self._client.answers_in_task(queries))[0]
 
     async def astream(
         self,
@@ -216,121 +203,48 @@ class LLM:
     ) -> AsyncIterator[str | Generation]:
         """`stream` for asyncio: pieces of text, and at last the whole `Generation`."""
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Token | None]()
-        ids, sampling = self._prepared(prompt, sampling)
 
         def feed(token: Token | None) -> None:
             # The caller's loop may have been closed before the engine heard of it.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(pieces.put_nowait, token)
 
-        pending = await asyncio.to_thread(self._submit, ids, sampling, adapter, feed)
+        queries = self._queries([prompt], sampling, adapter)
+        pending = await self._client.submit_in_task(queries, feed)
         try:
             while (token := await pieces.get()) is not None:
                 if text := first_text(token):
                     yield text
-            yield self._generation(pending)
+            yield self._client.answer(pending[0])
         finally:
-            self._abandon([pending])
+            self._client.abandon(pending)
 
-    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        tokenizer = self._served.tokenizer
-        return tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-
-    def _chat_ids(self, messages: Messages) -> tuple[int, ...]:
-        tokenizer = self._served.tokenizer
-        text = tokenizer.chat([dict(one) for one in messages], add_generation_prompt=True)
-        return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-    def _prepared(
-        self, prompt: Prompt | Messages, sampling: SamplingParams | None
-    ) -> tuple[tuple[int, ...], SamplingParams]:
-        if _is_conversation(prompt):
-            ids = self._chat_ids(prompt)
-            return ids, sampling or self._to_the_end(ids)
-        return self._ids(cast(Prompt, prompt)), sampling or SamplingParams()
-
-    def _to_the_end(self, ids: tuple[int, ...]) -> SamplingParams:
-        """Leave an answer the rest of the context."""
-        return SamplingParams(max_tokens=max(1, self._served.info.context_length - len(ids)))
-
-    def _submit_all(
+    def _queries(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        sampling: SamplingParams,
+        prompts: Sequence[Prompt | Messages],
+        sampling: SamplingParams | None,
         adapter: str | Sequence[str | None] | None,
-    ) -> list[Pending]:
-        if adapter is None or isinstance(adapter, str):
-            adapter = [adapter] * len(prompts)
-        if len(adapter) != len(prompts):
+    ) -> list[Query]:
+        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else adapter
+        if len(names) != len(prompts):
             raise InvalidRequestError(
-                f"{len(prompts)} prompts, but {len(adapter)} adapters", "adapter"
+                f"{len(prompts)} prompts, but {len(names)} adapters", "adapter"
             )
-        pending: list[Pending] = []
-        try:
-            for ids, name in zip(prompts, adapter, strict=True):
-                pending.append(self._submit(ids, sampling, name, None))
-        except BaseException:
-            self._abandon(pending)
-            raise
-        return pending
+        return [self._query(*pair, sampling) for pair in zip(prompts, names, strict=True)]
 
-    def _submit(
-        self,
-        ids: tuple[int, ...],
-        sampling: SamplingParams,
-        adapter: str | None,
-        feed: Feed | None,
-    ) -> Pending:
-        """Check a request, get its adapter ready, and hand it to the engine."""
-        if not self._loop.is_alive:
-            raise EngineStoppedError("this LLM is closed, or its engine has stopped")
-        request = Request(
-            request_id=new_request_id("llm"),
-            prompts=(ids,),
-            work=sampling,
-            model=self._served.name,
-            endpoint="LLM",
-            created_s=time.time(),
-        )
-        self._engine.check(request)
-        if request.needs_preparation:
-            self._engine.prepare(request)
-        if adapter is not None:
-            request = replace(request, adapter=self._engine.adapters.acquire(adapter))
-        pending = Pending(request, feed)
-        self._inbox.expect(pending)
-        self._loop.submit(request)
-        return pending
-
-    def _wait_for(self, pending: Sequence[Pending]) -> list[Generation]:
-        try:
-            for one in pending:
-                one.receipt.result()
-            return [self._generation(one) for one in pending]
-        finally:
-            self._abandon(pending)
-
-    async def _wait_in_task(self, pending: Sequence[Pending]) -> list[Generation]:
-        try:
-            for one in pending:
-                await asyncio.wrap_future(one.receipt)
-            return [self._generation(one) for one in pending]
-        finally:
-            self._abandon(pending)
-
-    def _generation(self, pending: Pending) -> Generation:
-        receipt, request = pending.receipt.result(), pending.request
-        error = next((t.error for t in pending.tokens if t.finish_reason == "error"), None)
-        if error is not None:
-            raise GenerationError(f"generation failed: {error}", receipt)
-        choices = gather(pending.tokens, request.num_sequences, self._served.info.eos_token_ids)
-        return Generation(request.request_id, tuple(choices), receipt)
-
-    def _abandon(self, pending: Sequence[Pending]) -> None:
-        """Stop the work that nobody waits for any more."""
-        for one in pending:
-            if not one.receipt.done():
-                self._loop.abort(one.request.request_id)
+    def _query(
+        self, prompt: Prompt | Messages, adapter: str | None, sampling: SamplingParams | None
+    ) -> Query:
+        """Without `sampling` a conversation's answer has the rest of the context."""
+        tokenizer = self._served.tokenizer
+        if _is_conversation(prompt):
+            text = tokenizer.chat(prompt, add_generation_prompt=True)
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            room = self._served.info.context_length - len(ids)
+            return Query(tuple(ids), sampling or SamplingParams(max_tokens=max(1, room)), adapter)
+        prompt = cast(Prompt, prompt)
+        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return Query(tuple(token_ids), sampling or SamplingParams(), adapter)
 
 
 class NoLedger:

@@ -34,10 +34,11 @@ class Losses:
 class ModelQuality:
     """One evaluation of a model; `matches` are None where nothing could be answered.
 
-    `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
-    `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` that of all.
+    `answers_j` are the joules of the model's answers, which took `answer_steps` steps; the expected
+    answers would take `wanted_steps`. `losses_j` are the joules of the validation losses alone,
+    `cost` is that of the whole evaluation.
 
-    `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
+    `exits` has each early exit's share of tokens that equal the whole model's, by its layer;
     `preferred` is the share of preferences whose better answer the model finds likelier.
     """
 

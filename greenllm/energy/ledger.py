@@ -77,7 +77,7 @@ def m001_initial(db: sqlite3.Connection) -> None:
 
 @migration
 def m002_speculation(db: sqlite3.Connection) -> None:
-    """Guessed tokens and what the guessing cost; nothing was guessed before."""
+    """Draft tokens and what they cost; there were none before."""
     db.execute("ALTER TABLE requests ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE requests ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE requests ADD COLUMN draft_j REAL")

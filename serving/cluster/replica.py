@@ -3,8 +3,8 @@
     Call -> the same app that `greenllm serve` puts behind a socket -> Head, Part, Part, ...
 
 Contract: meters its own machine through the roster that it shares with other replicas there, and
-books with the keeper. It is unhealthy, and replaced, once its engine has stopped. Stopped by Ray
-Serve, it finishes what it has first. Adapters that others were told to load it loads by itself.
+books with the keeper. It is unhealthy, and replaced, once its engine has stopped. When Ray Serve
+stops it, it finishes its requests first. It loads the adapters that other replicas have loaded.
 
 Not covered: fine-tuning jobs and files (the front refuses them).
 """
