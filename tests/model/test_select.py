@@ -31,6 +31,7 @@ from greenllm.runner.selfcheck import (
     measure,
     shrink,
     tolerance,
+    warn_if_untested,
 )
 from greenllm.runner.torch import TorchRunner
 from tests.model.driving import GPT2
@@ -251,15 +252,13 @@ def test_the_tested_versions_are_those_that_are_installed() -> None:
 def test_another_openvino_is_named_beside_the_tested_ones(
     installed: str,
     tested: bool,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("greenllm.runner.selfcheck.version", lambda _: installed)
-    assert isinstance(load_runner(_config(tmp_path)), OpenVinoRunner)
+    warn_if_untested()
     said = f"OpenVINO {installed} is installed, tested was >=2026.4,<2026.5"
     assert (said in caplog.text) != tested
-    assert len(list((tmp_path / "cache" / "selfcheck").iterdir())) == 1
 
 
 def test_a_graph_that_computes_something_else_is_not_trusted(
