@@ -57,7 +57,7 @@ def print_report(console: Console, report: Report) -> None:
     metered = f"{total.requests - total.unmetered:,} metered of {total.requests:,} requests"
     print_table(console, f"Requests by {report.group_by}", group_table(report))
     if total.drafted_tokens:
-        print_table(console, f"Guessed tokens by {report.group_by}", draft_table(report))
+        print_table(console, f"Draft tokens by {report.group_by}", draft_table(report))
     print_table(console, f"Six measures of {metered}", measures_table(report))
     shown = report.accounts[-MAX_SESSIONS:]
     print_table(console, _SESSIONS, session_table(shown))
