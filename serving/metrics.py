@@ -116,8 +116,8 @@ def _counters(stats: Stats) -> Iterable[Metric]:
         "greenllm_prompt_tokens": ("Prompt tokens of finished requests.", stats.prompt_tokens),
         "greenllm_cached_tokens": ("Prompt tokens found in the cache.", stats.cached_tokens),
         "greenllm_completion_tokens": ("Generated tokens.", stats.completion_tokens),
-        "greenllm_drafted_tokens": ("Guessed tokens.", stats.drafted_tokens),
-        "greenllm_accepted_tokens": ("Guesses that came true.", stats.accepted_tokens),
+        "greenllm_drafted_tokens": ("Draft tokens that were checked.", stats.drafted_tokens),
+        "greenllm_accepted_tokens": ("Draft tokens that were accepted.", stats.accepted_tokens),
         "greenllm_sensor_errors": ("Readings that failed.", stats.num_sensor_errors),
         "greenllm_conservation_violations": (
             "Windows whose joules did not add up.",
@@ -146,18 +146,20 @@ def _meter(stats: Stats) -> Metric:
 
 
 def _arms(stats: Stats) -> Iterable[Metric]:
-    """What `auto` has seen of each way of guessing; nothing where it has seen nothing."""
+    """What `auto` has measured of each speculation method, if anything."""
     labels = ["batch", "method", "num_tokens"]
     cost = GaugeMetricFamily(
         "greenllm_speculation_seconds_per_token",
-        "Mean step time per token of each way of guessing that auto knows, by batch size.",
+        "Mean step time per token of each speculation method that auto knows, by batch size.",
         labels=labels,
     )
     acceptance = GaugeMetricFamily(
-        "greenllm_speculation_acceptance", "Share of its guesses that came true.", labels=labels
+        "greenllm_speculation_acceptance",
+        "Share of its draft tokens that were accepted.",
+        labels=labels,
     )
     in_use = GaugeMetricFamily(
-        "greenllm_speculation_in_use", "1 for the way that auto takes now.", labels=labels
+        "greenllm_speculation_in_use", "1 for the method that auto uses now.", labels=labels
     )
     for size, arms in stats.arms.items():
         for place, arm in enumerate(arms):

@@ -17,45 +17,42 @@ from greenllm.energy.units import joules_to_kwh, plain_decimal, rounded
 def energy_object(receipt: Receipt) -> dict[str, Any]:
     """`usage.energy`: the receipt with rounded figures."""
     total_j = receipt.total_j
-    return {
-        **rounded(
-            {
-                "request_id": receipt.request_id,
-                "adapter": receipt.adapter,
-                "energy_joules": total_j,
-                "active_joules": receipt.active_j,
-                "idle_joules": receipt.idle_j,
-                "prefill_joules": receipt.prefill_j,
-                "decode_joules": receipt.decode_j,
-                "draft_joules": receipt.draft_j,
-                "domains_joules": receipt.domains_j,
-                "joules_per_token": receipt.joules_per_token,
-                "drafted_tokens": receipt.drafted_tokens,
-                "accepted_tokens": receipt.accepted_tokens,
-                "approximate": receipt.approximate,
-                "mean_layers": receipt.mean_layers,
-                "energy_kwh": None if total_j is None else joules_to_kwh(total_j),
-                "avg_power_watts": receipt.avg_power_w,
-                "duration_seconds": receipt.duration_s,
-                "flops": receipt.flops,
-                "method": receipt.method,
-                "measured": receipt.measured,
-                "uncertainty": receipt.uncertainty,
-                "status": receipt.status,
-                "attribution": receipt.attribution,
-                "gco2e": receipt.gco2e,
-                "operational_gco2e": receipt.operational_g,
-                "embodied_gco2e": receipt.embodied_g,
-                "carbon_intensity_g_per_kwh": receipt.intensity_g_per_kwh,
-                "carbon_intensity_zone": receipt.intensity_zone,
-                "carbon_intensity_source": receipt.intensity_source,
-                "carbon_intensity_year": receipt.intensity_year,
-            }
-        ),
-        # As they were given, not measured: nothing to round.
+    figures = {
+        "request_id": receipt.request_id,
+        "adapter": receipt.adapter,
+        "energy_joules": total_j,
+        "active_joules": receipt.active_j,
+        "idle_joules": receipt.idle_j,
+        "prefill_joules": receipt.prefill_j,
+        "decode_joules": receipt.decode_j,
+        "draft_joules": receipt.draft_j,
+        "domains_joules": receipt.domains_j,
+        "joules_per_token": receipt.joules_per_token,
+        "drafted_tokens": receipt.drafted_tokens,
+        "accepted_tokens": receipt.accepted_tokens,
+        "approximate": receipt.approximate,
+        "mean_layers": receipt.mean_layers,
         "agreement_target": receipt.agreement_target,
+        "energy_kwh": None if total_j is None else joules_to_kwh(total_j),
+        "avg_power_watts": receipt.avg_power_w,
+        "duration_seconds": receipt.duration_s,
+        "flops": receipt.flops,
+        "method": receipt.method,
+        "measured": receipt.measured,
+        "uncertainty": receipt.uncertainty,
+        "status": receipt.status,
+        "attribution": receipt.attribution,
+        "gco2e": receipt.gco2e,
+        "operational_gco2e": receipt.operational_g,
+        "embodied_gco2e": receipt.embodied_g,
+        "carbon_intensity_g_per_kwh": receipt.intensity_g_per_kwh,
+        "carbon_intensity_zone": receipt.intensity_zone,
+        "carbon_intensity_source": receipt.intensity_source,
+        "carbon_intensity_year": receipt.intensity_year,
         "pue": receipt.pue,
     }
+    # Asked for or configured, not measured: there is nothing to round.
+    return rounded(figures, exact=("agreement_target", "pue"))
 
 
 def receipt_object(receipt: Receipt) -> dict[str, Any]:

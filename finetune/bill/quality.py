@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from finetune.bill.phases import PhaseEnergy
-from greenllm.intervals import Estimate, bootstrap
+from greenllm.intervals import Interval, bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,11 @@ class Losses:
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
 
-    def mean(self) -> Estimate | None:
+    def mean(self) -> Interval | None:
         """Nats per token; None without examples."""
         return bootstrap(self.sums, self.tokens)
 
-    def more_than(self, before: Losses) -> Estimate | None:
+    def more_than(self, before: Losses) -> Interval | None:
         """Nats per token more than before, on the same examples."""
         pairs = zip(self.sums, before.sums, strict=True)
         return bootstrap([now - then for now, then in pairs], self.tokens)
@@ -34,18 +34,19 @@ class Losses:
 class ModelQuality:
     """One evaluation of a model; `matches` are None where nothing could be answered.
 
-    `answers_j` are the joules of all answers, which took `answer_steps`; the wanted ones would take
-    `wanted_steps`. `losses_j` are those of the validation losses alone, `cost` that of all.
+    `answers_j` are the joules of the model's answers, which took `answer_steps` steps; the expected
+    answers would take `wanted_steps`. `losses_j` are the joules of the validation losses alone,
+    `cost` is that of the whole evaluation.
 
-    `exits` are the shares of tokens that exits, by their layer, choose as the whole model does;
+    `exits` has each early exit's share of tokens that equal the whole model's, by its layer;
     `preferred` is the share of preferences whose better answer the model finds likelier.
     """
 
     losses: Losses
     probe: Losses
-    matches: Estimate | None
-    exits: Mapping[int, Estimate | None] = field(default_factory=dict)
-    preferred: Estimate | None = None
+    matches: Interval | None
+    exits: Mapping[int, Interval | None] = field(default_factory=dict)
+    preferred: Interval | None = None
     answers_j: float | None = None
     answer_steps: int = 0
     wanted_steps: int = 0

@@ -77,7 +77,7 @@ def m001_initial(db: sqlite3.Connection) -> None:
 
 @migration
 def m002_speculation(db: sqlite3.Connection) -> None:
-    """Guessed tokens and what the guessing cost; nothing was guessed before."""
+    """Draft tokens and what they cost; there were none before."""
     db.execute("ALTER TABLE requests ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE requests ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE requests ADD COLUMN draft_j REAL")
@@ -144,7 +144,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class GroupSums:
     """Sums of a group of requests; joules are those of final receipts, None when there is none.
 
     `unmetered` counts the others: refused, provisional, without a meter. Tokens that were lost with
@@ -314,7 +314,7 @@ class Ledger:
         since_s: float = 0.0,
         until_s: float = 1e12,
         key: str | None = None,
-    ) -> list[Row]:
+    ) -> list[GroupSums]:
         """Sums per group, or one row of everything; of one key's requests where it is given."""
         group = GROUPS[group_by] if group_by else "NULL"
         rows = self._query(
@@ -323,7 +323,7 @@ class Ledger:
             " GROUP BY grp ORDER BY grp",
             (since_s, until_s, key, key),
         )
-        return [Row(*row) for row in rows]
+        return [GroupSums(*row) for row in rows]
 
     def sessions(self) -> list[Session]:
         """All sessions, oldest first."""

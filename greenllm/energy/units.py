@@ -8,7 +8,7 @@ Source: The International System of Units (SI Brochure, 9th edition).
 Not covered: temperature, volume, money, and parsing of text with units.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -67,9 +67,12 @@ def significant(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits - 1}e}")
 
 
-def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The same mapping with every float in it to three significant digits, at any depth."""
-    return {name: _rounded(value) for name, value in figures.items()}
+def rounded(figures: Mapping[str, Any], exact: Collection[str] = ()) -> dict[str, Any]:
+    """The same mapping with every float in it to three significant digits, at any depth.
+
+    Those named in `exact` stay as they are.
+    """
+    return {n: value if n in exact else _rounded(value) for n, value in figures.items()}
 
 
 def _rounded(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """A model's first layers with its last norm and head, as a checkpoint of its own.
 
-That is what early exit guesses with. As a checkpoint it is a draft model, also for engines that
-cannot leave a model early. Where the exit was not trained, few of its guesses come true.
+Early exit drafts with these layers. As a checkpoint they are a draft model, also for engines that
+always run all layers. If the exit was not trained, few of its draft tokens are accepted.
 
 Contract: the weights are the model's, in its precision. The output is there as a whole or not at
 all; pickled weights are read only if the options allow it.

@@ -1,14 +1,14 @@
-"""Keeps the one ledger of all replicas, and books what a lost one can book no more.
+"""Keeps the one ledger of all replicas, and closes the accounts of those that died.
 
 Contract: replicas send receipts and totals, which are written as in a ledger of their own, and
-with them what to book should they die after that. `reap` looks who has died without closing its
-books and does so: open requests become final receipts with outcome `lost`, so that sums hold. A
-replica that was given up and speaks again is not listened to. Knows nothing of Ray: who is alive is
-asked of `is_alive`. A keeper that is started again goes on with the file: sessions that nobody has
-closed, adapters.
+with them what has to be booked if they die after that. `reap` finds replicas that died without
+closing their accounts and closes these: open requests become final receipts with outcome `lost`,
+so that sums hold. Messages of a replica that was given up are ignored. Nothing here knows Ray:
+`is_alive` says which replicas are alive. A keeper that is started again continues with the file:
+its open sessions, its adapters.
 
-Not covered: what a lost replica used in its last quarter of a second, which is on nobody's bill,
-and requests that it had for no longer, which leave no receipt.
+Not covered: the joules of a lost replica since its last message, a quarter of a second, which are
+on no receipt; requests that it had for a shorter time, which leave none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from greenllm.energy.account.account import Totals
-from greenllm.energy.ledger import Ledger, Row
+from greenllm.energy.ledger import GroupSums, Ledger
 from greenllm.energy.receipt import Receipt
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Keeper:
 
     def sums(
         self, group_by: str | None, since_s: float, until_s: float, key: str | None
-    ) -> list[Row]:
+    ) -> list[GroupSums]:
         """See `Ledger.sums`."""
         return self._ledger.sums(group_by, since_s=since_s, until_s=until_s, key=key)
 

@@ -72,7 +72,7 @@ def _check_recipe(state: ServerState, body: JobBody) -> None:
     recipe = body.recipe or {}
     if odd := [name for name in recipe if name not in _OPTIONS]:
         name = f"recipe.{odd[0]}"
-        raise ApiError(400, f"{odd[0]!r} is no option of greenllm finetune", param=name)
+        raise ApiError(400, f"greenllm finetune has no option {odd[0]!r}", param=name)
     if taken := _OURS & recipe.keys():
         name = f"recipe.{sorted(taken)[0]}"
         raise ApiError(400, f"{name} is not for a recipe: the server sets it", param=name)

@@ -217,7 +217,7 @@ def head(request: Request, object_name: str) -> dict[str, Any]:
 
 
 def mark(request: Request) -> dict[str, Any]:
-    """What says of an answer that it may not be the whole model's."""
+    """The field that marks an approximate answer."""
     return {} if request.approximation is None else {"approximate": True}
 
 

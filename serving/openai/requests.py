@@ -174,7 +174,7 @@ def _speculation(body: SamplingBody, default_tokens: int) -> Speculation | None:
     if asked is None:
         return None
     if asked.num_tokens is not None and asked.method in ("auto", "off"):
-        why = "auto finds the number itself" if asked.method == "auto" else "off guesses nothing"
+        why = "auto finds the number itself" if asked.method == "auto" else "off drafts nothing"
         raise InvalidRequestError(
             f"speculative.num_tokens goes with a method that is named: {why}",
             "speculative.num_tokens",

@@ -65,9 +65,9 @@ class StreamOptions(Body):
 
 
 class Speculative(Body):
-    """How next tokens are guessed, and by a method that is named how many; or the server's way.
+    """How draft tokens are made, and how many by a method that is named; default is the server's.
 
-    It changes what an answer costs, never the answer.
+    Speculation changes what an answer costs, never the answer.
     """
 
     method: SpeculativeMethod
@@ -75,10 +75,10 @@ class Speculative(Body):
 
 
 class Approximate(Body):
-    """Tokens that the model's exit is sure of may be taken from there: other answers, for less.
+    """Tokens may come from an early exit where it is confident: other answers, for fewer joules.
 
-    Either the share of tokens that are to be the whole model's, or how likely the exit's likeliest
-    token has to be.
+    Give either the share of tokens that have to equal the whole model's, or how likely the exit's
+    best token has to be.
     """
 
     agreement: float | None = None

@@ -32,7 +32,7 @@ FORCED = 100  # a bias so large decides alone
 class Machine:
     """Clock and meter in one. It can be held between two steps, fail in one, or lose its sensor.
 
-    `seen` are the requests of its last step.
+    `seen` are the requests of its last step; `waits` is whether a step is held.
     """
 
     method = "modelled:steps"
@@ -42,7 +42,7 @@ class Machine:
     idle_w: Mapping[str, float] | None = {"cpu": IDLE_W}
 
     def __init__(self) -> None:
-        self.is_blind = False
+        self.is_blind = self.waits = False
         self.fault: BaseException | None = None
         self.seen: list[Request] = []
         self._now_s = 0.0
@@ -66,8 +66,10 @@ class Machine:
         """Called before every step of the model."""
         self.seen = [chunk.seq.request for chunk in batch.chunks]
         with self._changed:
+            self.waits = self._allowed <= 0
             assert self._changed.wait_for(lambda: self._allowed > 0, PATIENCE_S)
             self._allowed -= 1
+            self.waits = False
         self._now_s += STEP_S
         fault, self.fault = self.fault, None
         if fault is not None:

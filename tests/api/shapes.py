@@ -1,6 +1,7 @@
-"""The wire format, byte for byte but for values that change: it cannot change unseen.
+"""The wire format, byte for byte but for values that change: golden files, and how one is made.
 
-After an intended change, run `test_wire.py` once with UPDATE_GOLDEN=1 and read the difference.
+After an intended change, run `tests/api/test_wire.py` once with UPDATE_GOLDEN=1 and read the
+difference.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from typing import Any
 
 import httpx
 
+from tests.client import Client
+
 GOLDEN = Path(__file__).parent / "golden"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+BODIES = (CHAT, TEXT, "/tokenize", "/detokenize", *ADAPTERS)
 STABLE = {"object", "role", "finish_reason", "model", "type", "param", "code", "status", "owned_by"}
 STABLE |= {"measured", "outcome", "endpoint", "group_by", "carbon_intensity_zone", "quantization"}
 ID = re.compile(r"(chatcmpl|cmpl|req)-[0-9a-f]{28}")
@@ -80,3 +86,51 @@ def metric_names(text: str) -> str:
         if not sample.startswith("greenllm_speculation_"):
             found[line if line.startswith("#") else sample] = None
     return "\n".join(found) + "\n"
+
+
+def texts_of(server: Client) -> dict[str, str]:
+    """Everything there is a golden file of; every answer is forced to be `aaa`."""
+
+    def post(path: str, **body: Any) -> httpx.Response:
+        return server.http.post(path, json={**forced, **body})
+
+    def get(path: str) -> Any:
+        return server.http.get(path).json()
+
+    forced = {"logit_bias": {server.tokenize("a")[0]: 100}, "max_tokens": 3, "temperature": 0}
+    usage = {"stream_options": {"include_usage": True}}
+    chat = post(CHAT, **server.chat(), logprobs=True, top_logprobs=1)
+    stream = post(CHAT, **server.chat(), stream=True, **usage)
+    text = post(TEXT, **server.completion("a b"), echo=True, logprobs=1)
+    text_stream = post(TEXT, **server.completion("a b"), stream=True, logprobs=1)
+    error = post(CHAT, **server.chat(temperature=9))
+    assert chat.json()["choices"][0]["message"]["content"] == "aaa"
+    ids = server.http.post("/tokenize", json={"prompt": "a b"}).json()
+    back = server.http.post("/detokenize", json={"tokens": ids["tokens"]}).json()
+    tokens = {"tokenize": ids, "detokenize": back, "info": get("/tokenizer_info")}
+    paths = get("/openapi.json")["paths"]
+    routes = [f"{method.upper()} {path}" for path, item in paths.items() for method in item]
+    return {
+        "chat_headers.txt": headers(chat),
+        "chat_body.json": pretty(chat.json()),
+        "stream_headers.txt": headers(stream),
+        "chat_stream.txt": transcript(stream.text),
+        "completion_headers.txt": headers(text),
+        "completion_body.json": pretty(text.json()),
+        "completion_stream.txt": transcript(text_stream.text),
+        "error_headers.txt": headers(error),
+        "error_body.json": pretty(error.json()),
+        "models.json": pretty(get("/v1/models")),
+        "receipt.json": pretty(get(f"/v1/energy/{text.json()['id']}")),
+        "energy_report.json": pretty(get("/v1/energy")),
+        "tokens.json": pretty(tokens),
+        "health.json": pretty({"health": get("/health"), "ready": get("/ready")}),
+        "metrics.txt": metric_names(server.http.get("/metrics").text),
+        "routes.txt": "\n".join(sorted(routes)) + "\n",
+        "parameters.txt": "".join(_parameters(paths[path], path) for path in BODIES),
+    }
+
+
+def _parameters(item: Any, path: str) -> str:
+    body = item["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return "".join(f"{path} {name}\n" for name in sorted(body["properties"]))

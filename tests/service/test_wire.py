@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.api.shapes import assert_golden, headers, metric_names, pretty, transcript
+from tests.api.shapes import CHAT, assert_golden, texts_of
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server
 
-CHAT = "/v1/chat/completions"
-
 
 def test_the_format_is_that_of_the_golden_files(server: Server) -> None:
-    forced: dict[str, Any] = {"logit_bias": {str(server.tokenize("a")[0]): 100}}
-    body = server.chat(max_tokens=3, temperature=0, **forced)
-    answer = server.http.post(CHAT, json={**body, "logprobs": True, "top_logprobs": 1})
-    assert answer.json()["choices"][0]["message"]["content"] == "aaa"
-    assert_golden("chat_headers.txt", headers(answer))
-    assert_golden("chat_body.json", pretty(answer.json()))
-    usage = {"include_usage": True}
-    stream = server.http.post(CHAT, json={**body, "stream": True, "stream_options": usage})
-    assert stream.headers["Transfer-Encoding"] == "chunked"
-    assert_golden("stream_headers.txt", headers(stream))
-    assert_golden("chat_stream.txt", transcript(stream.text))
-    assert_golden("models.json", pretty(server.http.get("/v1/models").json()))
-    assert_golden("metrics.txt", metric_names(server.http.get("/metrics").text))
+    for name, text in texts_of(server).items():
+        assert_golden(name, text)
 
 
 @pytest.mark.parametrize("announced", [True, False])

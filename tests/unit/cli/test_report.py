@@ -145,7 +145,7 @@ def test_guesses_have_a_table_where_there_were_any(tmp_path: Path, data_dir: Pat
     write(folder, [guessed, replace(METERED, request_id="r2", model="large", draft_j=0.0)])
     path = folder / "report.json"
     output = run(folder, "--json", path)
-    table = output[output.index("Guessed tokens by model") :]
+    table = output[output.index("Draft tokens by model") :]
     assert row(table, "small") == ["small", "8", "6", "0.75", "0.5", "4"]
     assert "large" not in table
     total = json.loads(path.read_text())["total"]
