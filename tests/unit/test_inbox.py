@@ -45,7 +45,9 @@ class House:
         if self.error is not None:
             raise self.error
 
-    def record(self, _: str, receipts: Sequence[Receipt], *given: object, **more: object) -> None:
+    def record(
+        self, session_id: str, receipts: Sequence[Receipt], *given: object, **more: object
+    ) -> None:
         self.outcomes |= {receipt.outcome for receipt in receipts}
 
     def in_use(self) -> int:
