@@ -17,7 +17,7 @@ from evals.studies.runners import ARMS
 from evals.tables import ratio, rows_of, table, value
 from greenllm.core import GreenllmError
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m (evals\.[\w.]+)([^`#\n]*)")
 
