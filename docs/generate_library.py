@@ -18,7 +18,7 @@ from docstrings import arguments, attributes, first, prose
 from finetune.recipe import Recipe
 from greenllm.choices import Choice
 from greenllm.core import Grammar, GreenllmError, InvalidRequestError, SamplingParams
-from greenllm.energy.ledger import Ledger, Row, Session
+from greenllm.energy.ledger import GroupSums, Ledger, Session
 from greenllm.energy.receipt import Receipt
 from greenllm.generation import Generation, GenerationError, Stream
 from greenllm.llm import LLM
@@ -39,7 +39,7 @@ PUBLIC: dict[str, tuple[Public, ...]] = {
     "Receipts and the ledger": (
         ("greenllm", Receipt, None),
         ("greenllm.energy.ledger", Ledger, ("receipt", "receipts", "sums", "sessions", "close")),
-        ("greenllm.energy.ledger", Row, ()),
+        ("greenllm.energy.ledger", GroupSums, ()),
         ("greenllm.energy.ledger", Session, ()),
     ),
     "Options": (

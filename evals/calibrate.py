@@ -70,7 +70,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CalibrationAnswer:
     """What was said to a prompt."""
 
     prompt: Prompt
@@ -136,7 +136,7 @@ def answers(
     prompts: Sequence[Prompt],
     max_tokens: int,
     approximation: Approximation | None = None,
-) -> list[Answer]:
+) -> list[CalibrationAnswer]:
     """Greedy answers, as the server would give them."""
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     requests = [
@@ -145,7 +145,7 @@ def answers(
     ]
     engine = bench.engine(bench.account(), BATCH)
     return [
-        Answer(
+        CalibrationAnswer(
             prompt,
             tuple(token.token_id for token in tokens if token.token_id is not None),
             tokens[-1].finish_reason == "stop",
@@ -156,7 +156,7 @@ def answers(
 
 
 @torch.inference_mode()
-def read_exit(model: Any, answer: Answer) -> list[Position]:
+def read_exit(model: Any, answer: CalibrationAnswer) -> list[Position]:
     """What the first layers would have said at each place of an answer."""
     prompt, said = answer.prompt.token_ids, answer.token_ids
     ids = torch.tensor([[*prompt, *said[:-1]]], device=model.device)
@@ -165,14 +165,14 @@ def read_exit(model: Any, answer: Answer) -> list[Position]:
     return [Position(0.0, True), *(Position(value, best == token) for value, best, token in pairs)]
 
 
-def find_positions(name: str, layer: int, found: Sequence[Answer]) -> list[Position]:
+def find_positions(name: str, layer: int, found: Sequence[CalibrationAnswer]) -> list[Position]:
     """The exit's positions in all answers, read in float32."""
     loaded = load_model(name, LoadOptions(dtype="float32", device="cpu"))
     model = first_layers(loaded.model, layer, loaded.shape.num_layers)
     return [position for answer in found for position in read_exit(model, answer)]
 
 
-def score(bench: Bench, found: Sequence[Answer]) -> Share:
+def score(bench: Bench, found: Sequence[CalibrationAnswer]) -> Share:
     """How many tokens are the whole model's likeliest after those before them."""
     params = SamplingParams(temperature=0, max_tokens=0, prompt_logprobs=1)
     requests = [
@@ -188,7 +188,9 @@ def score(bench: Bench, found: Sequence[Answer]) -> Share:
     return Share(part, total)
 
 
-def beside(bench: Bench, found: Sequence[Answer], plain: Sequence[Answer]) -> dict[str, Any]:
+def beside(
+    bench: Bench, found: Sequence[CalibrationAnswer], plain: Sequence[CalibrationAnswer]
+) -> dict[str, Any]:
     """What answers are like beside the plain ones."""
     num_layers = bench.runner.shape.num_layers
     tokens = sum(len(answer.token_ids) for answer in found)
@@ -202,7 +204,7 @@ def beside(bench: Bench, found: Sequence[Answer], plain: Sequence[Answer]) -> di
     }
 
 
-def right(tokenizer: Tokenizer, found: Sequence[Answer]) -> Share:
+def right(tokenizer: Tokenizer, found: Sequence[CalibrationAnswer]) -> Share:
     """Answers that are right to the letter, of those to which there is one right answer."""
     exact = [answer for answer in found if answer.prompt.answer is not None]
     told = [(answer, tokenizer.decode(answer.token_ids)) for answer in exact]

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.basis import sum_of
-from evals.evaluation import Result, evaluate, methods_of
+from evals.evaluation import TaskResult, evaluate, methods_of
 from evals.served import ServedModel, connect
 from evals.tasks.base import Task
 from greenllm.config import ConfigError
-from greenllm.intervals import Estimate, wilson
+from greenllm.intervals import Interval, wilson
 
 _TIMEOUT_S = 600.0
 
@@ -29,7 +29,7 @@ _TIMEOUT_S = 600.0
 class Scored:
     """One model; `by_task` are the shares that were right."""
 
-    solved: Estimate
+    solved: Interval
     joules_per_answer: float | None
     joules_per_token: float | None
     seconds_per_token: float
@@ -61,7 +61,7 @@ async def compare(
     Raises:
         BenchError: a server fails.
     """
-    found: dict[str, list[list[Result]]] = {name: [] for name in urls}
+    found: dict[str, list[list[TaskResult]]] = {name: [] for name in urls}
     async with AsyncExitStack() as stack:
         models = {
             name: await stack.enter_async_context(connect(url, None, None, _TIMEOUT_S))
@@ -76,11 +76,11 @@ async def compare(
     return {name: scored(results) for name, results in found.items()}
 
 
-async def _all(model: ServedModel, tasks: Sequence[Task], concurrency: int) -> list[Result]:
+async def _all(model: ServedModel, tasks: Sequence[Task], concurrency: int) -> list[TaskResult]:
     return [await evaluate(model, task, concurrency, lambda done, count: None) for task in tasks]
 
 
-def scored(rounds: Sequence[Sequence[Result]]) -> Scored:
+def scored(rounds: Sequence[Sequence[TaskResult]]) -> Scored:
     """A model's rounds together."""
     values = [example.score.value for result in rounds[0] for example in result.examples]
     solved = wilson(round(sum(values)), len(values))

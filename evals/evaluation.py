@@ -19,38 +19,38 @@ from typing import Any, Protocol
 
 from evals.basis import sum_of, together
 from evals.entry import BenchError
-from evals.served import Cost, RefusedError
+from evals.served import QueryCost, RefusedError
 from evals.tasks.base import Answer, Query, Rate, Score, Task
-from greenllm.intervals import Estimate, bootstrap, wilson
+from greenllm.intervals import Interval, bootstrap, wilson
 from greenllm.scorecard.card import wh_per_1000_requests
 
 
 class Model(Protocol):
     """What answers."""
 
-    def answer(self, query: Query) -> Awaitable[tuple[Answer, Cost]]:
+    def answer(self, query: Query) -> Awaitable[tuple[Answer, QueryCost]]:
         """Ask or rate; `RefusedError` where it is not taken, `BenchError` where nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ExampleResult:
     """What became of one example; what was refused has no cost. Seconds are the client's."""
 
     score: Score
-    cost: Cost | None
+    cost: QueryCost | None
     duration_s: float = 0.0
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TaskResult:
     """A task's examples, in their order, and how long they took together."""
 
     task: Task
-    examples: Sequence[Example]
+    examples: Sequence[ExampleResult]
     duration_s: float
 
-    def figure(self) -> Estimate:
+    def figure(self) -> Interval:
         """Accuracy, or bits per byte."""
         values = [example.score.value for example in self.examples]
         weights = [example.score.weight for example in self.examples]
@@ -62,7 +62,7 @@ class Result:
             raise BenchError(f"{self.task.name} has no examples")
         return found
 
-    def costs(self) -> list[Cost]:
+    def costs(self) -> list[QueryCost]:
         """Of every example that was answered."""
         return [example.cost for example in self.examples if example.cost is not None]
 
@@ -87,7 +87,7 @@ class Result:
         found = sorted(e.duration_s for e in self.examples if e.cost is not None)
         return found[max(0, math.ceil(share * len(found)) - 1)]
 
-    def joules_per_correct(self) -> Estimate | None:
+    def joules_per_correct(self) -> Interval | None:
         """All joules over the right answers: what a right answer costs, the wrong ones included."""
         joules = self.joules()
         if joules is None or self.task.measure != "accuracy":
@@ -134,7 +134,7 @@ def _over(accuracy: float, total_j: float | None, parts: float) -> float | None:
 
 async def evaluate(
     model: Model, task: Task, concurrency: int, progress: Callable[[int, int], None]
-) -> Result:
+) -> TaskResult:
     """Ask everything, so many at a time.
 
     Raises:
@@ -143,7 +143,7 @@ async def evaluate(
     count, done = task.count(), 0
     gate = asyncio.Semaphore(concurrency)
 
-    async def one(i: int) -> Example:
+    async def one(i: int) -> ExampleResult:
         nonlocal done
         async with gate:
             found = await _example(model, task, i)
@@ -155,22 +155,22 @@ async def evaluate(
     examples = await asyncio.gather(*(one(i) for i in range(count)))
     if count and all(example.error is not None for example in examples):
         raise BenchError(f"{task.name}: every example was refused: {examples[0].error}")
-    return Result(task, examples, time.perf_counter() - began_s)
+    return TaskResult(task, examples, time.perf_counter() - began_s)
 
 
-async def _example(model: Model, task: Task, i: int) -> Example:
+async def _example(model: Model, task: Task, i: int) -> ExampleResult:
     query, began_s = task.example(i), time.perf_counter()
     try:
         answer, cost = await model.answer(query)
     except RefusedError as error:
         if isinstance(query, Rate):
             raise BenchError(f"{task.name}, example {i + 1}: {error}") from error
-        return Example(Score(0.0), None, error=str(error))
+        return ExampleResult(Score(0.0), None, error=str(error))
     took_s = time.perf_counter() - began_s
-    return Example(task.score(i, answer), cost, took_s)
+    return ExampleResult(task.score(i, answer), cost, took_s)
 
 
-def methods_of(results: Sequence[Result]) -> Mapping[str, Any]:
+def methods_of(results: Sequence[TaskResult]) -> Mapping[str, Any]:
     """How the joules were found: the meters' names, and whether all were measured."""
     costs = [cost for result in results for cost in result.costs()]
     known = [cost for cost in costs if cost.method is not None]
@@ -180,7 +180,7 @@ def methods_of(results: Sequence[Result]) -> Mapping[str, Any]:
     }
 
 
-def together_of(results: Sequence[Result]) -> dict[str, Any]:
+def together_of(results: Sequence[TaskResult]) -> dict[str, Any]:
     """Of all tasks: what their joules rest on, and the watt-hours of 1,000 requests."""
     costs = [cost for result in results for cost in result.costs()]
     total_j = sum_of([cost.joules for cost in costs])

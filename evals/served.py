@@ -35,7 +35,7 @@ class RefusedError(BenchError):
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class QueryCost:
     """What a query cost, None where the server does not say; grams are with the embodied ones."""
 
     joules: float | None
@@ -60,7 +60,7 @@ class ServedModel:
     has_chat: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    async def answer(self, query: Query) -> tuple[Answer, Cost]:
+    async def answer(self, query: Query) -> tuple[Answer, QueryCost]:
         """Ask or rate.
 
         Raises:
@@ -71,7 +71,7 @@ class ServedModel:
             return await self._rate(query)
         return await self._ask(query)
 
-    async def _ask(self, query: Ask) -> tuple[Answer, Cost]:
+    async def _ask(self, query: Ask) -> tuple[Answer, QueryCost]:
         settings = {"model": self.model, "temperature": 0, "max_tokens": query.max_tokens}
         settings |= self.settings
         if self.has_chat:
@@ -82,14 +82,14 @@ class ServedModel:
         found = await self._post("/v1/completions", {**settings, "prompt": text})
         return Answer(found["choices"][0]["text"]), cost_of(found)
 
-    async def _rate(self, query: Rate) -> tuple[Answer, Cost]:
-        windows: list[tuple[int, Window]] = []
+    async def _rate(self, query: Rate) -> tuple[Answer, QueryCost]:
+        windows: list[tuple[int, RatedWindow]] = []
         for place, (context, text) in enumerate(query.pairs):
             before, ids = await self._ids(context, text)
             windows += [(place, window) for window in windows_of(before, ids, self._longest)]
         sums = [0.0] * len(query.pairs)
         counts = [0] * len(query.pairs)
-        costs: list[Cost] = []
+        costs: list[QueryCost] = []
         for start in range(0, len(windows), _WINDOWS):
             part = windows[start : start + _WINDOWS]
             logprobs, cost = await self._logprobs([window for _, window in part])
@@ -100,7 +100,9 @@ class ServedModel:
         ratings = tuple(Rating(*pair) for pair in zip(sums, counts, strict=True))
         return Answer(ratings=ratings), total(costs)
 
-    async def _logprobs(self, windows: Sequence[Window]) -> tuple[list[list[float]], Cost]:
+    async def _logprobs(
+        self, windows: Sequence[RatedWindow]
+    ) -> tuple[list[list[float]], QueryCost]:
         """Log probabilities of each window's ids."""
         body = {
             **self.settings,
@@ -156,28 +158,28 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RatedWindow:
     """Ids to rate, after those that are only read."""
 
     context: tuple[int, ...]
     ids: tuple[int, ...]
 
 
-def windows_of(before: Sequence[int], ids: Sequence[int], longest: int) -> list[Window]:
+def windows_of(before: Sequence[int], ids: Sequence[int], longest: int) -> list[RatedWindow]:
     """Rate every id once: at once where it fits, else window by window.
 
     Where the context alone is too long its beginning is left out.
     """
     if len(before) + len(ids) <= longest:
-        return [Window(tuple(before), tuple(ids))]
+        return [RatedWindow(tuple(before), tuple(ids))]
     if len(before) > 1 and len(ids) < longest:
-        return [Window(tuple(before[len(ids) - longest :]), tuple(ids))]
+        return [RatedWindow(tuple(before[len(ids) - longest :]), tuple(ids))]
     size = longest - 1
-    found = [Window((before[-1],), tuple(ids[:size]))]
+    found = [RatedWindow((before[-1],), tuple(ids[:size]))]
     for start in range(size, len(ids), size):
         part = ids[start : start + size]
         read = ids[max(0, start + len(part) - longest) : start]
-        found.append(Window(tuple(read), tuple(part)))
+        found.append(RatedWindow(tuple(read), tuple(part)))
     return found
 
 
@@ -187,13 +189,13 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def cost_of(body: Mapping[str, Any]) -> Cost:
+def cost_of(body: Mapping[str, Any]) -> QueryCost:
     """What an answer's `usage` says."""
     usage = body.get("usage") or {}
     energy = usage.get("energy") or {}
     grams = energy.get("operational_gco2e")
     embodied = energy.get("embodied_gco2e")
-    return Cost(
+    return QueryCost(
         energy.get("energy_joules"),
         energy.get("active_joules"),
         sum_of((grams, embodied)),
@@ -205,9 +207,9 @@ def cost_of(body: Mapping[str, Any]) -> Cost:
     )
 
 
-def total(costs: Sequence[Cost]) -> Cost:
+def total(costs: Sequence[QueryCost]) -> QueryCost:
     """Several requests of one query; unknown where one is."""
-    return Cost(
+    return QueryCost(
         sum_of([cost.joules for cost in costs]),
         sum_of([cost.active_j for cost in costs]),
         sum_of([cost.grams for cost in costs]),

@@ -16,7 +16,7 @@ _Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Interval:
     """A figure with its 95 % interval, of so many examples."""
 
     value: float
@@ -31,7 +31,7 @@ class Estimate:
         return {"value": self.value, "low": low, "high": high, "examples": self.size}
 
 
-def bootstrap(sums: Sequence[float], weights: Sequence[float], seed: int = 0) -> Estimate | None:
+def bootstrap(sums: Sequence[float], weights: Sequence[float], seed: int = 0) -> Interval | None:
     """A ratio of sums, resampled by example (percentile bootstrap); None where it has none.
 
     A resample without any weight counts as infinite.
@@ -47,10 +47,10 @@ def bootstrap(sums: Sequence[float], weights: Sequence[float], seed: int = 0) ->
         found.append(sum(sums[i] for i in chosen) / weight if weight else math.inf)
     found.sort()
     low, high = (round(q * (_RESAMPLES - 1)) for q in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2))
-    return Estimate(sum(sums) / sum(weights), found[low], found[high], size)
+    return Interval(sum(sums) / sum(weights), found[low], found[high], size)
 
 
-def wilson(hits: int, size: int) -> Estimate | None:
+def wilson(hits: int, size: int) -> Interval | None:
     """A share with Wilson's interval."""
     if not size:
         return None
@@ -58,4 +58,4 @@ def wilson(hits: int, size: int) -> Estimate | None:
     centre = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
     half = _Z / (1 + _Z**2 / size) * math.sqrt(share * (1 - share) / size + (_Z / size / 2) ** 2)
     # Rounding must not put the ends beyond what was seen: of none right, zero is the low end.
-    return Estimate(share, max(0.0, min(share, centre - half)), max(share, centre + half), size)
+    return Interval(share, max(0.0, min(share, centre - half)), max(share, centre + half), size)

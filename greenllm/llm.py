@@ -24,6 +24,7 @@ from greenllm.config import load
 from greenllm.core import InvalidRequestError, SamplingParams, Token
 from greenllm.generation import Generation, Pieces, Stream, first_text
 from greenllm.options import EngineConfig
+from greenllm.places import places_of
 
 if TYPE_CHECKING:
     from greenllm.model.adapters import AdapterInfo
@@ -38,7 +39,8 @@ class LLM:
     Args:
         model: `bundled`, a model folder or a hub id.
         record: whether receipts go to the ledger in `data_dir`, as a server's do.
-        options: the engine's options by name, as in `greenllm serve --help` without HTTP's.
+        options: the engine's options by name, as in `greenllm serve --help` without HTTP's. Of the
+            environment only the folders are read.
 
     Raises:
         GreenllmError: an option is wrong, or the model cannot be loaded.
@@ -50,7 +52,8 @@ class LLM:
         from greenllm.energy.session import open_ledger
         from greenllm.load import load_engine
 
-        config = load(EngineConfig, flags={"model": model, **options})
+        places = places_of(EngineConfig)
+        config = load(EngineConfig, flags={"model": model, **options}, environment=places)
         meter, first = open_meter(config, Scope(gpus=config.device != "cpu"))
         self._served = load_engine(config, meter, first)
         self._engine = self._served.engine

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from fastapi import Request as HttpRequest
 
 from greenllm.energy.account.account import Totals
-from greenllm.energy.ledger import Row
+from greenllm.energy.ledger import GroupSums
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.loop import EngineLoop, Recorder
 from serving import auth
@@ -39,7 +39,7 @@ class ServerLedger(Recorder, Protocol):
         since_s: float = 0.0,
         until_s: float = 1e12,
         key: str | None = None,
-    ) -> list[Row]:
+    ) -> list[GroupSums]:
         """Sums per group."""
 
     def close(self) -> None:

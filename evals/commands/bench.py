@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from evals.load.client import Target, TargetError, first_model
+from evals.load.client import LoadTarget, TargetError, first_model
 from evals.load.config import BenchConfig
-from evals.load.drive import Load, Result, measure
+from evals.load.drive import Load, LoadResult, measure
 from evals.load.figures import Spread
 from evals.load.plan import even_shots, length_factor, read_trace, scale_trace
 from evals.load.processes import listener
@@ -70,10 +70,10 @@ def loads_of(config: BenchConfig) -> Iterator[Load]:
     yield Load(f"{config.trace.name}, lengths x {factor:.3g}", scaled)
 
 
-async def _measure(config: BenchConfig, loads: list[Load], console: Console) -> list[Result]:
+async def _measure(config: BenchConfig, loads: list[Load], console: Console) -> list[LoadResult]:
     url = config.base_url
     listed = await first_model(url, config.api_key)
-    target = Target(
+    target = LoadTarget(
         url=url,
         model=config.model or listed,
         api_key=config.api_key,
@@ -94,7 +94,7 @@ async def _measure(config: BenchConfig, loads: list[Load], console: Console) -> 
     return results
 
 
-async def _warm_up(target: Target, config: BenchConfig) -> None:
+async def _warm_up(target: LoadTarget, config: BenchConfig) -> None:
     shots = even_shots(config.prompt_tokens, config.max_tokens)
     load = Load("warm-up", shots, min(8, config.warm_up), config.warm_up)
     result = await measure(replace(target, seed=config.seed - 1), load, None)
@@ -110,7 +110,7 @@ def _found_pid(url: str) -> int | None:
     return listener(parts.port or (443 if parts.scheme == "https" else 80))
 
 
-def _print(console: Console, results: list[Result]) -> None:
+def _print(console: Console, results: list[LoadResult]) -> None:
     rates, latencies = make_table(RATES), make_table(LATENCIES)
     for result in results:
         summary = result.summary
@@ -122,7 +122,7 @@ def _print(console: Console, results: list[Result]) -> None:
     _remark(console, results)
 
 
-def _remark(console: Console, results: list[Result]) -> None:
+def _remark(console: Console, results: list[LoadResult]) -> None:
     """What failed, and what the figures rest on."""
     for result in results:
         for reason, count in result.summary.failures.items():
@@ -137,7 +137,7 @@ def _remark(console: Console, results: list[Result]) -> None:
             console.print(f"{result.name}: process {seen.pid}, {memory}; {server}, {client}")
 
 
-def _row(result: Result) -> list[str]:
+def _row(result: LoadResult) -> list[str]:
     summary, seen, energy = result.summary, result.footprint, result.summary.energy
     return [
         result.name,
@@ -158,7 +158,7 @@ def _ms(spread: Spread | None) -> str:
     return " / ".join(number(1e3 * value) for value in (spread.p50, spread.p90, spread.p99))
 
 
-def _write(config: BenchConfig, results: list[Result], path: Path) -> None:
+def _write(config: BenchConfig, results: list[LoadResult], path: Path) -> None:
     options = {name: value for name, value in asdict(config).items() if name != "api_key"}
     text = json.dumps(
         {"options": options, "loads": [asdict(result) for result in results]},

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from evals.evaluation import Result, evaluate, methods_of, together_of
+from evals.evaluation import TaskResult, evaluate, methods_of, together_of
 from evals.evaluation_config import EvalConfig
 from evals.evaluation_report import draw, markdown
 from evals.served import connect
@@ -76,8 +76,8 @@ def _server(config: EvalConfig, console: Console) -> Iterator[str]:
 
 async def _evaluate(
     config: EvalConfig, url: str, tasks: Sequence[Task], console: Console
-) -> tuple[str, list[Result]]:
-    results: list[Result] = []
+) -> tuple[str, list[TaskResult]]:
+    results: list[TaskResult] = []
     async with connect(url, config.ask_for, config.api_key, config.timeout_s) as model:
         with Progress(console=console, disable=not console.is_terminal) as bar:
             for task in tasks:
@@ -100,7 +100,9 @@ def identity_of(config: EvalConfig, words: Sequence[str], began: datetime) -> di
     }
 
 
-def report(identity: Mapping[str, Any], model: str, results: Sequence[Result]) -> dict[str, Any]:
+def report(
+    identity: Mapping[str, Any], model: str, results: Sequence[TaskResult]
+) -> dict[str, Any]:
     """Everything that was found, as it is written."""
     return {
         "schema": SCHEMA,

@@ -20,7 +20,7 @@ from evals.tasks.generated.questions import generated_tasks
 from evals.tasks.registry import find_tasks
 from evals.tuning.config import TuneConfig
 from evals.tuning.report import as_dict, draw, markdown, toml
-from evals.tuning.search import Limits, Search, Trial
+from evals.tuning.search import Search, SearchLimits, Trial
 from evals.tuning.servers import Laps, ServerBench
 from evals.tuning.space import Space, first_of, parse_space
 from greenllm.config import ConfigError
@@ -89,9 +89,9 @@ class _TaskMaker:
         )
 
 
-def _limits(config: TuneConfig) -> Limits:
+def _limits(config: TuneConfig) -> SearchLimits:
     budget_j = None if config.budget_wh is None else config.budget_wh * 3600
-    return Limits(config.slowest_s, config.quality_floor or 0.0, budget_j)
+    return SearchLimits(config.slowest_s, config.quality_floor or 0.0, budget_j)
 
 
 def _meter(config: TuneConfig) -> Meter:

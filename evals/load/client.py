@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from evals.load.figures import Answer
+from evals.load.figures import LoadAnswer
 from evals.load.plan import Shot, prompt_ids, prompt_text
 from evals.load.stream import StreamReader, excerpt
 from greenllm.core import GreenllmError
@@ -40,7 +40,7 @@ class NoModelError(TargetError):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class LoadTarget:
     """A server, and how to ask it: what it takes, and how its streams end."""
 
     url: str
@@ -93,7 +93,9 @@ async def session(api_key: str | None, timeout_s: float) -> AsyncIterator[aiohtt
         yield opened
 
 
-async def shoot(http: aiohttp.ClientSession, target: Target, shot: Shot, late_s: float) -> Answer:
+async def shoot(
+    http: aiohttp.ClientSession, target: LoadTarget, shot: Shot, late_s: float
+) -> LoadAnswer:
     """Send one request and read its answer to the end."""
     body = json.dumps(target.body(shot)).encode()
     sent_s = time.monotonic()
@@ -111,7 +113,7 @@ async def shoot(http: aiohttp.ClientSession, target: Target, shot: Shot, late_s:
 
 
 async def _read(
-    http: aiohttp.ClientSession, target: Target, body: bytes, reader: StreamReader
+    http: aiohttp.ClientSession, target: LoadTarget, body: bytes, reader: StreamReader
 ) -> str | None:
     headers = {"Content-Type": "application/json"}
     async with http.post(target.url + target.path, data=body, headers=headers) as response:
@@ -126,11 +128,11 @@ async def _read(
 
 def _answer(
     reader: StreamReader, shot: Shot, sent_s: float, late_s: float, failure: str | None
-) -> Answer:
+) -> LoadAnswer:
     energy = reader.usage.get("energy")
     energy = energy if isinstance(energy, dict) else {}
     prompt_tokens = reader.usage.get("prompt_tokens")
-    return Answer(
+    return LoadAnswer(
         sent_s=sent_s,
         ended_s=time.monotonic(),
         first_s=reader.first_s,

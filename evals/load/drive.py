@@ -19,8 +19,8 @@ from itertools import islice
 
 import aiohttp
 
-from evals.load.client import Target, session, shoot
-from evals.load.figures import Answer, Summary, rate, summarize
+from evals.load.client import LoadTarget, session, shoot
+from evals.load.figures import LoadAnswer, Summary, rate, summarize
 from evals.load.plan import Shot
 from evals.load.processes import ProcessError, TreeClock, all_stats, memory_of
 
@@ -29,7 +29,7 @@ MAX_IN_FLIGHT = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class ProcessUsage:
     """What the server's process tree took during a load."""
 
     pid: int
@@ -40,12 +40,12 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class LoadResult:
     """A load's figures, with what server and client took; None where nobody looked."""
 
     name: str
     summary: Summary
-    footprint: Footprint | None
+    footprint: ProcessUsage | None
     tokens_per_cpu_s: float | None
     client_cpu_s: float
 
@@ -80,10 +80,10 @@ class Watch:
         self.peak_bytes = max(self.peak_bytes, size)
         self.processes = max(self.processes, len(pids))
 
-    def footprint(self) -> Footprint:
+    def footprint(self) -> ProcessUsage:
         """Everything until now."""
         self.look()
-        return Footprint(self.pid, self.cpu_s, self.peak_bytes, self.memory_kind, self.processes)
+        return ProcessUsage(self.pid, self.cpu_s, self.peak_bytes, self.memory_kind, self.processes)
 
 
 @asynccontextmanager
@@ -107,10 +107,10 @@ async def watching(pid: int | None) -> AsyncIterator[Watch | None]:
 
 
 async def closed_loop(
-    target: Target, shots: Iterable[Shot], concurrency: int, *, duration_s: float | None = None
-) -> list[Answer]:
+    target: LoadTarget, shots: Iterable[Shot], concurrency: int, *, duration_s: float | None = None
+) -> list[LoadAnswer]:
     """Keep `concurrency` requests in flight; start none after `duration_s`."""
-    pending, answers = iter(shots), list[Answer]()
+    pending, answers = iter(shots), list[LoadAnswer]()
     until_s = None if duration_s is None else time.monotonic() + duration_s
     async with session(target.api_key, target.timeout_s) as http, asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -120,9 +120,9 @@ async def closed_loop(
 
 async def _worker(
     http: aiohttp.ClientSession,
-    target: Target,
+    target: LoadTarget,
     pending: Iterator[Shot],
-    answers: list[Answer],
+    answers: list[LoadAnswer],
     until_s: float | None,
 ) -> None:
     for shot in pending:
@@ -133,9 +133,9 @@ async def _worker(
             await asyncio.sleep(0.01)  # a server that refuses at once is not hammered
 
 
-async def open_loop(target: Target, shots: Sequence[Shot]) -> list[Answer]:
+async def open_loop(target: LoadTarget, shots: Sequence[Shot]) -> list[LoadAnswer]:
     """Send each shot at its time."""
-    answers, in_flight = list[Answer](), 0
+    answers, in_flight = list[LoadAnswer](), 0
     start_s = time.monotonic()
 
     async def one(http: aiohttp.ClientSession, shot: Shot, late_s: float) -> None:
@@ -149,7 +149,7 @@ async def open_loop(target: Target, shots: Sequence[Shot]) -> list[Answer]:
             now_s = time.monotonic()
             if in_flight >= MAX_IN_FLIGHT:
                 reason = f"not sent: {MAX_IN_FLIGHT} in flight"
-                answers.append(Answer(now_s, now_s, failure=reason))
+                answers.append(LoadAnswer(now_s, now_s, failure=reason))
                 continue
             in_flight += 1
             group.create_task(one(http, shot, now_s - start_s - shot.at_s))
@@ -166,7 +166,7 @@ class Load:
     requests: int | None = None
     duration_s: float | None = None
 
-    async def send(self, target: Target) -> list[Answer]:
+    async def send(self, target: LoadTarget) -> list[LoadAnswer]:
         """Send it."""
         if self.concurrency is None:
             return await open_loop(target, list(self.shots))
@@ -174,7 +174,7 @@ class Load:
         return await closed_loop(target, shots, self.concurrency, duration_s=self.duration_s)
 
 
-async def measure(target: Target, load: Load, pid: int | None) -> Result:
+async def measure(target: LoadTarget, load: Load, pid: int | None) -> LoadResult:
     """Run a load and sum it up."""
     client_s = time.process_time()
     async with watching(pid) as watch:
@@ -183,4 +183,6 @@ async def measure(target: Target, load: Load, pid: int | None) -> Result:
         footprint = watch.footprint() if watch else None
     summary = summarize(answers)
     cpu_s = footprint.cpu_s if footprint else None
-    return Result(load.name, summary, footprint, rate(summary.completion_tokens, cpu_s), client_s)
+    return LoadResult(
+        load.name, summary, footprint, rate(summary.completion_tokens, cpu_s), client_s
+    )

@@ -20,7 +20,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LoadAnswer:
     """One request's end, on the client's monotonic clock; `failure` says why it does not count."""
 
     sent_s: float
@@ -57,7 +57,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Energy:
+class LoadEnergy:
     """Joules that the server said its answers took."""
 
     joules: float
@@ -83,7 +83,7 @@ class Summary:
     tpot_s: Spread | None
     end_to_end_s: Spread | None
     largest_delay_s: float
-    energy: Energy | None
+    energy: LoadEnergy | None
 
 
 def percentile(values: Sequence[float], quantile: float) -> float:
@@ -109,7 +109,7 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(*(percentile(known, quantile) for quantile in QUANTILES))
 
 
-def summarize(answers: Sequence[Answer]) -> Summary:
+def summarize(answers: Sequence[LoadAnswer]) -> Summary:
     """All figures of a run."""
     whole = [answer for answer in answers if answer.failure is None]
     failures = Counter(answer.failure for answer in answers if answer.failure is not None)
@@ -141,13 +141,13 @@ def rate(amount: float | None, seconds: float | None) -> float | None:
     return amount / seconds if amount and seconds else None
 
 
-def _wall_s(answers: Sequence[Answer]) -> float:
+def _wall_s(answers: Sequence[LoadAnswer]) -> float:
     if not answers:
         return 0.0
     return max(answer.ended_s for answer in answers) - min(answer.sent_s for answer in answers)
 
 
-def _energy(whole: Sequence[Answer]) -> Energy | None:
+def _energy(whole: Sequence[LoadAnswer]) -> LoadEnergy | None:
     """Sums over the answers that came with joules."""
     told = [(a.energy_j, a) for a in whole if a.energy_j is not None]
     if not told:
@@ -155,4 +155,4 @@ def _energy(whole: Sequence[Answer]) -> Energy | None:
     joules = math.fsum(energy_j for energy_j, _ in told)
     tokens = sum(answer.completion_tokens for _, answer in told)
     methods = sorted({answer.energy_method or "unknown" for _, answer in told})
-    return Energy(joules, joules / tokens if tokens else None, ", ".join(methods), len(told))
+    return LoadEnergy(joules, joules / tokens if tokens else None, ", ".join(methods), len(told))

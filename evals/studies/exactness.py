@@ -42,7 +42,7 @@ from greenllm.engine.native import NativeEngine
 from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import BUNDLED, LoadOptions, own_name, resolve
 from greenllm.options import EngineConfig
-from greenllm.runner.sampling import Place, sample
+from greenllm.runner.sampling import SamplingPosition, sample
 from greenllm.tokenizer import Tokenizer
 
 RUNNERS = ("openvino", "torch")
@@ -188,7 +188,7 @@ def is_near_tie(request: Request, plain: Answer, other: Answer, reference: Loade
     with torch.no_grad():
         logits = reference.model(torch.tensor([seq.token_ids])).logits[0, -1]
     noise = torch.rand(_TRIES, len(logits), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    choices = sample(logits + ROUNDING * noise, [Place(seq)] * _TRIES)
+    choices = sample(logits + ROUNDING * noise, [SamplingPosition(seq)] * _TRIES)
     return {plain[place].token_id, other[place].token_id} <= {found.token_id for found in choices}
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.entry import BenchError
-from evals.evaluation import Result, evaluate, methods_of
+from evals.evaluation import TaskResult, evaluate, methods_of
 from evals.served import connect
 from evals.studies import study
 from evals.studies.load import serve_all
@@ -44,7 +44,7 @@ _STYLES = ("o-", "o--", "o:", "o-.", "s-")
 _TIMEOUT_S = 600.0
 # Servers must not differ by what they find out about threads when they start.
 _OPTIONS = ("--speculative", "auto", "--no-prefix-cache", "--threads", "1")
-Cells = Mapping[tuple[str, str, int], Sequence[Result]]
+Cells = Mapping[tuple[str, str, int], Sequence[TaskResult]]
 
 
 def page(result: study.Result) -> str:
@@ -135,7 +135,7 @@ class Continuing:
         return Score(0.0)
 
 
-def joules_per_token(rounds: Sequence[Result]) -> list[float]:
+def joules_per_token(rounds: Sequence[TaskResult]) -> list[float]:
     """Of each round, idle share included.
 
     Raises:
@@ -148,7 +148,7 @@ def joules_per_token(rounds: Sequence[Result]) -> list[float]:
     return [total_j / count for total_j, count in zip(joules, tokens, strict=True)]
 
 
-def summary(rounds: Sequence[Result], *, has_quality: bool) -> dict[str, Any]:
+def summary(rounds: Sequence[TaskResult], *, has_quality: bool) -> dict[str, Any]:
     """Medians over rounds."""
     first = rounds[0]
     right = sum(round(example.score.value) for example in first.examples)
@@ -169,7 +169,7 @@ def questions(limit: int) -> Joined:
     return Joined(random.Random(1).sample(parts, len(parts)))
 
 
-async def turn(url: str, way: str, task: Task, batch: int) -> Result:
+async def turn(url: str, way: str, task: Task, batch: int) -> TaskResult:
     """All questions to one server, with one way of drafting, so many in flight."""
     fixed = {"ignore_eos": True} if isinstance(task, Continuing) else {}
     async with connect(url, None, None, _TIMEOUT_S) as model:
@@ -215,7 +215,7 @@ def main(
     groups = ([(*pair, size) for pair in itertools.product(arms, chosen)] for size in sizes)
     with serve_all(model, arms, *_OPTIONS, *draft) as servers:
 
-        def ask(key: tuple[str, str, int], number: int) -> Result:
+        def ask(key: tuple[str, str, int], number: int) -> TaskResult:
             precision, way, batch = key
             return asyncio.run(turn(servers[precision].url, way, task, batch))
 

@@ -41,7 +41,7 @@ class Perplexity:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MultipleChoice:
     """One right continuation among others."""
 
     context: str
@@ -54,7 +54,7 @@ class Choices:
     """Multiple choice by log probability; minimal pairs are choices of two without context."""
 
     name: str
-    items: Sequence[Choice]
+    items: Sequence[MultipleChoice]
     measure: Measure = "accuracy"
 
     @property
@@ -79,7 +79,7 @@ class Choices:
         return Score(float(found[right] > max(others)))
 
 
-def pair_of(where: str, row: Mapping[str, Any]) -> Choice:
+def pair_of(where: str, row: Mapping[str, Any]) -> MultipleChoice:
     """A minimal pair as BLiMP has them; the few whose sentences are the same are never right.
 
     Raises:
@@ -88,10 +88,10 @@ def pair_of(where: str, row: Mapping[str, Any]) -> Choice:
     good, bad = row.get("sentence_good"), row.get("sentence_bad")
     if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
         raise TaskError(f"{where} needs two texts, sentence_good and sentence_bad")
-    return Choice("", (good, bad), 0)
+    return MultipleChoice("", (good, bad), 0)
 
 
-def choice_of(where: str, row: Mapping[str, Any]) -> Choice:
+def choice_of(where: str, row: Mapping[str, Any]) -> MultipleChoice:
     """A question with `choices` and the number of the right one, or its text, as `answer`.
 
     Raises:
@@ -107,4 +107,4 @@ def choice_of(where: str, row: Mapping[str, Any]) -> Choice:
     right = options.index(answer) if answer in options else answer
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
         raise TaskError(f"{where}: answer must be one of the choices, or its number from 0")
-    return Choice(question, tuple(f" {option}" for option in options), right)
+    return MultipleChoice(question, tuple(f" {option}" for option in options), right)

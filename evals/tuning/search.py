@@ -22,7 +22,7 @@ from typing import Protocol
 
 from evals.tuning.space import Setting, Space, all_of, single_changes
 from greenllm.core import GreenllmError
-from greenllm.intervals import Estimate
+from greenllm.intervals import Interval
 
 KEPT = 4
 _SLACK = 1.25
@@ -42,14 +42,14 @@ class Trial:
 
     setting: Setting
     num_examples: int
-    quality: Estimate
+    quality: Interval
     joules_per_token: float
     p95_s: float
     spent_j: float
     error: str | None = None
 
 
-class Bench(Protocol):
+class TrialBench(Protocol):
     """Measures settings."""
 
     def measure(self, settings: Sequence[Setting], num_examples: int) -> list[Trial]:
@@ -57,7 +57,7 @@ class Bench(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SearchLimits:
     """What a setting has to keep, and what the search may cost."""
 
     slowest_s: float | None = None
@@ -81,8 +81,8 @@ class Limits:
 class Search:
     """A search under way: its trials, and why it ended early if it did."""
 
-    bench: Bench
-    limits: Limits
+    bench: TrialBench
+    limits: SearchLimits
     say: Say = lambda text: None
     trials: list[Trial] = field(default_factory=list)
     stopped_by: str | None = None
@@ -164,7 +164,7 @@ def last_of(trials: Sequence[Trial]) -> list[Trial]:
     return list(found.values())
 
 
-def ranked(space: Space, screened: Sequence[Trial], limits: Limits) -> list[Setting]:
+def ranked(space: Space, screened: Sequence[Trial], limits: SearchLimits) -> list[Setting]:
     """All settings that may keep the limits, the cheapest by prediction first."""
     first, trials = screened[0], {trial.setting: trial for trial in screened}
     effects: dict[tuple[str, str], Trial] = {}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.entry import BenchError
-from evals.evaluation import Result, evaluate
+from evals.evaluation import TaskResult, evaluate
 from evals.served import connect
 from evals.servers import running_server
 from evals.tasks.base import Task
@@ -32,11 +32,11 @@ from evals.tuning.space import Server, Setting, by_server, options_of
 from greenllm.core import GreenllmError
 from greenllm.energy.account.window import IdlePower, take_apart
 from greenllm.energy.meters.protocol import Meter
-from greenllm.intervals import Estimate, bootstrap, wilson
+from greenllm.intervals import Interval, bootstrap, wilson
 
 _WARM_UP = 4
 PARTS = 4
-_NOTHING = Estimate(0.0, 0.0, 0.0, 0)
+_NOTHING = Interval(0.0, 0.0, 0.0, 0)
 
 
 class Laps:
@@ -94,7 +94,7 @@ class ServerBench:
     def _in_turns(self, settings: Sequence[Setting], num_examples: int) -> list[Trial]:
         """Part of the examples to one setting after the other, then the next part."""
         spent_j, failures = self._start([setting.server for setting in settings])
-        results: list[list[Result]] = [[] for _ in settings]
+        results: list[list[TaskResult]] = [[] for _ in settings]
         parts = slices(self.make_tasks(num_examples), PARTS)
         for number, part in enumerate(parts):
             order = range(len(settings))
@@ -146,7 +146,7 @@ class ServerBench:
 
     async def _ask(
         self, url: str, setting: Setting, part: Sequence[Task], *, is_first: bool
-    ) -> list[Result]:
+    ) -> list[TaskResult]:
         request: dict[str, Any] = {n: {"method": value} for n, value in setting.request.items()}
         async with connect(url, None, None, 600.0) as model:
             asked = replace(model, settings=request)
@@ -169,14 +169,14 @@ class ServerBench:
 
 
 def _trial(
-    setting: Setting, results: Sequence[Result], spent_j: float, failure: Exception | None
+    setting: Setting, results: Sequence[TaskResult], spent_j: float, failure: Exception | None
 ) -> Trial:
     if failure is not None:
         return _failed(setting, spent_j, failure)
     return replace(trial_of(setting, whole(results)), spent_j=spent_j)
 
 
-def trial_of(setting: Setting, results: Sequence[Result]) -> Trial:
+def trial_of(setting: Setting, results: Sequence[TaskResult]) -> Trial:
     """All tasks together: every example counts alike.
 
     Raises:

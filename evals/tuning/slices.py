@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.evaluation import Result
+from evals.evaluation import TaskResult
 from evals.tasks.base import Answer, Measure, Query, Score, Task
 
 
@@ -59,13 +59,13 @@ def slices(tasks: Sequence[Task], parts: int) -> list[list[Slice]]:
     return found
 
 
-def whole(results: Sequence[Result]) -> list[Result]:
+def whole(results: Sequence[TaskResult]) -> list[TaskResult]:
     """Slices of a task together."""
-    found: dict[str, list[Result]] = {}
+    found: dict[str, list[TaskResult]] = {}
     for result in results:
         found.setdefault(result.task.name, []).append(result)
     return [
-        Result(
+        TaskResult(
             parts[0].task,
             [example for part in parts for example in part.examples],
             sum(part.duration_s for part in parts),

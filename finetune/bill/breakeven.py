@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from greenllm.intervals import Estimate
+from greenllm.intervals import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class AnswerCost:
     """Joules of one answer, and the share that was right."""
 
     joules: float
-    solved: Estimate
+    solved: Interval
 
 
 @dataclass(frozen=True, slots=True)

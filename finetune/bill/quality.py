@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from finetune.bill.phases import PhaseEnergy
-from greenllm.intervals import Estimate, bootstrap
+from greenllm.intervals import Interval, bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,11 @@ class Losses:
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
 
-    def mean(self) -> Estimate | None:
+    def mean(self) -> Interval | None:
         """Nats per token; None without examples."""
         return bootstrap(self.sums, self.tokens)
 
-    def more_than(self, before: Losses) -> Estimate | None:
+    def more_than(self, before: Losses) -> Interval | None:
         """Nats per token more than before, on the same examples."""
         pairs = zip(self.sums, before.sums, strict=True)
         return bootstrap([now - then for now, then in pairs], self.tokens)
@@ -44,9 +44,9 @@ class ModelQuality:
 
     losses: Losses
     probe: Losses
-    matches: Estimate | None
-    exits: Mapping[int, Estimate | None] = field(default_factory=dict)
-    preferred: Estimate | None = None
+    matches: Interval | None
+    exits: Mapping[int, Interval | None] = field(default_factory=dict)
+    preferred: Interval | None = None
     answers_j: float | None = None
     answer_steps: int = 0
     wanted_steps: int = 0

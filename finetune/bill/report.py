@@ -30,7 +30,7 @@ from finetune.recipe import Recipe
 from greenllm.energy.carbon.footprint import EmbodiedModel, operational_g, sci_g_per_1k_tokens
 from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.units import joules_to_kwh
-from greenllm.intervals import Estimate
+from greenllm.intervals import Interval
 from greenllm.scorecard.origin import command_line, machine_name
 
 SCHEMA = 1
@@ -203,11 +203,11 @@ def _quality(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _pair(before: Estimate | None, after: Estimate | None) -> dict[str, Any]:
+def _pair(before: Interval | None, after: Interval | None) -> dict[str, Any]:
     return {"before": _dict(before), "after": _dict(after)}
 
 
-def _dict(found: Estimate | None) -> dict[str, float | None] | None:
+def _dict(found: Interval | None) -> dict[str, float | None] | None:
     return None if found is None else found.as_dict()
 
 

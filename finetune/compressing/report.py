@@ -24,7 +24,7 @@ from evals.pages import page
 from finetune.bill.breakeven import AnswerCost, break_even
 from finetune.bill.report import Grams
 from greenllm.energy.carbon.footprint import operational_g
-from greenllm.intervals import Estimate
+from greenllm.intervals import Interval
 from greenllm.model.files import local_folder
 from greenllm.model.options import resolve
 
@@ -46,7 +46,7 @@ class Side:
 
     parameters: int
     weight_bytes: int
-    solved: Estimate
+    solved: Interval
     joules_per_answer: float | None
     joules_per_token: float | None
     seconds_per_token: float

@@ -20,7 +20,7 @@ from finetune.data.encoding import Encoded
 from finetune.train.exits import ExitHeads, exits_of
 from finetune.train.model import TorchDevice
 from finetune.train.setup import RunSetup
-from greenllm.intervals import Estimate, wilson
+from greenllm.intervals import Interval, wilson
 
 _ROWS = 16
 
@@ -63,7 +63,7 @@ def batches_of(
 @torch.no_grad()
 def answer_all(
     model: Any, items: Sequence[Encoded], device: TorchDevice, tokenizer: Any
-) -> tuple[Estimate | None, int, int]:
+) -> tuple[Interval | None, int, int]:
     """Answer the last turn of each example that has a whole one to learn, and compare.
 
     Returns the share of exact matches, and the decoding steps of the answers and of the
@@ -107,7 +107,7 @@ def _answers(
     return texts, found.shape[1] - width
 
 
-def _preferred(better: Losses, worse: Losses) -> Estimate | None:
+def _preferred(better: Losses, worse: Losses) -> Interval | None:
     """How often the better answer, as a whole, is the likelier one."""
     if not worse.sums:
         return None
@@ -118,7 +118,7 @@ def _preferred(better: Losses, worse: Losses) -> Estimate | None:
 @torch.no_grad()
 def agreements(
     model: Any, exits: ExitHeads, items: Sequence[Encoded], device: TorchDevice, pad: int
-) -> dict[int, Estimate | None]:
+) -> dict[int, Interval | None]:
     """Shares of learnt tokens that an exit would have chosen as the whole model does."""
     hits = dict.fromkeys(exits.layers, 0)
     size = 0
@@ -162,7 +162,7 @@ def _evaluate(setup: RunSetup, model: Any, account: PhaseAccount) -> ModelQualit
     )
     asked = _spent(account)
     worse = [item.rejected for item in items if item.rejected is not None]
-    exits: dict[int, Estimate | None] = {}
+    exits: dict[int, Interval | None] = {}
     if recipe.objective == "layerskip":
         exits = agreements(model, exits_of(recipe, model), items, device, pad)
     return ModelQuality(

@@ -46,7 +46,7 @@ _PROCESSORS = ("EPYC", "Xeon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question(CarbonOptions):
+class EstimateOptions(CarbonOptions):
     """What is to be estimated: hours of hardware, or tokens of a model."""
 
     panel = Options.panel
@@ -77,7 +77,7 @@ class Question(CarbonOptions):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Forecast:
     """An estimate, what it is of, and what else is to be said about it."""
 
     subject: str
@@ -85,7 +85,7 @@ class Answer:
     notes: tuple[str, ...]
 
 
-def estimate(question: Question) -> None:
+def estimate(question: EstimateOptions) -> None:
     """Print an estimate.
 
     Raises:
@@ -98,7 +98,7 @@ def estimate(question: Question) -> None:
     print_answer(make_console(), question, answer)
 
 
-def answer_to(question: Question, cpu: CpuInfo) -> Answer:
+def answer_to(question: EstimateOptions, cpu: CpuInfo) -> Forecast:
     """Estimate for the hardware named, or for this machine's processor.
 
     Raises:
@@ -128,7 +128,9 @@ def find_accelerator(name: str) -> Accelerator:
     return accelerator(name)
 
 
-def _hours(question: Question, gpu: Accelerator | None, cpu: CpuInfo, site: Site) -> Answer:
+def _hours(
+    question: EstimateOptions, gpu: Accelerator | None, cpu: CpuInfo, site: Site
+) -> Forecast:
     if gpu is None:
         power, num_vcpus = vcpu_power(cpu), question.vcpus or cpu.num_vcpus
         device, name, notes = vcpu_device(power, num_vcpus), f"{num_vcpus} vCPUs", _cpu_notes(power)
@@ -140,12 +142,14 @@ def _hours(question: Question, gpu: Accelerator | None, cpu: CpuInfo, site: Site
     estimate = estimate_hours(question.hours or 0.0, device, question.utilisation, site)
     if gpu is not None and estimate.embodied_g is not None:
         notes = (*notes, f"manufacture: {ACCELERATOR_EMBODIED}")
-    return Answer(
+    return Forecast(
         f"{question.hours:g} h of {name} at {question.utilisation:.0%} load", estimate, notes
     )
 
 
-def _tokens(question: Question, gpu: Accelerator | None, power: VcpuPower, site: Site) -> Answer:
+def _tokens(
+    question: EstimateOptions, gpu: Accelerator | None, power: VcpuPower, site: Site
+) -> Forecast:
     prompt, completion = question.prompt_tokens, question.completion_tokens
     work = TokenWork(question.parameters_b or 0.0, prompt, completion)
     subject = (
@@ -153,7 +157,9 @@ def _tokens(question: Question, gpu: Accelerator | None, power: VcpuPower, site:
         " billion parameters on"
     )
     if gpu is None:
-        return Answer(f"{subject} CPUs", estimate_cpu_tokens(work, power, site), _cpu_notes(power))
+        return Forecast(
+            f"{subject} CPUs", estimate_cpu_tokens(work, power, site), _cpu_notes(power)
+        )
     if any(word in gpu.name for word in _PROCESSORS):
         raise ConfigError("tokens are estimated for a GPU, or for --hardware cpu")
     estimate = estimate_gpu_tokens(work, site)
@@ -161,7 +167,7 @@ def _tokens(question: Question, gpu: Accelerator | None, power: VcpuPower, site:
     if estimate.extrapolated:
         low, high = FITTED_SIZES_B
         notes.append(f"extrapolated: the model was fitted from {low:g} to {high:g} billion")
-    return Answer(f"{subject} a GPU", estimate, tuple(notes))
+    return Forecast(f"{subject} a GPU", estimate, tuple(notes))
 
 
 def _cpu_notes(power: VcpuPower) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ def _cpu_notes(power: VcpuPower) -> tuple[str, ...]:
     return (f"watts per vCPU of {power.family} ({power.source})",)
 
 
-def print_answer(console: Console, question: Question, answer: Answer) -> None:
+def print_answer(console: Console, question: EstimateOptions, answer: Forecast) -> None:
     """Print the figures, and what they rest on."""
     estimate = answer.estimate
     print_table(console, f"Estimate: {answer.subject}", figures_table(estimate))

@@ -24,7 +24,7 @@ from greenllm.places import places_of
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CommandRow:
     """Where a command is, and its help.
 
     positional: the option that may be given without its flag.
@@ -57,7 +57,7 @@ class PanelCommand(TyperCommand):
 class LazyCommand(TyperCommand):
     """A command whose options are known once its module is imported."""
 
-    row: ClassVar[Row]
+    row: ClassVar[CommandRow]
 
     def load(self) -> TyperCommand:
         """Import the function and make the command of it."""
@@ -72,7 +72,9 @@ class LazyCommand(TyperCommand):
         return self.load().make_context(*arguments, **named)
 
 
-def add_commands(app: typer.Typer, table: Mapping[str, Row], groups: Mapping[str, str]) -> None:
+def add_commands(
+    app: typer.Typer, table: Mapping[str, CommandRow], groups: Mapping[str, str]
+) -> None:
     """Add a command per row; `bench serve` is the command `serve` of the group `bench`."""
     apps = {"": app}
     for name, help_text in groups.items():
@@ -90,7 +92,7 @@ def _nothing() -> None:
     """In the place of a function that is not imported yet."""
 
 
-def _callable(row: Row) -> Callable[..., None]:
+def _callable(row: CommandRow) -> Callable[..., None]:
     module, _, name = row.target.partition(":")
     function: Callable[..., None] = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(function)

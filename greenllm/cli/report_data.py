@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from greenllm.config import ConfigError
 from greenllm.energy.account.account import CONSERVATION_TOLERANCE
-from greenllm.energy.ledger import GROUPS, Ledger, Row, Session
+from greenllm.energy.ledger import GROUPS, GroupSums, Ledger, Session
 from greenllm.energy.period import parse_moment
 
 FOREVER_S = 1e12
@@ -53,8 +53,8 @@ class Report:
 
     period: Period
     group_by: str
-    groups: tuple[Row, ...]
-    total: Row
+    groups: tuple[GroupSums, ...]
+    total: GroupSums
     accounts: tuple[SessionAccount, ...]
     parameters: int | None
 
@@ -86,7 +86,7 @@ def collect(ledger: Ledger, period: Period, group_by: str) -> Report:
     """Sum up a period."""
     since_s, until_s = period.since_s, period.until_s
     groups = ledger.sums(group_by, since_s=since_s, until_s=until_s)
-    (total,) = ledger.sums(since_s=since_s, until_s=until_s) or [Row()]
+    (total,) = ledger.sums(since_s=since_s, until_s=until_s) or [GroupSums()]
     sizes = ledger.model_sizes(since_s=since_s, until_s=until_s)
     only = sizes.pop() if len(sizes) == 1 else None
     return Report(period, group_by, tuple(groups), total, _accounts(ledger, period), only)

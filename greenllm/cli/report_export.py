@@ -22,7 +22,7 @@ from rich.progress import track
 from greenllm.cli.report_data import FOREVER_S, Period, Report, SessionAccount
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
-from greenllm.energy.ledger import Ledger, Row
+from greenllm.energy.ledger import GroupSums, Ledger
 from greenllm.energy.receipt import Receipt
 from greenllm.energy.units import joules_to_kwh
 from greenllm.figures import UNKNOWN
@@ -103,7 +103,7 @@ def report_object(report: Report) -> dict[str, Any]:
     }
 
 
-def _sums(sums: Row) -> dict[str, Any]:
+def _sums(sums: GroupSums) -> dict[str, Any]:
     return {
         "requests": sums.requests,
         "prompt_tokens": sums.prompt_tokens,
@@ -186,7 +186,7 @@ def write_plot(path: Path, report: Report) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _shown(report: Report) -> tuple[list[Row], str]:
+def _shown(report: Report) -> tuple[list[GroupSums], str]:
     """The groups there is room for, in their own order, and a heading that says what is not."""
     heading = f"Energy by {report.group_by}"
     left_out = len(report.groups) - MAX_BARS
@@ -200,7 +200,7 @@ def _shown(report: Report) -> tuple[list[Row], str]:
     return shown, f"{heading} (without {left_out} smaller ones)"
 
 
-def _draw_energy(axes: Axes, shown: list[Row]) -> None:
+def _draw_energy(axes: Axes, shown: list[GroupSums]) -> None:
     places = range(len(shown))
     active = [sums.active_j or 0.0 for sums in shown]
     idle = [sums.idle_j or 0.0 for sums in shown]
@@ -211,7 +211,7 @@ def _draw_energy(axes: Axes, shown: list[Row]) -> None:
     _mark_unknown(axes, [sums.total_j for sums in shown])
 
 
-def _draw_ratio(axes: Axes, shown: list[Row]) -> None:
+def _draw_ratio(axes: Axes, shown: list[GroupSums]) -> None:
     values = [sums.joules_per_token for sums in shown]
     axes.barh(range(len(shown)), [value or 0.0 for value in values], _BAR, color=_RATIO_COLOUR)
     axes.set_xlabel("joules per completion token")
@@ -224,6 +224,6 @@ def _mark_unknown(axes: Axes, values: list[float | None]) -> None:
             axes.text(0, place, f" {UNKNOWN}", va="center")
 
 
-def _label(sums: Row) -> str:
+def _label(sums: GroupSums) -> str:
     name = UNKNOWN if sums.group is None else sums.group
     return name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from greenllm.cli.report_data import Report, SessionAccount
-from greenllm.energy.ledger import Row, Session
+from greenllm.energy.ledger import GroupSums, Session
 from greenllm.energy.units import joules_to_kwh
 from greenllm.figures import UNKNOWN, make_table, moment, number, print_table
 
-Columns = Mapping[str, Callable[[Row], str]]
+Columns = Mapping[str, Callable[[GroupSums], str]]
 
 _GROUP: Columns = {
     "requests": lambda row: f"{row.requests:,}",
@@ -82,14 +82,14 @@ def draft_table(report: Report) -> Table:
     return _table(report.group_by, _DRAFT, [row for row in report.groups if row.drafted_tokens])
 
 
-def _table(group_by: str, columns: Columns, rows: Iterable[Row]) -> Table:
+def _table(group_by: str, columns: Columns, rows: Iterable[GroupSums]) -> Table:
     table = make_table((group_by, *columns))
     for row in rows:
         table.add_row(UNKNOWN if row.group is None else row.group, *_cells(columns, row))
     return table
 
 
-def _cells(columns: Columns, row: Row) -> list[str]:
+def _cells(columns: Columns, row: GroupSums) -> list[str]:
     return [column(row) for column in columns.values()]
 
 

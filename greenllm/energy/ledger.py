@@ -144,7 +144,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class GroupSums:
     """Sums of a group of requests; joules are those of final receipts, None when there is none.
 
     `unmetered` counts the others: refused, provisional, without a meter. Tokens that were lost with
@@ -314,7 +314,7 @@ class Ledger:
         since_s: float = 0.0,
         until_s: float = 1e12,
         key: str | None = None,
-    ) -> list[Row]:
+    ) -> list[GroupSums]:
         """Sums per group, or one row of everything; of one key's requests where it is given."""
         group = GROUPS[group_by] if group_by else "NULL"
         rows = self._query(
@@ -323,7 +323,7 @@ class Ledger:
             " GROUP BY grp ORDER BY grp",
             (since_s, until_s, key, key),
         )
-        return [Row(*row) for row in rows]
+        return [GroupSums(*row) for row in rows]
 
     def sessions(self) -> list[Session]:
         """All sessions, oldest first."""

@@ -51,7 +51,7 @@ class LayerShape:
 
 
 @dataclass(slots=True)
-class Plan:
+class AttentionPlan:
     """Where the tokens of one step go, as index tensors on one device.
 
     `slots` [num_tokens] is where new keys are written. Decode rows come first in the packed order:
@@ -69,9 +69,9 @@ class Plan:
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
     is_recorded: bool = False
 
-    def to(self, device: torch.device) -> Plan:
+    def to(self, device: torch.device) -> AttentionPlan:
         """The same plan on another device."""
-        return Plan(
+        return AttentionPlan(
             self.slots.to(device),
             self.num_decode,
             self.decode_slots.to(device),
@@ -81,7 +81,7 @@ class Plan:
         )
 
 
-def make_plan(chunks: list[Chunk], block_size: int, *, side_by_side: bool = False) -> Plan:
+def make_plan(chunks: list[Chunk], block_size: int, *, side_by_side: bool = False) -> AttentionPlan:
     """Lay out chunks, which must be ordered single tokens first.
 
     With `side_by_side` several prompt chunks are computed together; see `prompts`.
@@ -98,7 +98,7 @@ def make_plan(chunks: list[Chunk], block_size: int, *, side_by_side: bool = Fals
         prefills.append((begin, begin + chunk.num_tokens, chunk.start, table))
         begin += chunk.num_tokens
     prompts = group_prefills(prefills) if side_by_side and len(prefills) > 1 else None
-    return Plan(torch.cat(slots), num_decode, decode_slots, lens, prefills, prompts)
+    return AttentionPlan(torch.cat(slots), num_decode, decode_slots, lens, prefills, prompts)
 
 
 def _context_slots(chunk: Chunk, block_size: int) -> Tensor:
@@ -115,7 +115,7 @@ class PagedAttention:
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
         self._pools: dict[int, tuple[Tensor, Tensor]] = {}
-        self._plans: dict[torch.device, Plan] = {}
+        self._plans: dict[torch.device, AttentionPlan] = {}
 
     def allocate(self, num_slots: int) -> None:
         """Make room for `num_slots` tokens in every layer seen so far."""
@@ -132,7 +132,7 @@ class PagedAttention:
                 blocks = pool.view(-1, block_size, *pool.shape[1:])
                 blocks[target] = blocks[source]
 
-    def use(self, plan: Plan) -> None:
+    def use(self, plan: AttentionPlan) -> None:
         """Set the plan of the step that is about to run."""
         self._plans = {plan.slots.device: plan}
 
@@ -178,7 +178,7 @@ class PagedAttention:
                 )
         return torch.cat(parts, dim=1), None
 
-    def _plan_on(self, device: torch.device) -> Plan:
+    def _plan_on(self, device: torch.device) -> AttentionPlan:
         plan = self._plans.get(device)
         if plan is None:
             plan = next(iter(self._plans.values())).to(device)
@@ -206,7 +206,7 @@ def _refuse(kwargs: dict[str, Any], attention_mask: Tensor | None) -> None:
 
 
 def _decode(
-    plan: Plan,
+    plan: AttentionPlan,
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -231,7 +231,7 @@ def _decode(
     return [out.flatten(1, 2)[None]]
 
 
-def _decode_mask(plan: Plan, window: int | None) -> Tensor | None:
+def _decode_mask(plan: AttentionPlan, window: int | None) -> Tensor | None:
     """Which slots each row sees: `[num_decode, 1, 1, longest]`; None when it is all of them."""
     if (-1, window) not in plan.masks:
         positions = torch.arange(plan.decode_slots.shape[1], device=plan.decode_slots.device)
@@ -244,7 +244,7 @@ def _decode_mask(plan: Plan, window: int | None) -> Tensor | None:
 
 
 def _prefill(
-    plan: Plan,
+    plan: AttentionPlan,
     index: int,
     query: Tensor,
     keys: Tensor,
@@ -285,7 +285,7 @@ def _prompts(
     return torch.cat(found).index_select(0, prompts.order)[None]
 
 
-def _prefill_mask(plan: Plan, index: int, window: int | None) -> Tensor | None:
+def _prefill_mask(plan: AttentionPlan, index: int, window: int | None) -> Tensor | None:
     """Which positions each token of a chunk sees: `[1, 1, chunk tokens, context]`."""
     if (index, window) not in plan.masks:
         begin, end, start, slots = plan.prefills[index]

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from greenllm.core import MOST_DRAFTED, Chunk
-from greenllm.runner.attention import PagedAttention, Plan
+from greenllm.runner.attention import AttentionPlan, PagedAttention
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def forward(
     slots = context.gather(1, positions[:, None])[:, 0]
     places = torch.arange(context.shape[1], device=inputs.device)
     context = torch.where(places[None] <= positions[:, None], context, context[:, :1])
-    attention.use(Plan(slots, len(ids), context, positions + 1, [], is_recorded=True))
+    attention.use(AttentionPlan(slots, len(ids), context, positions + 1, [], is_recorded=True))
     output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
     logits: Tensor = output.logits[0].float()
     return logits

@@ -8,7 +8,7 @@ from itertools import islice
 from torch import Tensor
 
 from greenllm.core import Chunk, Sample, TokenLogprob
-from greenllm.runner.sampling import Choice, Place, complaint, sample, token_logprobs
+from greenllm.runner.sampling import Draw, SamplingPosition, complaint, sample, token_logprobs
 
 
 def wanted_rows(chunk: Chunk) -> range:
@@ -34,7 +34,7 @@ def packed_rows(chunks: list[Chunk], rows: list[range]) -> list[int]:
 
 def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sample]:
     """Score prompts, choose tokens, check drafts; logits `[wanted rows, vocabulary]`, float32."""
-    places: list[Place] = []
+    places: list[SamplingPosition] = []
     counts: list[int] = []
     needed: list[int] = []
     prompts: list[tuple[TokenLogprob, ...]] = []
@@ -43,7 +43,7 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
         begin, end = end, end + len(wanted)
         prompts.append(_score_prompt(chunk, logits[begin:end]))
         counts.append(1 + len(chunk.draft) if _draws(chunk) else 0)
-        places += [Place(chunk.seq, chunk.draft[:i]) for i in range(counts[-1])]
+        places += [SamplingPosition(chunk.seq, chunk.draft[:i]) for i in range(counts[-1])]
         needed += range(end - counts[-1], end)
     choices = iter(sample(logits if len(needed) == len(logits) else logits[needed], places))
     return [
@@ -52,11 +52,11 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
     ]
 
 
-def _checked(chunk: Chunk, choices: list[Choice], prompt: tuple[TokenLogprob, ...]) -> Sample:
+def _checked(chunk: Chunk, choices: list[Draw], prompt: tuple[TokenLogprob, ...]) -> Sample:
     """The choices up to the first that rejects a draft token, inclusive; the others never were."""
     if not all(math.isfinite(score.logprob) for score in prompt):
         return Sample(error=complaint(chunk.seq))
-    taken: list[Choice] = []
+    taken: list[Draw] = []
     for choice, drafted in zip(choices, (*chunk.draft, None), strict=False):
         if choice.error and not taken:
             return Sample(prompt=prompt, error=choice.error)

@@ -132,11 +132,11 @@ def _openvino_refusal(config: EngineConfig) -> str | None:
 
 def _openvino(config: EngineConfig, num_blocks: int | None) -> Runner:
     try:
-        from greenllm.runner.openvino.load import CacheOptions, build_runner, read_blueprint
+        from greenllm.runner.openvino.load import KvCacheOptions, build_runner, read_blueprint
     except (ImportError, OSError) as error:
         raise CannotServeError(f"OpenVINO cannot be imported: {error}") from error
     warn_if_untested()
-    caches = CacheOptions(
+    caches = KvCacheOptions(
         kv_cache_bytes=int(config.kv_cache_gb * 1e9),
         max_num_seqs=config.max_num_seqs,
         kv_dtype=config.kv_dtype,

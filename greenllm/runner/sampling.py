@@ -33,7 +33,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SamplingPosition:
     """Where a token is chosen: after a sequence's tokens and the draft tokens `ahead` of it."""
 
     seq: Sequence
@@ -68,7 +68,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Draw:
     """A chosen token and its log probability where asked for; or `error`."""
 
     token_id: int
@@ -76,7 +76,7 @@ class Choice:
     error: str = ""
 
 
-def sample(logits: Tensor, rows: list[Place]) -> list[Choice]:
+def sample(logits: Tensor, rows: list[SamplingPosition]) -> list[Draw]:
     """Choose the next token of each row; logits `[rows, vocabulary]`, float32.
 
     A row whose largest logit is not a finite number gets an error in its place.
@@ -95,14 +95,14 @@ def sample(logits: Tensor, rows: list[Place]) -> list[Choice]:
             chosen[i] = token_id
     wanted = [i for i, row in enumerate(rows) if sound[i] and row.sampling.logprobs is not None]
     choices = [
-        Choice(token_id, error="" if fine else complaint(row.seq))
+        Draw(token_id, error="" if fine else complaint(row.seq))
         for token_id, fine, row in zip(chosen, sound, rows, strict=True)
     ]
     if wanted:
         counts = [rows[i].sampling.logprobs or 0 for i in wanted]
         reports = token_logprobs(logits[wanted], [chosen[i] for i in wanted], counts)
         for i, report in zip(wanted, reports, strict=True):
-            choices[i] = Choice(chosen[i], report)
+            choices[i] = Draw(chosen[i], report)
     return choices
 
 
@@ -136,7 +136,7 @@ def token_logprobs(logits: Tensor, token_ids: list[int], counts: list[int]) -> l
     ]
 
 
-def _adjust(logits: Tensor, rows: list[Place]) -> Tensor:
+def _adjust(logits: Tensor, rows: list[SamplingPosition]) -> Tensor:
     """Apply bias, penalties and what is forbidden; the input is left alone."""
     touched = [i for i, row in enumerate(rows) if row.is_adjusted]
     if not touched:
@@ -147,7 +147,7 @@ def _adjust(logits: Tensor, rows: list[Place]) -> Tensor:
     return adjusted
 
 
-def _adjust_row(logits: Tensor, place: Place) -> None:
+def _adjust_row(logits: Tensor, place: SamplingPosition) -> None:
     seq, params = place.seq, place.sampling
     if params.logit_bias:
         logits[list(params.logit_bias)] += logits.new_tensor(list(params.logit_bias.values()))
@@ -167,7 +167,7 @@ def _adjust_row(logits: Tensor, place: Place) -> None:
         logits[list(counts)] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _draw(logits: Tensor, rows: list[Place]) -> list[int]:
+def _draw(logits: Tensor, rows: list[SamplingPosition]) -> list[int]:
     """Draw one token per row from its filtered distribution."""
     params = [row.sampling for row in rows]
     temperature = logits.new_tensor([p.temperature for p in params])[:, None]

@@ -158,13 +158,13 @@ def measure(config: Mapping[str, Any], plan: Blueprint) -> float:
     Raises:
         SelfCheckError: one of them failed.
     """
-    from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+    from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 
     precision = plan.precision
     options = LoadOptions(
         plan.options.quantization, precision.dtype_name, "cpu", max_context=CONTEXT
     )
-    caches = CacheOptions(_KV_BYTES, len(_LENGTHS), precision.kv_name)
+    caches = KvCacheOptions(_KV_BYTES, len(_LENGTHS), precision.kv_name)
     with tempfile.TemporaryDirectory() as name:
         given, restored = Path(name) / "given", Path(name) / "restored"
         _write_tiny(given, config)

@@ -56,14 +56,14 @@ class ThreadPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StepTime:
     """Least wall and CPU seconds of a step: what else runs on the machine only adds."""
 
     wall_s: float
     cpu_s: float
 
 
-def gain(costs: dict[int, Cost], policy: ThreadPolicy) -> float:
+def gain(costs: dict[int, StepTime], policy: ThreadPolicy) -> float:
     """How much more threads bring beyond what the policy wants of them, as a logarithm.
 
     `costs` by number of threads; the most are compared with the fewest.
@@ -99,7 +99,7 @@ def measure_plan(
     ones run as the largest that counts.
     """
     deadline = wall() + budget_s
-    tried: list[dict[int, Cost]] = []
+    tried: list[dict[int, StepTime]] = []
     for size in sizes:
         costs = _costs(partial(step, size), candidates, deadline, wall, cpu)
         if len(costs) < len(candidates):
@@ -122,7 +122,7 @@ def _costs(
     deadline: float,
     wall: Callable[[], float],
     cpu: Callable[[], float],
-) -> dict[int, Cost]:
+) -> dict[int, StepTime]:
     """Least costs by number of threads, of those that were timed before the deadline.
 
     Candidates take turns, so that a busy moment of the machine does not meet one of them only.
@@ -130,7 +130,7 @@ def _costs(
     for threads in candidates:
         if wall() < deadline:
             step(threads)  # the first of a shape compiles kernels
-    costs: dict[int, Cost] = {}
+    costs: dict[int, StepTime] = {}
     least, most = _RUNS
     enough_s = wall() + _ENOUGH_S
     for number in range(most):
@@ -139,11 +139,13 @@ def _costs(
                 return costs
             cost = _timed(partial(step, threads), wall, cpu)
             best = costs.get(threads, cost)
-            costs[threads] = Cost(min(best.wall_s, cost.wall_s), min(best.cpu_s, cost.cpu_s))
+            costs[threads] = StepTime(min(best.wall_s, cost.wall_s), min(best.cpu_s, cost.cpu_s))
     return costs
 
 
-def _timed(run: Callable[[], None], wall: Callable[[], float], cpu: Callable[[], float]) -> Cost:
+def _timed(
+    run: Callable[[], None], wall: Callable[[], float], cpu: Callable[[], float]
+) -> StepTime:
     wall_s, cpu_s = wall(), cpu()
     run()
-    return Cost(wall() - wall_s, cpu() - cpu_s)
+    return StepTime(wall() - wall_s, cpu() - cpu_s)

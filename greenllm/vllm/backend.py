@@ -33,7 +33,7 @@ _METHODS = {"off": None, "prompt_lookup": "ngram", "draft_model": "draft_model"}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BackendPlan:
     """What is to be loaded: a folder or hub id, the context, and where it runs."""
 
     source: str
@@ -61,7 +61,7 @@ def prepare_workers(threads: str) -> None:
         os.environ["OMP_NUM_THREADS"] = threads
 
 
-def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBackend:
+def make_backend(config: EngineConfig, plan: BackendPlan, journal: Journal) -> VllmBackend:
     """Start vLLM.
 
     Raises:
@@ -92,7 +92,7 @@ def make_backend(config: EngineConfig, plan: Plan, journal: Journal) -> VllmBack
         raise LoadError(f"vLLM cannot serve {config.model}: {reason}") from error
 
 
-def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
+def engine_values(config: EngineConfig, plan: BackendPlan) -> dict[str, Any]:
     """Arguments of vLLM's `EngineArgs`.
 
     On CPUs prompts are not cut into chunks: seeds and chunks together stop vLLM there.
@@ -130,7 +130,7 @@ def engine_values(config: EngineConfig, plan: Plan) -> dict[str, Any]:
     return values if block_size is None else values | {"block_size": block_size}
 
 
-def speculative_values(config: EngineConfig, plan: Plan) -> dict[str, Any] | None:
+def speculative_values(config: EngineConfig, plan: BackendPlan) -> dict[str, Any] | None:
     """How vLLM gets draft tokens.
 
     Raises:

@@ -23,7 +23,7 @@ from greenllm.model.options import LoadOptions, resolve
 from greenllm.model.targets import targets_of
 from greenllm.options import EngineConfig
 from greenllm.shape import ModelShape
-from greenllm.vllm.backend import Plan, make_backend
+from greenllm.vllm.backend import BackendPlan, make_backend
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.heads import draft_method_of
 from greenllm.vllm.quantization import Survey, check_quantization, dtype_for
@@ -92,9 +92,9 @@ def load_vllm(
     )
 
 
-def _plan(config: EngineConfig, info: ModelInfo) -> Plan:
+def _plan(config: EngineConfig, info: ModelInfo) -> BackendPlan:
     draft = None if config.draft_model is None else resolve(config.draft_model)
-    return Plan(
+    return BackendPlan(
         resolve(config.model),
         info.context_length,
         info.dtype,

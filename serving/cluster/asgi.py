@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.cluster.wire import Call, Head, Part
+from serving.cluster.wire import BodyPart, Call, Head
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -54,7 +54,7 @@ class _Exchange:
             self.answers.put_nowait(None)
 
 
-async def answer_of(app: App, call: Call) -> AsyncIterator[Head | Part]:
+async def answer_of(app: App, call: Call) -> AsyncIterator[Head | BodyPart]:
     """The app's answer to a call, part by part."""
     exchange = _Exchange(call.body)
     running = asyncio.create_task(exchange.run(app, scope_of(call)))
@@ -63,7 +63,7 @@ async def answer_of(app: App, call: Call) -> AsyncIterator[Head | Part]:
             if message["type"] == "http.response.start":
                 yield Head(message["status"], tuple(message.get("headers", ())))
             else:
-                yield Part(message.get("body", b""), bool(message.get("more_body", False)))
+                yield BodyPart(message.get("body", b""), bool(message.get("more_body", False)))
         await running
     finally:
         exchange.gone.set()

@@ -36,7 +36,7 @@ from greenllm.energy.carbon.policy import carbon_policy
 from greenllm.engine.drafting import check_draft_model
 from greenllm.model.files import check_folder
 from greenllm.model.options import resolve
-from serving.cluster.front import Limits, create_front, drain, end_all
+from serving.cluster.front import FrontLimits, create_front, drain, end_all
 from serving.cluster.keeper import Keeper
 from serving.cluster.ray_pool import RayPool, is_alive
 from serving.cluster.replica import Post, Replica, forget
@@ -275,7 +275,7 @@ def _reason(name: str) -> str:
 def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady) -> None:
     found = asyncio.run(pool.describe())
     base = frozenset(name for one in found for name in one["names"])
-    limits = Limits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
+    limits = FrontLimits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
     app = create_front(lambda: pool, limits)
     door = FrontDoor(
         app,

@@ -28,7 +28,7 @@ from greenllm import __version__
 from serving.app import answer_errors
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
-from serving.cluster.wire import Call, Head, Part, Ticket, kin_of
+from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
 from serving.errors import ApiError
 from serving.http import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES, disconnected, read_body
 
@@ -44,7 +44,7 @@ REAP_AFTER_S = (0.5, 2.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FrontLimits:
     """What the front takes, and under which names replicas serve the base model."""
 
     max_body_mb: float = 8.0
@@ -55,7 +55,7 @@ class Limits:
 class Front:
     """Sends calls to a pool, again where a replica is lost."""
 
-    def __init__(self, pool: Pool, limits: Limits) -> None:
+    def __init__(self, pool: Pool, limits: FrontLimits) -> None:
         self.draining = False
         self._pool = pool
         self._limits = limits
@@ -157,13 +157,15 @@ class Front:
             return await asyncio.to_thread(kin_of, call, self._limits.base)
         return kin_of(call, self._limits.base)
 
-    async def _body(self, first: Part, parts: AsyncIterator[Head | Part]) -> AsyncIterator[bytes]:
+    async def _body(
+        self, first: BodyPart, parts: AsyncIterator[Head | BodyPart]
+    ) -> AsyncIterator[bytes]:
         """The body, and in its place what became of it where the replica was lost."""
         is_whole = not first.more
         try:
             yield first.body
             async for part in parts:
-                if isinstance(part, Part):
+                if isinstance(part, BodyPart):
                     is_whole = not part.more
                     yield part.body
                 if self._ending.is_set() and not is_whole:
@@ -289,16 +291,16 @@ def _unloading(call: Call) -> Call:
     return Call("POST", UNLOAD_PATH, b"", (*headers, size), body, call.client)
 
 
-async def _beginning(parts: AsyncIterator[Head | Part]) -> tuple[Head, Part]:
+async def _beginning(parts: AsyncIterator[Head | BodyPart]) -> tuple[Head, BodyPart]:
     """Status, headers and the first piece of the body, which shows that work has begun."""
     head = await anext(parts, None)
     first = await anext(parts, None)
-    if not isinstance(head, Head) or not isinstance(first, Part):
+    if not isinstance(head, Head) or not isinstance(first, BodyPart):
         raise ApiError(500, "the replica's answer has no beginning; see its log")
     return head, first
 
 
-async def _close(parts: AsyncIterator[Head | Part]) -> None:
+async def _close(parts: AsyncIterator[Head | BodyPart]) -> None:
     with suppress(RuntimeError):  # it is running, and ends by itself
         closing = getattr(parts, "aclose", None)
         if closing is not None:
@@ -313,7 +315,7 @@ def _streamed(
     return response
 
 
-def create_front(make_pool: Callable[[], Pool], limits: Limits) -> FastAPI:
+def create_front(make_pool: Callable[[], Pool], limits: FrontLimits) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
 
     @asynccontextmanager

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from greenllm.energy.account.account import Totals
-from greenllm.energy.ledger import Ledger, Row
+from greenllm.energy.ledger import GroupSums, Ledger
 from greenllm.energy.receipt import Receipt
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Keeper:
 
     def sums(
         self, group_by: str | None, since_s: float, until_s: float, key: str | None
-    ) -> list[Row]:
+    ) -> list[GroupSums]:
         """See `Ledger.sums`."""
         return self._ledger.sums(group_by, since_s=since_s, until_s=until_s, key=key)
 

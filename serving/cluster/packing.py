@@ -20,7 +20,7 @@ _MOST_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ReplicaLoad:
     """Requests that a replica has, and how many fill it."""
 
     in_flight: int
@@ -38,7 +38,7 @@ class Packer:
     def __init__(self) -> None:
         self._homes: OrderedDict[str, str] = OrderedDict()
 
-    def rank(self, loads: Mapping[str, Load], ticket: Ticket) -> list[str]:
+    def rank(self, loads: Mapping[str, ReplicaLoad], ticket: Ticket) -> list[str]:
         """Replicas by preference, the best first; all of them where a target is not there.
 
         Whoever gets a call that is meant for another passes it on.
@@ -58,12 +58,12 @@ class Packer:
         while len(self._homes) > _MOST_REMEMBERED:
             self._homes.popitem(last=False)
 
-    def _warm(self, loads: Mapping[str, Load], ticket: Ticket) -> list[str]:
+    def _warm(self, loads: Mapping[str, ReplicaLoad], ticket: Ticket) -> list[str]:
         homes = [self._homes[kin] for kin in ticket.kin if kin in self._homes]
         return [home for home in homes if home in loads and not loads[home].is_full]
 
 
-def _packed(loads: Mapping[str, Load]) -> Sequence[str]:
+def _packed(loads: Mapping[str, ReplicaLoad]) -> Sequence[str]:
     """Those with room, the fullest first; then the full ones, the emptiest first."""
 
     def order(name: str) -> tuple[bool, int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from serving.cluster.wire import Call, Head, Part, Ticket
+from serving.cluster.wire import BodyPart, Call, Head, Ticket
 
 
 class ReplicaLostError(Exception):
@@ -19,7 +19,7 @@ class ReplicaLostError(Exception):
 class Pool(Protocol):
     """What the front needs of the replicas."""
 
-    def send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
+    def send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | BodyPart]:
         """A replica's answer."""
 
     async def describe(self) -> list[dict[str, Any]]:

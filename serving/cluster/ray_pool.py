@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from serving.cluster.pool import ReplicaLostError
-from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
+from serving.cluster.wire import PASSED_ON, BodyPart, Call, Head, Ticket
 
 _PATIENCE_S = 5.0
 
@@ -24,7 +24,7 @@ class RayPool:
         self._http = handle.options(method_name="http", stream=True)
         self._keeper = keeper
 
-    async def send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
+    async def send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | BodyPart]:
         """See `Pool`."""
         answer = self._http.remote(call, ticket)
         try:

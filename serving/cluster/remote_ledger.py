@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from greenllm.energy.account.account import Totals
-from greenllm.energy.ledger import MAX_UNWRITTEN, Row
+from greenllm.energy.ledger import MAX_UNWRITTEN, GroupSums
 from greenllm.energy.receipt import Receipt
 from serving.cluster.keeper import Books
 
@@ -90,10 +90,10 @@ class RemoteLedger:
         since_s: float = 0.0,
         until_s: float = 1e12,
         key: str | None = None,
-    ) -> list[Row]:
+    ) -> list[GroupSums]:
         """Sums over all replicas."""
         asked = self._keeper.sums.remote(group_by, since_s, until_s, key)
-        return cast(list[Row], ray.get(asked))
+        return cast(list[GroupSums], ray.get(asked))
 
     def totals(self) -> Totals:
         """Of all replicas of this deployment."""

@@ -37,7 +37,7 @@ from serving.cluster.asgi import answer_of
 from serving.cluster.curve import JoulesCurve
 from serving.cluster.remote_ledger import RemoteLedger
 from serving.cluster.scaling import STAT
-from serving.cluster.wire import PASSED_ON, Call, Head, Part, Ticket
+from serving.cluster.wire import PASSED_ON, BodyPart, Call, Head, Ticket
 from serving.config import ServeConfig
 from serving.server import build, make_state
 from serving.state import ServerState
@@ -113,11 +113,11 @@ class Replica:
         state: ServerState = self._app.state.server
         return state
 
-    async def http(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
+    async def http(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | BodyPart]:
         """Answer a request, unless it is meant for another or the engine has stopped."""
         if ticket.target not in (None, self._name) or not self._state.loop.is_alive:
             yield Head(503, (PASSED_ON,))
-            yield Part(b"", False)
+            yield BodyPart(b"", False)
             return
         async for part in answer_of(self._app, call):
             yield part

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serving.cluster.packing import Load, Packer
+from serving.cluster.packing import Packer, ReplicaLoad
 from serving.cluster.scaling import STAT
 from serving.cluster.wire import Ticket
 
@@ -51,7 +51,7 @@ class PackingRouter(RequestRouter):  # type: ignore[misc]
                 self._tentative[call] = (ranked[0], time.monotonic())
         return [[named[name]] for name in ranked]
 
-    def _loads(self, named: dict[str, RunningReplica]) -> dict[str, Load]:
+    def _loads(self, named: dict[str, RunningReplica]) -> dict[str, ReplicaLoad]:
         since_s = time.monotonic() - _TENTATIVE_S
         self._tentative = {
             call: (name, at_s) for call, (name, at_s) in self._tentative.items() if at_s > since_s
@@ -59,7 +59,7 @@ class PackingRouter(RequestRouter):  # type: ignore[misc]
         counts = Counter(self._routed.values())
         counts.update(name for name, _ in self._tentative.values())
         return {
-            name: Load(counts[name], int(replica.routing_stats.get(STAT, self._full_at)))
+            name: ReplicaLoad(counts[name], int(replica.routing_stats.get(STAT, self._full_at)))
             for name, replica in named.items()
         }
 

@@ -40,7 +40,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BodyPart:
     """A piece of an answer's body; `more` is False for the last."""
 
     body: bytes

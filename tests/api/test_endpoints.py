@@ -150,8 +150,8 @@ def test_whatever_a_model_is_called_it_is_one_model(start_app: StartApp) -> None
         receipt = server.http.get(f"/v1/energy/{answer['id']}").json()
         assert (receipt["model"], receipt["asked_model"]) == ("my-model", name)
         refused = server.completion(temperature=9) | {"model": name}
-        assert server.http.post(TEXT, json=refused).status_code == 400
-    server.wait_idle()
+        answer_id = server.http.post(TEXT, json=refused).headers["X-Request-Id"]
+        assert server.row(answer_id).http_status == 400
     sums = server.http.get("/v1/energy", params={"group_by": "model"}).json()["data"]
     assert [(row["group"], row["requests"]) for row in sums] == [("my-model", 4)]
     labels = {found[1] for name in server.metrics() if (found := MODEL_LABEL.search(name))}

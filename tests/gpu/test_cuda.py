@@ -20,7 +20,7 @@ from greenllm.engine.blocks import BlockManager
 from greenllm.engine.scheduler import Scheduler
 from greenllm.model.info import Quantization
 from greenllm.model.options import BUNDLED, BUNDLED_PATH, LoadOptions
-from greenllm.runner.sampling import Place, sample
+from greenllm.runner.sampling import SamplingPosition, sample
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.tokenizer import load_tokenizer
 
@@ -209,7 +209,7 @@ def test_draws_are_those_of_the_processor() -> None:
     sequences = [
         Sequence(request, 0, [1, 2, 3], 3, seed, frozenset(), max_len=9) for seed in range(300)
     ]
-    rows = [Place(seq) for seq in sequences]
+    rows = [SamplingPosition(seq) for seq in sequences]
     source = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 1000, generator=source).mul(3).expand(len(rows), -1)
     assert sample(logits.cuda(), rows) == sample(logits, rows)

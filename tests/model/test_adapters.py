@@ -25,7 +25,7 @@ from greenllm.model.options import LoadOptions
 from greenllm.model.spec import UnknownArchitectureError
 from greenllm.runner.base import Runner
 from greenllm.runner.openvino.decoders import DecoderFactory
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
@@ -83,7 +83,7 @@ def _torch_runner(folder: str) -> Runner:
 
 def _openvino_runner(folder: str) -> Runner:
     try:
-        return load_openvino_runner(folder, LoadOptions(), CacheOptions(2**23, 8))
+        return load_openvino_runner(folder, LoadOptions(), KvCacheOptions(2**23, 8))
     except UnknownArchitectureError as error:
         pytest.skip(str(error))
 

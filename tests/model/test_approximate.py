@@ -39,7 +39,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.options import EngineConfig
 from greenllm.runner.early_exit import first_layers
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
 from greenllm.shape import ModelShape
@@ -65,7 +65,9 @@ Tokens = list[list[int]]
 
 
 def _openvino(folder: str, options: LoadOptions | None = None, **caches: Any) -> Any:
-    return load_openvino_runner(folder, options or LoadOptions(), CacheOptions(2**25, 8, **caches))
+    return load_openvino_runner(
+        folder, options or LoadOptions(), KvCacheOptions(2**25, 8, **caches)
+    )
 
 
 def _torch(folder: str) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evals import calibrate
 from evals.calibrate import (
-    Answer,
+    CalibrationAnswer,
     Prompt,
     find_prompts,
     pieces,
@@ -190,7 +190,7 @@ PROMPT = Prompt((1, 2), "right")
 
 def test_the_exit_is_read_at_each_place_after_the_first() -> None:
     model = FirstLayers([0, 1, 3, 2], [0.0, 0.0, 20.0, 0.0])
-    answer = Answer(PROMPT, (3, 3, 1), True, None)
+    answer = CalibrationAnswer(PROMPT, (3, 3, 1), True, None)
     first, second, third = read_exit(model, answer)
     assert model.read == [1, 2, 3, 3]
     assert first == Position(0.0, True), "it is never the exit's"
@@ -199,7 +199,7 @@ def test_the_exit_is_read_at_each_place_after_the_first() -> None:
 
 
 def test_an_answer_of_one_token_gives_the_exit_nothing_to_say() -> None:
-    answer = Answer(PROMPT, (3,), True, None)
+    answer = CalibrationAnswer(PROMPT, (3,), True, None)
     assert read_exit(FirstLayers([], []), answer) == [Position(0.0, True)]
 
 
@@ -220,8 +220,8 @@ LETTERS = cast(Tokenizer, Letters())
 
 
 def test_answers_are_right_to_the_letter() -> None:
-    def said(text: str, prompt: Prompt = PROMPT, *, stopped: bool = True) -> Answer:
-        return Answer(prompt, tuple(map(ord, text)), stopped, None)
+    def said(text: str, prompt: Prompt = PROMPT, *, stopped: bool = True) -> CalibrationAnswer:
+        return CalibrationAnswer(prompt, tuple(map(ord, text)), stopped, None)
 
     open_ = replace(PROMPT, answer=None)
     found = [said("right"), said("right "), said("right", stopped=False), said("right", open_)]

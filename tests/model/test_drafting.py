@@ -38,7 +38,7 @@ from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.options import EngineConfig
 from greenllm.runner.draft_model import DraftModel, check_same_vocabulary
 from greenllm.runner.early_exit import first_layers
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.registry import load_draft_model, load_runner
 from greenllm.runner.stepwise import StepByStep
@@ -64,7 +64,7 @@ OFF = Speculation("off")
 
 
 def _openvino(folder: str, **caches: Any) -> OpenVinoRunner:
-    return load_openvino_runner(folder, LoadOptions(), CacheOptions(2**25, 8, **caches))
+    return load_openvino_runner(folder, LoadOptions(), KvCacheOptions(2**25, 8, **caches))
 
 
 def _torch(folder: str, **options: Any) -> TorchRunner:
@@ -321,7 +321,7 @@ def test_guesses_of_quantized_models(
     exits: Callable[..., Any],
     random_prompts: Callable[..., list[list[int]]],
 ) -> None:
-    options, caches = LoadOptions(quantization), CacheOptions(2**25, 8, kv_dtype)
+    options, caches = LoadOptions(quantization), KvCacheOptions(2**25, 8, kv_dtype)
     runner = load_openvino_runner(six_layers, options, caches)
     prompts = random_prompts(VOCABULARY, LENGTHS, seed=8)
     drafter = exits(runner, 3, 1, 4)

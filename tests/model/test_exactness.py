@@ -30,8 +30,8 @@ from greenllm.model.loader import LoadedModel, load_model
 from greenllm.model.options import LoadOptions
 from greenllm.runner import readout
 from greenllm.runner.draft_model import DraftModel
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
-from greenllm.runner.sampling import Choice, Place
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
+from greenllm.runner.sampling import Draw, SamplingPosition
 from greenllm.runner.torch import load_torch_runner
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import OFF, PromptLookup, Speculator
@@ -49,7 +49,7 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 def _openvino(folder: str, num_blocks: int | None = None) -> Any:
     return load_openvino_runner(
-        folder, LoadOptions(), CacheOptions(2**25, 32, num_blocks=num_blocks)
+        folder, LoadOptions(), KvCacheOptions(2**25, 32, num_blocks=num_blocks)
     )
 
 
@@ -127,7 +127,7 @@ def test_answers_are_those_without_guesses(
 
 
 def _take_all_guesses(patch: pytest.MonkeyPatch) -> None:
-    def checked(chunk: Chunk, choices: list[Choice], prompt: tuple[Any, ...]) -> Sample:
+    def checked(chunk: Chunk, choices: list[Draw], prompt: tuple[Any, ...]) -> Sample:
         if not choices:
             return Sample(prompt=prompt)
         scores = tuple(choice.logprob for choice in choices if choice.logprob is not None)
@@ -137,18 +137,20 @@ def _take_all_guesses(patch: pytest.MonkeyPatch) -> None:
 
 
 def _draw_alike_at_all_places(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Place, "position", property(lambda place: len(place.seq.token_ids)))
+    patch.setattr(SamplingPosition, "position", property(lambda place: len(place.seq.token_ids)))
 
 
 def _penalise_no_guesses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Place, "output_counts", property(lambda place: place.seq.output_counts))
+    patch.setattr(
+        SamplingPosition, "output_counts", property(lambda place: place.seq.output_counts)
+    )
 
 
 def _forbid_ends_for_longer(patch: pytest.MonkeyPatch) -> None:
-    def is_too_early(place: Place) -> bool:
+    def is_too_early(place: SamplingPosition) -> bool:
         return place.seq.num_generated < place.sampling.min_tokens
 
-    patch.setattr(Place, "is_too_early", property(is_too_early))
+    patch.setattr(SamplingPosition, "is_too_early", property(is_too_early))
 
 
 MUTATIONS: dict[Mutation, str] = {

@@ -24,7 +24,7 @@ from greenllm.model.weight_cache import cache_file
 from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.decoders import DecoderFactory
 from greenllm.runner.openvino.graph import GraphOptions, build_graph
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.precision import choose_precision
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
@@ -63,7 +63,7 @@ STORIES = 40
 
 def _load(folder: str | Path, options: LoadOptions | None = None, **caches: Any) -> OpenVinoRunner:
     caches = {"kv_cache_bytes": 2**23, "max_num_seqs": 8} | caches
-    return load_openvino_runner(str(folder), options or LoadOptions(), CacheOptions(**caches))
+    return load_openvino_runner(str(folder), options or LoadOptions(), KvCacheOptions(**caches))
 
 
 def _logits(

@@ -13,7 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from greenllm.core import AdapterRef, Chunk, Request, SamplingParams, Sequence
 from greenllm.runner.readout import read_out
-from greenllm.runner.sampling import Place, sample, token_logprobs, uniform
+from greenllm.runner.sampling import SamplingPosition, sample, token_logprobs, uniform
 from greenllm.runner.torch import TorchRunner
 
 LOGITS = (2.0, 1.5, 1.1, 0.4, 0.0, -0.7, -1.3, -3.0)
@@ -29,7 +29,7 @@ def _row(
     prompt: tuple[int, ...] = (0,),
     answer: tuple[int, ...] = (),
     seed: int = 0,
-) -> Place:
+) -> SamplingPosition:
     seq = Sequence(
         request=Request("request", (prompt,), params, model=""),
         index=0,
@@ -40,10 +40,12 @@ def _row(
         max_len=100,
         output_counts={token: answer.count(token) for token in answer},
     )
-    return Place(seq)
+    return SamplingPosition(seq)
 
 
-def _draw(rows: list[Place], logits: tuple[float, ...] | torch.Tensor = LOGITS) -> list[int]:
+def _draw(
+    rows: list[SamplingPosition], logits: tuple[float, ...] | torch.Tensor = LOGITS
+) -> list[int]:
     table = torch.as_tensor(logits, dtype=torch.float32).expand(len(rows), -1)
     return [found.token_id for found in sample(table, rows)]
 
@@ -214,7 +216,7 @@ def test_a_mask_forbids_tokens_of_its_own_sequence(temperature: float) -> None:
     held, free = (_row(SamplingParams(temperature=temperature), seed=3) for _ in range(2))
     alone = _draw([free])
     held.seq.mask = Counting()
-    assert _draw([free, held, Place(held.seq, (3,))]) == [*alone, 3, 4]
+    assert _draw([free, held, SamplingPosition(held.seq, (3,))]) == [*alone, 3, 4]
     held.seq.mask.push(5)
     assert _draw([held]) == [6]
 
@@ -380,7 +382,7 @@ def test_a_place_ahead_is_the_place_after_those_tokens(ahead: tuple[int, ...]) -
             params = SamplingParams(seed=seed, **kind)
             before = _row(params, answer=(2, 4), seed=seed)
             after = _row(params, answer=(2, 4, *ahead), seed=seed)
-            assert sample(logits, [Place(before.seq, ahead)]) == sample(logits, [after])
+            assert sample(logits, [SamplingPosition(before.seq, ahead)]) == sample(logits, [after])
 
 
 def test_a_prompt_scored_with_nan_is_an_error() -> None:

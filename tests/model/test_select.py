@@ -20,7 +20,7 @@ from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.model.spec import spec_of
 from greenllm.options import EngineConfig
 from greenllm.runner.openvino import attention
-from greenllm.runner.openvino.load import Blueprint, CacheOptions, read_blueprint
+from greenllm.runner.openvino.load import Blueprint, KvCacheOptions, read_blueprint
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.passes import remembered
@@ -125,7 +125,7 @@ def test_what_was_asked_for_by_name_is_never_replaced(
 def _plan(name: str = BUNDLED, **formats: Any) -> Blueprint:
     kv_dtype = formats.pop("kv_dtype", "auto")
     options = LoadOptions(**{"device": "cpu", **formats})
-    return read_blueprint(name, options, CacheOptions(2**22, 4, kv_dtype))
+    return read_blueprint(name, options, KvCacheOptions(2**22, 4, kv_dtype))
 
 
 def _config_only(tmp_path: Path, kind: str, **changes: Any) -> str:

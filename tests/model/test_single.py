@@ -20,7 +20,7 @@ from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.drafter import UnrolledDrafter
 from greenllm.runner.openvino.graph import GraphOptions, Sizes, build_graph
 from greenllm.runner.openvino.inputs import Rotation
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.openvino.single import SingleDecoders
 from greenllm.runner.threads import ThreadPlan
@@ -39,7 +39,7 @@ def folder(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _load(folder: str) -> OpenVinoRunner:
-    return load_openvino_runner(folder, LoadOptions(), CacheOptions(2**25, 8))
+    return load_openvino_runner(folder, LoadOptions(), KvCacheOptions(2**25, 8))
 
 
 @pytest.fixture(scope="module")

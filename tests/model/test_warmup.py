@@ -10,7 +10,7 @@ import torch
 
 from greenllm.model.options import BUNDLED, LoadOptions
 from greenllm.runner.openvino.decoders import Decoder, DecoderFactory
-from greenllm.runner.openvino.load import CacheOptions, load_openvino_runner
+from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.warmup import plan_threads
 
 
@@ -18,7 +18,7 @@ from greenllm.runner.warmup import plan_threads
 def test_the_plan_is_put_into_effect(
     setting: str, answers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = load_openvino_runner(BUNDLED, LoadOptions(), CacheOptions(2**26, 64))
+    ours = load_openvino_runner(BUNDLED, LoadOptions(), KvCacheOptions(2**26, 64))
     compiled, compile_ = {1}, DecoderFactory.compile
 
     def record(factory: DecoderFactory, threads: int) -> Decoder:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals.load.client import Target
+from evals.load.client import LoadTarget
 from evals.load.drive import Load, measure
 from evals.load.plan import even_shots
 from evals.servers import free_port
@@ -91,8 +91,8 @@ def take_turn(arm: Arm, plan: Plan, envs: Path, data: Path, seed: int) -> dict[s
         return {"failure": str(error)}
 
 
-def _target(arm: Arm, url: str, model: str, plan: Plan, seed: int) -> Target:
-    return Target(
+def _target(arm: Arm, url: str, model: str, plan: Plan, seed: int) -> LoadTarget:
+    return LoadTarget(
         url=url,
         model=model,
         vocabulary=VOCABULARY - 1,
@@ -105,7 +105,7 @@ def _target(arm: Arm, url: str, model: str, plan: Plan, seed: int) -> Target:
     )
 
 
-async def _loads(target: Target, plan: Plan, pid: int) -> dict[str, Any]:
+async def _loads(target: LoadTarget, plan: Plan, pid: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for load in plan.loads():
         warm = Load(

@@ -26,7 +26,7 @@ _BITS: dict[str, WeightBits] = {"none": 32, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class CacheOptions:
+class KvCacheOptions:
     """Keys and values in memory, quantized weights on disk (None: nowhere).
 
     Without `num_blocks` there are as many blocks as useful, within `kv_cache_bytes`.
@@ -49,10 +49,10 @@ class Blueprint:
     spec: DecoderSpec
     precision: Precision
     options: LoadOptions
-    caches: CacheOptions
+    caches: KvCacheOptions
 
 
-def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) -> OpenVinoRunner:
+def load_openvino_runner(name: str, options: LoadOptions, caches: KvCacheOptions) -> OpenVinoRunner:
     """Load a model and compile its graph.
 
     Raises:
@@ -62,7 +62,7 @@ def load_openvino_runner(name: str, options: LoadOptions, caches: CacheOptions) 
     return build_runner(read_blueprint(name, options, caches))
 
 
-def read_blueprint(name: str, options: LoadOptions, caches: CacheOptions) -> Blueprint:
+def read_blueprint(name: str, options: LoadOptions, caches: KvCacheOptions) -> Blueprint:
     """Read a model's config.json and decide how to compute it.
 
     Raises:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from greenllm.cli.app import app
-from greenllm.cli.estimate import Question, answer_to, find_accelerator
+from greenllm.cli.estimate import EstimateOptions, answer_to, find_accelerator
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
 from greenllm.energy.carbon.grid import IntensityTable
@@ -52,11 +52,11 @@ def test_hours_of_a_gpu_with_a_zone() -> None:
 
 
 def test_hours_of_a_cpu_scale_with_its_vcpus() -> None:
-    question = Question(hours=2, vcpus=4, utilisation=1)
+    question = EstimateOptions(hours=2, vcpus=4, utilisation=1)
     power = vcpu_power(MILAN)
     estimate = answer_to(question, MILAN).estimate
     assert estimate.it_j.mid == pytest.approx(4 * power.max_w * hours_to_seconds(2))
-    every = answer_to(Question(hours=2, utilisation=1), MILAN).estimate
+    every = answer_to(EstimateOptions(hours=2, utilisation=1), MILAN).estimate
     assert every.it_j.mid == pytest.approx(2 * estimate.it_j.mid)
 
 
@@ -99,7 +99,7 @@ def test_unknown_figures_of_the_hardware_are_dashes() -> None:
 
 
 def test_a_cpu_nobody_knows_is_said_to_be_one() -> None:
-    answer = answer_to(Question(hours=1), NOBODY)
+    answer = answer_to(EstimateOptions(hours=1), NOBODY)
     assert answer.estimate.method.endswith("generic")
     assert "was not recognised" in answer.notes[0]
 

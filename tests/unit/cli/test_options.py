@@ -21,7 +21,7 @@ from evals.tuning.config import TuneConfig
 from finetune.compressing.config import CompressConfig
 from finetune.recipe import Recipe
 from greenllm.cli.app import app as greenllm_app
-from greenllm.cli.estimate import Question
+from greenllm.cli.estimate import EstimateOptions
 from greenllm.cli.lazy import LazyCommand
 from greenllm.cli.options import with_options
 from greenllm.config import ConfigError, Options, flag, load
@@ -174,7 +174,7 @@ def test_what_commands_share_is_declared_once() -> None:
         EvalConfig,
         ProfileConfig,
         TuneConfig,
-        Question,
+        EstimateOptions,
     ]
     for group in (ModelOptions, MeterOptions, CarbonOptions, DeviceOptions, DataOptions):
         for spec in fields(group):

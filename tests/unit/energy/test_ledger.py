@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from greenllm.energy import ledger as module
 from greenllm.energy.account.account import Totals
-from greenllm.energy.ledger import Ledger, LedgerError, Row
+from greenllm.energy.ledger import GroupSums, Ledger, LedgerError
 from greenllm.energy.receipt import Receipt
 
 MakeReceipt = Callable[..., Receipt]
@@ -171,13 +171,13 @@ def test_sums_per_group(ledger: Ledger, make_receipt: MakeReceipt) -> None:
         ],
     )
     assert ledger.sums("model") == [
-        Row("a", 2, 20, 10, 3.0, 4.0, 0.75, 0, 1.0, None, None, 0.0, 10),
-        Row("b", 1, 10, 5, None, None, None, 1),
+        GroupSums("a", 2, 20, 10, 3.0, 4.0, 0.75, 0, 1.0, None, None, 0.0, 10),
+        GroupSums("b", 1, 10, 5, None, None, None, 1),
     ]
-    total = Row(None, 3, 30, 15, 3.0, 4.0, 0.75, 1, 1.0, None, None, 0.0, 10)
+    total = GroupSums(None, 3, 30, 15, 3.0, 4.0, 0.75, 1, 1.0, None, None, 0.0, 10)
     assert ledger.sums() == [total]
     assert total.joules_per_token == 0.4
-    assert ledger.sums(key="k") == [Row(None, 1, 10, 5, None, None, None, 1)]
+    assert ledger.sums(key="k") == [GroupSums(None, 1, 10, 5, None, None, None, 1)]
     assert {row.group: row.requests for row in ledger.sums("adapter")} == {None: 2, "x": 1}
     assert {row.group: row.requests for row in ledger.sums("key")} == {None: 2, "k": 1}
     assert [row.group for row in ledger.sums("outcome")] == ["completed"]

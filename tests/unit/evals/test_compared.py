@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from evals.compared import scored
-from evals.evaluation import Example, Result
-from evals.served import Cost
+from evals.evaluation import ExampleResult, TaskResult
+from evals.served import QueryCost
 from evals.tasks.base import Answer, Ask, Measure, Query, Score
 from evals.tuning.servers import trial_of
 from evals.tuning.space import Setting
@@ -33,13 +33,15 @@ class Asked:
         return Score(0.0)
 
 
-def example(right: float, joules: float | None, duration_s: float = 1.0) -> Example:
-    cost = Cost(joules, joules, None, prompt_tokens=3, completion_tokens=5)
-    return Example(Score(right), cost, duration_s)
+def example(right: float, joules: float | None, duration_s: float = 1.0) -> ExampleResult:
+    cost = QueryCost(joules, joules, None, prompt_tokens=3, completion_tokens=5)
+    return ExampleResult(Score(right), cost, duration_s)
 
 
-def result(examples: Sequence[Example], duration_s: float = 2.0, name: str = "asked") -> Result:
-    return Result(Asked(name), examples, duration_s)
+def result(
+    examples: Sequence[ExampleResult], duration_s: float = 2.0, name: str = "asked"
+) -> TaskResult:
+    return TaskResult(Asked(name), examples, duration_s)
 
 
 def test_a_share_of_latencies_is_the_least_that_holds_so_many() -> None:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.load.figures import Answer, percentile, spread, summarize
+from evals.load.figures import LoadAnswer, percentile, spread, summarize
 
 
-def answer(sent_s: float, tokens: int, energy_j: float | None = None) -> Answer:
+def answer(sent_s: float, tokens: int, energy_j: float | None = None) -> LoadAnswer:
     """First token after 1 s, then two a second."""
     last_s = sent_s + 1 + (tokens - 1) / 2
-    return Answer(
+    return LoadAnswer(
         sent_s,
         last_s,
         first_s=sent_s + 1,
@@ -58,7 +58,7 @@ def test_sums_of_whole_answers() -> None:
 
 
 def test_a_failed_answer_counts_for_nothing_but_its_time() -> None:
-    failed = Answer(0, 8, first_s=0.1, completion_tokens=100, energy_j=9.0, failure="cut short")
+    failed = LoadAnswer(0, 8, first_s=0.1, completion_tokens=100, energy_j=9.0, failure="cut short")
     summary = summarize([answer(0, 5), failed])
     assert (summary.ok, summary.failed, summary.failures) == (1, 1, {"cut short": 1})
     assert summary.completion_tokens == 5
@@ -72,4 +72,4 @@ def test_what_is_unknown_is_none() -> None:
     assert summary.prompt_tokens is None
     assert summary.ttft_s is None
     assert spread([None]) is None
-    assert Answer(0, 1, first_s=0.5, last_s=0.5, completion_tokens=1).tpot_s is None
+    assert LoadAnswer(0, 1, first_s=0.5, last_s=0.5, completion_tokens=1).tpot_s is None

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from evals.evaluation import Result, evaluate
-from evals.served import Cost, windows_of
+from evals.evaluation import TaskResult, evaluate
+from evals.served import QueryCost, windows_of
 from evals.tasks.asked import KINDS, Question, Questions
 from evals.tasks.base import Answer, Ask, Query, Rate, Rating, Task, TaskError
 from evals.tasks.registry import Generated, find_tasks
 
-COST = Cost(2.0, 1.0, 0.1, 10, 5, False, "modelled")
+COST = QueryCost(2.0, 1.0, 0.1, 10, 5, False, "modelled")
 
 
 class Constant:
     """Says the same to everything, and finds everything alike."""
 
-    async def answer(self, query: Query) -> tuple[Answer, Cost]:
+    async def answer(self, query: Query) -> tuple[Answer, QueryCost]:
         if isinstance(query, Ask):
             return Answer("the"), COST
         return Answer(ratings=tuple(Rating(-1.0, 1) for _ in query.pairs)), COST
@@ -36,7 +36,7 @@ class Dice:
     def __init__(self, words: Sequence[str], seed: int = 0) -> None:
         self._words, self._source = words, random.Random(seed)
 
-    async def answer(self, query: Query) -> tuple[Answer, Cost]:
+    async def answer(self, query: Query) -> tuple[Answer, QueryCost]:
         if isinstance(query, Ask):
             return Answer(self._source.choice(self._words)), COST
         ratings = tuple(Rating(-self._source.random(), 1) for _ in query.pairs)
@@ -60,7 +60,7 @@ def find(*names: str, limit: int | None = None, shots: int = 0) -> list[Task]:
     return find_tasks(names, made, limit=limit, shots=shots, seed=3)
 
 
-def run(task: Task, model: Any) -> Result:
+def run(task: Task, model: Any) -> TaskResult:
     return asyncio.run(evaluate(model, task, 8, lambda done, count: None))
 
 
@@ -235,9 +235,9 @@ def test_a_right_answer_costs_the_wrong_ones_too(tmp_path: Path) -> None:
 
 def test_joules_are_unknown_where_the_server_says_none(tmp_path: Path) -> None:
     class Silent(Constant):
-        async def answer(self, query: Query) -> tuple[Answer, Cost]:
+        async def answer(self, query: Query) -> tuple[Answer, QueryCost]:
             answer, _ = await super().answer(query)
-            return answer, Cost(None, None, None, 1, 1)
+            return answer, QueryCost(None, None, None, 1, 1)
 
     written = run(quiz(tmp_path, 4), Silent()).as_dict()
     for name in ("energy_j", "grams", "joules_per_example", "joules_per_correct"):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.evaluation import Example, Result
+from evals.evaluation import ExampleResult, TaskResult
 from evals.tasks.base import Answer, Ask, Measure, Query, Score
-from evals.tuning.search import KEPT, Limits, NothingFitsError, Search, Trial, front, ranked
+from evals.tuning.search import KEPT, NothingFitsError, Search, SearchLimits, Trial, front, ranked
 from evals.tuning.slices import slices, whole
 from evals.tuning.space import (
     DEFAULT,
@@ -99,7 +99,7 @@ def test_a_space_that_cannot_be_is_refused(text: str, reason: str) -> None:
 @given(st.integers(0, 10**6))
 def test_the_best_is_found_where_effects_multiply(seed: int) -> None:
     costs = factors(seed)
-    search = Search(MadeUp(costs), Limits())
+    search = Search(MadeUp(costs), SearchLimits())
     best = search.run(SPACE, few=16, many=128)
     assert best.num_examples == 128
     assert best.joules_per_token == pytest.approx(min(map(costs, all_of(SPACE))))
@@ -113,13 +113,13 @@ def test_noise_of_measuring_costs_little(seed: int, noise: float) -> None:
     def noisy(setting: Setting) -> float:
         return costs(setting) * source.uniform(1 - noise, 1 + noise)
 
-    found = Search(MadeUp(noisy), Limits()).run(SPACE, few=16, many=128)
+    found = Search(MadeUp(noisy), SearchLimits()).run(SPACE, few=16, many=128)
     cheapest = min(map(costs, all_of(SPACE)))
     assert costs(found.setting) <= cheapest * ((1 + noise) / (1 - noise)) ** 4
 
 
 def test_it_spends_a_fraction_of_what_measuring_all_does() -> None:
-    search, all_ = (Search(MadeUp(factors(3)), Limits()) for _ in range(2))
+    search, all_ = (Search(MadeUp(factors(3)), SearchLimits()) for _ in range(2))
     found = search.run(SPACE, few=16, many=512)
     assert found.setting == all_.exhaust(SPACE, 512).setting
     assert search.spent_j < 0.3 * all_.spent_j
@@ -138,23 +138,25 @@ def test_limits_are_kept_though_others_are_cheaper() -> None:
         return 1.0 / (1 + cheap)
 
     bench = MadeUp(costs, quality=quality, p95_s=p95_s)
-    free = Search(bench, Limits()).run(SPACE, few=32, many=64)
+    free = Search(bench, SearchLimits()).run(SPACE, few=32, many=64)
     assert {("quantize", "int4"), ("threads", "1")} <= set(free.setting.values)
-    limited = Search(bench, Limits(slowest_s=1.0, quality_floor=0.8)).run(SPACE, few=32, many=64)
+    limited = Search(bench, SearchLimits(slowest_s=1.0, quality_floor=0.8)).run(
+        SPACE, few=32, many=64
+    )
     assert not {("quantize", "int4"), ("threads", "1")} & set(limited.setting.values)
     with pytest.raises(NothingFitsError, match="--quality-floor"):
-        Search(bench, Limits(quality_floor=0.99)).run(SPACE, few=32, many=64)
+        Search(bench, SearchLimits(quality_floor=0.99)).run(SPACE, few=32, many=64)
 
 
 def test_what_a_server_refuses_is_left_out() -> None:
     bench = MadeUp(lambda setting: 0.1 if ("quantize", "int4") in setting.values else 1.0,
                    refused=["int4"])  # fmt: skip
-    found = Search(bench, Limits()).run(SPACE, few=16, many=32)
+    found = Search(bench, SearchLimits()).run(SPACE, few=16, many=32)
     assert ("quantize", "int4") not in found.setting.values
 
 
 def test_a_budget_ends_it_with_the_best_so_far() -> None:
-    search = Search(MadeUp(factors(5)), Limits(budget_j=60.0))
+    search = Search(MadeUp(factors(5)), SearchLimits(budget_j=60.0))
     found = search.run(SPACE, few=16, many=512)
     assert search.stopped_by == "budget"
     assert search.spent_j <= 60.0
@@ -164,7 +166,7 @@ def test_a_budget_ends_it_with_the_best_so_far() -> None:
 def test_what_was_found_before_the_budget_ended_it_beats_the_first_setting() -> None:
     """The first setting was measured on more examples before, for the quality to keep."""
     bench = MadeUp(lambda setting: 1.0 if setting == first_of(SPACE) else 0.5)
-    search = Search(bench, Limits(budget_j=100.0))
+    search = Search(bench, SearchLimits(budget_j=100.0))
     search.trials += bench.measure([first_of(SPACE)], 64)
     found = search.run(SPACE, few=16, many=512)
     assert search.stopped_by == "budget"
@@ -173,7 +175,7 @@ def test_what_was_found_before_the_budget_ended_it_beats_the_first_setting() -> 
 
 def test_a_budget_too_small_to_begin_leaves_what_is_known() -> None:
     bench = MadeUp(factors(5))
-    search = Search(bench, Limits(budget_j=20.0))
+    search = Search(bench, SearchLimits(budget_j=20.0))
     (first,) = bench.measure([first_of(SPACE)], 64)
     search.trials.append(first)
     assert search.run(SPACE, few=16, many=512) is first
@@ -189,7 +191,7 @@ def test_a_setting_is_judged_by_its_last_trial() -> None:
             return super()._trial(setting, size)
 
     with pytest.raises(NothingFitsError):
-        Search(Fading(factors(2)), Limits(quality_floor=0.9)).run(
+        Search(Fading(factors(2)), SearchLimits(quality_floor=0.9)).run(
             parse_space("threads=1"), few=16, many=32
         )
 
@@ -211,7 +213,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 def test_predictions_are_products_of_single_changes() -> None:
     costs = factors(9)
     bench = MadeUp(costs)
-    order = ranked(SPACE, bench.measure(single_changes(SPACE), 16), Limits())
+    order = ranked(SPACE, bench.measure(single_changes(SPACE), 16), SearchLimits())
     assert order == sorted(all_of(SPACE), key=costs)
 
 
@@ -241,7 +243,9 @@ def test_slices_are_the_whole_task_once(size: int, parts: int) -> None:
     scores = [part.score(i, Answer()) for (part,) in cut for i in range(part.count())]
     assert [score.value for score in scores] == list(range(size))
     results = [
-        Result(part, [Example(part.score(i, Answer()), None) for i in range(part.count())], 0.5)
+        TaskResult(
+            part, [ExampleResult(part.score(i, Answer()), None) for i in range(part.count())], 0.5
+        )
         for (part,) in cut
     ]
     (joined,) = whole(results)

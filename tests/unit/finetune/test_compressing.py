@@ -14,7 +14,7 @@ from finetune.compressing.config import CompressConfig
 from finetune.compressing.report import Costs, Side, build, markdown, verdict
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.grid import Intensity
-from greenllm.intervals import Estimate, wilson
+from greenllm.intervals import Interval, wilson
 
 OUTPUT = Path("out")
 
@@ -50,7 +50,7 @@ def test_how_it_is_healed(given: dict[str, Any], healing: str | None) -> None:
     assert CompressConfig(output=OUTPUT, **given).healing == healing
 
 
-def share(hits: int, size: int = 100) -> Estimate:
+def share(hits: int, size: int = 100) -> Interval:
     found = wilson(hits, size)
     assert found is not None
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenllm.runner.threads import Cost, ThreadPlan, gain, measure_plan, rising
+from greenllm.runner.threads import StepTime, ThreadPlan, gain, measure_plan, rising
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from greenllm.runner.threads import Cost, ThreadPlan, gain, measure_plan, rising
 def test_more_threads_must_earn_their_joules(
     speedup: float, cpu_ratio: float, policy: str, chosen: int
 ) -> None:
-    costs = {1: Cost(1.0, 1.0), 2: Cost(1.0 / speedup, cpu_ratio)}
+    costs = {1: StepTime(1.0, 1.0), 2: StepTime(1.0 / speedup, cpu_ratio)}
     assert (gain(costs, policy) > 0) == (chosen == 2)  # type: ignore[arg-type]
     assert rising([gain({1: costs[1]}, "eco")]) == 1
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from evals.basis import Basis
 from evals.commands.evaluate import identity_of, report
-from evals.evaluation import Result, evaluate
+from evals.evaluation import TaskResult, evaluate
 from evals.evaluation_config import EvalConfig
-from evals.served import Cost, RefusedError
+from evals.served import QueryCost, RefusedError
 from evals.tasks.base import Answer, Ask, Measure, Query, Rate, Rating, Score
 from finetune.bill.journal import RunJournal, Seen
 from finetune.bill.outcome import RunOutcome
@@ -38,7 +38,7 @@ IDENTITY = {
     "base_digest": "d1", "machine": MACHINE, "python": "3.12.0", "versions": {"greenllm": "0.1.0"},
 }  # fmt: skip
 BASIS = Basis(0.5, 0.25, 1e9, 0.42, 360.0, "FRA", "a table", 1.0)
-COST = Cost(7.2, 3.6, 0.75, 10, 5, False, "modelled", BASIS)
+COST = QueryCost(7.2, 3.6, 0.75, 10, 5, False, "modelled", BASIS)
 
 
 def finetuned(
@@ -93,19 +93,21 @@ class Quiz:
 class Asked:
     """Answers at a cost, and refuses the first questions."""
 
-    def __init__(self, cost: Cost, refused: int = 0) -> None:
+    def __init__(self, cost: QueryCost, refused: int = 0) -> None:
         self._cost, self._refused = cost, refused
 
-    async def answer(self, query: Query) -> tuple[Answer, Cost]:
+    async def answer(self, query: Query) -> tuple[Answer, QueryCost]:
         if isinstance(query, Ask) and int(query.turns[0]["content"]) < self._refused:
             raise RefusedError("too long")
         return Answer("a", (Rating(-1.0, 1),)), self._cost
 
 
-def evaluated(cost: Cost = COST, *, refused: int = 0, url: str | None = None) -> dict[str, Any]:
+def evaluated(
+    cost: QueryCost = COST, *, refused: int = 0, url: str | None = None
+) -> dict[str, Any]:
     """A result of two tasks, four and two examples, which took 10 s each."""
 
-    async def ask(task: Quiz) -> Result:
+    async def ask(task: Quiz) -> TaskResult:
         found = await evaluate(Asked(cost, refused), task, 2, lambda done, count: None)
         return replace(found, duration_s=10.0)
 

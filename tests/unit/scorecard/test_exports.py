@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.served import Cost
+from evals.served import QueryCost
 from finetune.bill.pages import card as readme
 from greenllm.cli.card import FORMATS, shown
 from greenllm.energy.carbon.footprint import EmbodiedModel
@@ -44,7 +44,7 @@ CARDS = {
 }
 UNKNOWN = {
     "finetune": card_of(finetuned(training_j=None)),
-    "evaluation": card_of(evaluated(Cost(None, None, None, 10, 5))),
+    "evaluation": card_of(evaluated(QueryCost(None, None, None, 10, 5))),
     "compression": card_of(compressed(None)),
 }
 SUFFIXES = {"json": "json", "hf": "md", "spdx": "spdx.json", "csv": "csv"}

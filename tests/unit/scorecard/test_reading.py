@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evals.basis import Basis, together
 from evals.evaluation_report import markdown
-from evals.served import Cost, cost_of, total
+from evals.served import QueryCost, cost_of, total
 from greenllm.config import ConfigError
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.units import plain_decimal
@@ -20,7 +20,7 @@ from greenllm.scorecard.reading import card_of, card_of_evaluation, card_of_fine
 from greenllm.scorecard.schema import card_object
 from tests.unit.scorecard.samples import BASIS, compressed, evaluated, finetuned
 
-UNKNOWN = Cost(None, None, None, 10, 5)
+UNKNOWN = QueryCost(None, None, None, 10, 5)
 
 
 def test_a_fine_tunes_measures_are_those_of_its_report() -> None:
@@ -156,7 +156,7 @@ def test_what_the_server_says_is_carried_and_added_up() -> None:
 )
 def test_unknown_joules_are_unknown_everywhere(tokens: int, intensity: float, refused: int) -> None:
     basis = Basis(intensity_g_per_kwh=intensity, intensity_zone="FRA", pue=1.0)
-    cost = Cost(None, None, None, tokens, 1, None, None, basis)
+    cost = QueryCost(None, None, None, tokens, 1, None, None, basis)
     asked = card_of(evaluated(cost, refused=refused))
     trained = card_of(finetuned(training_j=None))
     for card in (asked, trained):

@@ -9,9 +9,9 @@ import pytest
 
 from greenllm.model.info import LoadError
 from greenllm.options import EngineConfig
-from greenllm.vllm.backend import Plan, engine_values, prepare_workers, speculative_values
+from greenllm.vllm.backend import BackendPlan, engine_values, prepare_workers, speculative_values
 
-PLAN = Plan("folder", 128, "float32", on_gpu=False, draft_source="draft")
+PLAN = BackendPlan("folder", 128, "float32", on_gpu=False, draft_source="draft")
 
 
 def config(**values: Any) -> EngineConfig:
@@ -36,10 +36,10 @@ def test_other_ways_are_refused_with_what_to_do(method: Any, what: str) -> None:
 
 
 def test_prompts_are_cut_on_gpus_only() -> None:
-    on_gpu = Plan("folder", 4096, "bfloat16", on_gpu=True)
+    on_gpu = BackendPlan("folder", 4096, "bfloat16", on_gpu=True)
     cut = engine_values(config(), on_gpu)
     assert (cut["enable_chunked_prefill"], cut["max_num_batched_tokens"]) == (True, 2048)
-    whole = engine_values(config(), Plan("folder", 4096, "float32", on_gpu=False))
+    whole = engine_values(config(), BackendPlan("folder", 4096, "float32", on_gpu=False))
     assert (whole["enable_chunked_prefill"], whole["max_num_batched_tokens"]) == (False, 4096)
 
 
@@ -48,7 +48,9 @@ def test_a_model_is_spread_over_devices_where_that_is_asked_for() -> None:
     on_cpus = engine_values(config(tensor_parallel=2), PLAN)
     assert on_cpus["tensor_parallel_size"] == 2
     assert on_cpus["worker_extension_cls"] == "greenllm.vllm.worker.Extension"
-    on_gpus = engine_values(config(tensor_parallel=4), Plan("folder", 128, "float16", on_gpu=True))
+    on_gpus = engine_values(
+        config(tensor_parallel=4), BackendPlan("folder", 128, "float16", on_gpu=True)
+    )
     assert on_gpus["tensor_parallel_size"] == 4
     assert "worker_extension_cls" not in on_gpus, "nothing is to be put right there"
 
@@ -66,6 +68,8 @@ def test_processes_that_share_a_model_take_their_threads_from_the_environment(
 
 
 def test_a_head_is_used_as_one() -> None:
-    plan = Plan("folder", 128, "float32", on_gpu=False, draft_source="h", draft_method="eagle")
+    plan = BackendPlan(
+        "folder", 128, "float32", on_gpu=False, draft_source="h", draft_method="eagle"
+    )
     found = speculative_values(config(speculative="draft_model", draft_model="h"), plan)
     assert found == {"method": "eagle", "num_speculative_tokens": 4, "model": "h"}

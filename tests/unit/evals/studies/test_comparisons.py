@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from evals.evaluation import Example, Result
-from evals.served import Cost
+from evals.evaluation import ExampleResult, TaskResult
+from evals.served import QueryCost
 from evals.studies import techniques
 from evals.studies.finetuning import figures, summary, tokens_per_s
 from evals.studies.sustainability import balance, side_of
@@ -15,15 +15,15 @@ from evals.studies.tuned import side_by_side
 from evals.tasks.base import Score
 from evals.tuning.search import Trial
 from evals.tuning.space import Setting
-from greenllm.intervals import Estimate
+from greenllm.intervals import Interval
 
 
-def cell(*joules_per_token: float) -> list[Result]:
+def cell(*joules_per_token: float) -> list[TaskResult]:
     """Rounds of one answer with ten tokens."""
     return [
-        Result(
+        TaskResult(
             techniques.Continuing(1, 10),
-            [Example(Score(1.0), Cost(10 * joules, None, None, 0, 10), 1.0)],
+            [ExampleResult(Score(1.0), QueryCost(10 * joules, None, None, 0, 10), 1.0)],
             2.0,
         )
         for joules in joules_per_token
@@ -71,7 +71,7 @@ def test_winners_answer_side_by_side_once_more_than_is_counted(
         def __init__(self, *args: object, **options: object) -> None: ...
 
         def measure(self, settings: list[Setting], examples: int) -> list[Trial]:
-            nothing = Estimate(1.0, 1.0, 1.0, 1)
+            nothing = Interval(1.0, 1.0, 1.0, 1)
             return [
                 Trial(setting, 1, nothing, cost, 0.1, 0.0)
                 for setting, cost in zip(settings, next(costs), strict=True)

@@ -11,14 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from serving.cluster.asgi import App, answer_of, scope_of
-from serving.cluster.wire import Call, Head, Part
+from serving.cluster.wire import BodyPart, Call, Head
 
 PATIENCE_S = 10.0
 CALL = Call("POST", "/a b", b"x=1", ((b"h", b"v"),), b"body", "10.0.0.1")
 
 
-def parts_of(app: App, call: Call = CALL) -> list[Head | Part]:
-    async def run() -> list[Head | Part]:
+def parts_of(app: App, call: Call = CALL) -> list[Head | BodyPart]:
+    async def run() -> list[Head | BodyPart]:
         return [part async for part in answer_of(app, call)]
 
     return asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
@@ -36,8 +36,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 def test_an_answer_is_a_head_and_parts_the_last_without_more() -> None:
     assert parts_of(echo) == [
         Head(201, ((b"more", b"False"),)),
-        Part(b"body", True),
-        Part(b"!", False),
+        BodyPart(b"body", True),
+        BodyPart(b"!", False),
     ]
 
 
@@ -65,14 +65,14 @@ def test_parts_come_while_the_app_still_works() -> None:
         await go.wait()
         await send({"type": "http.response.body", "body": b"2", "more_body": False})
 
-    async def run() -> list[Head | Part]:
+    async def run() -> list[Head | BodyPart]:
         answer = answer_of(slow, CALL)
         found = [await anext(answer), await anext(answer)]
         go.set()
         return [*found, *[part async for part in answer]]
 
     found = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
-    assert found == [Head(200, ()), Part(b"1", True), Part(b"2", False)]
+    assert found == [Head(200, ()), BodyPart(b"1", True), BodyPart(b"2", False)]
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), OSError("disk")])
@@ -83,7 +83,7 @@ def test_an_app_that_fails_is_told_of(error: Exception, begun: bool) -> None:
             await send({"type": "http.response.start", "status": 200})
         raise error
 
-    found: list[Head | Part] = []
+    found: list[Head | BodyPart] = []
 
     async def run() -> None:
         found.extend([part async for part in answer_of(fail, CALL)])

@@ -16,21 +16,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.cluster import front
 from serving.cluster.asgi import answer_of
-from serving.cluster.front import Limits, create_front, drain, end_all
+from serving.cluster.front import FrontLimits, create_front, drain, end_all
 from serving.cluster.pool import ReplicaLostError
-from serving.cluster.wire import Call, Head, Part, Ticket
+from serving.cluster.wire import BodyPart, Call, Head, Ticket
 
 PATIENCE_S = 10.0
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 ADAPTER = {"lora_name": "a", "lora_path": "/a"}
-Piece = Head | Part | Exception
-Behaviour = Callable[[Call], AsyncIterator[Head | Part]]
+Piece = Head | BodyPart | Exception
+Behaviour = Callable[[Call], AsyncIterator[Head | BodyPart]]
 
 
 def says(*pieces: Piece) -> Behaviour:
     """A replica that answers so, up to an exception."""
 
-    async def answer(call: Call) -> AsyncIterator[Head | Part]:
+    async def answer(call: Call) -> AsyncIterator[Head | BodyPart]:
         for piece in pieces:
             await asyncio.sleep(0)
             if isinstance(piece, Exception):
@@ -42,7 +42,7 @@ def says(*pieces: Piece) -> Behaviour:
 
 def plain(status: int = 200, body: bytes = b"{}") -> Behaviour:
     headers = ((b"content-type", b"application/json"), (b"x-mine", b"1"))
-    return says(Head(status, headers), Part(body, False))
+    return says(Head(status, headers), BodyPart(body, False))
 
 
 LOST = ReplicaLostError("r")
@@ -58,19 +58,19 @@ class FakePool:
     calls: list[tuple[str, Call]] = field(default_factory=list)
     tickets: list[Ticket] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
-    held: list[AsyncIterator[Head | Part]] = field(default_factory=list)
+    held: list[AsyncIterator[Head | BodyPart]] = field(default_factory=list)
     adapters: list[tuple[str, str | None]] = field(default_factory=list)
     reaped: asyncio.Event = field(default_factory=asyncio.Event)
     num_reaps: int = 0
     is_over: bool = False
     told_after: int = 1
 
-    def send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
+    def send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | BodyPart]:
         parts = self._send(call, ticket)
         self.held.append(parts)  # else the garbage collector would close what the front forgets
         return parts
 
-    async def _send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | Part]:
+    async def _send(self, call: Call, ticket: Ticket) -> AsyncIterator[Head | BodyPart]:
         names = [name for name in self.replicas if name not in ticket.shunned]
         ticket.replica = ticket.target or (names or list(self.replicas))[0]
         self.calls.append((ticket.replica, call))
@@ -106,7 +106,7 @@ class FakePool:
 
 @asynccontextmanager
 async def opened(pool: FakePool) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    app = create_front(lambda: pool, Limits(max_body_mb=1.0))
+    app = create_front(lambda: pool, FrontLimits(max_body_mb=1.0))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
         transport=transport, base_url="http://front"
@@ -171,7 +171,7 @@ def test_the_router_is_told_the_kin() -> None:
 
 
 def test_a_stream_passes_through_in_its_parts() -> None:
-    parts = [Part(b"data: 1\n\n", True), Part(b"data: 2\n\n", True), Part(b"", False)]
+    parts = [BodyPart(b"data: 1\n\n", True), BodyPart(b"data: 2\n\n", True), BodyPart(b"", False)]
     found = complete(FakePool({"r1": says(Head(200, ()), *parts)}))
     assert found.text == "data: 1\n\ndata: 2\n\n"
 
@@ -201,7 +201,7 @@ def test_after_two_losses_the_client_is_told() -> None:
 
 
 def test_a_stream_whose_replica_is_lost_says_so_and_does_not_end_as_if_done() -> None:
-    pool = FakePool({"r1": says(Head(200, ()), Part(b"data: 1\n\n", True), LOST), "r2": OK})
+    pool = FakePool({"r1": says(Head(200, ()), BodyPart(b"data: 1\n\n", True), LOST), "r2": OK})
     found = complete(pool)
     first, second, rest = found.text.split("\n\n")
     assert (found.status_code, first, rest) == (200, "data: 1", "")
@@ -212,7 +212,7 @@ def test_a_stream_whose_replica_is_lost_says_so_and_does_not_end_as_if_done() ->
 
 
 def test_an_answer_that_was_whole_is_not_spoilt_by_a_loss_after_it() -> None:
-    pool = FakePool({"r1": says(Head(200, ()), Part(b'{"x": 1}', False), LOST)})
+    pool = FakePool({"r1": says(Head(200, ()), BodyPart(b'{"x": 1}', False), LOST)})
     assert complete(pool).json() == {"x": 1}
 
 
@@ -239,7 +239,9 @@ def test_nobody_looks_for_the_dead_without_a_loss() -> None:
     assert pool.num_reaps == 0
 
 
-@pytest.mark.parametrize("pieces", [[], [Head(200, ())], [Part(b"", False), Part(b"", False)]])
+@pytest.mark.parametrize(
+    "pieces", [[], [Head(200, ())], [BodyPart(b"", False), BodyPart(b"", False)]]
+)
 def test_an_answer_without_a_beginning_is_a_bug_of_the_replica(pieces: list[Piece]) -> None:
     pool = FakePool({"r1": says(*pieces), "r2": OK})
     found = complete(pool)
@@ -255,10 +257,10 @@ def test_a_failure_of_a_replica_that_is_still_there_is_not_tried_again() -> None
     assert len(pool.calls) == 1
 
 
-def waiting(reached: asyncio.Event, *pieces: Head | Part) -> Behaviour:
+def waiting(reached: asyncio.Event, *pieces: Head | BodyPart) -> Behaviour:
     """A replica that says something and then nothing more."""
 
-    async def answer(call: Call) -> AsyncIterator[Head | Part]:
+    async def answer(call: Call) -> AsyncIterator[Head | BodyPart]:
         for piece in pieces:
             yield piece
         reached.set()
@@ -267,8 +269,8 @@ def waiting(reached: asyncio.Event, *pieces: Head | Part) -> Behaviour:
     return answer
 
 
-@pytest.mark.parametrize("pieces", [(), (Head(200, ()), Part(b"data: 1\n\n", True))])
-def test_a_client_that_goes_takes_its_request_along(pieces: Sequence[Head | Part]) -> None:
+@pytest.mark.parametrize("pieces", [(), (Head(200, ()), BodyPart(b"data: 1\n\n", True))])
+def test_a_client_that_goes_takes_its_request_along(pieces: Sequence[Head | BodyPart]) -> None:
     reached = asyncio.Event()
     pool = FakePool({"r1": waiting(reached, *pieces)})
 
@@ -324,7 +326,7 @@ def test_a_draining_front_takes_nothing_more() -> None:
 def test_when_the_time_is_over_everybody_gets_an_answer() -> None:
     begun, forever = asyncio.Event(), asyncio.Event()
 
-    async def never(call: Call) -> AsyncIterator[Head | Part]:
+    async def never(call: Call) -> AsyncIterator[Head | BodyPart]:
         begun.set()
         await forever.wait()
         yield Head(200, ())
@@ -347,12 +349,12 @@ def test_when_the_time_is_over_everybody_gets_an_answer() -> None:
 def test_a_stream_ends_with_an_error_when_the_time_is_over() -> None:
     apps: list[FastAPI] = []
 
-    async def endless(call: Call) -> AsyncIterator[Head | Part]:
+    async def endless(call: Call) -> AsyncIterator[Head | BodyPart]:
         yield Head(200, ())
         for number in range(1000):
             if number == 3:
                 end_all(apps[0])
-            yield Part(f"data: {number}\n\n".encode(), True)
+            yield BodyPart(f"data: {number}\n\n".encode(), True)
 
     pool = FakePool({"r1": endless})
 
@@ -369,14 +371,14 @@ def test_a_stream_ends_with_an_error_when_the_time_is_over() -> None:
 def test_more_than_the_front_takes_at_once_is_told_to_come_back() -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(call: Call) -> AsyncIterator[Head | Part]:
+    async def slow(call: Call) -> AsyncIterator[Head | BodyPart]:
         begun.set()
         await go.wait()
         yield Head(200, ())
-        yield Part(b"ok", False)
+        yield BodyPart(b"ok", False)
 
     async def act() -> list[httpx.Response]:
-        app = create_front(lambda: FakePool({"r1": slow}), Limits(max_in_flight=1))
+        app = create_front(lambda: FakePool({"r1": slow}), FrontLimits(max_in_flight=1))
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
@@ -399,7 +401,7 @@ def test_only_whole_parts_of_a_path_are_refused() -> None:
 
 
 def test_an_app_that_has_not_started_can_be_told_to_drain() -> None:
-    app = create_front(lambda: FakePool({}), Limits(max_body_mb=1.0))
+    app = create_front(lambda: FakePool({}), FrontLimits(max_body_mb=1.0))
     drain(app)
     assert not hasattr(app.state, "front")
 
@@ -424,12 +426,12 @@ def test_an_adapter_is_loaded_by_one_replica_after_the_other() -> None:
     running: list[str] = []
 
     def slow(name: str) -> Behaviour:
-        async def answer(call: Call) -> AsyncIterator[Head | Part]:
+        async def answer(call: Call) -> AsyncIterator[Head | BodyPart]:
             running.append(f"+{name}")
             await asyncio.sleep(0.002)
             running.append(f"-{name}")
             yield Head(200, ())
-            yield Part(b"ok", False)
+            yield BodyPart(b"ok", False)
 
         return answer
 

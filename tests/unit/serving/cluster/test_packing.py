@@ -7,28 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.cluster import packing
-from serving.cluster.packing import Load, Packer
+from serving.cluster.packing import Packer, ReplicaLoad
 from serving.cluster.wire import Ticket
 
 NAMES = "abcde"
 LOADS = st.dictionaries(
-    st.sampled_from(NAMES), st.builds(Load, st.integers(0, 9), st.integers(1, 9))
+    st.sampled_from(NAMES), st.builds(ReplicaLoad, st.integers(0, 9), st.integers(1, 9))
 )
 KIN = st.lists(st.sampled_from(["session:1", "prefix:1", "model:1"]), unique=True).map(tuple)
 
 
-def loads(**in_flight: int) -> dict[str, Load]:
+def loads(**in_flight: int) -> dict[str, ReplicaLoad]:
     """Replicas that are full at four."""
-    return {name: Load(count, 4) for name, count in in_flight.items()}
+    return {name: ReplicaLoad(count, 4) for name, count in in_flight.items()}
 
 
-def rank(found: dict[str, Load], ticket: Ticket | None = None) -> str:
+def rank(found: dict[str, ReplicaLoad], ticket: Ticket | None = None) -> str:
     return "".join(Packer().rank(found, ticket or Ticket()))
 
 
 @pytest.mark.parametrize(("count", "full"), [(0, False), (3, False), (4, True), (5, True)])
 def test_a_replica_is_full_where_another_request_saves_nothing(count: int, full: bool) -> None:
-    assert Load(count, 4).is_full == full
+    assert ReplicaLoad(count, 4).is_full == full
 
 
 def test_the_fullest_that_is_not_full_comes_first() -> None:
@@ -44,7 +44,7 @@ def test_equal_replicas_are_ranked_by_name() -> None:
 
 
 def test_each_replica_is_full_where_it_says() -> None:
-    assert rank({"a": Load(3, 3), "b": Load(2, 8), "c": Load(5, 8)}) == "cba"
+    assert rank({"a": ReplicaLoad(3, 3), "b": ReplicaLoad(2, 8), "c": ReplicaLoad(5, 8)}) == "cba"
 
 
 def test_kin_go_where_their_kin_went_while_it_is_not_full() -> None:
@@ -103,7 +103,7 @@ def _is_home(packer: Packer, kin: str) -> bool:
 
 @given(LOADS, KIN, st.lists(st.tuples(st.sampled_from(NAMES), KIN), max_size=6))
 def test_a_ranking_is_every_replica_once(
-    found: dict[str, Load],
+    found: dict[str, ReplicaLoad],
     kin: tuple[str, ...],
     earlier: list[tuple[str, tuple[str, ...]]],
 ) -> None:
