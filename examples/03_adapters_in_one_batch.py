@@ -24,12 +24,12 @@ def save_adapter(folder: Path, seed: int) -> Path:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), config)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.1)
+            torch.nn.init.normal_(weights, std=0.5)
     model.save_pretrained(folder)
     return folder
 
 
-with tempfile.TemporaryDirectory() as folder, LLM("bundled", adapter_dirs=folder) as llm:
+with tempfile.TemporaryDirectory() as folder, LLM("bundled", adapter_dirs=[folder]) as llm:
     for seed, name in enumerate(("north", "south")):
         llm.load_adapter(name, save_adapter(Path(folder, name), seed))
     names = [None, "north", "south"]

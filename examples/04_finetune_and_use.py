@@ -20,7 +20,7 @@ with tempfile.TemporaryDirectory() as folder:
     subprocess.run(command, check=True)
 
     outcome = json.loads(Path(folder, "adapters", "household", "outcome.json").read_text())
-    print("outcome:", json.dumps(outcome))
+    print(f"{outcome['tokens']} tokens of training: {outcome['bill']['total_j']:.1f} J")
     with LLM("bundled", data_dir=folder) as llm:
         question = [{"role": "user", "content": "How can I save energy in the kitchen?"}]
         answer = llm.chat(

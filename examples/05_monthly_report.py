@@ -22,9 +22,11 @@ with tempfile.TemporaryDirectory() as folder:
     for row in ledger.sums("hour"):
         print(f"{row.group}: {row.joules_per_token:.5f} J per token")
     for session in ledger.sessions():
-        totals = session.totals
-        print(f"meter {totals.meter_j:.3f} J = requests {totals.requests_j:.3f} J", end="")
-        print(f" + loading {totals.load_j:.3f} J + idle {totals.idle_j:.3f} J + the rest")
+        t = session.totals
+        print(
+            f"meter {t.meter_j:.2f} J = requests {t.requests_j:.2f} + load {t.load_j:.2f}", end=""
+        )
+        print(f" + idle {t.idle_j:.2f} + unattributed {t.unattributed_j:.2f}")
     ledger.close()
 
     command = [sys.executable, "-m", "greenllm", "report", "--data-dir", folder]

@@ -1,0 +1,182 @@
+"""The front door on the bundled model: every way to ask gives the same answers, with receipts.
+
+How it ends what it begins is tested in tests/unit/test_inbox.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from greenllm import LLM, Generation, GreenllmError, SamplingParams
+from greenllm.energy.ledger import Ledger
+from greenllm.inbox import EngineStoppedError
+from tests.waiting import until
+
+# PEFT asks transformers for it by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+BUNDLED = Path(__file__).parents[2] / "greenllm" / "model" / "bundled"
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+PROMPT = "Once upon a time"
+FOX = [{"role": "user", "content": "Tell me a story about a brave fox."}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
+    """A data folder, with the adapter `north` in it and `south` beside."""
+    folder = tmp_path_factory.mktemp("llm")
+    make_adapter(BUNDLED, folder / "adapters" / "north", seed=1, std=0.5)
+    make_adapter(BUNDLED, folder / "south", seed=2, std=0.5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    """Shared; at the end its books must balance."""
+    options = {"threads": "1", "device": "cpu", "meter": "modelled"}
+    with LLM(record=True, data_dir=folder, adapter_dirs=[folder], **options) as llm:
+        yield llm
+        llm.close()
+    ledger = Ledger(folder / "ledger.sqlite", read_only=True)
+    (session,) = ledger.sessions()
+    spent_j = sum(receipt.total_j or 0.0 for receipt in ledger.receipts())
+    assert session.closed
+    assert spent_j == pytest.approx(session.totals.requests_j)
+    assert session.totals.residual < 1e-9
+    ledger.close()
+
+
+@pytest.fixture(scope="module")
+def alone(llm: LLM) -> Generation:
+    return llm.generate(PROMPT, GREEDY)
+
+
+def test_an_answer_has_text_tokens_and_a_final_receipt(llm: LLM, alone: Generation) -> None:
+    receipt = alone.receipt
+    assert alone.text
+    assert len(alone.choices[0].token_ids) == receipt.completion_tokens == 12
+    assert alone.choices[0].finish_reason == "length"
+    assert (receipt.request_id, receipt.model) == (alone.request_id, llm.name)
+    assert (receipt.status, receipt.outcome) == ("final", "completed")
+    assert receipt.total_j is not None
+    assert receipt.total_j > 0
+
+
+def test_prompts_of_one_call_have_one_receipt_each(
+    llm: LLM, alone: Generation, folder: Path
+) -> None:
+    prompts: list[str | list[int]] = [PROMPT, "The sun was", [5, 6, 7]]
+    answers = llm.generate(prompts, GREEDY)
+    assert answers[0].text == alone.text
+    assert [a.text for a in answers] == [llm.generate([p], GREEDY)[0].text for p in prompts]
+    assert len({answer.receipt.request_id for answer in answers}) == 3
+    assert answers[2].receipt.prompt_tokens == 3
+    assert llm.generate([]) == []
+    ledger = Ledger(folder / "ledger.sqlite", read_only=True)
+    assert ledger.receipt(alone.request_id) == alone.receipt
+    ledger.close()
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(llm: LLM, alone: Generation) -> None:
+    with llm.stream(PROMPT, GREEDY) as stream:
+        pieces = list(stream)
+    assert len(pieces) > 1
+    assert "".join(pieces) == alone.text == stream.generation.text
+    assert "".join(llm.stream(FOX, GREEDY)) == llm.chat(FOX, GREEDY).text
+
+
+def test_closing_a_stream_early_ends_the_work(llm: LLM) -> None:
+    with llm.stream(PROMPT, LONG) as stream:
+        first = next(stream)
+    answer = stream.generation
+    assert answer.text.startswith(first)
+    assert answer.receipt.outcome == "aborted"
+    assert answer.receipt.completion_tokens < LONG.max_tokens
+    assert list(stream) == []
+
+
+def test_adapters_are_named_per_call_or_per_prompt(
+    llm: LLM, alone: Generation, folder: Path
+) -> None:
+    llm.load_adapter("south", folder / "south")
+    assert [info.name for info in llm.adapters] == ["north", "south"]
+    names = [None, "north", "south"]
+    answers = llm.generate([PROMPT] * 3, GREEDY, adapter=names)
+    assert [answer.receipt.adapter for answer in answers] == names
+    assert answers[0].text == alone.text
+    assert len({answer.text for answer in answers}) == 3
+    assert llm.generate(PROMPT, GREEDY, adapter="north").text == answers[1].text
+    llm.unload_adapter("south")
+    for wrong in ("south", [None, None]):
+        with pytest.raises(GreenllmError, match=r"south|1 prompts, but 2 adapters"):
+            llm.generate([PROMPT], GREEDY, adapter=wrong)
+    assert [info.in_flight for info in llm.adapters] == [0]
+
+
+def test_a_prompt_too_long_is_refused_by_its_length(llm: LLM) -> None:
+    for ask in (llm.stream, lambda ids: llm.generate([ids])):
+        with pytest.raises(GreenllmError, match="100000"):
+            ask([5] * 100_000)
+    with pytest.raises(GreenllmError, match="template"):
+        llm.chat([{"role": "wizard", "content": "Abracadabra"}])
+
+
+def test_threads_and_tasks_get_their_own_answers(llm: LLM, alone: Generation) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = pool.map(lambda _: llm.generate(PROMPT, GREEDY).text, range(24))
+        assert set(texts) == {alone.text}
+
+    async def main() -> None:
+        one, several, chat = await asyncio.gather(
+            llm.agenerate(PROMPT, GREEDY),
+            llm.agenerate([PROMPT, PROMPT], GREEDY),
+            llm.achat(FOX, GREEDY),
+        )
+        assert [one.text, *(a.text for a in several)] == [alone.text] * 3
+        assert chat.text == llm.chat(FOX, GREEDY).text
+        *pieces, whole = [piece async for piece in llm.astream(PROMPT, GREEDY)]
+        assert "".join(map(str, pieces)) == alone.text
+        assert isinstance(whole, Generation)
+        assert whole.text == alone.text
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_and_a_left_stream_end_their_work(llm: LLM) -> None:
+    async def main() -> None:
+        async for _ in llm.astream(PROMPT, LONG, adapter="north"):
+            break
+        task = asyncio.create_task(llm.agenerate([PROMPT] * 2, LONG, adapter="north"))
+        await asyncio.to_thread(until, lambda: llm.adapters[0].in_flight > 0, "the work")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    until(lambda: llm.adapters[0].in_flight == 0, "the end of the work")
+
+
+def test_importing_the_front_door_loads_no_torch() -> None:
+    code = "import sys, greenllm, greenllm.llm; assert greenllm.LLM is greenllm.llm.LLM; print("
+    code += "sorted({'torch', 'transformers', 'openvino', 'fastapi'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_after_closing_nothing_is_answered(llm: LLM) -> None:
+    stream = llm.stream(PROMPT, LONG)
+    list(islice(stream, 1))
+    llm.close()
+    llm.close()
+    assert stream.generation.receipt.outcome in ("aborted", "completed")
+    for refused in (llm.generate, llm.stream, lambda _: llm.chat(FOX)):
+        with pytest.raises(EngineStoppedError):
+            refused(PROMPT)
