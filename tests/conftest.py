@@ -45,3 +45,9 @@ def make_adapter() -> Callable[..., Path]:
     Its B is not zero, as it would be before training; `options` are PEFT's.
     """
     return _make_adapter
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker begins one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -40,7 +40,6 @@ from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.hardware import Accelerator, VcpuPower
 from greenllm.energy.units import (
     hours_to_seconds,
-    joules_to_kwh,
     kg_to_g,
     years_to_seconds,
 )
@@ -154,11 +153,6 @@ class Estimate:
     method: str
     site: Site
     extrapolated: bool = False
-
-    @property
-    def it_kwh(self) -> Interval:
-        """Kilowatt hours of the IT equipment."""
-        return self.it_j.times(joules_to_kwh(1.0))
 
 
 @dataclass(frozen=True, slots=True)

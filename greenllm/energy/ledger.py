@@ -213,7 +213,6 @@ class Ledger:
 
     def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self.path = path
-        self.num_errors = 0
         self._unwritten: list[tuple[str, Receipt]] = []
         self._read_only = read_only
         self._reading = threading.Lock()
@@ -282,7 +281,6 @@ class Ledger:
                 if totals is not None:
                     _update_session(db, session_id, totals, closed)
         except sqlite3.Error as error:
-            self.num_errors += 1
             del self._unwritten[:-MAX_UNWRITTEN]
             log.error("ledger %s: %s; %d rows wait", self.path, error, len(self._unwritten))
         else:

@@ -14,7 +14,6 @@ from typing import Any
 
 J_PER_WH = 3_600.0
 J_PER_KWH = 3_600_000.0
-WH_PER_KWH = 1_000.0
 G_PER_KG = 1_000.0
 S_PER_HOUR = 3_600.0
 S_PER_DAY = 86_400.0
@@ -29,16 +28,6 @@ def joules_to_wh(energy_j: float) -> float:
 def joules_to_kwh(energy_j: float) -> float:
     """Kilowatt hours of an energy in joules."""
     return energy_j / J_PER_KWH
-
-
-def wh_to_joules(energy_wh: float) -> float:
-    """Joules of an energy in watt hours."""
-    return energy_wh * J_PER_WH
-
-
-def kwh_to_joules(energy_kwh: float) -> float:
-    """Joules of an energy in kilowatt hours."""
-    return energy_kwh * J_PER_KWH
 
 
 def hours_to_seconds(time_h: float) -> float:

@@ -54,17 +54,11 @@ class BlockManager:
         self._known: dict[int, _Known] = {}
         self._block_of: dict[bytes, int] = {}
         self._followers: dict[bytes, dict[int, None]] = {}
-        self._evictions = 0
 
     @property
     def num_free(self) -> int:
         """Blocks that can be allocated now, remembered prefixes included."""
         return len(self._free)
-
-    @property
-    def num_evictions(self) -> int:
-        """Remembered blocks that had to be forgotten to make room."""
-        return self._evictions
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -127,7 +121,6 @@ class BlockManager:
         block, _ = self._free.popitem(last=False)
         if block in self._known:
             self._forget(block)
-            self._evictions += 1
         self._references[block] = 1
         return block
 

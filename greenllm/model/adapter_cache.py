@@ -18,7 +18,6 @@ class WeightCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self.num_evictions = 0
         self._weights: OrderedDict[str, LoraWeights] = OrderedDict()
         self._pins: Counter[str] = Counter()
 
@@ -59,7 +58,6 @@ class WeightCache:
             if excess <= 0:
                 return
             excess -= self._weights.pop(digest).num_bytes
-            self.num_evictions += 1
 
     def drop(self, digest: str) -> None:
         """Let go of weights nobody uses; what is pinned stays."""

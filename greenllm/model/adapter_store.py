@@ -13,11 +13,14 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greenllm.model.adapter_folders import FILES, check_name
-from greenllm.model.lora import LoraWeights, read_lora
 from greenllm.model.lora_config import AdapterError
 from greenllm.model.lora_layout import LoraFacts, inspect_lora
+
+if TYPE_CHECKING:
+    from greenllm.model.lora import LoraWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ def store(
     Raises:
         AdapterError: the name is taken or `reserved`, or the adapter could not be served.
     """
+    from greenllm.model.lora import read_lora  # which loads torch
+
     check_name(name, reserved)
     place = home / name
     if place.exists():

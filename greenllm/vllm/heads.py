@@ -22,7 +22,7 @@ def draft_method_of(source: str) -> DraftMethod:
     """How vLLM is to use a checkpoint; what is no folder is taken for a model."""
     names: set[str] = set()
     for file in sorted(Path(source).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
+        with safe_open(file, "np") as tensors:
             names |= {name.removeprefix("model.") for name in tensors.keys()}  # noqa: SIM118
     if "fc.weight" not in names:
         return "draft_model"

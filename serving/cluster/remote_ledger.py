@@ -31,7 +31,6 @@ class RemoteLedger:
 
     def __init__(self, keeper: Any, path: str) -> None:
         self.path = path
-        self.num_errors = 0
         self.if_lost: Callable[[], Books] = lambda: ((), Totals())
         self._keeper = keeper
         self._replica = ""
@@ -74,7 +73,6 @@ class RemoteLedger:
             try:
                 ray.get(ref)
             except RayError as error:
-                self.num_errors += 1
                 self._unwritten += rows
                 del self._unwritten[:-MAX_UNWRITTEN]
                 log.error("the keeper of the ledger: %s; %d rows wait", error, len(rows))

@@ -1,4 +1,4 @@
-"""Each example runs as it is, in a process and a home of its own, and prints possible figures."""
+"""Each example runs as it is, in a process and a home of its own, and prints real figures."""
 
 from __future__ import annotations
 

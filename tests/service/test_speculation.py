@@ -173,11 +173,6 @@ def test_figures_are_on_every_answer_and_in_the_ledger(
         assert after[grown] - before[grown] == energy[counted]
 
 
-def test_openais_own_details_are_left_alone(client: openai.OpenAI) -> None:
-    """They are about predicted outputs, another parameter."""
-    assert complete(client, WAYS["greedy"], LOOKUP).usage.completion_tokens_details is None
-
-
 def test_prompts_are_scored_with_guesses_too(server: Server) -> None:
     body = server.completion(TALE, max_tokens=24, temperature=0, prompt_logprobs=1)
     plain, guessed = (
@@ -188,16 +183,6 @@ def test_prompts_are_scored_with_guesses_too(server: Server) -> None:
     assert guessed["text"] == plain["text"]
     scores = [choice["prompt_logprobs"]["token_logprobs"][1:] for choice in (plain, guessed)]
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
-
-
-def test_several_answers_and_stop_strings(client: openai.OpenAI) -> None:
-    options: dict[str, Any] = {"prompt": TALE, "max_tokens": 64, "n": 3, "seed": 2, "stop": ["."]}
-
-    def texts(**extra: Any) -> list[tuple[str, str]]:
-        answer = client.completions.create(model="bundled", extra_body=extra, **options)
-        return [(choice.text, choice.finish_reason) for choice in answer.choices]
-
-    assert texts(speculative=LOOKUP) == texts()
 
 
 def test_the_server_guesses_unless_told_otherwise(guessing: Server) -> None:
@@ -227,14 +212,6 @@ def test_models_say_what_a_server_guesses_with(equipped: Server) -> None:
     assert set(found["methods"]) == {"off", "auto", "prompt_lookup", "early_exit", "draft_model"}
     assert found["draft_model"] == "bundled"
     assert 1 <= found["exit_layer"] <= 5
-
-
-def test_a_method_the_server_was_not_started_for_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        complete(client, WAYS["greedy"], {"method": "draft_model"})
-
-    assert caught.value.param == "speculative.method"
-    assert "--draft-model" in str(caught.value)
 
 
 def test_the_books_are_balanced(guessing: Server, equipped: Server) -> None:

@@ -111,11 +111,6 @@ class Account:
         self._tried_s = self._idle_until_s = self._last.at_s
         self._in_gap = False
 
-    @property
-    def num_open(self) -> int:
-        """Requests without a final receipt."""
-        return len(self._bills)
-
     def start_serving(self) -> None:
         """Book everything so far as load."""
         self._close_window()

@@ -21,7 +21,6 @@ from greenllm.energy.carbon.grid import Intensity
 from greenllm.energy.tables import read_table
 from greenllm.energy.units import joules_to_kwh, kg_to_g, years_to_seconds
 
-PUE_UPTIME_2024 = 1.56
 TOKENS_PER_SCI_UNIT = 1_000
 
 

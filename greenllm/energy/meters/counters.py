@@ -113,7 +113,6 @@ class FileCounterMeter:
             raise SensorError(f"{method}: no counters found")
         self.method = method
         self.period_s = period_s
-        self.num_resets = 0
         self._counters = counters
         self._cpu = cpu or CpuClock()
         self._clock = clock
@@ -138,7 +137,6 @@ class FileCounterMeter:
         wrapped = (counter.range_uj or 0) - before + now
         if counter.range_uj is not None and 0 <= wrapped < counter.range_uj // 2:
             return wrapped
-        self.num_resets += 1
         return now if now <= before // 2 else 0
 
 

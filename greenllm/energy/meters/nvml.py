@@ -110,7 +110,6 @@ class NvmlMeter:
         """Open the devices; `poll_s` None leaves polling power to the calls of `read`."""
         self._nvml = nvml
         self._clock = clock
-        self.num_resets = 0
         self._handles = visible_handles(nvml, visible)
         self._has_counter = self._probe_counter()
         self.method = "measured:nvml-energy" if self._has_counter else "measured:nvml-power"
@@ -172,7 +171,6 @@ class NvmlMeter:
     def _counter_delta_j(self, before_j: float, now_j: float) -> float:
         if now_j >= before_j:
             return now_j - before_j
-        self.num_resets += 1
         return now_j if now_j <= before_j / 2 else 0.0
 
 

@@ -34,7 +34,7 @@ def test_a_lone_request_pays_for_its_window(make_rig: MakeRig) -> None:
     assert (receipt.cached_tokens, receipt.completion_tokens) == (1, 2)
     assert receipt.flops == SHAPE.flops(0, 4, 1) + SHAPE.flops(4, 1, 1)
     assert rig.totals.requests_j == pytest.approx(16.0)
-    assert rig.account.num_open == 0
+    assert rig.account.if_lost()[0] == []
 
 
 def test_sixteen_equal_requests_pay_a_sixteenth_each(make_rig: MakeRig) -> None:
@@ -218,7 +218,7 @@ def test_a_late_sensor_makes_a_provisional_receipt_and_then_a_final_one(
     assert (receipt.status, receipt.attribution) == ("provisional", "degraded")
     assert receipt.uncertainty == 1.0
     assert 8.0 < receipt.total_j < 20.0, "what was counted and a prediction of the last step"
-    assert rig.account.num_open == 1
+    assert len(rig.account.if_lost()[0]) == 1
     assert rig.account.settle_in_s() == pytest.approx(1.0)
     rig.spend(1.0, cpu=3.0)
     rig.meter.failing = False
@@ -256,7 +256,7 @@ def test_a_counter_that_stands_still_for_long_is_given_up(make_rig: MakeRig) -> 
     assert receipt.status == "provisional"
     assert receipt.total_j is not None
     assert receipt.total_j > 0
-    assert rig.account.num_open == 0
+    assert rig.account.if_lost()[0] == []
     before_j = rig.totals.unattributed_j
     rig.spend(1.0, cpu=7.0)
     rig.open("b")

@@ -143,7 +143,6 @@ def test_a_wrap_is_continued_by_the_published_range(tmp_path: Path) -> None:
     path, meter = _single(tmp_path, RANGE_UJ - 1_000_000, RANGE_UJ)
     path.write_text("2000000")
     assert meter.read().total_j == pytest.approx(3.0)
-    assert meter.num_resets == 0
 
 
 @pytest.mark.parametrize("range_uj", [None, RANGE_UJ, 500_000])
@@ -156,7 +155,6 @@ def test_a_reset_continues_from_zero(tmp_path: Path, range_uj: int | None) -> No
     assert meter.read().total_j == pytest.approx(1.0 + 2.0)
     path.write_text("2500000")
     assert meter.read().total_j == pytest.approx(3.5)
-    assert meter.num_resets == 1
 
 
 @pytest.mark.parametrize("range_uj", [None, RANGE_UJ])
@@ -168,7 +166,6 @@ def test_a_counter_that_slips_back_does_not_add_its_whole_past(
     assert meter.read().total_j == 0
     path.write_text("200000000990")
     assert meter.read().total_j == pytest.approx(0.001)
-    assert meter.num_resets == 1
 
 
 @settings(max_examples=40)
