@@ -29,7 +29,7 @@ from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.lora import LoraBank
 from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
-from tests.model.driving import GPT2, LLAMA, VOCABULARY
+from tests.model.driving import GPT2, LLAMA, VOCABULARY, drive, random_prompts, save
 
 # PEFT asks transformers for it by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -127,7 +127,6 @@ class Zoo:
 def zoo(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    save: Callable[..., str],
     make_adapter: Callable[..., Path],
 ) -> Zoo:
     kind, settings = FAMILIES[request.param]
@@ -175,11 +174,7 @@ class Recorder:
 
 
 def test_a_mixed_batch_equals_peft_with_each_adapter_alone(
-    zoo: Zoo,
-    make_runner: MakeRunner,
-    drive: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    capsys: pytest.CaptureFixture[str],
+    zoo: Zoo, make_runner: MakeRunner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runner = Recorder(make_runner(zoo.base))
     source = Folders(zoo.folders, runner.lora_targets)
@@ -215,9 +210,7 @@ def test_adapters_change_the_answer(zoo: Zoo) -> None:
         assert all((one - other).abs().max() > 100 * TOLERANCE for other in found[:i])
 
 
-def test_base_rows_do_not_notice_their_company(
-    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_base_rows_do_not_notice_their_company(zoo: Zoo) -> None:
     """Same batches, with adapters on the other rows or without: equal to the last bit."""
     prompts = random_prompts(VOCABULARY, (13, 13, 13))
     found = []
@@ -236,10 +229,7 @@ def test_base_rows_do_not_notice_their_company(
 
 
 def test_no_hooks_before_the_first_adapter_and_none_again_for_the_second(
-    zoo: Zoo,
-    drive: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    monkeypatch: pytest.MonkeyPatch,
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = _torch_runner(zoo.base)
     source = Folders(zoo.folders, runner.lora_targets)
@@ -258,9 +248,7 @@ def test_no_hooks_before_the_first_adapter_and_none_again_for_the_second(
     assert counts == [0, len(runner.lora_targets), len(runner.lora_targets)]
 
 
-def test_stacks_are_reused_while_requests_come_and_go(
-    zoo: Zoo, drive: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_stacks_are_reused_while_requests_come_and_go(zoo: Zoo) -> None:
     runner = _torch_runner(zoo.base)
     source = Folders(zoo.folders, runner.lora_targets)
     runner.use_adapters(source)
@@ -274,7 +262,7 @@ def test_stacks_are_reused_while_requests_come_and_go(
 
 
 def test_prefixes_are_not_shared_between_adapters_or_with_the_base(
-    zoo: Zoo, make_runner: MakeRunner, drive: Callable[..., Any]
+    zoo: Zoo, make_runner: MakeRunner
 ) -> None:
     """Long common prompts one after the other, in one pool of blocks."""
     runner = make_runner(zoo.base)
@@ -286,7 +274,7 @@ def test_prefixes_are_not_shared_between_adapters_or_with_the_base(
     for i, name in enumerate(names):
         seq = ask(runner, prompt, source.ref(name), f"{i}")
         sampling = replace(seq.request.sampling, prompt_logprobs=None)
-        seq.request = replace(seq.request, work=sampling)
+        seq.request, seq.sampling = replace(seq.request, work=sampling), sampling
         sequences.append(seq)
     drive(runner, sequences, stagger=MAX_TOKENS + 2)
     # The base's second finds the first's full blocks, and all of its prompt but the last token.
@@ -298,7 +286,7 @@ def test_prefixes_are_not_shared_between_adapters_or_with_the_base(
 
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
-def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path, save: Callable[..., str]) -> None:
+def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path) -> None:
     assert set(ADAPTERS["llama"]["narrow"]["target_modules"]) <= {
         path.rpartition(".")[2] for path in _torch_runner(zoo.base).lora_targets
     }
@@ -309,12 +297,7 @@ def test_experts_are_no_targets(zoo: Zoo, tmp_path: Path, save: Callable[..., st
 
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
-def test_graphs_for_adapters_are_compiled_ahead(
-    zoo: Zoo,
-    drive: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_graphs_for_adapters_are_compiled_ahead(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only for the projections that some adapter changes, and not again for the next one."""
     runner = _openvino_runner(zoo.base)
     compiled: list[tuple[int, set[str]]] = []
@@ -343,9 +326,7 @@ def test_graphs_for_adapters_are_compiled_ahead(
 
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
-def test_more_adapters_than_slots_take_turns(
-    zoo: Zoo, make_runner: MakeRunner, drive: Callable[..., Any]
-) -> None:
+def test_more_adapters_than_slots_take_turns(zoo: Zoo, make_runner: MakeRunner) -> None:
     """One, then three, then others: whoever sits in a slot, the answers are PEFT's."""
     runner = make_runner(zoo.base)
     source = Folders(zoo.folders, runner.lora_targets)
@@ -362,7 +343,7 @@ def test_more_adapters_than_slots_take_turns(
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
 def test_an_adapter_whose_products_are_infinite_fails_alone(
-    zoo: Zoo, make_runner: MakeRunner, drive: Callable[..., Any]
+    zoo: Zoo, make_runner: MakeRunner
 ) -> None:
     """Rows of other requests do not notice: nothing is multiplied by zero to get rid of it."""
     runner = make_runner(zoo.base)
@@ -386,12 +367,7 @@ def test_an_adapter_whose_products_are_infinite_fails_alone(
 
 
 @pytest.mark.parametrize("zoo", ["llama"], indirect=True)
-def test_a_bank_outlives_the_step_that_reads_it(
-    zoo: Zoo,
-    drive: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_bank_outlives_the_step_that_reads_it(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may prepare a wider adapter while the graph reads the bank's memory."""
     runner = _openvino_runner(zoo.base)
     banks: list[LoraBank] = []

@@ -44,7 +44,7 @@ from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import load_torch_runner
 from greenllm.shape import ModelShape
 from greenllm.speculation.speculator import PromptLookup, Speculator
-from tests.model.driving import LLAMA, VOCABULARY, drive, scheduler_of
+from tests.model.driving import LLAMA, VOCABULARY, drive, random_prompts, save, scheduler_of
 
 LAYERS, EXIT = 6, 3
 ALWAYS, AT_TIMES, NEVER = 0.000001, 0.3, 0.999999
@@ -79,7 +79,7 @@ RUNNERS: dict[str, Callable[..., Any]] = {"openvino": _openvino, "torch": _torch
 
 
 @pytest.fixture(scope="module")
-def folder(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model whose exit is sure of about half of its tokens at `AT_TIMES`."""
     return save(transformers.LlamaConfig(**CONFIG), tmp_path_factory.mktemp("six"))
 
@@ -165,7 +165,7 @@ LENGTHS = (31, 40, 2, 33, 64, 17)
 
 
 @pytest.fixture(scope="module")
-def prompts(random_prompts: Callable[..., Tokens]) -> Tokens:
+def prompts() -> Tokens:
     return random_prompts(VOCABULARY, LENGTHS, seed=4)
 
 
@@ -252,9 +252,7 @@ def test_log_probabilities_are_those_of_who_chose(
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_company_changes_no_answer(
-    runner: Any, reference: Reference, random_prompts: Callable[..., Tokens]
-) -> None:
+def test_company_changes_no_answer(runner: Any, reference: Reference) -> None:
     """Plain, guessed and approximate answers in the same steps, beside prompts in parts."""
     drafter = runner.early_exit(2)
     drafter.prepare(3)

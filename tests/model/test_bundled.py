@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from greenllm.model.loader import load_model
 from greenllm.model.options import BUNDLED, BUNDLED_PATH, LoadOptions
 from greenllm.runner.torch import TorchRunner
 from greenllm.tokenizer import Tokenizer, load_tokenizer
+from tests.model.driving import ask, drive, load
 
 Chat = Callable[..., tuple[str, Sequence]]
 
@@ -28,7 +28,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def runners(load: Callable[..., TorchRunner]) -> dict[Quantization, TorchRunner]:
+def runners() -> dict[Quantization, TorchRunner]:
     """A runner in each precision."""
     return {
         kind: load(BUNDLED, LoadOptions(quantization=kind), block_size=16, kv_cache_bytes=2**23)
@@ -37,12 +37,7 @@ def runners(load: Callable[..., TorchRunner]) -> dict[Quantization, TorchRunner]
 
 
 @pytest.fixture(scope="module")
-def chat(
-    runners: dict[Quantization, TorchRunner],
-    tokenizer: Tokenizer,
-    ask: Callable[..., Any],
-    drive: Callable[..., Any],
-) -> Chat:
+def chat(runners: dict[Quantization, TorchRunner], tokenizer: Tokenizer) -> Chat:
     """`(question, kind="none", max_tokens=64)`: the greedy answer, and its sequence."""
 
     def answer(

@@ -46,7 +46,7 @@ from greenllm.runner.threads import ThreadPlan
 from greenllm.runner.torch import TorchRunner, load_torch_runner
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import Drafted, Speculator
-from tests.model.driving import GPT2, LLAMA, VOCABULARY, drive
+from tests.model.driving import GPT2, LLAMA, VOCABULARY, assemble, drive, random_prompts, save
 from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -76,7 +76,7 @@ RUNNERS: dict[str, Callable[..., Any]] = {"openvino": _openvino, "torch": _torch
 
 
 @pytest.fixture(scope="module")
-def six_layers(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def six_layers(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model whose early exits guess right now and then."""
     return save(_llama(num_hidden_layers=6, initializer_range=0.12), tmp_path_factory.mktemp("six"))
 
@@ -171,11 +171,7 @@ def _drafted(sequences: SequenceOf[Sequence]) -> int:
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_early_exit_changes_no_greedy_token(
-    name: str,
-    kind: str,
-    data: Callable[[str], Path],
-    random_prompts: Callable[..., list[list[int]]],
-    exits: Callable[..., Any],
+    name: str, kind: str, data: Callable[[str], Path], exits: Callable[..., Any]
 ) -> None:
     path = Path(MODELS[name])
     folder = BUNDLED if name == BUNDLED else str(data(path.parent.name) / path.name)
@@ -189,9 +185,7 @@ def test_early_exit_changes_no_greedy_token(
     assert 0 < _accepted(guessed) <= _drafted(guessed)
 
 
-def test_beside_requests_that_do_not_guess(
-    runner: Any, exits: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_beside_requests_that_do_not_guess(runner: Any, exits: Callable[..., Any]) -> None:
     prompts = random_prompts(VOCABULARY, (9, 30, 4, 22, 50, 2), seed=2)
     plain = _ask(runner, prompts, _greedy(40))
     ways = (OFF, None, Speculation(METHOD, 1))
@@ -202,9 +196,7 @@ def test_beside_requests_that_do_not_guess(
     assert [seq.num_drafted > 0 for seq in guessed] == [False, True, True] * 2
 
 
-def test_when_sequences_lose_their_blocks(
-    runner: Any, exits: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_when_sequences_lose_their_blocks(runner: Any, exits: Callable[..., Any]) -> None:
     prompts = random_prompts(VOCABULARY, (60, 50, 40), seed=3)
     plain, guessed = (_ask(runner, prompts, _greedy(60)) for _ in range(2))
     _drive(runner, plain)
@@ -216,10 +208,7 @@ def test_when_sequences_lose_their_blocks(
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 5])
 def test_at_the_ends_of_answers_and_of_the_context(
-    runner: Any,
-    exits: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    max_tokens: int,
+    runner: Any, exits: Callable[..., Any], max_tokens: int
 ) -> None:
     context = runner.info.context_length
     lengths = (5, context - 1, context - 2, context - 4)
@@ -230,9 +219,7 @@ def test_at_the_ends_of_answers_and_of_the_context(
     assert _answers(guessed) == _answers(plain)
 
 
-def test_seeded_samples_are_the_same(
-    runner: Any, exits: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_seeded_samples_are_the_same(runner: Any, exits: Callable[..., Any]) -> None:
     params = SamplingParams(
         temperature=0.7, top_p=0.95, presence_penalty=0.5, seed=11, n=2, max_tokens=40
     )
@@ -260,7 +247,6 @@ def test_requests_with_adapters_get_their_own_tokens(
     six_layers: str,
     exits: Callable[..., Any],
     make_adapter: Callable[..., Path],
-    random_prompts: Callable[..., list[list[int]]],
     tmp_path: Path,
 ) -> None:
     folders = [make_adapter(six_layers, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
@@ -295,10 +281,7 @@ LENGTHS = (31, 40, 2, 33, 64, 17)
 
 @pytest.mark.parametrize("layer", [1, 4])
 def test_guesses_are_those_of_single_steps(
-    six_layers: str,
-    exits: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    layer: int,
+    six_layers: str, exits: Callable[..., Any], layer: int
 ) -> None:
     prompts = random_prompts(VOCABULARY, LENGTHS, seed=8)
     ours = _openvino(six_layers)
@@ -315,11 +298,7 @@ def test_guesses_are_those_of_single_steps(
 
 @pytest.mark.parametrize(("quantization", "kv_dtype"), [("int8", "u8"), ("int4", "auto")])
 def test_guesses_of_quantized_models(
-    quantization: Any,
-    kv_dtype: Any,
-    six_layers: str,
-    exits: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
+    quantization: Any, kv_dtype: Any, six_layers: str, exits: Callable[..., Any]
 ) -> None:
     options, caches = LoadOptions(quantization), KvCacheOptions(2**25, 8, kv_dtype)
     runner = load_openvino_runner(six_layers, options, caches)
@@ -341,9 +320,7 @@ def _one_by_one(drafter: Drafter, chunks: list[Chunk]) -> list[tuple[int, ...]]:
     return found
 
 
-def test_all_layers_guess_what_the_model_says(
-    runner: Any, random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_all_layers_guess_what_the_model_says(runner: Any) -> None:
     prompts = random_prompts(VOCABULARY, LENGTHS, seed=9)
     drafter = runner.as_drafter()
     drafter.prepare(4)
@@ -358,9 +335,7 @@ def test_all_layers_guess_what_the_model_says(
     assert drafter.draft(behind) == found
 
 
-def test_nothing_is_written_that_anybody_reads(
-    runner: Any, exits: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_nothing_is_written_that_anybody_reads(runner: Any, exits: Callable[..., Any]) -> None:
     """Other sequences fill all other blocks, and nobody's next logits are changed."""
     drafter = exits(runner, 2, 1, 3)
     used = sum(-(-(length + 4) // runner.block_size) + 1 for length in LENGTHS)
@@ -430,11 +405,7 @@ def test_what_an_exit_costs(runner: Any, exits: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_early_exit_of_other_families(
-    family: str,
-    save: Callable[..., str],
-    random_prompts: Callable[..., list[list[int]]],
-    exits: Callable[..., Any],
-    tmp_path: Path,
+    family: str, exits: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
     runner = _torch(save(config, tmp_path))
@@ -452,9 +423,7 @@ class _TwoLists(torch.nn.Module):
         self.one, self.two = (torch.nn.ModuleList([torch.nn.Identity()] * 2) for _ in range(2))
 
 
-def test_models_that_cannot_be_left_early_say_why(
-    six_layers: str, assemble: Callable[..., Any]
-) -> None:
+def test_models_that_cannot_be_left_early_say_why(six_layers: str) -> None:
     unclear: Any = _TwoLists()
     with pytest.raises(LoadError, match="_TwoLists cannot be left early: its layers are not in"):
         first_layers(unclear, 1, 2)
@@ -477,10 +446,7 @@ def _draft_model(target: Any, runner: Any, num_tokens: int = 3) -> DraftModel:
 
 @pytest.fixture(scope="module", params=RUNNERS)
 def pair(
-    request: pytest.FixtureRequest,
-    six_layers: str,
-    save: Callable[..., str],
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, six_layers: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, DraftModel]:
     """A model, and a smaller one of a shorter context."""
     config = _llama(max_position_embeddings=96, initializer_range=0.12)
@@ -491,11 +457,7 @@ def pair(
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
-def test_a_draft_model_changes_no_token(
-    pair: tuple[Any, DraftModel],
-    random_prompts: Callable[..., list[list[int]]],
-    temperature: float,
-) -> None:
+def test_a_draft_model_changes_no_token(pair: tuple[Any, DraftModel], temperature: float) -> None:
     target, drafter = pair
     prompts = random_prompts(VOCABULARY, (9, 30, 4, 70, 50, 95, 100), seed=2)
     params = SamplingParams(temperature=temperature, seed=5, max_tokens=40)
@@ -510,9 +472,7 @@ def test_a_draft_model_changes_no_token(
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_a_draft_model_that_is_the_model_is_always_right(
-    kind: str, six_layers: str, random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_a_draft_model_that_is_the_model_is_always_right(kind: str, six_layers: str) -> None:
     """Its keys and values are right whatever it was given to read, and with plain steps between."""
     target, twin = RUNNERS[kind](six_layers), RUNNERS[kind](six_layers)
     drafter = _draft_model(target, twin)
@@ -539,9 +499,7 @@ def test_a_draft_model_that_is_the_model_is_always_right(
     assert _accepted(sequences) == _drafted(sequences) > 0
 
 
-def test_wrong_guesses_leave_no_trace_in_the_draft_models_cache(
-    six_layers: str, random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_wrong_guesses_leave_no_trace_in_the_draft_models_cache(six_layers: str) -> None:
     target, twin = _openvino(six_layers), _openvino(six_layers)
     drafter = _draft_model(target, twin)
     (prompt,) = random_prompts(VOCABULARY, (20,), seed=12)
@@ -558,12 +516,7 @@ def test_wrong_guesses_leave_no_trace_in_the_draft_models_cache(
         assert _draft_model(target, _openvino(six_layers)).draft(fresh) == [guess]
 
 
-def test_long_prompts_are_read_in_parts(
-    save: Callable[..., str],
-    random_prompts: Callable[..., list[list[int]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_long_prompts_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(_llama(max_position_embeddings=2048), tmp_path)
     target, twin = _openvino(folder), _openvino(folder)
     drafter = _draft_model(target, twin)
@@ -588,9 +541,7 @@ def _config(tmp_path: Path, **options: Any) -> EngineConfig:
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_a_draft_model_is_loaded_beside_its_target(
-    kind: Any, tmp_path: Path, random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_a_draft_model_is_loaded_beside_its_target(kind: Any, tmp_path: Path) -> None:
     config = _config(tmp_path, runner=kind, max_context=256)
     target = load_runner(config)
     drafter = load_draft_model(config, target, BUNDLED)

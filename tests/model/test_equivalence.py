@@ -20,8 +20,8 @@ from greenllm.model.info import Quantization
 from greenllm.model.options import LoadOptions
 from greenllm.runner.attention import make_plan
 from greenllm.runner.torch import TorchRunner
+from tests.model.driving import answers, ask, drive, generate, load, random_prompts
 
-Answers = Callable[..., list[list[int]]]
 CONTEXT = 48
 ROUNDING = 0.25
 PROMPTS = [
@@ -34,13 +34,13 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def runners(tiny: str, load: Callable[..., TorchRunner]) -> dict[int, TorchRunner]:
+def runners(tiny: str) -> dict[int, TorchRunner]:
     """One runner per block size."""
     return {size: load(tiny, block_size=size) for size in (1, 3, 4, 16)}
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_model: Any, generate: Answers) -> Callable[[tuple[int, ...], int], list[int]]:
+def expected(tiny_model: Any) -> Callable[[tuple[int, ...], int], list[int]]:
     """Greedy answer of plain transformers to one prompt, computed once."""
     known: dict[tuple[int, ...], list[int]] = {}
 
@@ -86,8 +86,6 @@ def expected(tiny_model: Any, generate: Answers) -> Callable[[tuple[int, ...], i
 def test_no_schedule_changes_a_token(
     runners: dict[int, TorchRunner],
     expected: Callable[[tuple[int, ...], int], list[int]],
-    ask: Callable[..., Any],
-    drive: Callable[..., Any],
     requests: list[tuple[tuple[int, ...], int]],
     block_size: int,
     spare: int,
@@ -106,7 +104,7 @@ def test_no_schedule_changes_a_token(
 
 
 def test_a_tight_pool_preempts_and_a_shared_prefix_is_computed_once(
-    runners: dict[int, TorchRunner], ask: Callable[..., Any], drive: Callable[..., Any]
+    runners: dict[int, TorchRunner],
 ) -> None:
     """What the property above relies on does happen."""
     params = SamplingParams(temperature=0, max_tokens=24)
@@ -120,9 +118,7 @@ def test_a_tight_pool_preempts_and_a_shared_prefix_is_computed_once(
     assert first.token_ids == second.token_ids
 
 
-def test_an_answer_is_cut_at_the_context(
-    tiny_runner: TorchRunner, answers: Answers, random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_an_answer_is_cut_at_the_context(tiny_runner: TorchRunner) -> None:
     length = tiny_runner.info.context_length
     [answer] = answers(tiny_runner, random_prompts(96, (length - 3,)), 50)
     assert length == 128
@@ -146,13 +142,7 @@ def _assert_report(report: TokenLogprob, token_id: int, row: torch.Tensor, count
 @pytest.mark.parametrize("max_batch_tokens", [8, 9, 512])
 @pytest.mark.parametrize("num_blocks", [16, 64])
 def test_log_probabilities_equal_those_of_a_plain_forward(
-    tiny_runner: TorchRunner,
-    tiny_model: Any,
-    ask: Callable[..., Any],
-    drive: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-    max_batch_tokens: int,
-    num_blocks: int,
+    tiny_runner: TorchRunner, tiny_model: Any, max_batch_tokens: int, num_blocks: int
 ) -> None:
     """Of the prompt, across chunks and preemptions."""
     params = SamplingParams(temperature=0, max_tokens=20, prompt_logprobs=3)
@@ -171,7 +161,7 @@ def test_log_probabilities_equal_those_of_a_plain_forward(
 
 
 def test_a_prompt_can_be_scored_without_an_answer(
-    tiny_runner: TorchRunner, tiny_model: Any, ask: Callable[..., Any], drive: Callable[..., Any]
+    tiny_runner: TorchRunner, tiny_model: Any
 ) -> None:
     prompt = PROMPTS[1]
     params = SamplingParams(temperature=0, max_tokens=0, prompt_logprobs=0)
@@ -180,13 +170,13 @@ def test_a_prompt_can_be_scored_without_an_answer(
     scores = _plain_scores(tiny_model, prompt)
     assert (seq.finish_reason, seq.num_generated) == ("length", 0)
     expected = [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
-    assert [report.logprob for report in seq.prompt_logprobs] == pytest.approx(expected, abs=1e-4)
-    assert all(report.top == () for report in seq.prompt_logprobs)
+    assert [report.logprob for report in seq.prompt_logprobs if report] == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert all(report.top == () for report in seq.prompt_logprobs if report)
 
 
-def test_a_greedy_token_is_the_best_reported_one(
-    tiny_runner: TorchRunner, tiny_model: Any, ask: Callable[..., Any]
-) -> None:
+def test_a_greedy_token_is_the_best_reported_one(tiny_runner: TorchRunner, tiny_model: Any) -> None:
     """The same float, so that a client may compare them."""
     [seq] = ask(tiny_runner, PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, logprobs=4))
     scheduler = Scheduler(
@@ -228,12 +218,7 @@ def _plain(
 @pytest.mark.parametrize("name", ["stories260k/hf", "babyllama-tok105/hf"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "nf4"])
 def test_real_models_answer_as_in_transformers(
-    name: str,
-    kind: str,
-    data: Callable[[str], Path],
-    load: Callable[..., TorchRunner],
-    answers: Answers,
-    generate: Answers,
+    name: str, kind: str, data: Callable[[str], Path]
 ) -> None:
     """One at a time always, and in one batch in fp32 and nf4.
 
@@ -271,7 +256,7 @@ def _regret(model: Any, prompt: list[int], answer: list[int]) -> float:
     return float((scores.max(dim=-1).values - chosen).max())
 
 
-def test_decoding_rows_read_their_own_slots_only(tiny_runner: TorchRunner, ask: Any) -> None:
+def test_decoding_rows_read_their_own_slots_only(tiny_runner: TorchRunner) -> None:
     """What is masked is multiplied by zero, and what others left need not be finite."""
     chunks = []
     for blocks, length in (([3], 2), ([1, 2], 7)):

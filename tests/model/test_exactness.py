@@ -36,7 +36,7 @@ from greenllm.runner.torch import load_torch_runner
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import OFF, PromptLookup, Speculator
 from greenllm.text import TextStream
-from tests.model.driving import LLAMA
+from tests.model.driving import LLAMA, save
 
 VOCABULARY = 96
 FEW_TOKENS = 6
@@ -91,7 +91,7 @@ def _engine(runner: Any, drafters: Drafters) -> NativeEngine:
 
 
 @pytest.fixture(scope="module")
-def folder(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(_config(VOCABULARY, 6, 0.12), tmp_path_factory.mktemp("six"))
 
 
@@ -184,7 +184,7 @@ Three = tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
-def few(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def few(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model of six tokens."""
     return save(_config(FEW_TOKENS, 3, 0.16), tmp_path_factory.mktemp("few"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from greenllm.core import SamplingParams
 from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
-from tests.model.driving import GPT2, LLAMA, VOCABULARY
+from tests.model.driving import (
+    GPT2,
+    LLAMA,
+    VOCABULARY,
+    answers,
+    ask,
+    drive,
+    generate,
+    load,
+    random_prompts,
+    save,
+)
 
 LENGTHS = (5, 13, 21, 1)
 MAX_TOKENS = 24
@@ -75,16 +85,7 @@ def _config(kind: str, settings: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_equal_those_of_generate(
-    family: str,
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    ask: Callable[..., Any],
-    drive: Callable[..., Any],
-    generate: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_tokens_equal_those_of_generate(family: str, tmp_path: Path) -> None:
     """Chunked prompts, staggered arrivals and a pool so small that sequences are preempted."""
     folder = save(_config(*FAMILIES[family]), tmp_path)
     runner = load(folder)
@@ -102,14 +103,7 @@ def test_tokens_equal_those_of_generate(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_side_by_side_give_the_same_tokens(
-    family: str,
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_prompts_side_by_side_give_the_same_tokens(family: str, tmp_path: Path) -> None:
     """Several chunks a step, of several sizes, some of them not the first of their prompt."""
     runner = load(save(_config(*FAMILIES[family]), tmp_path))
     prompts = random_prompts(VOCABULARY, (*LENGTHS, 30, 14, 9))
@@ -120,14 +114,7 @@ def test_prompts_side_by_side_give_the_same_tokens(
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "cohere2"])
-def test_the_window_matters(
-    family: str,
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_the_window_matters(family: str, tmp_path: Path) -> None:
     """Otherwise the test above would not see a runner that ignores it."""
     kind, settings = FAMILIES[family]
     narrow = save(_config(kind, settings), tmp_path / "narrow")
@@ -202,9 +189,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_models_that_would_be_computed_wrongly_are_refused(
-    family: str, tmp_path: Path, save: Callable[..., str], load: Callable[..., Any]
-) -> None:
+def test_models_that_would_be_computed_wrongly_are_refused(family: str, tmp_path: Path) -> None:
     kind, settings, reason = REFUSED[family]
     folder = save(_config(kind, settings), tmp_path)
     with pytest.raises(LoadError, match=reason) as caught:
@@ -212,14 +197,7 @@ def test_models_that_would_be_computed_wrongly_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_hidden_window_is_harmless_in_a_shorter_context(
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    generate: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_a_hidden_window_is_harmless_in_a_shorter_context(tmp_path: Path) -> None:
     kind, settings, _ = REFUSED["phimoe"]
     folder = save(_config(kind, settings | {"sliding_window": 32}), tmp_path)
     runner = load(folder, LoadOptions(max_context=32))
@@ -229,9 +207,7 @@ def test_a_hidden_window_is_harmless_in_a_shorter_context(
     assert answers(runner, prompts, 16) == generate(model, prompts, 16)
 
 
-def test_sizes_are_those_of_the_model(
-    tmp_path: Path, save: Callable[..., str], load: Callable[..., Any]
-) -> None:
+def test_sizes_are_those_of_the_model(tmp_path: Path) -> None:
     """The shape prices a token: body and head without the table, keys and values per token."""
     for tied in (False, True):
         kind, settings = FAMILIES["llama"]

@@ -5,14 +5,12 @@ Recording and replaying them takes a CUDA device: see tests/gpu.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence, sequences_of
 from greenllm.model.options import BUNDLED_PATH
 from greenllm.runner.graphs import MOST_TOKENS, ROWS, Size, forward, lay_out, size_of
+from tests.model.driving import assemble
 
 BLOCK = 8
 
@@ -48,7 +46,7 @@ def test_rows_that_are_left_over_touch_the_spare_block_only() -> None:
 
 
 @torch.inference_mode()
-def test_logits_are_those_of_the_plain_step(assemble: Callable[..., Any]) -> None:
+def test_logits_are_those_of_the_plain_step() -> None:
     """Of single tokens and of guesses, in sequences of different lengths, with rows left over."""
     runner, model, attention = assemble(BUNDLED_PATH, BLOCK)
     long, short = sequence(list(range(40, 61)), [4, 1, 7]), sequence([9, 8, 7], [2])

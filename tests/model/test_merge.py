@@ -27,6 +27,7 @@ from greenllm.model.merge import merge
 from greenllm.model.options import LoadOptions
 from greenllm.model.quiet import hush_bitsandbytes
 from greenllm.model.targets import targets_of
+from tests.model.driving import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 MakeAdapter = Callable[..., Path]
@@ -76,9 +77,7 @@ def test_an_output_that_exists_is_left_alone(adapter: Path, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_is_not_merged(
-    adapter: Path, tmp_path: Path, tiny: str, save: Callable[..., str]
-) -> None:
+def test_what_does_not_fit_is_not_merged(adapter: Path, tmp_path: Path, tiny: str) -> None:
     """Another width, fewer layers (PEFT would pass over the rest), no base, no weights."""
     shallow = AutoModelForCausalLM.from_pretrained(BASE).config
     shallow.num_hidden_layers -= 1

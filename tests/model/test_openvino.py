@@ -28,7 +28,7 @@ from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.precision import choose_precision
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.threads import ThreadPlan
-from tests.model.driving import LLAMA, VOCABULARY
+from tests.model.driving import LLAMA, VOCABULARY, answers, ask, drive, load, random_prompts, save
 
 WEIGHTS = "model.safetensors"
 BASE = LLAMA | {"num_hidden_layers": 3, "max_position_embeddings": 256}
@@ -66,9 +66,7 @@ def _load(folder: str | Path, options: LoadOptions | None = None, **caches: Any)
     return load_openvino_runner(str(folder), options or LoadOptions(), KvCacheOptions(**caches))
 
 
-def _logits(
-    runner: Any, ask: Callable[..., Any], prompts: list[list[int]], cuts: list[list[int]]
-) -> torch.Tensor:
+def _logits(runner: Any, prompts: list[list[int]], cuts: list[list[int]]) -> torch.Tensor:
     """Every row's logits, each prompt cut into the chunks of `cuts`, one chunk of each per step."""
     params = SamplingParams(temperature=0, max_tokens=1)
     sequences = [ask(runner, prompt, params)[0] for prompt in prompts]
@@ -103,15 +101,7 @@ def _change_tensors(folder: Path, changes: dict[str, Callable[[torch.Tensor], An
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_tokens_equal_the_torch_runners(
-    family: str,
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    ask: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_logits_and_tokens_equal_the_torch_runners(family: str, tmp_path: Path) -> None:
     kind, settings = FAMILIES[family]
     folder = save(getattr(transformers, kind)(**settings), tmp_path)
     _change_tensors(Path(folder), {".bias": lambda bias: torch.randn(bias.shape) / 4})
@@ -120,21 +110,15 @@ def test_logits_and_tokens_equal_the_torch_runners(
     cuts = [[33, 36, 1], [40, 1, 0], [4, 1, 4]]
     cuts[1] = [38, 1, 2]
 
-    expected = _logits(reference, ask, prompts, cuts)
-    difference = float((_logits(ours, ask, prompts, cuts) - expected).abs().max())
+    expected = _logits(reference, prompts, cuts)
+    difference = float((_logits(ours, prompts, cuts) - expected).abs().max())
     print(f"{family}: largest difference in logits {difference:.2g}")
     assert difference < TOLERANCE
     how = {"max_batch_tokens": 23, "stagger": 2}
     assert answers(ours, prompts, 24, **how) == answers(reference, prompts, 24, **how)
 
 
-def test_shared_prefixes_and_preemption_change_nothing(
-    tiny: str,
-    answers: Callable[..., list[list[int]]],
-    drive: Callable[..., Any],
-    ask: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_shared_prefixes_and_preemption_change_nothing(tiny: str) -> None:
     runner = _load(tiny)
     start = random_prompts(VOCABULARY, (70,))[0]
     prompts = [start + tail for tail in random_prompts(VOCABULARY, (3, 5, 2, 9), seed=2)]
@@ -151,11 +135,7 @@ def test_shared_prefixes_and_preemption_change_nothing(
 
 @pytest.mark.parametrize("name", ["stories260k/hf", "babyllama-tok105/hf"])
 def test_greedy_tokens_of_real_models_equal_the_torch_runners(
-    name: str,
-    data: Callable[[str], Path],
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
+    name: str, data: Callable[[str], Path]
 ) -> None:
     folder = data(name)
     ours, reference = _load(folder), load(folder)
@@ -163,55 +143,44 @@ def test_greedy_tokens_of_real_models_equal_the_torch_runners(
     assert answers(ours, prompts, 100, stagger=2) == answers(reference, prompts, 100)
 
 
-def _perplexity(runner: OpenVinoRunner, ask: Callable[..., Any], texts: list[list[int]]) -> float:
+def _perplexity(runner: OpenVinoRunner, texts: list[list[int]]) -> float:
     loss, count = 0.0, 0
     for ids in texts:
-        logits = _logits(runner, ask, [ids[:-1]], [[len(ids) - 1]])
+        logits = _logits(runner, [ids[:-1]], [[len(ids) - 1]])
         targets = torch.tensor(ids[1:])
         loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
         count += len(targets)
     return math.exp(loss / count)
 
 
-def test_perplexity_of_quantized_weights(
-    data: Callable[[str], Path], ask: Callable[..., Any]
-) -> None:
+def test_perplexity_of_quantized_weights(data: Callable[[str], Path]) -> None:
     """int8 within 1 %, int4 within 15 % of float32, with each arithmetic this CPU has."""
     folder = data("stories260k/hf")
     stories = json.loads((data("tinystories-1000") / "tinystories_1000.json").read_text())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [tokenizer.encode(story)[:500] for story in stories[:STORIES]]
-    plain = _perplexity(_load(folder), ask, texts)
+    plain = _perplexity(_load(folder), texts)
     for quantization, limit in (("int8", 1.01), ("int4", 1.15)):
         for dtype in ("float32", "auto"):
             options = LoadOptions(quantization=quantization, dtype=dtype)  # type: ignore[arg-type]
             runner = _load(folder, options)
-            ratio = _perplexity(runner, ask, texts) / plain
+            ratio = _perplexity(runner, texts) / plain
             print(f"{quantization} {runner.info.dtype}: {ratio:.4f} x {plain:.3f}")
             assert 0.9 < ratio < limit
 
 
-def test_eight_bit_keys_do_not_depend_on_how_a_prompt_is_cut(
-    ask: Callable[..., Any], random_prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_eight_bit_keys_do_not_depend_on_how_a_prompt_is_cut() -> None:
     runner = _load(BUNDLED, kv_dtype="u8")
     prompts = random_prompts(runner.info.vocab_size, (75, 50))
-    whole = _logits(runner, ask, prompts, [[75], [50]])
-    cut = _logits(runner, ask, prompts, [[33, 31, 11], [1, 40, 9]])
+    whole = _logits(runner, prompts, [[75], [50]])
+    cut = _logits(runner, prompts, [[33, 31, 11], [1, 40, 9]])
     assert float((whole - cut).abs().max()) < 0.35
-    exact = _logits(_load(BUNDLED), ask, prompts, [[75], [50]])
+    exact = _logits(_load(BUNDLED), prompts, [[75], [50]])
     assert 0 < float((whole - exact).abs().max()) < 1
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "u8"])
-def test_a_block_that_fits_in_part_is_copied_and_changes_nothing(
-    kv_dtype: str,
-    tiny: str,
-    answers: Callable[..., list[list[int]]],
-    drive: Callable[..., Any],
-    ask: Callable[..., Any],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_a_block_that_fits_in_part_is_copied_and_changes_nothing(kv_dtype: str, tiny: str) -> None:
     runner = _load(tiny, kv_dtype=kv_dtype)
     whole, other = random_prompts(VOCABULARY, (64, 20))
     prompts = [whole, whole, whole[:50] + other]
@@ -223,9 +192,7 @@ def test_a_block_that_fits_in_part_is_copied_and_changes_nothing(
     assert [seq.num_cached for seq in sequences] == [0, 63, 50]
 
 
-def test_threads_change_speed_not_tokens(
-    tiny: str, answers: Callable[..., list[list[int]]], random_prompts: Callable[..., Any]
-) -> None:
+def test_threads_change_speed_not_tokens(tiny: str) -> None:
     runner = _load(tiny)
     prompts = random_prompts(VOCABULARY, (9, 30))
     expected = answers(runner, prompts, 12)
@@ -285,9 +252,7 @@ def _weights(cache_dir: Path, bits: Any) -> DecoderWeights:
     return DecoderWeights(spec_of(config), BUNDLED_PATH, bits=bits, cache_dir=cache_dir)
 
 
-def test_a_damaged_cache_costs_time_only(
-    tmp_path: Path, answers: Callable[..., list[list[int]]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_cache_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = LoadOptions(quantization="int8")
     expected = answers(_load(BUNDLED, options, weights_dir=tmp_path), [[5, 6, 7]], 8)
     (file,) = (tmp_path / "weights").iterdir()
@@ -296,7 +261,7 @@ def test_a_damaged_cache_costs_time_only(
     assert "cannot be read" in caplog.text
 
 
-def _folder(tmp_path: Path, save: Callable[..., str], seed: int = 0, **changes: Any) -> Path:
+def _folder(tmp_path: Path, seed: int = 0, **changes: Any) -> Path:
     folder = Path(save(transformers.LlamaConfig(**BASE), tmp_path, seed))
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -316,10 +281,10 @@ def _folder(tmp_path: Path, save: Callable[..., str], seed: int = 0, **changes: 
     ],
 )
 def test_what_the_graph_would_get_wrong_is_named(
-    changes: dict[str, Any], says: str, tmp_path: Path, save: Callable[..., str]
+    changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnknownArchitectureError) as refusal:
-        _load(_folder(tmp_path, save, **changes))
+        _load(_folder(tmp_path, **changes))
     assert says in str(refusal.value)
 
 
@@ -332,10 +297,10 @@ def test_what_the_graph_would_get_wrong_is_named(
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    changes: dict[str, Any], says: str, tmp_path: Path, save: Callable[..., str]
+    changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LoadError) as refusal:
-        _load(_folder(tmp_path, save, **changes))
+        _load(_folder(tmp_path, **changes))
     assert says in str(refusal.value)
 
 
@@ -364,9 +329,7 @@ def test_options_that_contradict_are_refused(
         ("qwen3", "model.layers.1.self_attn.q_norm.weight"),
     ],
 )
-def test_what_the_config_calls_for_must_be_there(
-    family: str, absent: str, tmp_path: Path, save: Callable[..., str], load: Callable[..., Any]
-) -> None:
+def test_what_the_config_calls_for_must_be_there(family: str, absent: str, tmp_path: Path) -> None:
     kind, settings = FAMILIES[family]
     folder = save(getattr(transformers, kind)(**settings), tmp_path)
     _change_tensors(tmp_path, {absent: lambda _: None})
@@ -376,15 +339,10 @@ def test_what_the_config_calls_for_must_be_there(
 
 
 def test_biases_that_the_config_does_not_call_for_are_ignored(
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As transformers does: a Qwen2 has biases on q, k and v only, a Llama none by default."""
-    folder = _folder(tmp_path, save)
+    folder = _folder(tmp_path)
     prompts = random_prompts(VOCABULARY, (20, 7))
     expected = answers(load(folder), prompts, 12)
     extra = {
@@ -400,25 +358,21 @@ def test_biases_that_the_config_does_not_call_for_are_ignored(
     assert runner.info.parameters == load(folder).info.parameters
 
 
-def test_vectors_of_the_wrong_length_are_refused(tmp_path: Path, save: Callable[..., str]) -> None:
+def test_vectors_of_the_wrong_length_are_refused(tmp_path: Path) -> None:
     """One number would be spread over all."""
-    folder = _folder(tmp_path, save)
+    folder = _folder(tmp_path)
     _change_tensors(folder, {"model.norm.weight": lambda norm: norm[:1].clone()})
     with pytest.raises(LoadError, match=r"model.norm.weight is \(1,\), config.json says \(64,\)"):
         _load(folder)
 
 
 def test_the_runners_read_the_same_one_of_two_checkpoints(
-    tmp_path: Path,
-    save: Callable[..., str],
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A leftover index and shard of other weights, beside `model.safetensors`."""
-    folder = _folder(tmp_path, save)
+    folder = _folder(tmp_path)
     expected = answers(_load(folder), [[5, 6, 7]], 8)
-    other = load_file(_folder(tmp_path / "other", save, seed=1) / WEIGHTS)
+    other = load_file(_folder(tmp_path / "other", seed=1) / WEIGHTS)
     save_file(other, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
     names = dict.fromkeys(other, "model-00001-of-00001.safetensors")
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
@@ -432,17 +386,13 @@ def test_the_runners_read_the_same_one_of_two_checkpoints(
 
 
 @pytest.mark.parametrize("ids", ["x", [2, "x"], {"a": 2}])
-def test_end_tokens_that_are_none_are_refused(
-    ids: Any, tmp_path: Path, save: Callable[..., str]
-) -> None:
+def test_end_tokens_that_are_none_are_refused(ids: Any, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="is no token id"):
-        _load(_folder(tmp_path, save, eos_token_id=ids))
+        _load(_folder(tmp_path, eos_token_id=ids))
 
 
-def test_a_tied_config_with_another_head_is_left_to_torch(
-    tmp_path: Path, save: Callable[..., str]
-) -> None:
-    folder = _folder(tmp_path, save, tie_word_embeddings=True)
+def test_a_tied_config_with_another_head_is_left_to_torch(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, tie_word_embeddings=True)
     with pytest.raises(UnknownArchitectureError, match="ties its head"):
         _load(folder)
 

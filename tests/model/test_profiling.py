@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from greenllm.config import ConfigError
 from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter
 from greenllm.model.loader import load_model
 from greenllm.model.options import LoadOptions
+from tests.model.driving import save
 
 NO_WAIT = Patience(rest_s=0.0, least_s=0.0)
 LAYERS, HIDDEN, MIDDLE, VOCABULARY = 2, 64, 128, 96
@@ -137,7 +137,7 @@ def test_steps_begin_where_the_first_began(tiny: str, phase: Any, past: int) -> 
     assert count(parts, step, {}) == first
 
 
-def test_windows_end_what_is_attended_to(save: Callable[..., str], tmp_path: Path) -> None:
+def test_windows_end_what_is_attended_to(tmp_path: Path) -> None:
     config = MistralConfig(**SMALL, intermediate_size=MIDDLE, sliding_window=16)
     folder = save(config, tmp_path)
     found = profiled(folder, prompt_tokens=40)
@@ -145,7 +145,7 @@ def test_windows_end_what_is_attended_to(save: Callable[..., str], tmp_path: Pat
     assert sums(found)["attention"].flops == LAYERS * (projections + 4 * HIDDEN * 16)
 
 
-def test_layers_of_other_families_are_found(save: Callable[..., str], tmp_path: Path) -> None:
+def test_layers_of_other_families_are_found(tmp_path: Path) -> None:
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=128, n_embd=HIDDEN, n_layer=LAYERS, n_head=4,
         bos_token_id=None, eos_token_id=None,
@@ -154,13 +154,13 @@ def test_layers_of_other_families_are_found(save: Callable[..., str], tmp_path: 
     assert sums(found)["MLP"].weight_bytes == LAYERS * 4 * (8 * HIDDEN * HIDDEN + 5 * HIDDEN)
 
 
-def test_experts_are_refused(save: Callable[..., str], tmp_path: Path) -> None:
+def test_experts_are_refused(tmp_path: Path) -> None:
     config = MixtralConfig(**SMALL, intermediate_size=MIDDLE, num_local_experts=4)
     with pytest.raises(ProfileError, match="MixtralForCausalLM cannot be profiled"):
         profiled(save(config, tmp_path))
 
 
-def test_matrices_beside_the_layers_are_refused(save: Callable[..., str], tmp_path: Path) -> None:
+def test_matrices_beside_the_layers_are_refused(tmp_path: Path) -> None:
     config = OPTConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, ffn_dim=MIDDLE,
         num_attention_heads=4, word_embed_proj_dim=HIDDEN // 2, bos_token_id=None,

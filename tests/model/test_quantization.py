@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 from greenllm.model.info import Quantization
 from greenllm.model.loader import load_model
 from greenllm.model.options import LoadOptions
+from tests.model.driving import answers, generate, load, random_prompts, save
 
 KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 WIDE = 128
@@ -37,13 +37,13 @@ def _config(intermediate_size: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, save: Callable[..., str]) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Llama all of whose widths are multiples of 64."""
     return save(_config(256), tmp_path_factory.mktemp("even"))
 
 
 @pytest.fixture(scope="module")
-def awkward(tmp_path_factory: pytest.TempPathFactory, save: Callable[..., str]) -> str:
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Llama whose down projections are 96 wide."""
     return save(_config(96), tmp_path_factory.mktemp("awkward"))
 
@@ -63,14 +63,7 @@ def _plain(folder: str, kind: Quantization, kept: tuple[str, ...] = ()) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_equal_those_of_generate(
-    kind: Quantization,
-    folder: str,
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    generate: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_tokens_equal_those_of_generate(kind: Quantization, folder: str) -> None:
     """One at a time; int8's rounding depends on the batch, see test_equivalence."""
     runner = load(folder, LoadOptions(quantization=kind))
     prompts = random_prompts(96, (5, 13, 21))
@@ -80,12 +73,7 @@ def test_tokens_equal_those_of_generate(
     assert runner.info.kept_layers == ()
 
 
-def test_nf4_tokens_do_not_depend_on_the_batch(
-    folder: str,
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-) -> None:
+def test_nf4_tokens_do_not_depend_on_the_batch(folder: str) -> None:
     runner = load(folder, LoadOptions(quantization="nf4"))
     prompts = random_prompts(96, (5, 13, 21))
     alone = [answers(runner, [prompt], 20)[0] for prompt in prompts]
@@ -119,12 +107,7 @@ def test_nf4_is_double_quantized(folder: str) -> None:
 
 
 def test_nf4_keeps_awkward_layers_and_says_so(
-    awkward: str,
-    load: Callable[..., Any],
-    answers: Callable[..., list[list[int]]],
-    generate: Callable[..., list[list[int]]],
-    random_prompts: Callable[..., list[list[int]]],
-    caplog: pytest.LogCaptureFixture,
+    awkward: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     loaded = load_model(awkward, LoadOptions(quantization="nf4"))

@@ -15,12 +15,11 @@ from greenllm.core import AdapterRef, Chunk, Request, SamplingParams, Sequence
 from greenllm.runner.readout import read_out
 from greenllm.runner.sampling import SamplingPosition, sample, token_logprobs, uniform
 from greenllm.runner.torch import TorchRunner
+from tests.model.driving import ask, drive
 
 LOGITS = (2.0, 1.5, 1.1, 0.4, 0.0, -0.7, -1.3, -3.0)
 EOS = 5
 DRAWS = 20_000
-Ask = Callable[..., list[Sequence]]
-Drive = Callable[..., Any]
 
 
 def _row(
@@ -243,9 +242,7 @@ def test_counts_of_alternatives_differ_by_row() -> None:
 
 
 @pytest.fixture
-def seeded(
-    tiny_runner: TorchRunner, ask: Ask, drive: Drive
-) -> Callable[..., list[tuple[int, ...]]]:
+def seeded(tiny_runner: TorchRunner) -> Callable[..., list[tuple[int, ...]]]:
     """Answers of a request to the tiny model, with `beside` other requests in its batches."""
 
     def answer(beside: int = 0, **settings: Any) -> list[tuple[int, ...]]:

@@ -34,7 +34,7 @@ from greenllm.runner.selfcheck import (
     warn_if_untested,
 )
 from greenllm.runner.torch import TorchRunner
-from tests.model.driving import GPT2
+from tests.model.driving import GPT2, save
 
 BASE: dict[str, Any] = {
     "vocab_size": 960,
@@ -68,7 +68,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def gpt2(tmp_path: Path, save: Callable[..., str]) -> str:
+def gpt2(tmp_path: Path) -> str:
     return save(transformers.GPT2Config(**GPT2), tmp_path / "gpt2")
 
 

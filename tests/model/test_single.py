@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,14 +23,14 @@ from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
 from greenllm.runner.openvino.runner import OpenVinoRunner
 from greenllm.runner.openvino.single import SingleDecoders
 from greenllm.runner.threads import ThreadPlan
-from tests.model.driving import LLAMA, VOCABULARY
+from tests.model.driving import LLAMA, VOCABULARY, save
 from tests.waiting import PATIENCE_S
 
 EXIT = 2
 
 
 @pytest.fixture(scope="module")
-def folder(save: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model of four layers."""
     sizes = {"num_hidden_layers": 4, "max_position_embeddings": 256, "initializer_range": 0.2}
     config = transformers.LlamaConfig(**LLAMA | sizes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from greenllm.model.info import LoadError
 from greenllm.model.options import LoadOptions
 from greenllm.model.truncate import truncate
 from greenllm.runner.early_exit import first_layers
+from tests.model.driving import save
 
 BUNDLED = Path(greenllm.__file__).parent / "model" / "bundled"
 TEXT = torch.arange(10, 40)[None]
@@ -40,7 +40,7 @@ def test_it_says_what_the_exit_says(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["four"]
 
 
-def test_lists_of_layers_are_cut_too(tmp_path: Path, save: Callable[..., str]) -> None:
+def test_lists_of_layers_are_cut_too(tmp_path: Path) -> None:
     config = Qwen3Config(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=4,
         num_attention_heads=2, num_key_value_heads=1, head_dim=8,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenllm.core import Batch, Chunk, InvalidRequestError, Request, SamplingParams, sequences_of
+from greenllm.core import Batch, Chunk, InvalidRequestError, SamplingParams, sequences_of
 from greenllm.energy.receipt import Receipt
+from tests.fake_engine import make_request
 
 NO_EOS: frozenset[int] = frozenset()
 
@@ -71,13 +71,13 @@ def test_greedy_and_penalties(options: dict[str, Any], greedy: bool, penalties: 
     assert params.has_penalties is penalties
 
 
-def test_a_request_counts_its_prompts_once(make_request: Callable[..., Request]) -> None:
+def test_a_request_counts_its_prompts_once() -> None:
     request = make_request("r", (1, 2, 3), (4,), n=3)
     assert request.prompt_tokens == 4
     assert request.num_sequences == 6
 
 
-def test_siblings_follow_the_first_of_their_prompt(make_request: Callable[..., Request]) -> None:
+def test_siblings_follow_the_first_of_their_prompt() -> None:
     request = make_request("r", (1, 2, 3), (4,), n=2, max_tokens=5)
     first, second, third, fourth = sequences_of(request, eos_token_ids=NO_EOS, max_len=7)
     assert [seq.index for seq in (first, second, third, fourth)] == [0, 1, 2, 3]
@@ -89,9 +89,7 @@ def test_siblings_follow_the_first_of_their_prompt(make_request: Callable[..., R
     assert first.token_ids == [1, 2, 3]
 
 
-def test_seeds_repeat_when_given_and_differ_between_choices(
-    make_request: Callable[..., Request],
-) -> None:
+def test_seeds_repeat_when_given_and_differ_between_choices() -> None:
     def seeds(**sampling: Any) -> list[int]:
         request = make_request("r", (1,), n=4, **sampling)
         return [seq.seed for seq in sequences_of(request, eos_token_ids=NO_EOS, max_len=9)]
@@ -104,7 +102,7 @@ def test_seeds_repeat_when_given_and_differ_between_choices(
 
 @given(st.integers(1, 12), st.integers(0, 5), st.data())
 def test_a_sequence_is_in_decode_with_one_generated_token_to_compute(
-    make_request: Callable[..., Request], prompt_len: int, generated: int, data: st.DataObject
+    prompt_len: int, generated: int, data: st.DataObject
 ) -> None:
     request = make_request("r", [1] * prompt_len)
     (seq,) = sequences_of(request, eos_token_ids=NO_EOS, max_len=99)
@@ -116,7 +114,7 @@ def test_a_sequence_is_in_decode_with_one_generated_token_to_compute(
     assert not seq.is_finished
 
 
-def test_chunks_know_their_tokens_and_phase(make_request: Callable[..., Request]) -> None:
+def test_chunks_know_their_tokens_and_phase() -> None:
     (seq,) = sequences_of(make_request("r", (1, 2, 3)), eos_token_ids=NO_EOS, max_len=9)
     seq.token_ids.append(4)
     head, tail = Chunk(seq, 1, 2, samples=False), Chunk(seq, 3, 1, samples=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from greenllm.energy import ledger as module
 from greenllm.energy.account.account import Totals
 from greenllm.energy.ledger import GroupSums, Ledger, LedgerError
-from greenllm.energy.receipt import Receipt
-
-MakeReceipt = Callable[..., Receipt]
+from tests.unit.energy.rig import make_receipt
 
 
 @pytest.fixture
@@ -89,7 +87,7 @@ def test_reading_an_older_file_says_what_brings_it_up_to_date(
     Ledger(path, read_only=True).close()
 
 
-def test_sessions_know_the_size_of_their_model(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+def test_sessions_know_the_size_of_their_model(ledger: Ledger) -> None:
     ledger.open_session("t", method="x", measured=True, parameters=2_600_000)
     assert [session.parameters for session in ledger.sessions()] == [None, 2_600_000]
     ledger.record("t", [make_receipt("a"), make_receipt("b", status="unmetered")])
@@ -99,7 +97,7 @@ def test_sessions_know_the_size_of_their_model(ledger: Ledger, make_receipt: Mak
     assert ledger.model_sizes(since_s=1e11) == set()
 
 
-def test_a_receipt_comes_back_as_it_was(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+def test_a_receipt_comes_back_as_it_was(ledger: Ledger) -> None:
     full = make_receipt(
         "a",
         adapter="lora",
@@ -128,9 +126,7 @@ def test_a_receipt_comes_back_as_it_was(ledger: Ledger, make_receipt: MakeReceip
     assert ledger.receipt("c") is None
 
 
-def test_provisional_becomes_final_and_never_goes_back(
-    ledger: Ledger, make_receipt: MakeReceipt
-) -> None:
+def test_provisional_becomes_final_and_never_goes_back(ledger: Ledger) -> None:
     provisional = make_receipt("a", status="provisional", active_j=9.0)
     final = make_receipt("a", status="final", active_j=2.0)
     for receipt in (provisional, replace(provisional, active_j=8.0), final, provisional):
@@ -140,7 +136,7 @@ def test_provisional_becomes_final_and_never_goes_back(
     assert len(ledger.receipts()) == 1
 
 
-def test_the_status_that_was_sent_stays(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+def test_the_status_that_was_sent_stays(ledger: Ledger) -> None:
     ledger.record("s", [make_receipt("a", status="provisional", http_status=200)])
     ledger.record("s", [make_receipt("a", http_status=None)])
     found = ledger.receipt("a")
@@ -148,15 +144,13 @@ def test_the_status_that_was_sent_stays(ledger: Ledger, make_receipt: MakeReceip
     assert (found.status, found.http_status) == ("final", 200)
 
 
-def test_a_batch_may_hold_both_states_of_a_receipt(
-    ledger: Ledger, make_receipt: MakeReceipt
-) -> None:
+def test_a_batch_may_hold_both_states_of_a_receipt(ledger: Ledger) -> None:
     final = make_receipt("a")
     ledger.record("s", [replace(final, status="provisional", active_j=7.0), final])
     assert ledger.receipt("a") == final
 
 
-def test_sums_per_group(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+def test_sums_per_group(ledger: Ledger) -> None:
     ledger.record(
         "s",
         [
@@ -183,9 +177,7 @@ def test_sums_per_group(ledger: Ledger, make_receipt: MakeReceipt) -> None:
     assert [row.group for row in ledger.sums("endpoint")] == [""]
 
 
-def test_sums_per_hour_are_utc_and_respect_the_period(
-    ledger: Ledger, make_receipt: MakeReceipt
-) -> None:
+def test_sums_per_hour_are_utc_and_respect_the_period(ledger: Ledger) -> None:
     day_s = 1_767_225_600.0  # 2026-01-01T00:00Z
     times = [0.0, 3599.0, 3600.0, 86_400.0]
     ledger.record("s", [make_receipt(f"r{t}", created_s=day_s + t) for t in times])
@@ -202,9 +194,7 @@ def test_no_rows_are_no_sums(ledger: Ledger) -> None:
     assert ledger.session_sum_j("s") == 0
 
 
-def test_a_session_carries_the_totals_and_how_it_ended(
-    ledger: Ledger, make_receipt: MakeReceipt
-) -> None:
+def test_a_session_carries_the_totals_and_how_it_ended(ledger: Ledger) -> None:
     (fresh,) = ledger.sessions()
     assert (fresh.session_id, fresh.closed, fresh.totals) == ("s", False, Totals())
     assert (fresh.method, fresh.measured) == ("measured:x", True)
@@ -217,7 +207,7 @@ def test_a_session_carries_the_totals_and_how_it_ended(
     assert ledger.sessions()[0].updated_s >= fresh.started_s
 
 
-def test_sessions_are_apart(ledger: Ledger, make_receipt: MakeReceipt) -> None:
+def test_sessions_are_apart(ledger: Ledger) -> None:
     ledger.open_session("t", method="modelled:y", measured=False)
     ledger.record("s", [make_receipt("1")], Totals(meter_j=3.0, requests_j=3.0))
     ledger.record("t", [make_receipt("2", active_j=5.0)], Totals(meter_j=6.0, requests_j=6.0))
@@ -230,9 +220,7 @@ def test_sessions_are_apart(ledger: Ledger, make_receipt: MakeReceipt) -> None:
 @settings(max_examples=10)
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=20))
 def test_final_rows_add_up_to_the_sessions_requests(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_receipt: MakeReceipt,
-    bills: list[tuple[float, bool]],
+    tmp_path_factory: pytest.TempPathFactory, bills: list[tuple[float, bool]]
 ) -> None:
     opened = Ledger(tmp_path_factory.mktemp("sum") / "ledger.db")
     opened.open_session("s", method="x", measured=True)
@@ -248,7 +236,7 @@ def test_final_rows_add_up_to_the_sessions_requests(
 
 
 def test_rows_wait_while_the_database_is_locked(
-    path: Path, make_receipt: MakeReceipt, caplog: pytest.LogCaptureFixture
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = Ledger(path)
     opened.open_session("s", method="x", measured=True)
@@ -274,9 +262,7 @@ def test_rows_wait_while_the_database_is_locked(
     opened.close()
 
 
-def test_rows_and_totals_are_written_together_or_not_at_all(
-    ledger: Ledger, make_receipt: MakeReceipt
-) -> None:
+def test_rows_and_totals_are_written_together_or_not_at_all(ledger: Ledger) -> None:
     broken = Totals(meter_j=math.nan)  # NaN is NULL, which the column refuses
     ledger.record("s", [make_receipt("a")], broken)
     assert ledger.receipts() == []
@@ -284,9 +270,7 @@ def test_rows_and_totals_are_written_together_or_not_at_all(
     assert ledger.session_sum_j("s") == ledger.sessions()[0].totals.requests_j == 3.0
 
 
-def test_a_failed_commit_does_not_block_the_ledger_for_ever(
-    path: Path, make_receipt: MakeReceipt
-) -> None:
+def test_a_failed_commit_does_not_block_the_ledger_for_ever(path: Path) -> None:
     opened = Ledger(path)
     opened.open_session("s", method="x", measured=True)
     opened._db.execute("PRAGMA foreign_keys = ON")
@@ -307,7 +291,7 @@ def test_a_failed_commit_does_not_block_the_ledger_for_ever(
 
 
 def test_too_many_waiting_rows_drop_the_oldest(
-    ledger: Ledger, make_receipt: MakeReceipt, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_UNWRITTEN", 2)
     rows = [make_receipt(str(number)) for number in range(4)]
@@ -342,9 +326,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str)
         Ledger(tmp_path / folder / "ledger.db")
 
 
-def test_read_only_reads_what_another_writes_and_writes_nothing(
-    ledger: Ledger, path: Path, make_receipt: MakeReceipt
-) -> None:
+def test_read_only_reads_what_another_writes_and_writes_nothing(ledger: Ledger, path: Path) -> None:
     reader = Ledger(path, read_only=True)
     ledger.record("s", [make_receipt("a")], Totals(requests_j=3.0))
     assert [receipt.request_id for receipt in reader.receipts()] == ["a"]
@@ -361,16 +343,14 @@ def test_read_only_makes_no_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["50% off.db", "what?mode=rw.db", "#1 ledger.db", "ü.db"])
-def test_any_file_name_will_do(tmp_path: Path, make_receipt: MakeReceipt, name: str) -> None:
+def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
     opened = Ledger(tmp_path / name)
     opened.record("s", [make_receipt("a")])
     assert opened.receipt("a") is not None
     opened.close()
 
 
-def test_a_reader_in_another_thread_always_sees_books_that_balance(
-    ledger: Ledger, make_receipt: MakeReceipt
-) -> None:
+def test_a_reader_in_another_thread_always_sees_books_that_balance(ledger: Ledger) -> None:
     stop = threading.Event()
     seen: list[bool] = []
     sums: list[float] = []
@@ -439,7 +419,7 @@ def test_a_killed_server_leaves_every_row_it_told_of(path: Path, num_rows: int) 
 
 @pytest.mark.parametrize(("mean_layers", "agreement"), [(7.25, 0.95), (7.25, None), (None, 0.9)])
 def test_approximate_answers_come_back_as_such(
-    ledger: Ledger, make_receipt: MakeReceipt, mean_layers: float | None, agreement: float | None
+    ledger: Ledger, mean_layers: float | None, agreement: float | None
 ) -> None:
     early = make_receipt("a", approximate=True, mean_layers=mean_layers, agreement_target=agreement)
     plain = make_receipt("b")
@@ -461,9 +441,7 @@ OLD_ROW = {
 }
 
 
-def test_rows_of_before_were_not_approximate(
-    path: Path, make_receipt: MakeReceipt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_before_were_not_approximate(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
         older.setattr(module, "MIGRATIONS", module.MIGRATIONS[:3])
         Ledger(path).close()
@@ -487,7 +465,7 @@ def test_rows_of_before_were_not_approximate(
 
 
 def test_of_two_statuses_the_one_that_was_sent_last_stays_and_the_joules_do_too(
-    ledger: Ledger, make_receipt: MakeReceipt
+    ledger: Ledger,
 ) -> None:
     answered = replace(make_receipt("a"), http_status=200)
     ledger.record("s", [answered])

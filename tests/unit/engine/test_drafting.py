@@ -17,13 +17,11 @@ from greenllm.core import (
     Chunk,
     DraftPass,
     InvalidRequestError,
-    Request,
     Speculation,
     SpeculativeMethod,
     sequences_of,
 )
 from greenllm.engine.drafting import EXIT_LAYERS, default_exit, make_drafting, trained_exits
-from greenllm.engine.native import NativeEngine
 from greenllm.exits import EXIT_RUN
 from greenllm.model.info import LoadError
 from greenllm.options import EngineConfig
@@ -32,6 +30,7 @@ from greenllm.shape import ModelShape
 from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS, CalibratedExit
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import Speculator
+from tests.fake_engine import make_engine, make_request, make_runner
 
 
 class Guesser:
@@ -169,11 +168,7 @@ def test_early_exit_that_was_asked_for_must_be_possible(
 
 
 @pytest.mark.parametrize("method", ["early_exit", "draft_model"])
-def test_methods_that_are_not_there_are_refused_by_name(
-    make_engine: Callable[..., NativeEngine],
-    make_request: Callable[..., Request],
-    method: SpeculativeMethod,
-) -> None:
+def test_methods_that_are_not_there_are_refused_by_name(method: SpeculativeMethod) -> None:
     engine = make_engine(speculator=Speculator({"prompt_lookup": Guesser()}))
     request = make_request("a", [1, 2])
     engine.check(request)
@@ -184,9 +179,7 @@ def test_methods_that_are_not_there_are_refused_by_name(
     assert caught.value.param == "speculative.method"
 
 
-def test_what_a_request_asks_for_is_prepared_before_it_is_added(
-    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_what_a_request_asks_for_is_prepared_before_it_is_added() -> None:
     one, other = Guesser(), Guesser()
     drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": one, "draft_model": other}
     engine = make_engine(speculator=Speculator(drafters, Speculation("early_exit", 3)))
@@ -197,11 +190,7 @@ def test_what_a_request_asks_for_is_prepared_before_it_is_added(
     assert (one.prepared, other.prepared) == ([3], [4])
 
 
-def test_the_runner_gets_ready_for_checks_and_exits(
-    make_engine: Callable[..., NativeEngine],
-    make_runner: Callable[..., Any],
-    make_request: Callable[..., Request],
-) -> None:
+def test_the_runner_gets_ready_for_checks_and_exits() -> None:
     runner, guesser_ = make_runner(), Guesser()
     drafters: dict[SpeculativeMethod, Drafter] = {"early_exit": guesser_}
     engine = make_engine(runner, speculator=Speculator(drafters, Speculation("early_exit", 3)))
@@ -216,16 +205,12 @@ def test_the_runner_gets_ready_for_checks_and_exits(
 
 
 @pytest.mark.parametrize("method", ["off", "early_exit", "auto"])
-def test_nothing_is_guessed_where_tokens_leave_early(
-    make_engine: Callable[..., NativeEngine],
-    make_request: Callable[..., Request],
-    method: SpeculativeMethod,
-) -> None:
+def test_nothing_is_guessed_where_tokens_leave_early(method: SpeculativeMethod) -> None:
     """Its room is for the exit; the server's own way is for the others."""
     drafter = Guesser()
     speculator = Speculator({"early_exit": drafter}, Speculation(method, 3))
     engine = make_engine(speculator=speculator)
-    greedy = {"temperature": 0, "max_tokens": 9, "ignore_eos": True}
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 9, "ignore_eos": True}
     early = make_request("a", [1, 2], **greedy)
     engine.add_request(replace(early, approximation=Approximation(2, 0.5)))
     while engine.has_work:
@@ -248,7 +233,7 @@ def test_nothing_is_guessed_where_tokens_leave_early(
     ],
 )
 def test_several_tokens_leave_where_the_best_is_taken_and_no_more_is_asked(
-    make_request: Callable[..., Request], sampling: dict[str, Any], number: int
+    sampling: dict[str, Any], number: int
 ) -> None:
     request = replace(make_request("a", [1], **sampling), approximation=Approximation(2, 0.5))
     (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=64)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import Batch, Request
+from greenllm.core import Batch
 from greenllm.engine.native import NativeEngine
 from greenllm.model.adapters import AdapterRegistry, UnknownAdapterError
 from greenllm.model.lora_config import CONFIG_NAME, AdapterError
 from greenllm.model.lora_layout import LoraFacts
-from greenllm.runner.base import Runner
+from tests.fake_engine import make_engine, make_request, make_runner
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(
-    home: Path, make_engine: Callable[..., NativeEngine], make_runner: Callable[..., Runner]
-) -> Callable[..., NativeEngine]:
+def make(home: Path) -> Callable[..., NativeEngine]:
     def make(on_run: Callable[[Batch], None] | None = None) -> NativeEngine:
         registry = AdapterRegistry(read, inspect, home=home)
         return make_engine(make_runner(on_run=on_run), adapters=registry)
@@ -58,21 +56,17 @@ def in_flight(engine: NativeEngine) -> dict[str, int]:
     return {info.name: info.in_flight for info in engine.adapters.list()}
 
 
-def submit(
-    engine: NativeEngine, make_request: Callable[..., Request], request_id: str, adapter: str
-) -> None:
+def submit(engine: NativeEngine, request_id: str, adapter: str) -> None:
     request = make_request(request_id, [1, 2, 3], [3, 2, 1], ignore_eos=True)
     engine.add_request(replace(request, adapter=engine.adapters.acquire(adapter)))
 
 
 @pytest.mark.parametrize("end", ["completed", "aborted", "failed", "drained", "never ran"])
-def test_references_come_back(
-    make: Callable[..., NativeEngine], make_request: Callable[..., Request], end: str
-) -> None:
+def test_references_come_back(make: Callable[..., NativeEngine], end: str) -> None:
     engine = make(fail if end == "failed" else None)
-    submit(engine, make_request, "a", "fox")
-    submit(engine, make_request, "b", "fox")
-    submit(engine, make_request, "c", "owl")
+    submit(engine, "a", "fox")
+    submit(engine, "b", "fox")
+    submit(engine, "c", "owl")
     assert in_flight(engine) == {"fox": 2, "owl": 1}
     assert engine.adapters.find("fox").in_flight == 2
     if end != "never ran":
@@ -86,20 +80,16 @@ def test_references_come_back(
     assert in_flight(engine) == {"fox": 0, "owl": 0}
 
 
-def test_the_runner_is_told_where_weights_are(
-    make: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_the_runner_is_told_where_weights_are(make: Callable[..., NativeEngine]) -> None:
     engine = make()
-    submit(engine, make_request, "a", "fox")
+    submit(engine, "a", "fox")
     source = engine.runner.source  # type: ignore[attr-defined]
     assert source.weights("digest of fox") == Weights("digest of fox")
 
 
-def test_unloading_is_for_new_requests(
-    make: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_unloading_is_for_new_requests(make: Callable[..., NativeEngine]) -> None:
     engine = make()
-    submit(engine, make_request, "a", "fox")
+    submit(engine, "a", "fox")
     engine.adapters.remove("fox")
     with pytest.raises(UnknownAdapterError):
         engine.adapters.acquire("fox")
@@ -108,9 +98,7 @@ def test_unloading_is_for_new_requests(
     assert engine.adapters.add("bird", engine.adapters.list()[0].folder).name == "bird"
 
 
-def test_without_a_registry_there_are_no_adapters(
-    make_engine: Callable[..., NativeEngine], tmp_path: Path
-) -> None:
+def test_without_a_registry_there_are_no_adapters(tmp_path: Path) -> None:
     engine = make_engine()
     assert engine.adapters.list() == ()
     with pytest.raises(UnknownAdapterError, match="fox"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from greenllm.core import Event, Reasoning, Request, Sample, ToolCall, sequences_of
+from greenllm.core import Event, Reasoning, Sample, ToolCall, sequences_of
 from greenllm.engine.scheduler import append_all
+from tests.fake_engine import make_request
 
 CALL = ToolCall(0, "{}", "call-1", "time")
 
@@ -23,7 +22,7 @@ class Thinker:
         return (".",)
 
 
-def test_events_travel_with_their_tokens(make_request: Callable[..., Request]) -> None:
+def test_events_travel_with_their_tokens() -> None:
     request = make_request("a", (9,), max_tokens=3)
     (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=99)
     seq.text = Thinker()

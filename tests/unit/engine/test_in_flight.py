@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from greenllm.core import Request
-from greenllm.engine.native import NativeEngine
-
-MakeRequest = Callable[..., Request]
-MakeEngine = Callable[..., NativeEngine]
+from tests.fake_engine import make_engine, make_request
 
 
-def test_nothing_is_lost_where_nothing_is_open(make_engine: MakeEngine) -> None:
+def test_nothing_is_lost_where_nothing_is_open() -> None:
     receipts, totals = make_engine().if_lost()
     assert receipts == []
     assert totals.meter_j > 0
     assert totals.residual == pytest.approx(0, abs=1e-9)
 
 
-def test_lost_requests_have_the_tokens_and_the_grams_that_they_have_so_far(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_lost_requests_have_the_tokens_and_the_grams_that_they_have_so_far() -> None:
     engine = make_engine()
     first = make_request("first", [1, 2, 3, 4, 5], ignore_eos=True, max_tokens=20)
     engine.add_request(first)
@@ -45,9 +37,7 @@ def test_lost_requests_have_the_tokens_and_the_grams_that_they_have_so_far(
     assert totals.open_j == 0
 
 
-def test_what_was_told_as_lost_ends_as_if_nothing_had_been_asked(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_what_was_told_as_lost_ends_as_if_nothing_had_been_asked() -> None:
     engine = make_engine()
     engine.add_request(make_request("a", [1, 2], ignore_eos=True))
     while engine.has_work:
@@ -58,9 +48,7 @@ def test_what_was_told_as_lost_ends_as_if_nothing_had_been_asked(
     assert engine.stats().totals.requests_j == pytest.approx(receipt.total_j)
 
 
-def test_a_request_that_waits_for_its_receipt_keeps_its_counts(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_a_request_that_waits_for_its_receipt_keeps_its_counts() -> None:
     engine = make_engine()
     engine.add_request(make_request("a", [1, 2], ignore_eos=True))
     while engine.has_work:

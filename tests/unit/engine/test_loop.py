@@ -7,24 +7,21 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from greenllm.core import Batch, FinishReason, Request, Token, TokenLogprob
+from greenllm.core import Batch, Request, Token
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.receipt import Receipt
 from greenllm.engine import loop as engine_loop
 from greenllm.engine.loop import EngineLoop
 from greenllm.engine.native import NativeEngine
-from greenllm.runner.base import Runner
+from tests.fake_engine import alone, make_engine, make_request, make_runner
 from tests.waiting import PATIENCE_S, until
-
-Alone = Callable[[Request], list[tuple[list[int], FinishReason, tuple[TokenLogprob, ...]]]]
-MakeRequest = Callable[..., Request]
 
 
 @dataclass
@@ -88,11 +85,7 @@ def alive(house: House) -> bool:
 
 
 @pytest.fixture
-def house(
-    tmp_path: Path,
-    make_engine: Callable[..., NativeEngine],
-    make_runner: Callable[..., Runner],
-) -> Iterator[House]:
+def house(tmp_path: Path) -> Iterator[House]:
     gate, ledger = Gate(), Ledger(tmp_path / "ledger.sqlite")
     ledger.open_session("s", method="test", measured=True)
     engine = make_engine(make_runner(on_run=gate.on_run))
@@ -118,7 +111,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, engine: NativeEngine, name: str
 
 
 def test_requests_are_answered_and_their_receipts_written_before_they_are_told(
-    house: House, make_request: MakeRequest, alone: Alone
+    house: House,
 ) -> None:
     requests = {name: make_request(name, [number]) for number, name in enumerate("abc", start=1)}
     for request in requests.values():
@@ -140,9 +133,7 @@ def test_requests_are_answered_and_their_receipts_written_before_they_are_told(
     assert {receipt.request_id for receipt in house.ledger.receipts()} == set(requests)
 
 
-def test_an_idle_loop_does_nothing(
-    house: House, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_loop_does_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = count_calls(monkeypatch, house.engine, "step")
     turns = count_calls(monkeypatch, house.engine, "settle")
     house.loop.submit(make_request("a", [1, 2], ignore_eos=True, max_tokens=4))
@@ -160,9 +151,7 @@ def test_an_idle_loop_does_nothing(
 
 
 def test_an_idle_loop_wakes_now_and_then_to_read_the_meter(
-    tmp_path: Path,
-    make_engine: Callable[..., NativeEngine],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_loop, "IDLE_TICK_S", 0.01)
     ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -178,7 +167,7 @@ def test_an_idle_loop_wakes_now_and_then_to_read_the_meter(
     assert house.told.empty()
 
 
-def test_an_abort_takes_effect_between_two_steps(house: House, make_request: MakeRequest) -> None:
+def test_an_abort_takes_effect_between_two_steps(house: House) -> None:
     house.gate.opened.clear()
     house.loop.submit(make_request("a", [1, 2], max_tokens=50, ignore_eos=True))
     assert house.gate.reached.wait(PATIENCE_S)
@@ -191,9 +180,7 @@ def test_an_abort_takes_effect_between_two_steps(house: House, make_request: Mak
     assert house.engine.stats().num_steps == 1
 
 
-def test_commands_sent_before_the_start_are_carried_out(
-    house: House, make_request: MakeRequest
-) -> None:
+def test_commands_sent_before_the_start_are_carried_out(house: House) -> None:
     early = House(house.engine, house.ledger, house.gate)
     house.loop.stop(PATIENCE_S)
     assert not alive(house)
@@ -206,7 +193,7 @@ def test_commands_sent_before_the_start_are_carried_out(
     assert not alive(early)
 
 
-def test_refusals_are_recorded_without_the_engine(house: House, make_request: MakeRequest) -> None:
+def test_refusals_are_recorded_without_the_engine(house: House) -> None:
     house.loop.submit(make_request("a", [1], max_tokens=1))
     _, receipt = house.hear()
     refused = replace(
@@ -218,9 +205,7 @@ def test_refusals_are_recorded_without_the_engine(house: House, make_request: Ma
     assert house.engine.stats().num_steps == 1
 
 
-def test_stop_closes_the_session_and_the_joules_add_up(
-    house: House, make_request: MakeRequest
-) -> None:
+def test_stop_closes_the_session_and_the_joules_add_up(house: House) -> None:
     for name in "ab":
         house.loop.submit(make_request(name, [1, 2, 3]))
         house.hear()
@@ -237,9 +222,7 @@ def test_stop_closes_the_session_and_the_joules_add_up(
     assert session.totals == house.engine.stats().totals
 
 
-def test_stop_finishes_the_step_it_interrupts_and_no_more(
-    house: House, make_request: MakeRequest
-) -> None:
+def test_stop_finishes_the_step_it_interrupts_and_no_more(house: House) -> None:
     house.gate.opened.clear()
     house.loop.submit(make_request("a", [1, 2], max_tokens=1))
     house.loop.submit(make_request("b", [1, 2], max_tokens=60, ignore_eos=True))
@@ -265,7 +248,6 @@ def test_stop_finishes_the_step_it_interrupts_and_no_more(
 @pytest.mark.parametrize("error", [RuntimeError("lost the device"), SystemExit(3)])
 def test_a_crash_is_kept_and_reported(
     house: House,
-    make_request: MakeRequest,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     error: BaseException,
@@ -288,7 +270,7 @@ def test_a_crash_is_kept_and_reported(
 
 
 def test_a_failing_runner_does_not_stop_the_loop(
-    house: House, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+    house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(batch: Batch) -> None:
         raise RuntimeError("no")
@@ -323,7 +305,7 @@ class AlwaysDue:
         """Nothing."""
 
 
-def test_a_wait_that_is_over_before_it_begins_ends(make_request: Callable[..., Request]) -> None:
+def test_a_wait_that_is_over_before_it_begins_ends() -> None:
     engine = AlwaysDue()
     loop = EngineLoop(engine, None, "s", None)  # type: ignore[arg-type]
     request = make_request("a", [1])
@@ -357,7 +339,7 @@ def totals_recorded(house: House, record_every_s: float) -> int:
 
 @pytest.mark.parametrize(("every_s", "most", "least"), [(0.0, 20, 20), (math.inf, 0, 0)])
 def test_totals_are_recorded_between_receipts_as_often_as_was_asked(
-    house: House, make_request: MakeRequest, every_s: float, most: int, least: int
+    house: House, every_s: float, most: int, least: int
 ) -> None:
     house.loop.stop(PATIENCE_S)
     house.engine.add_request(make_request("a", [1], ignore_eos=True, max_tokens=40))
@@ -378,9 +360,7 @@ def test_who_records_between_receipts_records_at_the_start_too(house: House) -> 
     loop.stop(PATIENCE_S)
 
 
-def test_totals_wait_for_their_time(
-    house: House, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_totals_wait_for_their_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.loop.stop(PATIENCE_S)
     house.engine.add_request(make_request("a", [1], ignore_eos=True, max_tokens=40))
     ticks = itertools.count(100.0, 0.125)

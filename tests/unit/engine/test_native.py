@@ -13,23 +13,16 @@ from hypothesis import strategies as st
 from greenllm.core import (
     Batch,
     Encode,
-    FinishReason,
     InvalidRequestError,
-    Request,
     Sample,
     SamplingParams,
     Token,
-    TokenLogprob,
 )
 from greenllm.energy.meters.protocol import NullMeter, Reading, SensorError
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.native import NativeEngine
 from greenllm.runner.base import Runner
-
-Alone = Callable[[Request], list[tuple[list[int], FinishReason, tuple[TokenLogprob, ...]]]]
-MakeRequest = Callable[..., Request]
-MakeEngine = Callable[..., NativeEngine]
-MakeRunner = Callable[..., Runner]
+from tests.fake_engine import alone, make_engine, make_request, make_runner
 
 
 def run(engine: NativeEngine) -> tuple[list[Token], dict[str, Receipt]]:
@@ -62,9 +55,7 @@ def fails_on(*request_ids: str) -> Callable[[Batch], None]:
     return on_run
 
 
-def test_answers_are_those_of_the_model_alone(
-    make_engine: MakeEngine, make_request: MakeRequest, alone: Alone
-) -> None:
+def test_answers_are_those_of_the_model_alone() -> None:
     engine = make_engine(max_num_seqs=3, max_batch_tokens=5)
     requests = [
         make_request("a", [1] * 9, max_tokens=6, n=2),
@@ -86,9 +77,7 @@ def test_answers_are_those_of_the_model_alone(
     assert set(receipts) == {"a", "b", "c"}
 
 
-def test_receipts_carry_tokens_joules_and_grams(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_receipts_carry_tokens_joules_and_grams() -> None:
     engine = make_engine()
     engine.add_request(make_request("first", [1] * 9, max_tokens=3, ignore_eos=True, n=2))
     _, first = run(engine)
@@ -113,17 +102,13 @@ def test_receipts_carry_tokens_joules_and_grams(
     assert stats.num_violations == stats.num_sensor_errors == 0
 
 
-def test_work_that_only_encodes_is_refused_by_name(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_work_that_only_encodes_is_refused_by_name() -> None:
     request = replace(make_request("a", [1] * 9), work=Encode())
     with pytest.raises(InvalidRequestError, match="embeddings are not served yet"):
         make_engine().check(request)
 
 
-def test_work_that_only_encodes_would_be_charged_as_a_prefill(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_work_that_only_encodes_would_be_charged_as_a_prefill() -> None:
     """As an answer of no tokens is: no joules per token, rather than 0."""
     receipts: list[Receipt] = []
     for work in (Encode(), SamplingParams(max_tokens=0)):
@@ -142,7 +127,7 @@ def test_work_that_only_encodes_would_be_charged_as_a_prefill(
     assert (encoded.decode_j, encoded.draft_j, encoded.joules_per_token) == (0, 0, None)
 
 
-def test_stats_follow_the_work(make_engine: MakeEngine, make_request: MakeRequest) -> None:
+def test_stats_follow_the_work() -> None:
     engine = make_engine(max_num_seqs=1)
     idle = engine.stats()
     assert (idle.num_waiting, idle.num_running, idle.num_steps) == (0, 0, 0)
@@ -159,9 +144,7 @@ def test_stats_follow_the_work(make_engine: MakeEngine, make_request: MakeReques
     assert idle.num_steps == 0
 
 
-def test_the_prefix_cache_can_be_switched_off(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_the_prefix_cache_can_be_switched_off() -> None:
     engine = make_engine(prefix_cache=False)
     for name in ("a", "b"):
         engine.add_request(make_request(name, [1] * 9))
@@ -169,9 +152,7 @@ def test_the_prefix_cache_can_be_switched_off(
         assert receipts[name].cached_tokens == 0
 
 
-def test_text_stops_at_a_stop_string(
-    make_engine: MakeEngine, make_request: MakeRequest, alone: Alone
-) -> None:
+def test_text_stops_at_a_stop_string() -> None:
     plain = make_request("a", [1, 2], ignore_eos=True)
     text = "".join(chr(ord("a") + token_id) for token_id in alone(plain)[0][0])
     stop = text[3:5]
@@ -183,10 +164,6 @@ def test_text_stops_at_a_stop_string(
 
 
 def test_a_failing_runner_ends_only_the_requests_of_its_batch(
-    make_engine: MakeEngine,
-    make_runner: MakeRunner,
-    make_request: MakeRequest,
-    alone: Alone,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = make_engine(make_runner(on_run=fails_on("bad")), max_num_seqs=1)
@@ -229,12 +206,7 @@ class Spoilt:
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_an_error_of_one_row_ends_its_whole_request_and_no_other(
-    make_engine: MakeEngine,
-    make_runner: MakeRunner,
-    make_request: MakeRequest,
-    alone: Alone,
-    caplog: pytest.LogCaptureFixture,
-    index: int,
+    caplog: pytest.LogCaptureFixture, index: int
 ) -> None:
     """Siblings that run, wait or have ended are part of the request."""
     engine = make_engine(Spoilt(make_runner(), "bad", index), max_num_seqs=6)
@@ -256,9 +228,7 @@ def test_an_error_of_one_row_ends_its_whole_request_and_no_other(
     assert "request bad failed: not a number" in caplog.text
 
 
-def test_a_request_fails_though_a_sibling_has_answered(
-    make_engine: MakeEngine, make_runner: MakeRunner, make_request: MakeRequest
-) -> None:
+def test_a_request_fails_though_a_sibling_has_answered() -> None:
     engine = make_engine(Spoilt(make_runner(), "bad", 1), max_num_seqs=1)
     engine.add_request(make_request("bad", [4, 5], [6], ignore_eos=True))
     tokens, receipts = run(engine)
@@ -266,9 +236,7 @@ def test_a_request_fails_though_a_sibling_has_answered(
     assert receipts["bad"].outcome == "failed"
 
 
-def test_what_a_request_spent_before_it_failed_is_on_its_bill(
-    make_engine: MakeEngine, make_runner: MakeRunner, make_request: MakeRequest
-) -> None:
+def test_what_a_request_spent_before_it_failed_is_on_its_bill() -> None:
     batches: list[Batch] = []
 
     def on_run(batch: Batch) -> None:
@@ -289,7 +257,7 @@ def test_what_a_request_spent_before_it_failed_is_on_its_bill(
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5])
-def test_abort(make_engine: MakeEngine, make_request: MakeRequest, steps: int) -> None:
+def test_abort(steps: int) -> None:
     engine = make_engine(max_batch_tokens=4, max_num_seqs=3)
     engine.add_request(make_request("a", [1] * 7, n=2, max_tokens=20, ignore_eos=True))
     engine.add_request(make_request("b", [2] * 3, ignore_eos=True))
@@ -309,9 +277,7 @@ def test_abort(make_engine: MakeEngine, make_request: MakeRequest, steps: int) -
     assert engine.stats().num_free_blocks == 32
 
 
-def test_abort_of_a_finished_request_is_ignored(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_abort_of_a_finished_request_is_ignored() -> None:
     engine = make_engine()
     engine.add_request(make_request("a", [1, 2], max_tokens=1))
     engine.step()
@@ -339,12 +305,7 @@ def test_abort_of_a_finished_request_is_ignored(
     ],
 )
 def test_check_refuses_by_parameter(
-    make_engine: MakeEngine,
-    make_request: MakeRequest,
-    prompts: list[list[int]],
-    sampling: dict[str, Any],
-    param: str,
-    message: str,
+    prompts: list[list[int]], sampling: dict[str, Any], param: str, message: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
         make_engine().check(make_request("r", *prompts, **sampling))
@@ -361,11 +322,7 @@ def test_check_refuses_by_parameter(
     ],
 )
 def test_what_passes_the_check_is_served_to_the_end(
-    make_engine: MakeEngine,
-    make_runner: MakeRunner,
-    make_request: MakeRequest,
-    prompt: list[int],
-    sampling: dict[str, Any],
+    prompt: list[int], sampling: dict[str, Any]
 ) -> None:
     engine = make_engine(make_runner(num_blocks=16, block_size=4))
     assert engine.info.context_length == 64
@@ -376,9 +333,7 @@ def test_what_passes_the_check_is_served_to_the_end(
     assert receipts["r"].outcome == "completed"
 
 
-def test_without_a_sensor_receipts_are_unmetered(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_without_a_sensor_receipts_are_unmetered() -> None:
     engine = make_engine(meter=NullMeter)
     engine.add_request(make_request("a", [1, 2]))
     _, receipts = run(engine)
@@ -399,9 +354,7 @@ class MoodyMeter(NullMeter):
         return Reading(now_s, {"cpu": 10.0 * now_s})
 
 
-def test_a_silent_sensor_makes_a_provisional_receipt_first(
-    make_engine: MakeEngine, make_request: MakeRequest
-) -> None:
+def test_a_silent_sensor_makes_a_provisional_receipt_first() -> None:
     engine = make_engine(meter=MoodyMeter)
     meter = engine.account.meter
     assert isinstance(meter, MoodyMeter)
@@ -437,12 +390,7 @@ def test_a_silent_sensor_makes_a_provisional_receipt_first(
     st.integers(0, 8),
 )
 def test_everyone_gets_one_receipt_and_the_joules_add_up(
-    make_engine: MakeEngine,
-    make_runner: MakeRunner,
-    make_request: MakeRequest,
-    clients: list[tuple[list[int], int, int, str]],
-    max_num_seqs: int,
-    patience: int,
+    clients: list[tuple[list[int], int, int, str]], max_num_seqs: int, patience: int
 ) -> None:
     breaking = [str(number) for number, client in enumerate(clients) if client[3] == "breaks"]
     runner = make_runner(num_blocks=8, block_size=2, on_run=fails_on(*breaking))

@@ -14,20 +14,17 @@ from greenllm.core import (
     Batch,
     Request,
     Sample,
-    SamplingParams,
     Sequence,
     Token,
-    TokenLogprob,
     sequences_of,
 )
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.scheduler import Scheduler
 from greenllm.exits import EXIT_RUN, MOST_PENDING, ExitResult, ExitState
 from greenllm.runner.base import Runner
-from greenllm.text import TextStream
+from tests.fake_engine import alone, letters, make_request, make_runner
 
 EOS = 0
-Alone = Callable[[Request], list[tuple[list[int], str, tuple[TokenLogprob, ...]]]]
 
 
 def make_scheduler(
@@ -62,7 +59,7 @@ def test_a_budget_below_the_number_of_sequences_is_refused() -> None:
         make_scheduler(max_num_seqs=5, max_batch_tokens=4)
 
 
-def test_what_cannot_fit_alone_is_refused(make_request: Callable[..., Request]) -> None:
+def test_what_cannot_fit_alone_is_refused() -> None:
     scheduler = make_scheduler(num_blocks=2, block_size=4)
     add(scheduler, make_request("fits", [1] * 6, max_tokens=2))
     with pytest.raises(ValueError, match="9 tokens exceed the KV cache"):
@@ -70,9 +67,7 @@ def test_what_cannot_fit_alone_is_refused(make_request: Callable[..., Request]) 
     assert len(scheduler.waiting) == 1
 
 
-def test_decoding_goes_first_and_prompts_share_the_rest(
-    make_request: Callable[..., Request],
-) -> None:
+def test_decoding_goes_first_and_prompts_share_the_rest() -> None:
     scheduler = make_scheduler(max_num_seqs=3, max_batch_tokens=6)
     add(scheduler, make_request("a", [1] * 4))
     assert shape(turn(scheduler)[0]) == [("a", 0, 4)]
@@ -85,7 +80,7 @@ def test_decoding_goes_first_and_prompts_share_the_rest(
     assert [seq.request.request_id for seq in scheduler.waiting] == ["d"]
 
 
-def test_only_the_end_of_a_prompt_samples(make_request: Callable[..., Request]) -> None:
+def test_only_the_end_of_a_prompt_samples() -> None:
     scheduler = make_scheduler(max_num_seqs=1, max_batch_tokens=3)
     (seq,) = add(scheduler, make_request("a", [1] * 7))
     seen = [turn(scheduler) for _ in range(3)]
@@ -99,9 +94,7 @@ def test_only_the_end_of_a_prompt_samples(make_request: Callable[..., Request]) 
 
 
 @pytest.mark.parametrize(("prefix_cache", "cached"), [(True, 8), (False, 0)])
-def test_a_known_prefix_is_not_computed_again(
-    make_request: Callable[..., Request], prefix_cache: bool, cached: int
-) -> None:
+def test_a_known_prefix_is_not_computed_again(prefix_cache: bool, cached: int) -> None:
     scheduler = make_scheduler(prefix_cache=prefix_cache)
     (first,) = add(scheduler, make_request("a", [1] * 10))
     turn(scheduler)
@@ -122,7 +115,7 @@ def test_a_known_prefix_is_not_computed_again(
     ],
 )
 def test_where_a_remembered_block_fits_in_part_that_part_is_copied(
-    make_request: Callable[..., Request], prompt: list[int], cached: int, is_copied: bool
+    prompt: list[int], cached: int, is_copied: bool
 ) -> None:
     scheduler = make_scheduler()
     (first,) = add(scheduler, make_request("a", [1] * 4 + [2] * 4 + [9]))
@@ -136,7 +129,7 @@ def test_where_a_remembered_block_fits_in_part_that_part_is_copied(
     assert (second.block_table[place] != table[place]) or not is_copied
 
 
-def test_a_scored_prompt_copies_nothing(make_request: Callable[..., Request]) -> None:
+def test_a_scored_prompt_copies_nothing() -> None:
     scheduler = make_scheduler()
     add(scheduler, make_request("a", [1] * 9))
     turn(scheduler)
@@ -146,9 +139,7 @@ def test_a_scored_prompt_copies_nothing(make_request: Callable[..., Request]) ->
     assert shape(batch)[1] == ("b", 0, 8)
 
 
-def test_what_was_not_computed_before_an_abort_is_not_found(
-    make_request: Callable[..., Request],
-) -> None:
+def test_what_was_not_computed_before_an_abort_is_not_found() -> None:
     scheduler = make_scheduler(max_num_seqs=2, max_batch_tokens=6)
     add(scheduler, make_request("a", [1] * 15))
     turn(scheduler)
@@ -158,9 +149,7 @@ def test_what_was_not_computed_before_an_abort_is_not_found(
     assert seq.num_cached == 4
 
 
-def test_generated_tokens_are_found_again_in_the_next_turn_of_a_talk(
-    make_request: Callable[..., Request],
-) -> None:
+def test_generated_tokens_are_found_again_in_the_next_turn_of_a_talk() -> None:
     scheduler = make_scheduler()
     add(scheduler, make_request("a", [2] * 3, max_tokens=6))
     while scheduler.has_work:
@@ -173,9 +162,7 @@ def test_generated_tokens_are_found_again_in_the_next_turn_of_a_talk(
 @pytest.mark.parametrize(
     ("one", "other"), [(None, "x"), ("x", "y"), ("p" * 64 + "x", "p" * 64 + "y")]
 )
-def test_adapters_share_no_blocks(
-    make_request: Callable[..., Request], one: str | None, other: str
-) -> None:
+def test_adapters_share_no_blocks(one: str | None, other: str) -> None:
     scheduler = make_scheduler()
     cached: list[int | None] = []
     for adapter in (one, other, one, other):
@@ -185,9 +172,7 @@ def test_adapters_share_no_blocks(
     assert cached == [0, 0, 8, 8]
 
 
-def test_another_adapter_of_the_same_name_shares_no_blocks(
-    make_request: Callable[..., Request],
-) -> None:
+def test_another_adapter_of_the_same_name_shares_no_blocks() -> None:
     scheduler = make_scheduler()
     cached: list[int | None] = []
     for digest in ("old", "new", "old"):
@@ -199,9 +184,7 @@ def test_another_adapter_of_the_same_name_shares_no_blocks(
     assert cached == [0, 0, 8]
 
 
-def test_siblings_wait_for_their_leader_and_reuse_its_prompt(
-    make_request: Callable[..., Request],
-) -> None:
+def test_siblings_wait_for_their_leader_and_reuse_its_prompt() -> None:
     scheduler = make_scheduler(max_batch_tokens=6)
     leader, second, third = add(scheduler, make_request("a", [1] * 9, n=3))
     assert shape(turn(scheduler)[0]) == [("a", 0, 6)]
@@ -211,9 +194,7 @@ def test_siblings_wait_for_their_leader_and_reuse_its_prompt(
     assert [leader.num_cached, second.num_cached, third.num_cached] == [0, 8, 8]
 
 
-def test_siblings_do_not_wait_for_a_leader_that_has_ended(
-    make_request: Callable[..., Request],
-) -> None:
+def test_siblings_do_not_wait_for_a_leader_that_has_ended() -> None:
     scheduler = make_scheduler(max_num_seqs=1)
     leader, second = add(scheduler, make_request("a", [1] * 9, n=2, max_tokens=1))
     _, tokens = turn(scheduler)
@@ -224,9 +205,7 @@ def test_siblings_do_not_wait_for_a_leader_that_has_ended(
     assert not scheduler.has_work
 
 
-def test_the_youngest_is_preempted_and_resumes_where_it_was(
-    make_request: Callable[..., Request],
-) -> None:
+def test_the_youngest_is_preempted_and_resumes_where_it_was() -> None:
     scheduler = make_scheduler(num_blocks=5, block_size=2, max_num_seqs=2)
     (old,) = add(scheduler, make_request("old", [1] * 2, max_tokens=7))
     (young,) = add(scheduler, make_request("young", [2] * 3, max_tokens=5))
@@ -249,7 +228,7 @@ def test_the_youngest_is_preempted_and_resumes_where_it_was(
     assert young.num_cached == 0
 
 
-def test_the_preempted_go_to_the_front_of_the_queue(make_request: Callable[..., Request]) -> None:
+def test_the_preempted_go_to_the_front_of_the_queue() -> None:
     scheduler = make_scheduler(num_blocks=5, block_size=2, max_num_seqs=2)
     add(scheduler, make_request("old", [1] * 2, max_tokens=7))
     (young,) = add(scheduler, make_request("young", [2] * 3, max_tokens=5))
@@ -260,7 +239,7 @@ def test_the_preempted_go_to_the_front_of_the_queue(make_request: Callable[..., 
     assert list(scheduler.waiting) == [young, waiting]
 
 
-def test_a_sequence_may_have_to_preempt_itself(make_request: Callable[..., Request]) -> None:
+def test_a_sequence_may_have_to_preempt_itself() -> None:
     scheduler = make_scheduler(num_blocks=4, block_size=2, max_num_seqs=2)
     (old,) = add(scheduler, make_request("old", [1] * 3, max_tokens=5))
     (young,) = add(scheduler, make_request("young", [2] * 2, max_tokens=4))
@@ -272,9 +251,7 @@ def test_a_sequence_may_have_to_preempt_itself(make_request: Callable[..., Reque
     assert not old.is_finished
 
 
-def test_newcomers_leave_a_block_for_everybody_who_runs(
-    make_request: Callable[..., Request],
-) -> None:
+def test_newcomers_leave_a_block_for_everybody_who_runs() -> None:
     scheduler = make_scheduler(num_blocks=4, block_size=2, max_num_seqs=4)
     add(scheduler, make_request("a", [1] * 2, max_tokens=6))
     add(scheduler, make_request("b", [2] * 2, max_tokens=2))
@@ -282,9 +259,7 @@ def test_newcomers_leave_a_block_for_everybody_who_runs(
     assert shape(turn(scheduler)[0]) == [("a", 0, 2), ("b", 0, 2)]
 
 
-def test_nobody_is_admitted_in_a_step_that_preempted(
-    make_request: Callable[..., Request],
-) -> None:
+def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
     scheduler = make_scheduler(num_blocks=5, block_size=2, max_num_seqs=3)
     add(scheduler, make_request("old", [1] * 2, max_tokens=7))
     add(scheduler, make_request("young", [2] * 3, max_tokens=5))
@@ -295,9 +270,7 @@ def test_nobody_is_admitted_in_a_step_that_preempted(
     assert shape(turn(scheduler)[0]) == [("old", 5, 1), ("new", 0, 1)]
 
 
-def test_a_head_that_does_not_fit_is_overtaken_only_for_a_while(
-    make_request: Callable[..., Request],
-) -> None:
+def test_a_head_that_does_not_fit_is_overtaken_only_for_a_while() -> None:
     now_s = 0.0
     scheduler = make_scheduler(
         num_blocks=6, block_size=2, max_num_seqs=8, clock=lambda: now_s, max_overtaken_s=1.0
@@ -334,11 +307,7 @@ def test_a_head_that_does_not_fit_is_overtaken_only_for_a_while(
     ],
 )
 def test_ends(
-    make_request: Callable[..., Request],
-    sampling: dict[str, Any],
-    model: list[int],
-    generated: list[int],
-    reason: str,
+    sampling: dict[str, Any], model: list[int], generated: list[int], reason: str
 ) -> None:
     scheduler = make_scheduler()
     (seq,) = add(scheduler, make_request("a", [1] * 3, **sampling))
@@ -350,7 +319,7 @@ def test_ends(
     assert seq.output_counts == {token: generated.count(token) for token in generated}
 
 
-def test_the_context_ends_an_answer(make_request: Callable[..., Request]) -> None:
+def test_the_context_ends_an_answer() -> None:
     scheduler = make_scheduler()
     request = make_request("a", [1] * 3, max_tokens=9)
     (seq,) = sequences_of(request, eos_token_ids=frozenset(), max_len=5)
@@ -360,9 +329,7 @@ def test_the_context_ends_an_answer(make_request: Callable[..., Request]) -> Non
     assert len(seq.token_ids) == 5
 
 
-def test_stop_strings_and_held_back_text(
-    make_request: Callable[..., Request], letters: Callable[[SamplingParams], TextStream]
-) -> None:
+def test_stop_strings_and_held_back_text() -> None:
     def texts(stop: str, *model: int, **sampling: Any) -> list[tuple[str, str | None]]:
         scheduler = make_scheduler()
         (seq,) = add(scheduler, make_request("a", [1], stop=(stop,), **sampling))
@@ -377,9 +344,7 @@ def test_stop_strings_and_held_back_text(
     assert texts("b", 1, 1, min_tokens=2) == [("b", None), ("", "stop")]
 
 
-def test_max_tokens_0_only_scores_the_prompt(
-    make_request: Callable[..., Request], make_runner: Callable[..., Runner], alone: Alone
-) -> None:
+def test_max_tokens_0_only_scores_the_prompt() -> None:
     scheduler = make_scheduler(max_num_seqs=1, max_batch_tokens=2)
     request = make_request("a", (1, 2, 3, 4, 5), max_tokens=0, prompt_logprobs=0)
     add(scheduler, request)
@@ -400,9 +365,7 @@ def finish(scheduler: Scheduler, runner: Runner) -> list[Token]:
     pytest.fail("the scheduler does not come to an end")
 
 
-def test_scored_prompts_use_no_cache_and_survive_preemption(
-    make_request: Callable[..., Request], make_runner: Callable[..., Runner], alone: Alone
-) -> None:
+def test_scored_prompts_use_no_cache_and_survive_preemption() -> None:
     scheduler = make_scheduler(num_blocks=5, block_size=2, max_num_seqs=2, max_batch_tokens=3)
     runner = make_runner(num_blocks=5, block_size=2)
     scored = make_request("s", [1] * 5, prompt_logprobs=0, max_tokens=4, ignore_eos=True)
@@ -421,9 +384,7 @@ def test_scored_prompts_use_no_cache_and_survive_preemption(
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_abort_ends_waiting_and_running_sequences_alike(
-    make_request: Callable[..., Request], steps: int
-) -> None:
+def test_abort_ends_waiting_and_running_sequences_alike(steps: int) -> None:
     scheduler = make_scheduler(max_num_seqs=2, max_batch_tokens=4)
     (other,) = add(scheduler, make_request("other", [5]))
     sequences = add(scheduler, make_request("a", [1] * 9, [2], n=2))
@@ -441,9 +402,7 @@ def test_abort_ends_waiting_and_running_sequences_alike(
     assert other.finish_reason == "length"
 
 
-def test_room_for_guesses_takes_nothing_from_newcomers(
-    make_request: Callable[..., Request],
-) -> None:
+def test_room_for_guesses_takes_nothing_from_newcomers() -> None:
     scheduler = make_scheduler(num_drafts=lambda seq: 5)
     for name in "abc":
         add(scheduler, make_request(name, [1] * 3, max_tokens=30))
@@ -454,7 +413,7 @@ def test_room_for_guesses_takes_nothing_from_newcomers(
     assert [chunk.room for chunk in batch.chunks] == [2, 0, 0, 0]
 
 
-def test_a_mask_is_told_every_token_of_its_answer(make_request: Callable[..., Request]) -> None:
+def test_a_mask_is_told_every_token_of_its_answer() -> None:
     told: list[int] = []
 
     class Mask:
@@ -473,7 +432,7 @@ def test_a_mask_is_told_every_token_of_its_answer(make_request: Callable[..., Re
 
 
 @pytest.fixture
-def ask_early(make_request: Callable[..., Request]) -> Callable[..., Request]:
+def ask_early() -> Callable[..., Request]:
     """Builds a request whose tokens may leave the model early."""
 
     def ask(name: str, prompt: list[int], **sampling: Any) -> Request:
@@ -511,7 +470,7 @@ def marks(batch: Batch) -> list[tuple[bool, int]]:
 
 
 def test_only_newest_tokens_of_approximate_answers_may_leave(
-    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+    ask_early: Callable[..., Request],
 ) -> None:
     scheduler = make_scheduler(max_batch_tokens=6)
     add(scheduler, ask_early("early", [1] * 8))
@@ -595,9 +554,7 @@ def test_an_answer_ends_among_the_tokens_that_left(ask_early: Callable[..., Requ
     assert scheduler.blocks.num_free == 32
 
 
-def test_tokens_that_wait_keep_no_newcomer_waiting(
-    make_request: Callable[..., Request], ask_early: Callable[..., Request]
-) -> None:
+def test_tokens_that_wait_keep_no_newcomer_waiting(ask_early: Callable[..., Request]) -> None:
     scheduler = make_scheduler(max_batch_tokens=6)
     add(scheduler, ask_early("a", [1] * 3, max_tokens=40))
     for _ in range(9):
@@ -642,7 +599,7 @@ def test_preemption_leaves_nothing_waiting(ask_early: Callable[..., Request]) ->
 
 @pytest.mark.parametrize("num_drafts", [0, EXIT_RUN - 1])
 def test_only_the_prompt_of_an_approximate_answer_is_remembered(
-    make_request: Callable[..., Request], ask_early: Callable[..., Request], num_drafts: int
+    ask_early: Callable[..., Request], num_drafts: int
 ) -> None:
     scheduler = make_scheduler(num_drafts=lambda seq: num_drafts, max_batch_tokens=40)
     (early,) = add(scheduler, ask_early("a", [2] * 5, max_tokens=20))
@@ -657,7 +614,7 @@ def test_only_the_prompt_of_an_approximate_answer_is_remembered(
 
 
 def test_what_all_layers_computed_of_it_is_not_remembered_either(
-    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+    ask_early: Callable[..., Request],
 ) -> None:
     """Those blocks are complete, but they are not told apart from the others."""
     scheduler = make_scheduler()
@@ -671,7 +628,7 @@ def test_what_all_layers_computed_of_it_is_not_remembered_either(
 
 
 def test_an_approximate_answer_uses_what_others_have_left(
-    make_request: Callable[..., Request], ask_early: Callable[..., Request]
+    ask_early: Callable[..., Request],
 ) -> None:
     scheduler = make_scheduler()
     add(scheduler, make_request("a", [2] * 3, max_tokens=8, ignore_eos=True))

@@ -15,20 +15,18 @@ from greenllm.core import (
     AdapterRef,
     Batch,
     Chunk,
-    FinishReason,
     Request,
     SamplingParams,
     Sequence,
     Token,
-    TokenLogprob,
     sequences_of,
 )
 from greenllm.engine.blocks import BlockManager
 from greenllm.engine.scheduler import Scheduler
 from greenllm.runner.base import Runner
+from tests.fake_engine import Alone, alone, make_runner
 
 EOS = frozenset({0})
-Alone = Callable[[Request], list[tuple[list[int], FinishReason, tuple[TokenLogprob, ...]]]]
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ plans = st.builds(
 class Oracle:
     """Guesses what the model will say, some of it wrong, and writes into the room it is given."""
 
-    def __init__(self, alone: Alone, guesses: tuple[int, ...], runner: Any) -> None:
-        self._alone = alone
+    def __init__(self, guesses: tuple[int, ...], runner: Any) -> None:
         self._guesses = guesses
         self._runner = runner
 
@@ -136,7 +133,7 @@ class Oracle:
             return chunk
         self._runner.scribble(chunk)
         seq = chunk.seq
-        told, _, _ = self._alone(seq.request)[seq.index]
+        told, _, _ = alone(seq.request)[seq.index]
         coming = told[seq.num_generated :][: chunk.room]
         places = range(seq.num_generated, seq.num_generated + len(coming))
         wrong = [token + (place % 3 == 2) for place, token in zip(places, coming, strict=True)]
@@ -247,9 +244,8 @@ class Run:
         assert self.scheduler.blocks.num_free == self.plan.num_blocks - len(held)
 
 
-def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], left: bool) -> None:
-    tokens, reason, scores = alone
-    assert isinstance(tokens, list)
+def check_answer(seq: Sequence, sent: list[Token], wanted: Alone, left: bool) -> None:
+    tokens, reason, scores = wanted
     generated = seq.token_ids[seq.prompt_len :]
     assert [token.token_id for token in sent if token.token_id is not None] == generated
     assert [token.finish_reason for token in sent[:-1]] == [None] * (len(sent) - 1)
@@ -265,11 +261,9 @@ def check_answer(seq: Sequence, sent: list[Token], alone: tuple[object, ...], le
 
 
 @given(plans)
-def test_company_changes_nobodys_answer(
-    make_runner: Callable[..., Runner], alone: Alone, plan: Plan
-) -> None:
+def test_company_changes_nobodys_answer(plan: Plan) -> None:
     runner = make_runner(plan.num_blocks, plan.block_size)
-    run = Run(plan, runner, Oracle(alone, plan.guesses, runner))
+    run = Run(plan, runner, Oracle(plan.guesses, runner))
     run.carry_out()
     for arrival in plan.arrivals:
         request = arrival.request

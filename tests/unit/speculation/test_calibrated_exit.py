@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from greenllm.core import (
 from greenllm.engine.admission import check_approximation
 from greenllm.model.info import LoadError
 from greenllm.speculation.calibrated_exit import EXIT_THRESHOLDS, CalibratedExit, read_exit
+from tests.fake_engine import make_request
 
 # Not in order, as JSON may have them.
 CALIBRATED = CalibratedExit(4, {0.95: 0.7, 0.9: 0.5, 0.99: 0.93})
@@ -127,7 +127,7 @@ def asking(request: Request, **fields: Any) -> Request:
 
 
 @pytest.fixture
-def request_(make_request: Callable[..., Request]) -> Request:
+def request_() -> Request:
     return make_request("a", [1, 2])
 
 

@@ -20,6 +20,7 @@ from greenllm.engine.native import NativeEngine
 from greenllm.shape import ModelShape
 from greenllm.speculation.drafter import Drafter
 from greenllm.speculation.speculator import OFF, PromptLookup, Speculator, arms
+from tests.fake_engine import make_engine, make_request, make_runner
 
 SMALL = ModelShape(10, 10, 1, 4, 8)
 
@@ -61,7 +62,7 @@ def ended(engine: NativeEngine) -> dict[str, Any]:
 
 
 @pytest.fixture
-def speculative(make_engine: Callable[..., NativeEngine]) -> Callable[..., NativeEngine]:
+def speculative() -> Callable[..., NativeEngine]:
     """Builds an engine whose drafters guess."""
 
     def make(default: Speculation = OFF, **drafters: Guesser | PromptLookup) -> NativeEngine:
@@ -76,7 +77,7 @@ def ask(request: Request, method: SpeculativeMethod | None, num_tokens: int = 3)
 
 
 def test_each_method_is_asked_about_its_own_requests(
-    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+    speculative: Callable[..., NativeEngine],
 ) -> None:
     early, model = Guesser(), Guesser()
     engine = speculative(Speculation("early_exit", 2), early_exit=early, draft_model=model)
@@ -100,9 +101,7 @@ class Untouched(Speculator):
         raise AssertionError("nobody speculates")
 
 
-def test_nobody_is_asked_while_nobody_speculates(
-    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_nobody_is_asked_while_nobody_speculates() -> None:
     engine = make_engine(speculator=Untouched({"early_exit": Guesser()}))
     engine.add_request(make_request("a", [1] * 3, max_tokens=4, ignore_eos=True))
     engine.add_request(ask(make_request("b", [1] * 3, max_tokens=4), "off"))
@@ -114,9 +113,7 @@ def test_nobody_is_asked_while_nobody_speculates(
 
 @pytest.mark.parametrize("token_id", [0, 1, 2, 3])
 def test_guesses_change_no_token_and_are_on_the_bill(
-    token_id: int,
-    speculative: Callable[..., NativeEngine],
-    make_request: Callable[..., Request],
+    token_id: int, speculative: Callable[..., NativeEngine]
 ) -> None:
     def answers(engine: NativeEngine) -> dict[str, list[int | None]]:
         found: dict[str, list[int | None]] = {"a": [], "b": []}
@@ -144,7 +141,7 @@ def test_guesses_change_no_token_and_are_on_the_bill(
 
 
 def test_looking_up_the_prompt_costs_no_draft_joules(
-    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+    speculative: Callable[..., NativeEngine],
 ) -> None:
     engine = speculative(Speculation("prompt_lookup", 4), prompt_lookup=PromptLookup())
     engine.add_request(make_request("a", [1, 2, 3, 1, 2, 3, 1, 2], max_tokens=6))
@@ -153,7 +150,7 @@ def test_looking_up_the_prompt_costs_no_draft_joules(
 
 
 def test_a_method_that_is_not_there_is_refused_by_name(
-    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+    speculative: Callable[..., NativeEngine],
 ) -> None:
     engine = speculative(early_exit=Guesser())
     engine.check(ask(make_request("a", [1]), "early_exit"))
@@ -170,9 +167,7 @@ def test_numbers_out_of_range_are_refused(num_tokens: int) -> None:
     assert caught.value.param == "speculative.num_tokens"
 
 
-def test_everything_auto_may_choose_is_prepared(
-    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_everything_auto_may_choose_is_prepared(speculative: Callable[..., NativeEngine]) -> None:
     early, model = Guesser(), Guesser()
     engine = speculative(early_exit=early, draft_model=model)
     engine.prepare(ask(make_request("a", [1]), "auto"))
@@ -190,9 +185,7 @@ def test_everything_auto_may_choose_is_prepared(
     assert arms(counts, 5) == wanted
 
 
-def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only(
-    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only() -> None:
     drafters: dict[SpeculativeMethod, Drafter] = {
         "early_exit": Guesser(),
         "draft_model": Guesser(),
@@ -215,9 +208,7 @@ def test_auto_tries_what_is_there_and_learns_from_its_own_steps_only(
 
 
 def test_a_drafter_that_fails_costs_its_guesses_only(
-    speculative: Callable[..., NativeEngine],
-    make_request: Callable[..., Request],
-    caplog: pytest.LogCaptureFixture,
+    speculative: Callable[..., NativeEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = speculative(Speculation("early_exit", 3), early_exit=Guesser(fails=True))
     engine.add_request(make_request("a", [1, 1], max_tokens=4, ignore_eos=True))
@@ -228,7 +219,7 @@ def test_a_drafter_that_fails_costs_its_guesses_only(
 
 
 def test_what_a_drafter_read_before_it_failed_is_charged_once(
-    speculative: Callable[..., NativeEngine], make_request: Callable[..., Request]
+    speculative: Callable[..., NativeEngine],
 ) -> None:
     """Whoever it was read for may be gone by then, with its bill."""
     drafter = Guesser()
@@ -243,9 +234,7 @@ def test_what_a_drafter_read_before_it_failed_is_charged_once(
     assert receipt.flops < engine.runner.shape.flops(0, 40, 40)
 
 
-def test_who_had_to_be_read_pays_for_the_reading(
-    make_engine: Callable[..., NativeEngine], make_request: Callable[..., Request]
-) -> None:
+def test_who_had_to_be_read_pays_for_the_reading() -> None:
     engine = make_engine()
     for name in ("a", "b"):
         engine.add_request(make_request(name, [1, 2, 3], max_tokens=4))
@@ -264,11 +253,7 @@ def test_who_had_to_be_read_pays_for_the_reading(
     assert (one.residence_s, other.residence_s) == pytest.approx((0.1, 0.2))
 
 
-def test_a_block_is_copied_before_guesses_are_written_over_it(
-    make_engine: Callable[..., NativeEngine],
-    make_runner: Callable[..., Any],
-    make_request: Callable[..., Request],
-) -> None:
+def test_a_block_is_copied_before_guesses_are_written_over_it() -> None:
     """Room may be the very block that a newcomer's beginning is copied from: free, and oldest."""
     runner = make_runner(8, 4)
     speculator = Speculator({"early_exit": Guesser(before=runner.scribble)})

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from greenllm.core import (
-    AnswerSink,
     Grammar,
     InvalidRequestError,
     Request,
@@ -30,6 +29,7 @@ from greenllm.model.lora_layout import LoraFacts
 from greenllm.shape import ModelShape
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal, Scheduled
+from tests.fake_engine import letters, ticking
 
 SHAPE = ModelShape(1000, 500, 2, 8, 64)
 EOS = 0
@@ -137,11 +137,7 @@ Make = Callable[..., tuple[VllmEngine, Counting]]
 
 
 @pytest.fixture
-def make(
-    tmp_path: Path,
-    ticking: Callable[[float], Callable[[], float]],
-    letters: Callable[[SamplingParams], AnswerSink],
-) -> Make:
+def make(tmp_path: Path) -> Make:
     def engine(*, speculation: Speculation | None = None) -> tuple[VllmEngine, Counting]:
         journal, clock = Journal(), ticking(0.01)
         own = speculation or Speculation("off")

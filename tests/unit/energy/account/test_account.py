@@ -1,8 +1,6 @@
 """Who pays in which situation: sharing, idle, load, sensors that fail, receipts in time."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -12,12 +10,12 @@ from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.account.window import IdlePower
 from greenllm.energy.meters.protocol import NullMeter, Reading, ReplayMeter, SensorError
 from greenllm.shape import ModelShape
+from tests.unit.energy.rig import make_rig
 
-MakeRig = Callable[..., Any]
 SHAPE = ModelShape(1000, 300, 2, 16, 64)
 
 
-def test_a_lone_request_pays_for_its_window(make_rig: MakeRig) -> None:
+def test_a_lone_request_pays_for_its_window() -> None:
     rig = make_rig(idle_w={"cpu": 4.0})
     rig.open("a")
     rig.step(("a", 0, 4), seconds=0.5, cpu=10.0)
@@ -37,7 +35,7 @@ def test_a_lone_request_pays_for_its_window(make_rig: MakeRig) -> None:
     assert rig.account.if_lost()[0] == []
 
 
-def test_sixteen_equal_requests_pay_a_sixteenth_each(make_rig: MakeRig) -> None:
+def test_sixteen_equal_requests_pay_a_sixteenth_each() -> None:
     rig = make_rig(idle_w={"cpu": 8.0})
     names = [f"r{i}" for i in range(16)]
     rig.open(*names)
@@ -48,7 +46,7 @@ def test_sixteen_equal_requests_pay_a_sixteenth_each(make_rig: MakeRig) -> None:
     assert [receipt.resident_s for receipt in receipts] == pytest.approx([0.1 / 16] * 16)
 
 
-def test_who_joins_late_pays_less(make_rig: MakeRig) -> None:
+def test_who_joins_late_pays_less() -> None:
     rig = make_rig(period_s=0.05)
     rig.open("early", "late")
     rig.step(("early", 0, 4), cpu=5.0)
@@ -61,7 +59,7 @@ def test_who_joins_late_pays_less(make_rig: MakeRig) -> None:
     assert early.total_j + late.total_j == pytest.approx(25.0)
 
 
-def test_who_opens_into_a_running_window_pays_only_for_its_own_steps(make_rig: MakeRig) -> None:
+def test_who_opens_into_a_running_window_pays_only_for_its_own_steps() -> None:
     rig = make_rig(period_s=10.0)
     rig.open("a")
     rig.step(("a", 0, 4), seconds=0.4, cpu=4.0)
@@ -74,7 +72,7 @@ def test_who_opens_into_a_running_window_pays_only_for_its_own_steps(make_rig: M
     assert rig.finals["b"].total_j < rig.finals["a"].total_j
 
 
-def test_one_request_with_two_sequences_claims_a_step_once(make_rig: MakeRig) -> None:
+def test_one_request_with_two_sequences_claims_a_step_once() -> None:
     rig = make_rig()
     rig.open("two", "one")
     rig.step(("two", 4, 1), ("two", 5, 1), ("one", 4, 1), cpu=3.0)
@@ -84,7 +82,7 @@ def test_one_request_with_two_sequences_claims_a_step_once(make_rig: MakeRig) ->
     assert rig.finals["one"].total_j < rig.finals["two"].total_j < 2 * rig.finals["one"].total_j
 
 
-def test_a_request_that_never_ran_costs_nothing(make_rig: MakeRig) -> None:
+def test_a_request_that_never_ran_costs_nothing() -> None:
     rig = make_rig()
     rig.open("waiting")
     rig.spend(0.2, cpu=3.0)
@@ -95,7 +93,7 @@ def test_a_request_that_never_ran_costs_nothing(make_rig: MakeRig) -> None:
     assert rig.totals.idle_j == pytest.approx(3.0)
 
 
-def test_aborted_work_stays_on_the_request(make_rig: MakeRig) -> None:
+def test_aborted_work_stays_on_the_request() -> None:
     rig = make_rig()
     rig.open("a")
     rig.step(("a", 0, 4), cpu=7.0)
@@ -104,7 +102,7 @@ def test_aborted_work_stays_on_the_request(make_rig: MakeRig) -> None:
     assert (receipt.outcome, receipt.total_j) == ("failed", pytest.approx(7.0))
 
 
-def test_energy_before_serving_is_load_and_after_it_idle(make_rig: MakeRig) -> None:
+def test_energy_before_serving_is_load_and_after_it_idle() -> None:
     rig = make_rig(serving=False)
     rig.spend(3.0, cpu=30.0)
     rig.account.start_serving()
@@ -115,7 +113,7 @@ def test_energy_before_serving_is_load_and_after_it_idle(make_rig: MakeRig) -> N
     assert rig.totals.open_j == 0
 
 
-def test_a_rehearsal_is_load_and_teaches_the_fit(make_rig: MakeRig) -> None:
+def test_a_rehearsal_is_load_and_teaches_the_fit() -> None:
     rig = make_rig(serving=False)
     rig.open("made-up")
     batch = rig.batch(("made-up", 0, 4))
@@ -126,7 +124,7 @@ def test_a_rehearsal_is_load_and_teaches_the_fit(make_rig: MakeRig) -> None:
     assert rig.account.fit.coefficients.predict_j(work) == pytest.approx(9.0)
 
 
-def test_idle_power_is_learnt_between_requests(make_rig: MakeRig) -> None:
+def test_idle_power_is_learnt_between_requests() -> None:
     rig = make_rig()
     rig.meter.idle_w, rig.account.idle_power = None, IdlePower(None)
     rig.spend(10.0, cpu=30.0)
@@ -138,7 +136,7 @@ def test_idle_power_is_learnt_between_requests(make_rig: MakeRig) -> None:
     assert (receipt.idle_j, receipt.active_j) == (pytest.approx(3.0), pytest.approx(7.0))
 
 
-def test_foreign_cpu_time_is_nobodys(make_rig: MakeRig) -> None:
+def test_foreign_cpu_time_is_nobodys() -> None:
     rig = make_rig(idle_w={"cpu": 2.0})
     rig.meter.own_cpu_s, rig.meter.machine_cpu_s = 0.0, 0.0
     rig.account.drain()
@@ -152,7 +150,7 @@ def test_foreign_cpu_time_is_nobodys(make_rig: MakeRig) -> None:
     assert rig.totals.unattributed_j == pytest.approx(6.0)
 
 
-def test_phases_domains_and_labels_add_up(make_rig: MakeRig) -> None:
+def test_phases_domains_and_labels_add_up() -> None:
     rig = make_rig(idle_w={"cpu": 2.0, "gpu": 5.0})
     rig.open("a", model="m", adapter=AdapterRef("lora", "d"))
     rig.open("b", model="m")
@@ -174,7 +172,7 @@ def test_phases_domains_and_labels_add_up(make_rig: MakeRig) -> None:
     assert rig.finals["a"].decode_j == 0
 
 
-def test_scored_prompts_and_unsampled_chunks_have_their_own_flops(make_rig: MakeRig) -> None:
+def test_scored_prompts_and_unsampled_chunks_have_their_own_flops() -> None:
     rig = make_rig()
     rig.open("plain")
     rig.open("scored", sampling=SamplingParams(prompt_logprobs=0))
@@ -187,7 +185,7 @@ def test_scored_prompts_and_unsampled_chunks_have_their_own_flops(make_rig: Make
     assert flops["scored", False] - flops["plain", False] == 4 * head
 
 
-def test_an_adapter_costs_two_flops_per_parameter_and_token(make_rig: MakeRig) -> None:
+def test_an_adapter_costs_two_flops_per_parameter_and_token() -> None:
     rig = make_rig()
     rig.open("plain")
     rig.open("adapted", adapter=AdapterRef("lora", "d", num_parameters=700))
@@ -198,9 +196,7 @@ def test_an_adapter_costs_two_flops_per_parameter_and_token(make_rig: MakeRig) -
 
 
 @pytest.mark.parametrize("stands_still", [False, True])
-def test_a_late_sensor_makes_a_provisional_receipt_and_then_a_final_one(
-    make_rig: MakeRig, stands_still: bool
-) -> None:
+def test_a_late_sensor_makes_a_provisional_receipt_and_then_a_final_one(stands_still: bool) -> None:
     rig = make_rig(idle_w={"cpu": 1.0})
     rig.open("a")
     for at in range(4):
@@ -229,7 +225,7 @@ def test_a_late_sensor_makes_a_provisional_receipt_and_then_a_final_one(
     assert rig.account.num_sensor_errors == (0 if stands_still else 3)
 
 
-def test_nothing_is_predicted_before_anything_was_metered(make_rig: MakeRig) -> None:
+def test_nothing_is_predicted_before_anything_was_metered() -> None:
     """The prior has no level: its numbers are FLOPs, not joules."""
     rig = make_rig()
     rig.meter.failing = True
@@ -242,7 +238,7 @@ def test_nothing_is_predicted_before_anything_was_metered(make_rig: MakeRig) -> 
     assert receipt.total_j is None
 
 
-def test_a_counter_that_stands_still_for_long_is_given_up(make_rig: MakeRig) -> None:
+def test_a_counter_that_stands_still_for_long_is_given_up() -> None:
     rig = make_rig()
     rig.open("warm")
     rig.step(("warm", 0, 4), cpu=3.0)
@@ -264,7 +260,7 @@ def test_a_counter_that_stands_still_for_long_is_given_up(make_rig: MakeRig) -> 
     assert rig.totals.residual < 1e-9
 
 
-def test_what_was_metered_of_a_request_before_a_gap_is_nobodys(make_rig: MakeRig) -> None:
+def test_what_was_metered_of_a_request_before_a_gap_is_nobodys() -> None:
     rig = make_rig()
     rig.open("a")
     rig.step(("a", 0, 4), seconds=1.1, cpu=5.0)
@@ -282,7 +278,7 @@ def test_what_was_metered_of_a_request_before_a_gap_is_nobodys(make_rig: MakeRig
     assert rig.totals.unattributed_j == pytest.approx(7.0)
 
 
-def test_work_between_giving_up_and_the_next_reading_is_given_up_too(make_rig: MakeRig) -> None:
+def test_work_between_giving_up_and_the_next_reading_is_given_up_too() -> None:
     rig = make_rig()
     rig.open("a")
     rig.meter.failing = True
@@ -297,9 +293,7 @@ def test_work_between_giving_up_and_the_next_reading_is_given_up_too(make_rig: M
     assert rig.totals.requests_j == 0
 
 
-def test_idle_time_before_a_request_is_not_its_own_when_the_sensor_failed(
-    make_rig: MakeRig,
-) -> None:
+def test_idle_time_before_a_request_is_not_its_own_when_the_sensor_failed() -> None:
     rig = make_rig(idle_w={"cpu": 3.0})
     rig.meter.failing = True
     rig.spend(10.0, cpu=30.0)
@@ -314,7 +308,7 @@ def test_idle_time_before_a_request_is_not_its_own_when_the_sensor_failed(
     assert receipt.active_j == pytest.approx(4.0)
 
 
-def test_a_window_waits_for_the_slowest_counter(make_rig: MakeRig) -> None:
+def test_a_window_waits_for_the_slowest_counter() -> None:
     rig = make_rig()
     rig.meter.joules["gpu"] = 1.0
     rig.settle()
@@ -327,7 +321,7 @@ def test_a_window_waits_for_the_slowest_counter(make_rig: MakeRig) -> None:
     assert rig.finals["a"].domains_j["gpu"] == pytest.approx(20.0)
 
 
-def test_a_step_within_one_tick_of_the_clock_waits_for_the_next_reading(make_rig: MakeRig) -> None:
+def test_a_step_within_one_tick_of_the_clock_waits_for_the_next_reading() -> None:
     rig = make_rig(period_s=0.05)
     rig.open("a")
     rig.step(("a", 0, 4), seconds=0.0)
@@ -338,7 +332,7 @@ def test_a_step_within_one_tick_of_the_clock_waits_for_the_next_reading(make_rig
     assert (receipt.status, receipt.total_j) == ("final", pytest.approx(2.0))
 
 
-def test_closing_the_books_gives_every_finished_request_a_receipt(make_rig: MakeRig) -> None:
+def test_closing_the_books_gives_every_finished_request_a_receipt() -> None:
     rig = make_rig()
     rig.open("a", "b", "running")
     rig.step(("a", 0, 4), ("b", 0, 4), ("running", 0, 4), cpu=3.0)
@@ -366,7 +360,7 @@ def test_the_null_meter_gives_none_and_never_zero() -> None:
     assert account.totals.residual == 0
 
 
-def test_attribution_is_degraded_until_the_fit_has_seen_enough(make_rig: MakeRig) -> None:
+def test_attribution_is_degraded_until_the_fit_has_seen_enough() -> None:
     rig = make_rig()
     qualities = []
     for number in range(10):
@@ -378,7 +372,7 @@ def test_attribution_is_degraded_until_the_fit_has_seen_enough(make_rig: MakeRig
     assert qualities == ["degraded"] * 14 + ["ok"] * 6
 
 
-def test_who_was_alone_pays_all_whatever_the_fit_knows(make_rig: MakeRig) -> None:
+def test_who_was_alone_pays_all_whatever_the_fit_knows() -> None:
     rig = make_rig()
     rig.open("a")
     rig.step(("a", 0, 4), cpu=5.0)
@@ -389,9 +383,7 @@ def test_who_was_alone_pays_all_whatever_the_fit_knows(make_rig: MakeRig) -> Non
 @pytest.mark.parametrize(
     ("scale", "quality"), [(0.5, "degraded"), (0.8, "ok"), (1.3, "ok"), (1.6, "degraded")]
 )
-def test_a_meter_far_from_the_prediction_degrades(
-    make_rig: MakeRig, scale: float, quality: str
-) -> None:
+def test_a_meter_far_from_the_prediction_degrades(scale: float, quality: str) -> None:
     rig = make_rig()
     for number in range(12):
         joules = 5.0 if number < 11 else 5.0 * scale
@@ -404,7 +396,7 @@ def test_a_meter_far_from_the_prediction_degrades(
     assert rig.finals["r11"].attribution == quality
 
 
-def test_a_busy_window_closes_after_a_second_even_if_nothing_is_due(make_rig: MakeRig) -> None:
+def test_a_busy_window_closes_after_a_second_even_if_nothing_is_due() -> None:
     rig = make_rig()
     rig.open("a")
     rig.step(("a", 0, 4), seconds=0.6, cpu=6.0)
@@ -414,7 +406,7 @@ def test_a_busy_window_closes_after_a_second_even_if_nothing_is_due(make_rig: Ma
     assert rig.totals.open_j == pytest.approx(12.0)
 
 
-def test_a_receipt_waits_one_period_of_the_counter(make_rig: MakeRig) -> None:
+def test_a_receipt_waits_one_period_of_the_counter() -> None:
     rig = make_rig(period_s=0.1)
     rig.open("a")
     rig.step(("a", 0, 4), seconds=0.04, cpu=2.0)
@@ -426,9 +418,7 @@ def test_a_receipt_waits_one_period_of_the_counter(make_rig: MakeRig) -> None:
     assert (receipt.status, receipt.total_j) == ("final", pytest.approx(3.0))
 
 
-def test_joules_that_do_not_add_up_are_noticed(
-    make_rig: MakeRig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_joules_that_do_not_add_up_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """A meter that breaks its contract and falls back."""
     rig = make_rig()
     rig.spend(1.0, cpu=-20.0)
@@ -443,7 +433,7 @@ def test_an_account_needs_a_sensor_to_start_with() -> None:
         Account(ReplayMeter([None]), SHAPE, clock=lambda: 0.0)
 
 
-def test_an_open_request_cannot_be_billed(make_rig: MakeRig) -> None:
+def test_an_open_request_cannot_be_billed() -> None:
     rig = make_rig()
     rig.open("a")
     with pytest.raises(RuntimeError, match="request a is still open"):
@@ -468,7 +458,7 @@ def _request(name: str) -> Request:
     return Request(name, ((1, 2),), SamplingParams(), "m")
 
 
-def test_idle_power_that_a_meter_gets_to_know_is_taken(make_rig: MakeRig) -> None:
+def test_idle_power_that_a_meter_gets_to_know_is_taken() -> None:
     rig = make_rig(idle_w={"cpu": 1.0})
     rig.open("a")
     rig.meter.idle_w = {"cpu": 3.0}
@@ -478,7 +468,7 @@ def test_idle_power_that_a_meter_gets_to_know_is_taken(make_rig: MakeRig) -> Non
     assert (receipt.idle_j, receipt.active_j) == (pytest.approx(3.0), pytest.approx(7.0))
 
 
-def test_rest_learns_the_idle_power_of_sensors_before_serving(make_rig: MakeRig) -> None:
+def test_rest_learns_the_idle_power_of_sensors_before_serving() -> None:
     rig = make_rig(serving=False)
     rig.meter.idle_w, rig.account.idle_power = None, IdlePower(None)
     rig.account.rest(lambda seconds: rig.spend(seconds, cpu=4.0))
@@ -486,7 +476,7 @@ def test_rest_learns_the_idle_power_of_sensors_before_serving(make_rig: MakeRig)
     assert rig.totals.load_j == pytest.approx(4.0)
 
 
-def test_rest_is_not_needed_where_idle_power_is_known(make_rig: MakeRig) -> None:
+def test_rest_is_not_needed_where_idle_power_is_known() -> None:
     rig = make_rig(serving=False, idle_w={"cpu": 3.0})
     rested: list[float] = []
     rig.account.rest(rested.append)
@@ -494,7 +484,7 @@ def test_rest_is_not_needed_where_idle_power_is_known(make_rig: MakeRig) -> None
     assert rig.account.idle_power.watts == {"cpu": 3.0}
 
 
-def test_a_rehearsal_lasts_until_a_slow_counter_has_ticked(make_rig: MakeRig) -> None:
+def test_a_rehearsal_lasts_until_a_slow_counter_has_ticked() -> None:
     rig = make_rig(period_s=0.1, serving=False)
     rig.open("a")
     runs: list[object] = []
@@ -509,7 +499,7 @@ def test_a_rehearsal_lasts_until_a_slow_counter_has_ticked(make_rig: MakeRig) ->
     assert rig.account.fit.coefficients.predict_j(work) == pytest.approx(1.0, rel=0.05)
 
 
-def test_predicted_joules_are_not_called_measured(make_rig: MakeRig) -> None:
+def test_predicted_joules_are_not_called_measured() -> None:
     rig = make_rig()
     rig.open("a")
     rig.step(("a", 0, 4), seconds=1.1, cpu=5.0)
@@ -521,7 +511,7 @@ def test_predicted_joules_are_not_called_measured(make_rig: MakeRig) -> None:
     assert (receipt.status, receipt.measured) == ("provisional", False)
 
 
-def test_what_would_be_lost_is_every_open_bill_and_adds_up_to_the_meter(make_rig: MakeRig) -> None:
+def test_what_would_be_lost_is_every_open_bill_and_adds_up_to_the_meter() -> None:
     rig = make_rig(idle_w={"cpu": 2.0}, serving=False)
     rig.spend(1.0, cpu=9.0)
     rig.account.start_serving()
@@ -549,7 +539,7 @@ def test_what_would_be_lost_is_every_open_bill_and_adds_up_to_the_meter(make_rig
     assert min(totals.idle_j, totals.load_j, totals.unattributed_j, lost_j) > 0
 
 
-def test_an_account_goes_on_after_it_was_asked_what_would_be_lost(make_rig: MakeRig) -> None:
+def test_an_account_goes_on_after_it_was_asked_what_would_be_lost() -> None:
     rig = make_rig(idle_w={"cpu": 2.0})
     rig.open("a")
     rig.step(("a", 0, 4), seconds=0.5, cpu=8.0)
@@ -565,7 +555,7 @@ def test_an_account_goes_on_after_it_was_asked_what_would_be_lost(make_rig: Make
     assert rig.account.if_lost() == ([], rig.totals)
 
 
-def test_what_would_be_lost_is_read_now_but_not_again_at_once(make_rig: MakeRig) -> None:
+def test_what_would_be_lost_is_read_now_but_not_again_at_once() -> None:
     rig = make_rig()
     rig.open("a")
     rig.spend(0.2, cpu=8.0)
@@ -578,9 +568,7 @@ def test_what_would_be_lost_is_read_now_but_not_again_at_once(make_rig: MakeRig)
     assert rig.account.if_lost()[1].meter_j == pytest.approx(12.0)
 
 
-def test_with_a_failing_sensor_what_would_be_lost_is_as_of_the_last_reading(
-    make_rig: MakeRig,
-) -> None:
+def test_with_a_failing_sensor_what_would_be_lost_is_as_of_the_last_reading() -> None:
     rig = make_rig()
     rig.open("a")
     rig.step(("a", 0, 4), seconds=1.0, cpu=8.0)

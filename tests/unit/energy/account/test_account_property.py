@@ -2,17 +2,15 @@
 
 import itertools
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenllm.energy.account.account import CONSERVATION_TOLERANCE
+from tests.unit.energy.rig import make_rig
 
-MakeRig = Callable[..., Any]
 DOMAINS = ("cpu", "dram", "gpu")
 seeds = st.integers(0, 2**32)
 
@@ -20,7 +18,7 @@ seeds = st.integers(0, 2**32)
 class Traffic:
     """Random requests, steps, counters and failures; checks the books as it goes."""
 
-    def __init__(self, make_rig: MakeRig, seed: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         known_w = {"cpu": self.chance.uniform(0, 5), "gpu": self.chance.uniform(0, 50)}
         self.rig = make_rig(idle_w=known_w, period_s=self.chance.choice([0.0, 0.02, 0.1]))
@@ -98,8 +96,8 @@ class Traffic:
 
 @settings(max_examples=70)
 @given(seeds)
-def test_every_joule_is_booked_once(make_rig: MakeRig, seed: int) -> None:
-    traffic = Traffic(make_rig, seed)
+def test_every_joule_is_booked_once(seed: int) -> None:
+    traffic = Traffic(seed)
     traffic.run(40)
     traffic.close()
     rig, totals = traffic.rig, traffic.rig.totals
@@ -132,8 +130,8 @@ def test_every_joule_is_booked_once(make_rig: MakeRig, seed: int) -> None:
 
 @settings(max_examples=25)
 @given(seeds)
-def test_the_books_hold_while_requests_are_open(make_rig: MakeRig, seed: int) -> None:
-    traffic = Traffic(make_rig, seed)
+def test_the_books_hold_while_requests_are_open(seed: int) -> None:
+    traffic = Traffic(seed)
     traffic.run(30)
     totals, finals = traffic.rig.totals, traffic.rig.finals.values()
     billed_j = sum(receipt.total_j for receipt in finals)
@@ -144,10 +142,8 @@ def test_the_books_hold_while_requests_are_open(make_rig: MakeRig, seed: int) ->
 
 @settings(max_examples=40)
 @given(seeds)
-def test_what_would_be_lost_at_any_moment_adds_up_to_the_meter(
-    make_rig: MakeRig, seed: int
-) -> None:
-    traffic = Traffic(make_rig, seed)
+def test_what_would_be_lost_at_any_moment_adds_up_to_the_meter(seed: int) -> None:
+    traffic = Traffic(seed)
     for _ in range(8):
         traffic.run(4)
         lost, totals = traffic.rig.account.if_lost()
@@ -167,9 +163,7 @@ def test_what_would_be_lost_at_any_moment_adds_up_to_the_meter(
     assert traffic.rig.account.if_lost()[0] == []
 
 
-def _serve(
-    make_rig: MakeRig, seed: int, *, read_between: bool, order: list[int] | None = None
-) -> dict[str, float]:
+def _serve(seed: int, *, read_between: bool, order: list[int] | None = None) -> dict[str, float]:
     """Steps that cost exactly what the model of a step says; optionally a reading after each."""
     chance = random.Random(seed)
     rig = make_rig(idle_w={"cpu": 3.0}, period_s=100.0)
@@ -195,25 +189,21 @@ def _serve(
 
 @settings(max_examples=15)
 @given(seeds)
-def test_two_windows_charge_what_one_window_of_the_same_work_does(
-    make_rig: MakeRig, seed: int
-) -> None:
-    once = _serve(make_rig, seed, read_between=False)
-    often = _serve(make_rig, seed, read_between=True)
+def test_two_windows_charge_what_one_window_of_the_same_work_does(seed: int) -> None:
+    once = _serve(seed, read_between=False)
+    often = _serve(seed, read_between=True)
     assert often == pytest.approx(once, rel=1e-6)
 
 
 @settings(max_examples=15)
 @given(seeds, st.permutations(range(5)))
-def test_shares_do_not_depend_on_the_order_of_requests(
-    make_rig: MakeRig, seed: int, order: list[int]
-) -> None:
-    assert _serve(make_rig, seed, read_between=False, order=order) == pytest.approx(
-        _serve(make_rig, seed, read_between=False), rel=1e-9
+def test_shares_do_not_depend_on_the_order_of_requests(seed: int, order: list[int]) -> None:
+    assert _serve(seed, read_between=False, order=order) == pytest.approx(
+        _serve(seed, read_between=False), rel=1e-9
     )
 
 
-def test_a_batch_costs_what_the_meter_says_however_it_is_composed(make_rig: MakeRig) -> None:
+def test_a_batch_costs_what_the_meter_says_however_it_is_composed() -> None:
     """Batch invariance: the sum is the meter's, for every way to divide 12 tokens."""
     for sizes in itertools.chain([(12,), (6, 6), (1, 11), (4, 4, 4)], [(1,) * 12]):
         rig = make_rig(idle_w={"cpu": 1.0})

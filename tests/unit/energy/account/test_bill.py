@@ -1,8 +1,6 @@
 """A bill becomes a receipt: what it adds, how certain it is, and how good its split was."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -11,8 +9,8 @@ from greenllm.energy.account.attribution import CoefficientFit, Coefficients, Wo
 from greenllm.energy.account.bill import Bill, TokenCounts
 from greenllm.energy.meters.protocol import NullMeter, ReplayMeter
 from greenllm.energy.receipt import Receipt
+from tests.unit.energy.rig import make_rig
 
-MakeRig = Callable[..., Any]
 METER = ReplayMeter([], method="measured:x", period_s=0.1, uncertainty=0.05)
 COUNTS = TokenCounts(cached=1, generated=4)
 WORK = Work(steps=1.0, rows=2.0, flops=30.0, kv_bytes=4.0, residence_s=0.5)
@@ -165,7 +163,7 @@ def test_uncertainty_grows_with_company_and_shortness_and_ends_at_one() -> None:
     assert _uncertainty(8.0, 1e6) == pytest.approx(0.05)
 
 
-def test_a_request_with_two_phases_in_a_window_was_still_alone(make_rig: MakeRig) -> None:
+def test_a_request_with_two_phases_in_a_window_was_still_alone() -> None:
     rig = make_rig()
     rig.open("a")
     rig.account.charge(rig.batch(("a", 0, 4)), 0.1)
@@ -176,7 +174,7 @@ def test_a_request_with_two_phases_in_a_window_was_still_alone(make_rig: MakeRig
     assert bill.alone == pytest.approx(1.0)
 
 
-def test_in_company_a_request_has_its_share_of_the_window(make_rig: MakeRig) -> None:
+def test_in_company_a_request_has_its_share_of_the_window() -> None:
     rig = make_rig()
     rig.open("a", "b", "c", "d")
     rig.step(*((name, 0, 4) for name in "abcd"), cpu=5.0)

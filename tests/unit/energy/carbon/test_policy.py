@@ -1,6 +1,5 @@
 """Grams need a named source; what is unknown stays unknown."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,10 +13,9 @@ from greenllm.energy.carbon.policy import (
     embodied_of,
     intensity_source,
 )
-from greenllm.energy.receipt import Receipt
 from greenllm.options import CarbonOptions
+from tests.unit.energy.rig import make_receipt
 
-MakeReceipt = Callable[..., Receipt]
 SOURCE = StaticIntensity(Intensity(360.0, "XXX", "Nowhere", 2025, "a source", "CC BY 4.0"))
 HARDWARE = EmbodiedModel(1000.0, 500.0, 2000.0, 100.0, "a source")
 
@@ -29,7 +27,7 @@ class Hourly:
         return Intensity(at_s, "XXX", "Nowhere", None, "a clock", "none")
 
 
-def test_grams_are_joules_times_pue_times_intensity(make_receipt: MakeReceipt) -> None:
+def test_grams_are_joules_times_pue_times_intensity() -> None:
     receipt = CarbonPolicy(SOURCE, 1.5).apply(make_receipt(active_j=8000.0, idle_j=2000.0))
     assert receipt.operational_g == pytest.approx(10_000 * 1.5 * 360 / 3.6e6)
     assert (receipt.embodied_g, receipt.gco2e) == (None, None)
@@ -38,7 +36,7 @@ def test_grams_are_joules_times_pue_times_intensity(make_receipt: MakeReceipt) -
     assert receipt.pue == 1.5
 
 
-def test_joules_are_it_energy_and_stay_as_they_are(make_receipt: MakeReceipt) -> None:
+def test_joules_are_it_energy_and_stay_as_they_are() -> None:
     before = make_receipt()
     after = CarbonPolicy(SOURCE, 2.0).apply(before)
     assert (after.active_j, after.idle_j, after.total_j) == (2.0, 1.0, 3.0)
@@ -54,7 +52,7 @@ def test_joules_are_it_energy_and_stay_as_they_are(make_receipt: MakeReceipt) ->
     assert without_grams == before
 
 
-def test_embodied_grams_follow_the_share_of_the_machines_time(make_receipt: MakeReceipt) -> None:
+def test_embodied_grams_follow_the_share_of_the_machines_time() -> None:
     policy = CarbonPolicy(SOURCE, embodied=HARDWARE)
     receipt = policy.apply(make_receipt(resident_s=2.0, duration_s=50.0))
     assert receipt.embodied_g == pytest.approx(1000.0 * 2.0 / 100.0)
@@ -62,13 +60,13 @@ def test_embodied_grams_follow_the_share_of_the_machines_time(make_receipt: Make
     assert receipt.gco2e == pytest.approx(receipt.operational_g + 20.0)
 
 
-def test_the_intensity_is_that_of_the_time_the_request_came(make_receipt: MakeReceipt) -> None:
+def test_the_intensity_is_that_of_the_time_the_request_came() -> None:
     assert CarbonPolicy(Hourly()).apply(make_receipt(created_s=123.0)).intensity_g_per_kwh == 123.0
 
 
 @pytest.mark.parametrize("source", [None, SOURCE])
 def test_without_joules_or_without_a_source_there_are_no_grams(
-    make_receipt: MakeReceipt, source: StaticIntensity | None
+    source: StaticIntensity | None,
 ) -> None:
     known = make_receipt() if source is None else make_receipt(active_j=None, idle_j=None)
     receipt = CarbonPolicy(source, 1.5, HARDWARE).apply(known)

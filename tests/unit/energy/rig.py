@@ -1,14 +1,9 @@
-"""An account on a meter and a clock that tests move by hand.
-
-Tests get the helpers as session-wide fixtures without state, so that Hypothesis may use them.
-"""
+"""An account on a meter and a clock that tests move by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import pytest
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
 from greenllm.energy.account.account import Account, Totals
@@ -152,29 +147,23 @@ class Rig:
         return truth
 
 
-@pytest.fixture(scope="session")
-def make_rig() -> Callable[..., Any]:
-    """Builds a `Rig`."""
-    return Rig
+def make_rig(**how: Any) -> Any:
+    """A `Rig`; loosely typed, because each joule of a receipt may be None."""
+    return Rig(**how)
 
 
-@pytest.fixture(scope="session")
-def make_receipt() -> Callable[..., Receipt]:
-    """Builds a receipt with a few joules."""
-
-    def make(request_id: str = "r", **fields: Any) -> Receipt:
-        known: dict[str, Any] = {
-            "model": "m",
-            "outcome": "completed",
-            "created_s": 100.0,
-            "status": "final",
-            "method": "measured:x",
-            "measured": True,
-            "prompt_tokens": 10,
-            "completion_tokens": 5,
-            "active_j": 2.0,
-            "idle_j": 1.0,
-        }
-        return Receipt(request_id, **{**known, **fields})
-
-    return make
+def make_receipt(request_id: str = "r", **fields: Any) -> Receipt:
+    """A receipt with a few joules."""
+    known: dict[str, Any] = {
+        "model": "m",
+        "outcome": "completed",
+        "created_s": 100.0,
+        "status": "final",
+        "method": "measured:x",
+        "measured": True,
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "active_j": 2.0,
+        "idle_j": 1.0,
+    }
+    return Receipt(request_id, **{**known, **fields})
