@@ -127,7 +127,8 @@ class EngineClient:
         error = next((t.error for t in pending.tokens if t.finish_reason == "error"), None)
         if error is not None:
             raise GenerationError(f"generation failed: {error}", receipt)
-        hidden_ids = self._engine.info.eos_token_ids
+        ends = request.sampling.stop_token_ids
+        hidden_ids = self._engine.info.eos_token_ids | frozenset(ends)
         choices = gather(pending.tokens, request.num_sequences, hidden_ids)
         return Generation(request.request_id, tuple(choices), receipt)
 

@@ -12,7 +12,8 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Protocol
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, Protocol
 
 from greenllm.exits import ExitOffer, ExitResult, ExitState
 
@@ -101,6 +102,7 @@ class SamplingParams:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -114,6 +116,23 @@ class SamplingParams:
             raise InvalidRequestError("stop holds an empty string", "stop")
         if any(not -100 <= bias <= 100 for bias in self.logit_bias.values()):
             raise InvalidRequestError("logit_bias values must be in [-100, 100]", "logit_bias")
+
+    def _check_types(self) -> None:
+        """Python callers may give anything, and what a step chokes on ends others' requests too."""
+        for kind, what, names in _KINDS:
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind) and (value is not None or name not in _OPTIONAL):
+                    raise InvalidRequestError(f"{name} must be {what}, got {value!r}", name)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(self, name) or 0) < 0:
+                raise InvalidRequestError(f"{name} must not be negative", name)
+        stop: Any = self.stop
+        if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
+            raise InvalidRequestError(f"stop must be a tuple of texts, got {stop!r}", "stop")
+        for name in ("stop_token_ids", "logit_bias"):
+            if not all(isinstance(token_id, Integral) for token_id in getattr(self, name)):
+                raise InvalidRequestError(f"{name} must name tokens by their ids", name)
 
     @property
     def is_greedy(self) -> bool:
@@ -154,6 +173,26 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 0, 2**31),
     ("n", 1, 128),
 )
+_KINDS: tuple[tuple[type[Any], str, tuple[str, ...]], ...] = (
+    (
+        Real,
+        "a number",
+        (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        ),
+    ),
+    (
+        Integral,
+        "a whole number",
+        ("top_k", "min_tokens", "max_tokens", "n", "seed", "logprobs", "prompt_logprobs"),
+    ),
+)
+_OPTIONAL = frozenset({"seed", "logprobs", "prompt_logprobs"})
 
 
 MOST_DRAFTED = 16

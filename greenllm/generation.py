@@ -38,7 +38,7 @@ class Generation:
 class Stream(Iterator[str]):
     """Pieces of the first choice's text as they come; afterwards `generation` has everything.
 
-    Closing it, or leaving its `with` block, stops the work.
+    Closing it, leaving its `with` block or letting go of it stops the work.
     """
 
     def __init__(

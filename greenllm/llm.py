@@ -14,8 +14,11 @@ Not covered: several models in one process (each would claim the machine's idle 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import gc
+import weakref
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
 
@@ -78,6 +81,8 @@ class LLM:
         self._client.close()
         if self._ledger is not None:
             self._ledger.close()
+        # Loading has frozen what there was; frozen cycles, such as the engine's, are never freed.
+        gc.unfreeze()
 
     @property
     def name(self) -> str:
@@ -157,7 +162,15 @@ class LLM:
     ) -> Stream:
         """The same for one prompt or conversation, piece by piece; see `Stream`."""
         pieces, client = Pieces(), self._client
-        pending = client.submit(self._queries([prompt], sampling, adapter), pieces.put)
+        reader = weakref.ref(pieces)
+
+        def feed(token: Token | None) -> None:
+            if (there := reader()) is not None:
+                there.put(token)
+            else:
+                client.abandon(pending)
+
+        pending = client.submit(self._queries([prompt], sampling, adapter), feed)
         return Stream(pieces, lambda: client.answers(pending)[0], lambda: client.abandon(pending))
 
     @overload
@@ -246,7 +259,7 @@ class LLM:
             room = self._served.info.context_length - len(ids)
             return Query(tuple(ids), sampling or SamplingParams(max_tokens=max(1, room)), adapter)
         prompt = cast(Prompt, prompt)
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
         return Query(tuple(token_ids), sampling or SamplingParams(), adapter)
 
 
@@ -261,5 +274,14 @@ def _as_list(prompts: str | Sequence[Prompt]) -> list[Prompt]:
     return [prompts] if isinstance(prompts, str) else list(prompts)
 
 
+def _ids(prompt: Sequence[int]) -> list[int]:
+    """Token ids of any whole-number type; anything else would only fail in the step of others."""
+    try:
+        return [index(token_id) for token_id in prompt]
+    except TypeError as error:
+        wrong = "a prompt is a text, token ids, or messages with role and content"
+        raise InvalidRequestError(f"{wrong}: {error}", "prompt") from error
+
+
 def _is_conversation(prompt: Prompt | Messages) -> TypeGuard[Messages]:
-    return not isinstance(prompt, str) and any(isinstance(one, Mapping) for one in prompt)
+    return isinstance(prompt, Iterable) and any(isinstance(one, Mapping) for one in prompt)

@@ -9,7 +9,7 @@ from greenllm.choices import Choice, is_hidden
 from greenllm.core import Event, Reasoning, Request, Token, TokenLogprob, ToolCall
 from greenllm.energy.receipt import Receipt
 from greenllm.served import Served
-from serving.openai.logprobs import chat_logprobs, text_logprobs
+from serving.openai.logprobs import chat_logprobs, shown_length, text_logprobs
 from serving.receipts import energy_object
 
 
@@ -163,10 +163,10 @@ class TextForm:
     ) -> dict[str, Any] | None:
         if self.request.sampling.logprobs is None:
             return None
-        found = text_logprobs(
-            scored, self._prompt(index)[0], self._tokenizer, offset=self._offsets[index]
-        )
-        self._offsets[index] += sum(len(text) for text in found["tokens"])
+        first_id = self._prompt(index)[0]
+        found = text_logprobs(scored, first_id, self._tokenizer, offset=self._offsets[index])
+        ids = [first_id if entry is None else entry.token_id for entry in scored]
+        self._offsets[index] += sum(shown_length(one, self._tokenizer) for one in ids)
         return found
 
     def _prompt(self, index: int) -> tuple[int, ...]:

@@ -42,13 +42,18 @@ def text_logprobs(
         token_id = entry.token_id if entry is not None else first_id or 0
         tokens.append(tokenizer.token_text(token_id))
         offsets.append(offset)
-        offset += 0 if tokenizer.is_special(token_id) else len(tokens[-1])
+        offset += shown_length(token_id, tokenizer)
     return {
         "tokens": tokens,
         "token_logprobs": [None if entry is None else entry.logprob for entry in entries],
         "top_logprobs": [None if entry is None else _top(entry, tokenizer) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def shown_length(token_id: int, tokenizer: Tokenizer) -> int:
+    """Characters that a token adds to the text; special ones are not in it."""
+    return 0 if tokenizer.is_special(token_id) else len(tokenizer.token_text(token_id))
 
 
 def _top(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, float]:

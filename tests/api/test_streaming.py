@@ -10,6 +10,7 @@ import openai
 import pytest
 
 if TYPE_CHECKING:
+    from greenllm.tokenizer import Tokenizer
     from tests.api.conftest import App, StartApp
 
 USAGE = {"include_usage": True}
@@ -81,6 +82,20 @@ def test_tokens_leave_when_they_are_made(start_app: StartApp) -> None:
             text += chunk["choices"][0]["delta"].get("content", "")
         assert whole.startswith(text)
         assert text != whole
+
+
+def test_offsets_of_a_stream_are_those_of_the_whole_answer(
+    server: App, tokenizer: Tokenizer
+) -> None:
+    """Special tokens are not in the text, and move nothing."""
+    special = next(i for i in range(tokenizer.vocab_size) if tokenizer.is_special(i))
+    for prompt in ([special, 5, 6], [5, special, 6]):
+        body = server.completion(prompt, max_tokens=4, temperature=0, echo=True, logprobs=1)
+        whole = server.http.post(TEXT, json=body).json()["choices"][0]["logprobs"]
+        _, blocks = raw_events(server, TEXT, body)
+        parts = [choice["logprobs"] for chunk in data_of(blocks) for choice in chunk["choices"]]
+        for name in ("text_offset", "tokens"):
+            assert [one for part in parts for one in part[name]] == whole[name]
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])

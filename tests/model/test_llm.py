@@ -6,16 +6,22 @@ How it ends what it begins is tested in tests/unit/test_inbox.py.
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from greenllm import LLM, Generation, GreenllmError, SamplingParams
+from greenllm.core import InvalidRequestError
 from greenllm.energy.ledger import Ledger
 from greenllm.inbox import EngineStoppedError
 from tests.waiting import until
@@ -103,6 +109,39 @@ def test_closing_a_stream_early_ends_the_work(llm: LLM) -> None:
     assert list(stream) == []
 
 
+def test_a_stream_that_nobody_holds_any_more_ends_its_work(llm: LLM, folder: Path) -> None:
+    for _ in llm.stream("The last of them", LONG):
+        break
+    ledger = Ledger(folder / "ledger.sqlite", read_only=True)
+
+    def aborted() -> bool:
+        ended = max(ledger.receipts(), key=lambda receipt: receipt.created_s)
+        return ended.outcome == "aborted" and ended.completion_tokens < LONG.max_tokens
+
+    until(aborted, "the end of the work")
+    ledger.close()
+
+
+def test_a_token_that_ends_an_answer_is_not_part_of_it(llm: LLM, alone: Generation) -> None:
+    """Neither of its text nor of its ids, whether it is the model's own end or the caller's."""
+    ids = alone.choices[0].token_ids
+    end = next(i for i in range(2, len(ids)) if ids[i] not in ids[:i])
+    sampling = replace(GREEDY, stop_token_ids=(ids[end],))
+    answer = llm.generate(PROMPT, sampling)
+    assert answer.choices[0].token_ids == ids[:end]
+    assert answer.receipt.completion_tokens == end + 1
+
+
+def test_what_is_no_prompt_is_refused(llm: LLM) -> None:
+    """By its caller's own error: the engine goes on for the others."""
+    wrong: Any
+    for wrong in ([5, 6], [[1.5, 2]], [None], [[["user", "Hi"]]]):
+        with pytest.raises(InvalidRequestError, match="a prompt is"):
+            llm.generate(wrong, GREEDY)
+    array: Any = np.array([5, 6, 7])
+    assert llm.generate([array], GREEDY)[0].receipt.prompt_tokens == 3
+
+
 def test_adapters_are_named_per_call_or_per_prompt(
     llm: LLM, alone: Generation, folder: Path
 ) -> None:
@@ -119,6 +158,14 @@ def test_adapters_are_named_per_call_or_per_prompt(
         with pytest.raises(GreenllmError, match=r"south|1 prompts, but 2 adapters"):
             llm.generate([PROMPT], GREEDY, adapter=wrong)
     assert [info.in_flight for info in llm.adapters] == [0]
+
+
+def test_a_prompt_too_long_is_refused_by_its_length(llm: LLM) -> None:
+    for ask in (llm.stream, lambda ids: llm.generate([ids])):
+        with pytest.raises(GreenllmError, match="100000"):
+            ask([5] * 100_000)
+    with pytest.raises(GreenllmError, match="template"):
+        llm.chat([{"role": "user"}])
 
 
 def test_threads_and_tasks_get_their_own_answers(llm: LLM, alone: Generation) -> None:
@@ -149,6 +196,14 @@ def test_a_left_stream_of_a_task_ends_its_work(llm: LLM) -> None:
 
     asyncio.run(main())
     until(lambda: llm.adapters[0].in_flight == 0, "the end of the work")
+
+
+def test_a_closed_model_leaves_memory(tmp_path: Path) -> None:
+    with LLM(threads="1", device="cpu", meter="modelled", data_dir=tmp_path) as llm:
+        engine = weakref.ref(llm._engine)
+    del llm
+    gc.collect()
+    assert engine() is None
 
 
 def test_importing_the_front_door_loads_no_torch() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from greenllm.inbox import EngineStoppedError
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.lora_config import CONFIG_NAME
 from greenllm.model.lora_layout import LoraFacts
-from greenllm.runner.base import Runner
+from tests.fake_engine import make_engine, make_runner
 from tests.waiting import PATIENCE_S, until
 
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
@@ -61,9 +61,7 @@ class Weights:
 
 
 @pytest.fixture
-def house(
-    tmp_path: Path, make_engine: Callable[..., NativeEngine], make_runner: Callable[..., Runner]
-) -> Iterator[House]:
+def house(tmp_path: Path) -> Iterator[House]:
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox" / CONFIG_NAME).write_text("{}")
 
