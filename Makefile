@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check fix test test-vllm unit lint types imports docs clean
+.PHONY: help serve check fix test test-vllm fast unit lint types imports docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -17,17 +17,20 @@ help: ## list the targets
 serve: $(READY) ## serve the bundled model, or MODEL=, QUANT=, PORT=, ARGS="--option ..."
 	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
 
-check: lint types imports $(READY) ## what to run before a commit: a minute and a half
-	$(PYTEST) tests/unit tests/api tests/test_*.py --hypothesis-profile quick
+check: $(READY) ## what to run before a commit: a minute and a half
+	$(MAKE) -j2 lint types imports fast ARGS='--hypothesis-profile quick'
 
 fix: $(READY) ## put the code into the one format, and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint types imports $(READY) ## all tests but those on vLLM and on a GPU
-	$(PYTEST) tests/unit tests/api tests/test_*.py --cov --cov-report=
+test: $(READY) ## all tests but those on vLLM and on a GPU
+	$(MAKE) -j2 lint types imports fast ARGS='--cov --cov-report='
 	$(BIN)/coverage report --fail-under=97 --format=total
 	$(PYTEST) tests/model tests/service --durations=20 --durations-min=4
+
+fast: $(READY) ## the tests that start no server and load no real model
+	$(PYTEST) tests/unit tests/api tests/test_*.py $(ARGS)
 
 unit: $(READY) ## the tests of single classes and functions, without torch
 	$(PYTEST) -p tests.without_torch tests/unit

@@ -11,10 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 OURS = ("MODEL", "QUANT", "PORT", "ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def make(*arguments: str) -> str:
+    """What make prints, also where another make has started the tests."""
+    env = {name: value for name, value in os.environ.items() if name not in OURS}
+    done = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "options"),
     [
@@ -26,22 +35,12 @@ OURS = ("MODEL", "QUANT", "PORT", "ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"
     ],
 )
 def test_only_what_is_set_is_passed(given: list[str], options: list[str]) -> None:
-    done = subprocess.run(
-        ["make", "--dry-run", "serve", *given],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name not in OURS},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    program, command, *words = done.stdout.splitlines()[-1].split()
+    program, command, *words = make("--dry-run", "serve", *given).splitlines()[-1].split()
     assert (Path(program).name, command) == ("greenllm", "serve")
     assert words == options
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_help_lists_every_target() -> None:
-    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    listed = {line.split()[1] for line in said.splitlines()}
+    listed = {line.split()[1] for line in make().splitlines()}
     (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert listed == set(phony.split())
