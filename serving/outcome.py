@@ -8,8 +8,13 @@ from greenllm.core import FinishReason
 from greenllm.energy.receipt import Outcome
 from serving.errors import ApiError
 
-_OUTCOMES: Final[dict[FinishReason | None, Outcome]] = {"error": "failed", "abort": "aborted"}
+FAILURES: Final[dict[FinishReason | None, Outcome]] = {"error": "failed", "abort": "aborted"}
 _STATUS: Final[dict[Outcome, int]] = {"completed": 200, "failed": 500, "aborted": 503}
+
+
+def outcome_of(finish_reason: FinishReason | None) -> Outcome:
+    """How a request ends whose sequence ends so, as far as this sequence tells."""
+    return FAILURES.get(finish_reason, "completed")
 
 
 def status_of(outcome: Outcome, *, streaming: bool, client_left: bool) -> int | None:
@@ -22,11 +27,10 @@ def status_of(outcome: Outcome, *, streaming: bool, client_left: bool) -> int | 
     return None if outcome == "aborted" and client_left else _STATUS[outcome]
 
 
-def failure_of(finish_reason: FinishReason | None, detail: str) -> ApiError | None:
-    """The error for an answer that ended before its time; None for one that did not."""
-    outcome = _OUTCOMES.get(finish_reason)
-    if outcome is None:
-        return None
+def failure_of(outcome: Outcome, detail: str = "") -> ApiError | None:
+    """The error for a request that ended before its time; None for one that did not."""
     if outcome == "failed":
         return ApiError(_STATUS[outcome], f"generation failed: {detail}")
-    return ApiError(_STATUS[outcome], "the server shut down before the answer was complete")
+    if outcome == "aborted":
+        return ApiError(_STATUS[outcome], "the server shut down before the answer was complete")
+    return None

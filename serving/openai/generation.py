@@ -187,8 +187,8 @@ async def _complete(
     if receipt is None:
         raise EngineDownError("the request ended without a receipt")
     headers = energy_headers(receipt)
-    ends = (failure_of(token.finish_reason, token.error) for token in tokens)
-    failure = next((error for error in ends if error is not None), None)
+    detail = next((token.error for token in tokens if token.error), "")
+    failure = failure_of(receipt.outcome, detail)
     if failure is not None:
         failure.headers |= headers
         return failure.response(form.request.request_id)

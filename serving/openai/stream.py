@@ -16,7 +16,7 @@ from greenllm.core import Token
 from serving.bridge import EngineDownError, Submission
 from serving.errors import ApiError
 from serving.openai.forms import Form, head, mark, usage
-from serving.outcome import failure_of
+from serving.outcome import FAILURES, failure_of, outcome_of
 from serving.receipts import comment
 
 KEEP_ALIVE = ": keep-alive\n\n"
@@ -34,7 +34,7 @@ def _token_events(batch: list[Token], form: Form, common: dict[str, Any]) -> Ite
         choice = form.chunk(token)
         if choice is None:
             continue
-        if failure := failure_of(token.finish_reason, token.error):
+        if failure := failure_of(outcome_of(token.finish_reason), token.error):
             yield event(failure.body())
         else:
             yield event({**common, "choices": [choice]})
@@ -55,9 +55,15 @@ async def events(
     try:
         for opening in form.opening():
             yield event({**common, "choices": [opening]})
+        was_told = False
         async for batch in submission.batches(keep_alive_s, interval_s):
             yield KEEP_ALIVE if batch is None else "".join(_token_events(batch, form, common))
+            was_told = was_told or any(token.finish_reason in FAILURES for token in batch or ())
         if submission.receipt is not None:
+            # An engine that is stopped ends requests without a last token.
+            failure = None if was_told else failure_of(submission.receipt.outcome)
+            if failure is not None:
+                yield event(failure.body())
             if include_usage:
                 yield event({**ending, "choices": [], "usage": usage(submission.receipt)})
             yield comment(submission.receipt)
