@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -53,6 +54,9 @@ class LLM:
         from greenllm.energy.meters.choose import open_meter
         from greenllm.energy.meters.scope import Scope
         from greenllm.energy.session import open_ledger
+
+        # As the server does; torch reads it when it is loaded, so it has no effect after that.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from greenllm.load import load_engine
 
         places = places_of(EngineConfig)

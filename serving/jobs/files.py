@@ -47,7 +47,7 @@ class FileStore:
             OSError: it cannot be written; nothing of it stays.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        file_id = f"file-{os.urandom(12).hex()}"
+        file_id = f"file-{time_ordered_id()}"
         path = self._folder / file_id
         draft, about = path.with_suffix(".part"), path.with_suffix(".json")
         try:
@@ -74,7 +74,7 @@ class FileStore:
     def all(self) -> list[StoredFile]:
         """All files, newest first."""
         found = [self.find(path.stem) for path in self._folder.glob("file-*.json")]
-        return sorted((f for f in found if f), key=lambda f: (-f.created_at, f.id))
+        return sorted((f for f in found if f), key=lambda f: (f.created_at, f.id), reverse=True)
 
     def path(self, file_id: str) -> Path:
         """Where its content is."""
@@ -84,3 +84,8 @@ class FileStore:
         """Delete it."""
         self.path(file_id).with_suffix(".json").unlink(missing_ok=True)
         self.path(file_id).unlink(missing_ok=True)
+
+
+def time_ordered_id() -> str:
+    """24 hexadecimal digits: the time in nanoseconds, then chance."""
+    return f"{time.time_ns():016x}{os.urandom(4).hex()}"

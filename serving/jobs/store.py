@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.jobs.files import time_ordered_id
+
 log = logging.getLogger(__name__)
 JobStatus = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
@@ -105,7 +107,7 @@ class JobStore:
     def all(self) -> list[Job]:
         """All jobs, newest first."""
         found = [self.find(path.name) for path in self._folder.glob("ftjob-*")]
-        return sorted((j for j in found if j), key=lambda j: (-j.created_at, j.id))
+        return sorted((j for j in found if j), key=lambda j: (j.created_at, j.id), reverse=True)
 
     def models(self) -> dict[str, str]:
         """Names of the models that jobs ended with, by their adapters' folders."""
@@ -163,14 +165,14 @@ class JobStore:
 
 
 def new_job_id() -> str:
-    """A fresh id."""
-    return f"ftjob-{os.urandom(12).hex()}"
+    """A fresh id. It sorts by time, as those of one second have the same `created_at`."""
+    return f"ftjob-{time_ordered_id()}"
 
 
 def model_name(job: Job) -> str:
     """What the finished adapter is called: `ft:BASE:SUFFIX:ID`."""
     base = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(job.model).name)
-    return f"{FINE_TUNED}{base}:{job.suffix or ''}:{job.id.removeprefix('ftjob-')[:8]}"
+    return f"{FINE_TUNED}{base}:{job.suffix or ''}:{job.id[-8:]}"
 
 
 def adapter_folder(name: str) -> str:
