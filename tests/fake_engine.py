@@ -86,6 +86,7 @@ class SteadyMeter:
     measured = True
     period_s = 0.0
     uncertainty = 0.05
+    lag_s = 0.0
     idle_w: Mapping[str, float] | None = {"cpu": 2.0}
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -39,6 +39,7 @@ class Machine:
     measured = False
     period_s = 0.0
     uncertainty = 0.05
+    lag_s = 0.0
     idle_w: Mapping[str, float] | None = {"cpu": IDLE_W}
 
     def __init__(self) -> None:

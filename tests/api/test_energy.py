@@ -153,6 +153,7 @@ class Unmetered(Machine):
 
     method = "unknown"
     uncertainty = 1.0
+    lag_s = 0.0
     idle_w: Mapping[str, float] | None = None
 
     def read(self) -> Reading:

@@ -98,6 +98,7 @@ class FileCounterMeter:
 
     measured = True
     uncertainty = 0.05
+    lag_s = 0.0
     idle_w: Mapping[str, float] | None = None
 
     def __init__(

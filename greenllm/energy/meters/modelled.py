@@ -24,6 +24,7 @@ class ModelledMeter:
 
     measured = False
     period_s = 0.002
+    lag_s = 0.0
 
     def __init__(
         self,

@@ -114,6 +114,7 @@ class NvmlMeter:
         self._has_counter = self._probe_counter()
         self.method = "measured:nvml-energy" if self._has_counter else "measured:nvml-power"
         self.period_s = 0.1
+        self.lag_s = 0.0 if self._has_counter else 1.0
         self.uncertainty = 0.05 if self._has_counter else 0.15
         self._sum_j = 0.0
         self._last_s = clock()

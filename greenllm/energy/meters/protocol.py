@@ -2,7 +2,8 @@
 
 Contract of `read()`: every domain's joules never decrease; a counter that wrapped or was reset is
 made whole before it gets here. A sensor that cannot be read raises `SensorError`, it never returns
-an old or a made-up value. A window of energy is always the difference of two readings.
+an old or a made-up value. A domain that stays unreadable, or stands still, leaves the readings and
+is named in `lost`; its joules are unknown from then on. Energy is the difference of two readings.
 
 Domains are `gpu`, `cpu` and `dram`. Not covered: power supplies, fans, disks, networks.
 """
@@ -24,11 +25,21 @@ class SensorError(Exception):
 class Reading:
     """Cumulative counters at one moment.
 
-    `own_cpu_s` is the CPU time of this process tree, `machine_cpu_s` that of everything on the
-    machine; None where it cannot be told, and then all dynamic energy counts as the server's.
-    `train_cpu_s` is the CPU time of training beside the server, a part of the machine's. `floor_s`
-    is for how many seconds the machine's idle floor was this server's: less than all where several
-    servers share a machine (see `sharing`); None is all of them.
+    Attributes:
+        at_s: When they were read. [s]
+        joules: By domain. [J]
+        own_cpu_s: CPU time of this process tree; None where it cannot be told, and then all joules
+            above idle count as the server's. [s]
+        machine_cpu_s: CPU time of everything on the machine. [s]
+        train_cpu_s: CPU time of training beside the server, a part of the machine's. [s]
+        floor_s: For how many seconds the machine's idle floor was this server's: less than all
+            where several servers share a machine (see `sharing`); None is all of them. [s]
+        as_of_s: The moment that a domain's joules are of, for counters that tick; a domain that is
+            not named here is of `at_s`. [s]
+        gaps: Domains whose joules since the last reading are not known to be true: a hole that was
+            bridged, a counter that was reset, a step that no hardware can make.
+        lost: Domains that are missing from `joules` although they are metered here, and why.
+        paused_s: For how long this process has been stopped or suspended so far. [s]
     """
 
     at_s: float
@@ -37,6 +48,10 @@ class Reading:
     machine_cpu_s: float | None = None
     train_cpu_s: float = 0.0
     floor_s: float | None = None
+    as_of_s: Mapping[str, float] = field(default_factory=dict)
+    gaps: frozenset[str] = frozenset()
+    lost: Mapping[str, str] = field(default_factory=dict)
+    paused_s: float = 0.0
 
     @property
     def total_j(self) -> float:
@@ -60,6 +75,10 @@ class Meter(Protocol):
         """Time between two updates of the slowest counter."""
 
     @property
+    def lag_s(self) -> float:
+        """How long after the work its joules may be counted, beyond the period: an average's."""
+
+    @property
     def uncertainty(self) -> float:
         """Relative half-width of a 90 % interval around the counted joules."""
 
@@ -80,7 +99,7 @@ class NullMeter:
 
     method = "unknown"
     measured = False
-    period_s = 0.0
+    period_s = lag_s = 0.0
     uncertainty = 1.0
     idle_w: Mapping[str, float] | None = None
 
@@ -113,6 +132,7 @@ class ReplayMeter:
         self.method = method
         self.measured = measured
         self.period_s = period_s
+        self.lag_s = 0.0
         self.idle_w = idle_w
         self.uncertainty = uncertainty
         self._clock = clock
@@ -161,6 +181,7 @@ class CombinedMeter:
         self.method = "+".join(meter.method for meter in self._meters)
         self.measured = all(meter.measured for meter in self._meters)
         self.period_s = max(meter.period_s for meter in self._meters)
+        self.lag_s = max(meter.lag_s for meter in self._meters)
         self.uncertainty = max(meter.uncertainty for meter in self._meters)
 
     @property

@@ -176,6 +176,7 @@ class SharedMeter:
         self.method = whole.method
         self.measured = whole.measured
         self.period_s = whole.period_s
+        self.lag_s = whole.lag_s
         self.uncertainty = whole.uncertainty
         self._whole = whole
         self._roster = roster

@@ -23,6 +23,7 @@ class HandMeter:
     method = "measured:hand"
     measured = True
     uncertainty = 0.05
+    lag_s = 0.0
 
     def __init__(self, *, period_s: float, idle_w: Mapping[str, float] | None) -> None:
         self.period_s = period_s

@@ -123,6 +123,7 @@ class Watts:
     """Ten watts."""
 
     method, measured, period_s, uncertainty = "measured:fake", True, 0.0, 0.05
+    lag_s = 0.0
     idle_w: Mapping[str, float] | None = None
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -287,6 +287,7 @@ class _Seen:
     measured = True
     period_s = 0.25
     uncertainty = 0.125
+    lag_s = 0.0
 
     def __init__(self, whole: Whole, number: int) -> None:
         self.idle_w = whole.idle_w
