@@ -65,7 +65,7 @@ def measure(
         )
         for meter in dict.fromkeys(ARMS[name].meter for name in names)
     }
-    return {"targets": judged(arms), "arms": arms, "meters": meters}
+    return {"targets": judged(arms, meters), "arms": arms, "meters": meters}
 
 
 @app.callback(invoke_without_command=True)
@@ -73,7 +73,7 @@ def main(
     context: typer.Context,
     arms: study.Arms = "",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 3,
-    seconds: Annotated[float, typer.Option(min=20, help="Seconds of load in a run.")] = 90.0,
+    seconds: Annotated[float, typer.Option(min=20, help="Seconds of load in a run.")] = 114.0,
     glitches: Annotated[int, typer.Option(help="Faults of the sensor in a run, of each kind.")] = 0,
     stamps: Annotated[bool, typer.Option(help="Whether readings say when they ticked.")] = True,
     name: study.Name = STUDY.name,

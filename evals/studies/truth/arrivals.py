@@ -25,10 +25,12 @@ _PROMPTS = ((4, 16), (48, 160), (300, 600))
 _LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 _LENGTH_WEIGHTS = (0.4, 0.4, 0.2)
 _PROMPT_WEIGHTS = (0.3, 0.5, 0.2)
-# A round of the load: (seconds, requests per second).
-_BURST = (10.0, 4.0)
+# A round of the load, again and again: (seconds, requests per second).
 _QUIET = (3.0, 0.0)
+_BUSY = (8.0, 3.0)
+_CROWDED = (5.0, 10.0)
 _LONE = (14.0, 0.4)
+_ROUND = (_QUIET, _BUSY, _QUIET, _CROWDED, _QUIET, _QUIET, _LONE)
 _SYSTEM_TOKENS = 64
 _VOCABULARY = 1000
 
@@ -55,7 +57,7 @@ def _moments(source: random.Random, seconds: float) -> Iterator[float]:
     """Poisson arrivals at a rate that changes."""
     at_s = 0.0
     while at_s < seconds:
-        for lasts_s, per_s in (_QUIET, _BURST, _QUIET, _LONE):
+        for lasts_s, per_s in _ROUND:
             moment_s, end_s = at_s, min(seconds, at_s + lasts_s)
             while per_s and (moment_s := moment_s + source.expovariate(per_s)) < end_s:
                 yield moment_s
@@ -75,7 +77,7 @@ def _arrival(
     params = SamplingParams(
         temperature=0.0, seed=source.randrange(2**31), max_tokens=source.randint(*_ANSWERS[length])
     )
-    leaves_s = at_s + source.uniform(0.05, 1.5) if source.random() < 0.12 else None
+    leaves_s = at_s + source.uniform(0.05, 1.5) if source.random() < 0.15 else None
     request = Request(
         request_id=name,
         prompts=(prompt,),

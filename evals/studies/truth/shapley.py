@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-MOST_EXACT = 6
-ORDERS = 200
+# Up to here it is also cheaper to enumerate than to draw orders.
+MOST_EXACT = 12
+ORDERS = 400
 
 
 @lru_cache

@@ -61,16 +61,25 @@ def test_a_receipt_without_joules_is_unknown_and_not_zero() -> None:
 
 
 def test_targets_are_judged_by_their_worst_arm() -> None:
-    def arm(mape: float, coverage: float) -> dict[str, Any]:
-        return {"classes": {"all": {"active_mape": mape, "coverage": coverage}}}
+    def group(requests: int = 200, **figures: float) -> dict[str, Any]:
+        return {"requests": requests, **figures}
 
-    rows = judged({"100ms/a": arm(0.04, 0.9), "100ms/b": arm(0.06, 0.99), "1s/a": arm(0.1, 0.5)})
+    def arm(mape: float) -> dict[str, Any]:
+        return {"classes": {"all": group(active_mape=mape), "long": group(active_mape=9.0)}}
+
+    rows = judged(
+        {"100ms/a": arm(0.04), "100ms/b": arm(0.06), "1s/a": arm(0.1)},
+        {
+            "100ms": {"all": group(coverage=0.9), "long": group(coverage=0.99)},
+            "1s": {"all": group(coverage=0.88), "aborted": group(requests=20, coverage=0.1)},
+        },
+    )
     found = {row["target"]: (row["worst"], row["of"], row["met"]) for row in rows}
     assert found == {
         "active MAPE, 100ms, all: ≤ 5%": (0.06, "100ms/b, all", False),
         "active MAPE, 1s, all: ≤ 15%": (0.1, "1s/a, all", True),
-        "coverage, 100ms, each class: 87% to 93%": (0.99, "100ms/b, all", False),
-        "coverage, 1s, each class: 87% to 93%": (0.5, "1s/a, all", False),
+        "coverage, 100ms, each class: 87% to 93%": (0.99, "100ms, long", False),
+        "coverage, 1s, each class: 87% to 93%": (0.88, "1s, all", True),
     }
 
 

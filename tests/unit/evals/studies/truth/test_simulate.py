@@ -12,7 +12,7 @@ from evals.studies.truth.simulate import Arm, Run, Simulation
 from greenllm.core import Batch
 from greenllm.energy.account.account import Account
 
-SECONDS = 56.0
+SECONDS = 76.0
 ARMS = ("1ms/additive", "100ms/prompts", "100ms/roofline", "1s/concave", "power/tiles16")
 
 
