@@ -44,6 +44,7 @@ class WindowErrors:
     tick_s: float = 0.0
     idle_w: float = 0.0
     is_fitted: bool = True
+    power: float = 0.0
 
 
 @dataclass(slots=True)
@@ -51,6 +52,10 @@ class ErrorBudget:
     """The errors of one request's joules, in joules, one standard deviation."""
 
     split_j: float = 0.0
+    split_j2: float = 0.0
+    power_j2: float = 0.0
+    power_j: float = 0.0
+    edge_j: float = 0.0
     tick_j2: float = 0.0
     idle_j: float = 0.0
     strangers_j: float = 0.0
@@ -67,7 +72,13 @@ class ErrorBudget:
         """Add a request's part of a window: its joules, and its share of the time of the steps."""
         share = active_j / window.active_j if window.active_j > 0 else 0.0
         power_w = window.active_j / window.duration_s if window.duration_s > 0 else 0.0
-        self.split_j += errors.fit * active_j * (1 - share)
+        split_j = errors.fit * active_j * (1 - share)
+        self.split_j += split_j
+        self.split_j2 += split_j**2
+        power_j = errors.power * active_j * (1 - share)
+        self.power_j2 += power_j**2
+        self.power_j += power_j
+        self.edge_j = max(self.edge_j, errors.tick_s * power_w * share)
         self.tick_j2 += (errors.tick_s * power_w * share * (1 - share)) ** 2
         self.idle_j += errors.idle_w * (share * window.duration_s - resident_s)
         strangers = window.cpu.others
