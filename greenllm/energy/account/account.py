@@ -52,7 +52,7 @@ _REST_S = 0.5
 _TICKING_S = 0.005
 _STRETCHES_PER_TICK = 20
 # Standard deviation of a tick's moment: where the meter looks for it, and in periods where not.
-_TICK_SEEN_S, _TICK_UNSEEN = 0.003, 0.4
+_TICK_SEEN_S, _TICK_UNSEEN, _LAG_ERROR = 0.003, 0.4, 0.09
 MIN_FITTED_WINDOWS = 8
 
 
@@ -123,7 +123,7 @@ class Account:
         ticks = meter.period_s >= _TICKING_S
         resolution_s = meter.period_s / _STRETCHES_PER_TICK if ticks else float("inf")
         self._timeline = Timeline(self._tally, resolution_s)
-        self._look_every_s = max(meter.period_s, _LONGEST_WINDOW_S / 2) if ticks else _LONGEST_WINDOW_S
+        self._look_every_s = max(meter.period_s, meter.lag_s, _LONGEST_WINDOW_S / 2)
         self._last = first or meter.read()
         self._counters = {d: DomainCounter.begin(d, self._last) for d in self._last.joules}
         self._tried_s = self._last.at_s
@@ -437,18 +437,23 @@ class Account:
             share = Share(domain, phase, work, active[i], idle[i], predicted[i])
             shares.setdefault(owner, []).append(share)
             self._label(self._bills[owner].request, share)
-        errors = self._errors(domain, fit, is_seen=is_seen)
+        errors = self._errors(domain, fit, sum(busy_s), is_seen=is_seen)
         for owner, own in shares.items():
             self._bills[owner].add(own, window, errors)
         fit.observe(busy_s, window.active_j)
 
-    def _errors(self, domain: str, fit: PowerFit, *, is_seen: bool) -> WindowErrors:
+    def _errors(
+        self, domain: str, fit: PowerFit, busy_s: float, *, is_seen: bool
+    ) -> WindowErrors:
         """What is not known well about a window; whether its ticks were seen is told."""
         period_s = self.meter.period_s
         return WindowErrors(
-            fit=self.steps.relative_error,
+            steps=self.steps.relative_error,
             power=fit.relative_error,
-            tick_s=_TICK_SEEN_S if is_seen else period_s * _TICK_UNSEEN,
+            busy_s=busy_s,
+            tick_s=max(
+                _TICK_SEEN_S if is_seen else period_s * _TICK_UNSEEN, _LAG_ERROR * self.meter.lag_s
+            ),
             idle_w=self.idle_power.error_w(domain),
             is_fitted=fit.num_windows + 1 >= MIN_FITTED_WINDOWS,
         )

@@ -19,22 +19,30 @@ class Work:
         flops: Floating point operations. [FLOP]
         residence_s: The duration of each step over the number of requests in it: its claim on idle
             power. [s]
+        present_s: The duration of each step that it was in. [s]
     """
 
     claim_j: float = 0.0
     flops: float = 0.0
     residence_s: float = 0.0
+    present_s: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.claim_j + other.claim_j,
             self.flops + other.flops,
             self.residence_s + other.residence_s,
+            self.present_s + other.present_s,
         )
 
     def scaled(self, factor: float) -> Work:
         """A part of it."""
-        return Work(self.claim_j * factor, self.flops * factor, self.residence_s * factor)
+        return Work(
+            self.claim_j * factor,
+            self.flops * factor,
+            self.residence_s * factor,
+            self.present_s * factor,
+        )
 
 
 def split(total: float, weights: Sequence[float]) -> list[float]:

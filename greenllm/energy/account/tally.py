@@ -86,7 +86,8 @@ class WindowTally:
         if not num_steps:
             owners = {chunk.seq.request.request_id for chunk in asked}
             for owner in owners:
-                self._add((owner, "draft"), Work(residence_s=duration_s / len(owners)))
+                part_s = duration_s / len(owners)
+                self._add((owner, "draft"), Work(residence_s=part_s, present_s=duration_s))
         for one in passes:
             self._add_draft_pass(one, shape, duration_s * one.num_steps / num_steps)
 
@@ -134,8 +135,10 @@ class WindowTally:
         claim_of = {owner: pass_j * share for owner, share in zip(loads, shares, strict=True)}
         for (owner, phase), load, flops in parts:
             own_tokens = load.tokens / loads[owner].tokens
-            residence_s = own_tokens * duration_s / len(loads)
-            self._add((owner, phase), Work(claim_of[owner] * own_tokens, flops, residence_s))
+            present_s = own_tokens * duration_s
+            residence_s = present_s / len(loads)
+            claim_j = claim_of[owner] * own_tokens
+            self._add((owner, phase), Work(claim_j, flops, residence_s, present_s))
         return total
 
     def _add(self, key: Key, work: Work) -> None:
