@@ -21,6 +21,14 @@ class SensorError(Exception):
     """A sensor vanished, refused or returned nonsense; the message says which and what to do."""
 
 
+class StillError(SensorError):
+    """Counters have said the same for so long that waiting will not help."""
+
+    def __init__(self, names: tuple[str, ...], seconds: float) -> None:
+        stands = "stands" if len(names) == 1 else "stand"
+        super().__init__(f"{', '.join(names)} {stands} still for {seconds:g} s and more")
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Cumulative counters at one moment.
@@ -171,34 +179,3 @@ def _record(line: str) -> Reading | None:
     reading = Reading(**data)
     joules = {str(domain): float(value) for domain, value in reading.joules.items()}
     return replace(reading, at_s=float(reading.at_s), joules=joules)
-
-
-class CombinedMeter:
-    """Several meters of disjoint domains, read together."""
-
-    def __init__(self, meters: Iterable[Meter]) -> None:
-        self._meters = tuple(meters)
-        self.method = "+".join(meter.method for meter in self._meters)
-        self.measured = all(meter.measured for meter in self._meters)
-        self.period_s = max(meter.period_s for meter in self._meters)
-        self.lag_s = max(meter.lag_s for meter in self._meters)
-        self.uncertainty = max(meter.uncertainty for meter in self._meters)
-
-    @property
-    def idle_w(self) -> Mapping[str, float] | None:
-        """Known only when every part knows it."""
-        parts = [meter.idle_w for meter in self._meters]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        return {domain: watts for part in known for domain, watts in part.items()}
-
-    def read(self) -> Reading:
-        """Merge the readings; the CPU times come from the first meter that has them."""
-        readings = [meter.read() for meter in self._meters]
-        joules: dict[str, float] = {}
-        for reading in readings:
-            for domain, value in reading.joules.items():
-                joules[domain] = joules.get(domain, 0.0) + value
-        timed = next((r for r in readings if r.own_cpu_s is not None), readings[0])
-        return replace(timed, at_s=readings[-1].at_s, joules=joules)
