@@ -163,8 +163,10 @@ class CombinedMeter:
         lost = self.lost
         joules: dict[str, float] = {}
         as_of_s: dict[str, float] = {}
+        num_faults: dict[str, int] = {}
         for reading in readings:
             lost |= reading.lost
+            num_faults |= reading.num_faults
             for domain, value in reading.joules.items():
                 joules[domain] = joules.get(domain, 0.0) + value
             for domain, moment_s in reading.as_of_s.items():
@@ -175,6 +177,7 @@ class CombinedMeter:
             at_s=readings[-1].at_s,
             joules={domain: value for domain, value in joules.items() if domain not in lost},
             as_of_s=as_of_s,
+            num_faults=num_faults,
             gaps=gaps,
             lost=lost,
             paused_s=timed.paused_s + self._paused_s(),

@@ -11,6 +11,7 @@ Domains are `gpu`, `cpu` and `dram`. Not covered: power supplies, fans, disks, n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ class Reading:
             where several servers share a machine (see `sharing`); None is all of them. [s]
         as_of_s: The moment that a domain's joules are of, for counters that tick; a domain that is
             not named here is of `at_s`. [s]
+        num_faults: How often counters have said so far what no hardware can do, by domain; a domain
+            without faults is not named.
         gaps: Domains whose joules since the last reading are not known to be true: a hole that was
             bridged, a counter that was reset, a step that no hardware can make.
         lost: Domains that are missing from `joules` although they are metered here, and why.
@@ -57,6 +60,7 @@ class Reading:
     train_cpu_s: float = 0.0
     floor_s: float | None = None
     as_of_s: Mapping[str, float] = field(default_factory=dict)
+    num_faults: Mapping[str, int] = field(default_factory=dict)
     gaps: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(default_factory=dict)
     paused_s: float = 0.0
@@ -162,11 +166,13 @@ def load_replay(path: Path, *, clock: Callable[[], float] | None = None) -> Repl
     """Read a recording: one JSON object a line with `at_s`, `joules` and optional CPU times.
 
     Raises:
-        SensorError: the file is missing, or a line is not such an object.
+        SensorError: the file is missing, a line is not such an object, or a meter cannot have said
+            it: joules that fall, or are no number.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         records = [_record(line) for line in lines if line.strip()]
+        _require_rising([record for record in records if record is not None])
         return ReplayMeter(records, measured=False, clock=clock)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SensorError(f"replay: cannot use {path}: {error}") from error
@@ -178,4 +184,14 @@ def _record(line: str) -> Reading | None:
         return None
     reading = Reading(**data)
     joules = {str(domain): float(value) for domain, value in reading.joules.items()}
-    return replace(reading, at_s=float(reading.at_s), joules=joules)
+    gaps = frozenset(reading.gaps)
+    return replace(reading, at_s=float(reading.at_s), joules=joules, gaps=gaps)
+
+
+def _require_rising(records: list[Reading]) -> None:
+    highest: dict[str, float] = {}
+    for number, record in enumerate(records, 1):
+        for domain, joules in record.joules.items():
+            if not highest.get(domain, -math.inf) <= joules < math.inf:
+                raise ValueError(f"reading {number}: joules of {domain} fall, or are no number")
+            highest[domain] = joules

@@ -9,7 +9,9 @@ confirms it; until then nothing is added, and the joules are of an older moment:
     a reset             what was counted since then is added; what was lost with it is not known
     any other jump      the counter is followed from its new value
 
-Resets, jumps and values that vanish again are told as gaps; wraps and slips are not.
+Resets, jumps and values that vanish again are faults; wraps and slips are not. A gap is a fault
+that holds joules back now, or has lost some. CPU seconds can be followed in the same way: their
+watts are processors.
 
 Not covered: counters that are wrong by less than the hardware can draw.
 """
@@ -53,6 +55,7 @@ class Counter(Protocol):
 class _Doubt:
     raw_j: float
     since_s: float
+    is_fault: bool
 
 
 class CounterTrack:
@@ -63,6 +66,7 @@ class CounterTrack:
         moved_s: When it was last seen to have moved. [s]
         changed_s: When it last said anything else than before, true or not. [s]
         num_moves: How often it was seen to have moved.
+        num_faults: How often it said what cannot be true.
         as_of_s: The moment that `sum_j` is of: between the last look that saw the old value and
             the first that saw the new one, and at most a period before the latter. [s]
     """
@@ -78,7 +82,7 @@ class CounterTrack:
     ) -> None:
         self.sum_j = 0.0
         self.moved_s = self.changed_s = at_s
-        self.num_moves = 0
+        self.num_moves = self.num_faults = 0
         self.as_of_s = at_s - period_s / 2
         self._largest_w = _MARGIN * largest_w
         self._period_s = period_s
@@ -89,7 +93,7 @@ class CounterTrack:
         self._doubt: _Doubt | None = None
 
     def see(self, raw_j: float, at_s: float) -> bool:
-        """Take what the counter says; returns whether that is a gap."""
+        """Take what the counter says; returns whether joules are lost for good."""
         if raw_j != self._raw_j:
             self._raw_j, self.changed_s = raw_j, at_s
         grown_j = raw_j - self._highest_j
@@ -101,11 +105,18 @@ class CounterTrack:
             return False
         doubt = self._doubt
         if doubt is None or not self._goes_on(doubt, raw_j, at_s):
-            self._doubt = _Doubt(raw_j, at_s)
-            return not (self._has_slipped(raw_j) or self._wrapped_j(raw_j, at_s) is not None)
+            is_fault = not self._has_slipped(raw_j) and self._wrapped_j(raw_j, at_s) is None
+            self._doubt = _Doubt(raw_j, at_s, is_fault)
+            self.num_faults += is_fault
+            return False
         if at_s - doubt.since_s < self._period_s or self._has_slipped(raw_j):
             return False
         return self._believe(doubt, raw_j, at_s)
+
+    @property
+    def is_at_fault(self) -> bool:
+        """Whether what it says now cannot be true."""
+        return self._doubt is not None and self._doubt.is_fault
 
     def _most_j(self, since_s: float, at_s: float) -> float:
         return self._largest_w * (at_s - since_s + _SLACK_PERIODS * self._period_s)
@@ -178,7 +189,7 @@ class Tracks:
         self._told = [0] * len(counters)
         self._hole_s = hole_s
         self._looked_s = now_s
-        self._has_gap = False
+        self._has_lost = False
         self.joules = 0.0
         self.as_of_s = now_s - period_s / 2
 
@@ -193,8 +204,8 @@ class Tracks:
         raws_j = [counter.read_j() for counter in self._counters]
         now_s = self._clock()
         for track, raw_j in zip(self._tracks, raws_j, strict=True):
-            self._has_gap |= track.see(raw_j, now_s)
-        self._has_gap |= now_s - self._looked_s > self._hole_s
+            self._has_lost |= track.see(raw_j, now_s)
+        self._has_lost |= now_s - self._looked_s > self._hole_s
         self._looked_s = now_s
         moves = [track.num_moves for track in self._tracks]
         if all(later > told for later, told in zip(moves, self._told, strict=True)):
@@ -204,9 +215,14 @@ class Tracks:
         return now_s
 
     def take_gap(self) -> bool:
-        """Whether there has been a gap since this was last asked."""
-        has_gap, self._has_gap = self._has_gap, False
-        return has_gap
+        """Whether joules are held back now, or were lost since this was last asked."""
+        has_lost, self._has_lost = self._has_lost, False
+        return has_lost or any(track.is_at_fault for track in self._tracks)
+
+    @property
+    def num_faults(self) -> int:
+        """How often a counter said what cannot be true."""
+        return sum(track.num_faults for track in self._tracks)
 
     @property
     def moved_s(self) -> float:

@@ -90,7 +90,8 @@ class TrackedMeter:
             gaps = frozenset({self._domain} if self._tracks.take_gap() else ())
             joules = {self._domain: self._tracks.joules}
             as_of_s = self._as_of_s(now_s)
-        reading = Reading(now_s, joules, as_of_s=as_of_s, gaps=gaps)
+            faults = {self._domain: count} if (count := self._tracks.num_faults) else {}
+        reading = Reading(now_s, joules, as_of_s=as_of_s, num_faults=faults, gaps=gaps)
         if self._cpu is None:
             return reading
         times = self._cpu.read()

@@ -88,11 +88,22 @@ def test_parts_of_one_method_are_named_once_and_combined_parts_are_taken_apart()
 
 
 def test_moments_gaps_and_pauses_come_along() -> None:
-    one = ReplayMeter([Reading(2.0, {"gpu": 1.0}, as_of_s={"gpu": 1.9}, gaps=frozenset({"gpu"}))])
+    one = ReplayMeter(
+        [
+            Reading(
+                2.0,
+                {"gpu": 1.0},
+                as_of_s={"gpu": 1.9},
+                gaps=frozenset({"gpu"}),
+                num_faults={"gpu": 3},
+            )
+        ]
+    )
     two = ReplayMeter([Reading(2.1, {"cpu": 1.0}, paused_s=1.0)])
     reading = CombinedMeter([two, one], paused_s=lambda: 30.0).read()
     assert (reading.as_of_s, reading.paused_s) == ({"gpu": 1.9}, 31.0)
     assert reading.gaps == {"gpu"}
+    assert reading.num_faults == {"gpu": 3}
 
 
 def test_a_part_that_fails_for_a_moment_fails_the_reading_and_nothing_is_lost() -> None:

@@ -180,6 +180,7 @@ def test_a_wrap_loses_nothing_and_is_no_gap(tmp_path: Path) -> None:
     later = zone.after(1.0, 52_000_000)
     assert later.total_j == pytest.approx(53.0)
     assert wrapped.gaps == later.gaps == frozenset()
+    assert not later.num_faults
 
 
 def test_one_reading_of_zero_is_no_wrap(tmp_path: Path) -> None:
@@ -235,6 +236,7 @@ def test_a_counter_that_slips_back_counts_no_joule_twice(tmp_path: Path, repeats
                 gaps |= reading.gaps
     assert reading.total_j == pytest.approx(1000.0, abs=1.5)
     assert not gaps
+    assert not reading.num_faults
 
 
 @settings(max_examples=40)

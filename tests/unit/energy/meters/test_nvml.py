@@ -63,6 +63,7 @@ def test_one_reading_of_200_joules_adds_only_what_is_true() -> None:
     back = board.after(1.0, MJ + 100_000)
     assert back.total_j == pytest.approx(100.0)
     assert not back.gaps
+    assert (glitch.num_faults, back.num_faults) == ({"gpu": 1}, {"gpu": 1})
 
 
 def test_one_reading_of_nonsense_adds_nothing() -> None:
@@ -79,6 +80,7 @@ def test_a_driver_that_is_loaded_again_goes_on_from_zero() -> None:
     confirmed = board.after(0.1, 25_000)
     assert confirmed.total_j == pytest.approx(115.0)
     assert confirmed.gaps == {"gpu"}
+    assert confirmed.num_faults == {"gpu": 1}
     assert board.after(1.0, 125_000).total_j == pytest.approx(215.0)
 
 

@@ -84,6 +84,24 @@ def test_a_line_that_is_no_reading_is_refused_with_its_file(tmp_path: Path, line
         load_replay(path)
 
 
+@pytest.mark.parametrize("joules", ["1.0", "NaN", "Infinity"])
+def test_a_recording_that_no_meter_can_have_made_is_refused(tmp_path: Path, joules: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = ["2.0", "2.0", joules]
+    path.write_text("".join(f'{{"at_s": 1, "joules": {{"cpu": {value}}}}}\n' for value in lines))
+    with pytest.raises(SensorError, match="reading 3: joules of cpu fall"):
+        load_replay(path)
+
+
+def test_a_recording_may_have_gaps_and_lost_domains(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    record = {"at_s": 1, "gaps": ["gpu"], "lost": {"gpu": "gone"}, "as_of_s": {"cpu": 0.5}}
+    path.write_text(json.dumps(record))
+    reading = load_replay(path).read()
+    assert reading.gaps == {"gpu"}
+    assert (reading.lost, reading.as_of_s) == ({"gpu": "gone"}, {"cpu": 0.5})
+
+
 def test_a_missing_recording_is_a_sensor_error(tmp_path: Path) -> None:
     with pytest.raises(SensorError, match=r"nowhere\.jsonl"):
         load_replay(tmp_path / "nowhere.jsonl")
