@@ -12,6 +12,7 @@ Not covered: AMD parts whose dies each mirror the whole socket (compare with a w
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from greenllm.energy.meters.protocol import SensorError
 from greenllm.energy.meters.scope import Scope
 from greenllm.energy.meters.track import Tracks
 from greenllm.energy.meters.tracked import TrackedMeter
+
+log = logging.getLogger(__name__)
 
 FileDomain = Literal["cpu", "dram"]
 _DOMAINS: tuple[FileDomain, ...] = ("cpu", "dram")
@@ -155,20 +158,34 @@ class FileCounterMeter(TrackedMeter):
         super().__init__(
             counters[0].domain,
             Tracks(counters, period_s=period_s, clock=clock),
-            cpu=cpu or CpuClock(),
+            cpu=cpu,
             clock=clock,
             wait_s=None if look_every_s is None else lambda *_: look_every_s,
         )
 
 
 def _by_domain(found: Sequence[CounterFile], method: str, scope: Scope) -> CombinedMeter:
-    """A part for each domain, so that one that fails leaves the others alone."""
+    """A part for each domain, so that one that fails leaves the others alone.
+
+    The first has the CPU times; where the machine is shared, each part needs them.
+    """
     groups = {domain: [c for c in found if c.domain == domain] for domain in _DOMAINS}
     return CombinedMeter(
-        FileCounterMeter(group, method=method, cpu=scope.clock, look_every_s=_LOOK_EVERY_S)
-        for domain, group in groups.items()
-        if group or domain == "cpu"
+        [_part(groups["cpu"], method, scope.clock), *_memory(groups["dram"], method, scope)]
     )
+
+
+def _part(group: Sequence[CounterFile], method: str, cpu: CpuClock | None) -> FileCounterMeter:
+    return FileCounterMeter(group, method=method, cpu=cpu, look_every_s=_LOOK_EVERY_S)
+
+
+def _memory(group: Sequence[CounterFile], method: str, scope: Scope) -> list[FileCounterMeter]:
+    """The part for memory; none where it cannot be read, for the processors can all the same."""
+    try:
+        return [_part(group, method, scope.clock if scope.roster else None)] if group else []
+    except SensorError as error:
+        log.warning("memory is not metered: %s", error)
+        return []
 
 
 def rapl_meter(scope: Scope) -> CombinedMeter:

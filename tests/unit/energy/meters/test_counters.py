@@ -166,6 +166,15 @@ def test_joules_start_at_zero_and_add_per_domain(tmp_path: Path) -> None:
     assert meter.method == "measured:rapl"
 
 
+def test_memory_that_cannot_be_read_leaves_the_processors_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _zone(tmp_path, "intel-rapl:0", "package-0")
+    _zone(tmp_path, "intel-rapl:0:0", "dram").write_text("nothing")
+    assert set(rapl_meter(Scope(sys=tmp_path)).read().joules) == {"cpu"}
+    assert "memory is not metered" in caplog.text
+
+
 def test_a_reading_has_its_moment_and_the_cpu_times(tmp_path: Path) -> None:
     reading = Zone(tmp_path, 0).after(1.0, 5_000_000)
     assert (reading.at_s, reading.own_cpu_s, reading.total_j) == (1.0, 0.0, 5.0)
