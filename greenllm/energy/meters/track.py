@@ -137,7 +137,7 @@ class CounterTrack:
     def _believe(self, doubt: _Doubt, raw_j: float, at_s: float) -> bool:
         """Follow the counter from where it is now; returns whether joules are missing."""
         wrapped_j = self._wrapped_j(raw_j, at_s)
-        is_reset = raw_j < self._highest_j and raw_j <= self._most_j(self.moved_s, at_s)
+        is_reset = 0 <= raw_j <= min(self._highest_j, self._most_j(self.moved_s, at_s))
         grown_j = raw_j if is_reset else raw_j - doubt.raw_j
         self._move(grown_j if wrapped_j is None else wrapped_j, raw_j, at_s)
         self._doubt, self._looked_s = None, at_s
