@@ -61,7 +61,7 @@ class LLM:
 
         places = places_of(EngineConfig)
         config = load(EngineConfig, flags={"model": model, **options}, environment=places)
-        meter, first = open_meter(config, Scope(gpus=config.device != "cpu"))
+        meter, first = open_meter(config, Scope(devices=config.gpus))
         self._served = load_engine(config, meter, first)
         self._engine = self._served.engine
         self._ledger, session_id = None, ""

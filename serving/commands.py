@@ -48,7 +48,7 @@ def serve(config: ServeConfig) -> None:
         run_replicas(config)
         return
     clock = CpuClock()
-    meter, first = open_meter(config, Scope(clock, gpus=config.device != "cpu"))
+    meter, first = open_meter(config, Scope(clock, devices=config.gpus))
     with console.status("importing torch") as status:
         server = importlib.import_module("serving.server")
         transformers_logging = importlib.import_module("transformers.utils.logging")

@@ -184,6 +184,7 @@ class SharedMeter:
         self._last = whole.read()
         self._floor_s = roster.seconds()[1]
         self._own_cpu_s = 0.0
+        self._gaps: frozenset[str] = frozenset()
 
     @property
     def idle_w(self) -> Mapping[str, float] | None:
@@ -196,12 +197,28 @@ class SharedMeter:
     def read(self) -> Reading:
         """What was this server's since the meter was made."""
         now = self._whole.read()
+        self._gaps |= now.gaps
         try:
-            return self._cut_down(now, self._roster.seconds()[1])
+            reading = self._cut_down(now, self._roster.seconds()[1])
         except OSError as error:
             raise SensorError(f"the roster of this machine's servers: {error}") from error
+        self._gaps = frozenset()
+        return reading
 
     def _cut_down(self, now: Reading, floor_s: float) -> Reading:
+        if now.joules != self._last.joules:
+            self._share(now, floor_s)  # else the counters have not ticked: nothing to share yet
+        cpu_s = None if self._used(now)[1] is None else self._own_cpu_s
+        return replace(
+            now,
+            joules={domain: self._joules.get(domain, 0.0) for domain in now.joules},
+            own_cpu_s=cpu_s,
+            machine_cpu_s=cpu_s,
+            floor_s=self._floor_s,
+            gaps=self._gaps,
+        )
+
+    def _share(self, now: Reading, floor_s: float) -> None:
         duration_s = max(0.0, now.at_s - self._last.at_s)
         portion = min(1.0, (floor_s - self._floor_s) / duration_s) if duration_s > 0 else 0.0
         own_cpu_s, used = self._used(now)
@@ -212,9 +229,6 @@ class SharedMeter:
             self._joules[domain] = self._joules.get(domain, 0.0) + mine_j
         self._last, self._floor_s = now, floor_s
         self._own_cpu_s += own_cpu_s
-        joules = dict(self._joules)
-        cpu_s = None if used is None else self._own_cpu_s
-        return replace(now, joules=joules, own_cpu_s=cpu_s, machine_cpu_s=cpu_s, floor_s=floor_s)
 
     def _used(self, now: Reading) -> tuple[float, float | None]:
         """Own CPU seconds since the last reading, and their part of the machine's, if told."""
@@ -228,5 +242,5 @@ class SharedMeter:
     def _floor_w(self, domain: str, energy_j: float, duration_s: float) -> float:
         if self._whole.idle_w is not None:
             return self._whole.idle_w.get(domain, 0.0)
-        is_long = duration_s >= _SHORTEST_FLOOR_WINDOW_S
-        return self._roster.lowest_w(domain, energy_j / duration_s if is_long else None)
+        is_told = duration_s >= _SHORTEST_FLOOR_WINDOW_S and domain not in self._gaps
+        return self._roster.lowest_w(domain, energy_j / duration_s if is_told else None)
