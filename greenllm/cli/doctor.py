@@ -20,7 +20,8 @@ from greenllm.clashes import find_clashes
 from greenllm.cli.options import DataDir
 from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
-from greenllm.energy.ledger import Ledger, LedgerError
+from greenllm.energy.ledger import Ledger
+from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.meters.choose import Rung, ladder
 from greenllm.energy.meters.registry import DOMAINS, Domain
 from greenllm.energy.meters.scope import Scope

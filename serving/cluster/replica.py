@@ -87,7 +87,6 @@ class Replica:
             open_books=self._open_books,
             num_cpus=self._post.num_cpus,
         )
-        self._ledger.if_lost = parts.served.engine.if_lost
         return make_state(
             config,
             parts,
