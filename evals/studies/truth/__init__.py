@@ -1,0 +1,1 @@
+"""Whether receipts are true: a machine whose joules are known, and step costs that are measured."""
