@@ -23,6 +23,7 @@ from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_pow
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.meters.choose import Rung, ladder
+from greenllm.energy.meters.limits import CpuShare, cpu_share
 from greenllm.energy.meters.registry import DOMAINS, Domain
 from greenllm.energy.meters.scope import Scope
 from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
@@ -58,7 +59,8 @@ def doctor(data_dir: DataDir = None) -> None:
     cpu = read_cpu_info()
     ladders = {domain: list(ladder(domain, Scope())) for domain in DOMAINS}
     print_table(console, "Meters, best first", rung_table(ladders))
-    print_lines(console, "Processor", cpu_lines(cpu, vcpu_power(cpu)))
+    lines = [*cpu_lines(cpu, vcpu_power(cpu)), *share_lines(cpu_share(cpu.num_vcpus))]
+    print_lines(console, "Processor", lines)
     rapl = next(rung for rung in ladders["cpu"] if rung.name == "rapl")
     print_lines(console, "RAPL", rapl_lines(rapl, is_virtual=is_virtual()))
     print_lines(console, "Runner", [*runner_lines(), *selfcheck_lines(cache_path())])
@@ -107,6 +109,13 @@ def cpu_lines(cpu: CpuInfo, power: VcpuPower) -> list[str]:
         f"idle {_watts(power.min_w, power)}, full load {_watts(power.max_w, power)} (90 %)",
         f"source: {power.source}",
     ]
+
+
+def share_lines(share: CpuShare | None) -> list[str]:
+    """The part of the processor that this process may use, where it is not all."""
+    if share is None:
+        return []
+    return [f"this process may use {share.num_cpus:g} of them: {share.key}"]
 
 
 def _watts(watts: float, power: VcpuPower) -> str:

@@ -14,9 +14,8 @@ another family, as their source does, and carry the generic uncertainty.
 `data/accelerators.csv` holds rated powers from data sheets, Green Algorithms (CC BY 4.0) and
 CodeCarbon (MIT).
 
-Not covered: loads heavier than server-side Java (wide vector and matrix units), host CPUs
-behind a container's quota, GPUs in the server, and desktop chips that share a CPUID model with
-a server family.
+Not covered: loads heavier than server-side Java (wide vector and matrix units) and GPUs in the
+server. Which part of a machine a process may use is told by `meters.limits`.
 """
 
 import os

@@ -19,6 +19,7 @@ from greenllm.energy.carbon.grid import (
     UnknownZoneError,
 )
 from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.meters.limits import cpu_share
 from greenllm.energy.receipt import Receipt
 from greenllm.options import CarbonOptions
 
@@ -76,10 +77,14 @@ def intensity_source(options: CarbonOptions) -> IntensitySource:
 def embodied_of(
     device: str, *, has_cuda: bool, num_cpus: int | None = None
 ) -> EmbodiedModel | None:
-    """Manufacture of what computes: of so many CPUs, by default of all that this machine has.
+    """Manufacture of what computes: of so many CPUs, by default of those that it may use.
 
     It is known for CPUs only: on a GPU the figure would be far too low.
     """
     if device.startswith("cuda") or (device == "auto" and has_cuda):
         return None
-    return EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
+    if num_cpus is not None:
+        return EmbodiedModel.per_vcpu(num_cpus)
+    num_vcpus = read_cpu_info().num_vcpus
+    share = cpu_share(num_vcpus)
+    return EmbodiedModel.per_vcpu(num_vcpus if share is None else share.num_cpus)

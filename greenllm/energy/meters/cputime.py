@@ -4,8 +4,9 @@ The process clock is exact; the machine's counts in ticks (10 ms on Linux), so t
 processes is taken as the largest difference seen so far: it never decreases and is off by a tick
 or so in all, not in every window.
 
-Not covered: cgroup limits; children that were born and died between two looks, but in a tree, where
-the time of those that have been waited for is their parents'.
+Not covered: the part of a machine that a process may use (see `limits`); children that were born
+and died between two looks, but in a tree, where the time of those that have been waited for is
+their parents'.
 """
 
 from __future__ import annotations

@@ -17,9 +17,11 @@ class Scope:
     gpus: whether joules of GPUs count; what computes on the CPU does not pay for others there.
     roster: the servers that share this machine's CPUs and memory; a GPU is never shared.
     sys: root of sysfs, where the kernel shows its counters.
+    proc: root of procfs, where it shows processors and limits.
     """
 
     clock: CpuClock = field(default_factory=CpuClock)
     gpus: bool = True
     roster: Roster | None = None
     sys: Path = Path("/sys")
+    proc: Path = Path("/proc")

@@ -15,6 +15,7 @@ from greenllm.cli.app import app
 from greenllm.energy.hardware import CpuInfo, vcpu_power
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import Rung, choose_meter
+from greenllm.energy.meters.limits import CpuShare
 from greenllm.energy.meters.protocol import Reading, ReplayMeter
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.passes import Passed, remember
@@ -204,3 +205,9 @@ def test_a_ledger_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     path.write_text("not a database, and long enough to be taken for one" * 20)
     assert "cannot be used" in doctor.ledger_state(path)
     assert "cannot be made" in doctor.ledger_state(path / "below" / "ledger.sqlite")
+
+
+def test_a_part_of_the_processor_is_named() -> None:
+    assert doctor.share_lines(None) == []
+    (line,) = doctor.share_lines(CpuShare(2.0, "quota /sys/fs/cgroup", lambda: None))
+    assert line == "this process may use 2 of them: quota /sys/fs/cgroup"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from greenllm.config import ConfigError
+from greenllm.energy.carbon import policy
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import Intensity, StaticIntensity
 from greenllm.energy.carbon.policy import (
@@ -13,6 +14,7 @@ from greenllm.energy.carbon.policy import (
     embodied_of,
     intensity_source,
 )
+from greenllm.energy.meters.limits import CpuShare
 from greenllm.options import CarbonOptions
 from tests.unit.energy.rig import make_receipt
 
@@ -109,3 +111,11 @@ def test_manufacture_is_that_of_the_cpus_in_use() -> None:
     assert one is not None
     assert three is not None
     assert three.grams(3600.0) == pytest.approx(3 * one.grams(3600.0))
+
+
+def test_a_part_of_a_machine_pays_for_that_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = CpuShare(1.5, "quota", lambda: None)
+    monkeypatch.setattr(policy, "cpu_share", lambda num_vcpus: share)
+    part = embodied_of("cpu", has_cuda=False)
+    assert part is not None
+    assert part.total_g == pytest.approx(EmbodiedModel.per_vcpu(1.5).total_g)
