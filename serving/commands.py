@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 
 from greenllm.clashes import find_clashes
 from greenllm.config import ConfigError
+from greenllm.energy.carbon.policy import world_warning
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.scope import Scope
@@ -42,7 +43,7 @@ def serve(config: ServeConfig) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for warning in (*find_clashes(), *exposures(config)):
+    for warning in filter(None, (*find_clashes(), *exposures(config), world_warning(config))):
         _say(f"[yellow]warning:[/] {warning}")
     if config.replicas is not None:
         run_replicas(config)

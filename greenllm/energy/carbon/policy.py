@@ -23,6 +23,8 @@ from greenllm.energy.meters.limits import cpu_share
 from greenllm.energy.receipt import Receipt
 from greenllm.options import CarbonOptions
 
+WORLD = "WORLD"
+
 
 @dataclass(frozen=True, slots=True)
 class CarbonPolicy:
@@ -72,6 +74,18 @@ def intensity_source(options: CarbonOptions) -> IntensitySource:
         return StaticIntensity(IntensityTable.load().lookup(options.zone))
     except UnknownZoneError as error:
         raise ConfigError(f"--zone {options.zone}: {error}", "zone") from error
+
+
+def world_warning(options: CarbonOptions) -> str | None:
+    """What is wrong with grams at the world's average intensity, where that is what is used."""
+    table = IntensityTable.load()
+    if options.intensity_g_per_kwh is not None or table.lookup(options.zone).zone != WORLD:
+        return None
+    known = [intensity.g_per_kwh for intensity in table.by_zone.values()]
+    return (
+        f"grams of CO2e are at the world's average, {table.lookup(WORLD).g_per_kwh:.0f} g/kWh;"
+        f" grids have {min(known):.0f} to {max(known):.0f}: name yours with --zone"
+    )
 
 
 def embodied_of(

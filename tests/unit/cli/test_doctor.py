@@ -211,3 +211,14 @@ def test_a_part_of_the_processor_is_named() -> None:
     assert doctor.share_lines(None) == []
     (line,) = doctor.share_lines(CpuShare(2.0, "quota /sys/fs/cgroup", lambda: None))
     assert line == "this process may use 2 of them: quota /sys/fs/cgroup"
+
+
+def test_the_grid_is_named_and_the_worlds_average_is_warned_of() -> None:
+    france, *nothing = doctor.carbon_lines("FRA")
+    assert france.startswith("44.18 g/kWh, France, 2024")
+    assert nothing == []
+    world, warning = doctor.carbon_lines(None)
+    assert world.startswith("458.29 g/kWh, World, 2025")
+    assert "name yours with --zone" in warning
+    (unknown,) = doctor.carbon_lines("Atlantis")
+    assert "no carbon intensity for zone 'Atlantis'" in unknown
