@@ -78,7 +78,7 @@ class SimulatedMeter:
         self.lag_s = lag_s
         self._machine = machine
         self._phase_s = phase_s
-        self._stamps = stamps
+        self._stamps = stamps and period_s > LOOK_S
         self._glitches = glitches
         self._read_s = machine.now_s
         self._first_j: float | None = None
@@ -106,7 +106,7 @@ class SimulatedMeter:
         return Reading(
             now_s,
             {DOMAIN: self._last_j},
-            as_of_s={DOMAIN: self._seen_s(tick_s, now_s)} if self._stamps else {},
+            as_of_s={DOMAIN: self._seen_s(tick_s, now_s) - self.lag_s / 2} if self._stamps else {},
             gaps=frozenset({DOMAIN} if new else ()),
         )
 

@@ -25,17 +25,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Request, Sample
-from greenllm.energy.account.attribution import (
-    CoefficientFit,
-    Work,
-    prior_coefficients,
-    split,
-    total_work,
-)
+from greenllm.energy.account.attribution import Work, split, total_work
 from greenllm.energy.account.bill import Bill, Share, TokenCounts
 from greenllm.energy.account.certainty import WindowErrors
 from greenllm.energy.account.counter import DomainCounter
 from greenllm.energy.account.idle import IdlePower, busy_s
+from greenllm.energy.account.power import PowerFit
+from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.energy.account.timeline import Timeline
 from greenllm.energy.account.window import DomainWindow
@@ -46,7 +42,7 @@ from greenllm.shape import ModelShape
 log = logging.getLogger(__name__)
 
 CONSERVATION_TOLERANCE = 1e-6
-_LONGEST_WINDOW_S = 1.0
+_LONGEST_WINDOW_S = 0.2
 _GIVE_UP_AFTER_S = 60.0
 _SHORTEST_LOOK_S = 0.1
 _RETRY_S = 0.05
@@ -55,8 +51,8 @@ _REHEARSED_PERIODS = 3
 _REST_S = 0.5
 _TICKING_S = 0.005
 _STRETCHES_PER_TICK = 20
-# Standard deviation of a tick's moment in periods: where the meter looks for it, and where not.
-_TICK_SEEN, _TICK_UNSEEN = 0.03, 0.4
+# Standard deviation of a tick's moment: where the meter looks for it, and in periods where not.
+_TICK_SEEN_S, _TICK_UNSEEN, _LAG_ERROR = 0.003, 0.4, 0.09
 MIN_FITTED_WINDOWS = 8
 
 
@@ -109,7 +105,8 @@ class Account:
         runs on, a request has none at all.
         """
         self.meter = meter
-        self.fits: dict[str, CoefficientFit] = {}
+        self.power: dict[str, PowerFit] = {}
+        self.steps = StepModel(shape)
         self.idle_power = IdlePower(meter.idle_w)
         self.totals = Totals()
         self.published = Totals()
@@ -125,8 +122,8 @@ class Account:
         self._serving = False
         ticks = meter.period_s >= _TICKING_S
         resolution_s = meter.period_s / _STRETCHES_PER_TICK if ticks else float("inf")
-        self._timeline = Timeline(shape, resolution_s)
-        self._look_every_s = min(meter.period_s, _LONGEST_WINDOW_S) if ticks else _LONGEST_WINDOW_S
+        self._timeline = Timeline(self._tally, resolution_s)
+        self._look_every_s = max(meter.period_s, meter.lag_s, _LONGEST_WINDOW_S / 2)
         self._last = first or meter.read()
         self._counters = {d: DomainCounter.begin(d, self._last) for d in self._last.joules}
         self._tried_s = self._last.at_s
@@ -161,11 +158,12 @@ class Account:
         now_s = self._clock()
         self._timeline.add(now_s - duration_s, now_s, note)
 
-    def _works(self, batch: Batch, duration_s: float) -> list[tuple[Key, Work]]:
-        """The work of one batch by request and phase."""
-        tally = WindowTally(self._shape)
-        tally.add_step(batch, duration_s)
-        return tally.works()
+    def _tally(self) -> WindowTally:
+        return WindowTally(self._shape, self.steps, self._power_of)
+
+    def _power_of(self, tokens: float) -> float:
+        """Active watts of all domains in a step with so many tokens; 1 where none is known."""
+        return sum(fit.at(tokens) for fit in self.power.values()) or 1.0
 
     def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> bool:
         """Run a made-up batch before serving: its joules are load, and the fit learns from it.
@@ -176,19 +174,21 @@ class Account:
         self._look()
         began_s, num_runs, learnt = self._clock(), 0, self._num_windows
         long_s = _REHEARSED_PERIODS * self.meter.period_s
+        tally = self._tally()
         before = {domain: replace(counter) for domain, counter in self._counters.items()}
         while not num_runs or self._clock() - began_s < long_s:
+            run_began_s = self._clock()
             run(batch)
+            tally.add_step(batch, self._clock() - run_began_s)
             num_runs += 1
-        run_s = max(self._clock() - began_s, 1e-9) / num_runs
+        run_s = max(self._clock() - began_s, 1e-9)
         self._look()
-        work = total_work(work for _, work in self._works(batch, run_s))
         for domain, counter in before.items():
             window = counter.advance(self._last, self.idle_power.watts.get(domain, 0.0))
             if window is not None:
                 # The counter's last tick need not be the end of the last run.
-                runs = max(1.0, window.duration_s / run_s) if num_runs > 1 else 1.0
-                self._fit(domain).observe(work.scaled(runs), window.active_j)
+                part = window.duration_s / run_s if num_runs > 1 else 1.0
+                self._fit(domain).observe([part * s for s in tally.busy_s], window.active_j)
         return self._num_windows > learnt
 
     def rest(self, wait: Callable[[float], object]) -> None:
@@ -204,12 +204,10 @@ class Account:
 
     @property
     def _num_windows(self) -> int:
-        return sum(fit.num_windows for fit in self.fits.values())
+        return sum(fit.num_windows for fit in self.power.values())
 
-    def _fit(self, domain: str) -> CoefficientFit:
-        if domain not in self.fits:
-            self.fits[domain] = CoefficientFit(prior_coefficients(self._shape))
-        return self.fits[domain]
+    def _fit(self, domain: str) -> PowerFit:
+        return self.power.setdefault(domain, PowerFit())
 
     def finish(
         self,
@@ -303,16 +301,13 @@ class Account:
         own = bill.request.request_id
         active_j: dict[Phase, float] = {}
         idle_j = 0.0
-        pending = Work()
-        for domain, fit in self.fits.items():
-            counter = self._counters.get(domain)
-            since_s = float("-inf") if counter is None else counter.as_of_s
-            works = [(k[1], w) for k, w in self._uncounted(since_s) if k[0] == own]
-            for phase, work in [*works, *bill.lost.items()]:
-                active_j[phase] = active_j.get(phase, 0.0) + fit.coefficients.predict_j(work)
-                idle_j += self.idle_power.watts.get(domain, 0.0) * work.residence_s
-            found = total_work([*(w for _, w in works), *bill.lost.values()])
-            pending = max(pending, found, key=lambda work: work.residence_s)
+        counters = [c for domain, c in self._counters.items() if domain in self.power]
+        since_s = min((counter.as_of_s for counter in counters), default=float("-inf"))
+        works = [(k[1], w) for k, w in self._uncounted(since_s) if k[0] == own]
+        for phase, work in [*works, *bill.lost.items()]:
+            active_j[phase] = active_j.get(phase, 0.0) + work.claim_j
+            idle_j += sum(self.idle_power.watts.values()) * work.residence_s
+        pending = total_work([*(w for _, w in works), *bill.lost.values()])
         return bill.provisional(active_j if self._num_windows else None, idle_j, pending)
 
     def _uncounted(self, since_s: float) -> list[tuple[Key, Work]]:
@@ -365,7 +360,8 @@ class Account:
         self.totals.unattributed_j += window.unattributed_j
         self.totals.train_j += window.train_j
         if works:
-            self._share_out(domain, window, works, is_seen=domain in reading.as_of_s)
+            busy_s = self._timeline.busy_s(window.start_s, window.end_s)
+            self._share_out(domain, window, works, busy_s, is_seen=domain in reading.as_of_s)
         else:
             self._book_idle(before, reading, window)
 
@@ -421,14 +417,15 @@ class Account:
         domain: str,
         window: DomainWindow,
         works: Sequence[tuple[Key, Work]],
+        busy_s: Sequence[float],
         *,
         is_seen: bool,
     ) -> None:
         """Active energy by what the work should cost, idle energy by how long it took."""
         fit = self._fit(domain)
         total = total_work(work for _, work in works)
-        predicted = [fit.coefficients.predict_j(work) for _, work in works]
-        active = split(window.active_j, predicted)
+        active = split(window.active_j, [work.claim_j for _, work in works])
+        predicted = split(fit.predict_j(busy_s), [work.claim_j for _, work in works])
         busy_j = window.idle_while_busy_j(total.residence_s)
         own_idle_j = busy_j * window.cpu.of_floor
         self.totals.unattributed_j += busy_j - own_idle_j
@@ -440,17 +437,23 @@ class Account:
             share = Share(domain, phase, work, active[i], idle[i], predicted[i])
             shares.setdefault(owner, []).append(share)
             self._label(self._bills[owner].request, share)
-        errors = self._errors(domain, fit, is_seen=is_seen)
+        errors = self._errors(domain, fit, sum(busy_s), is_seen=is_seen)
         for owner, own in shares.items():
             self._bills[owner].add(own, window, errors)
-        fit.observe(total, window.active_j)
+        fit.observe(busy_s, window.active_j)
 
-    def _errors(self, domain: str, fit: CoefficientFit, *, is_seen: bool) -> WindowErrors:
+    def _errors(
+        self, domain: str, fit: PowerFit, busy_s: float, *, is_seen: bool
+    ) -> WindowErrors:
         """What is not known well about a window; whether its ticks were seen is told."""
         period_s = self.meter.period_s
         return WindowErrors(
-            fit=fit.relative_error,
-            tick_s=period_s * (_TICK_SEEN if is_seen else _TICK_UNSEEN),
+            steps=self.steps.relative_error,
+            power=fit.relative_error,
+            busy_s=busy_s,
+            tick_s=max(
+                _TICK_SEEN_S if is_seen else period_s * _TICK_UNSEEN, _LAG_ERROR * self.meter.lag_s
+            ),
             idle_w=self.idle_power.error_w(domain),
             is_fitted=fit.num_windows + 1 >= MIN_FITTED_WINDOWS,
         )

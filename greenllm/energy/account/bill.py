@@ -11,7 +11,7 @@ from operator import add
 
 from greenllm.core import Phase, Request
 from greenllm.energy.account.attribution import Work
-from greenllm.energy.account.certainty import ErrorBudget, WindowErrors
+from greenllm.energy.account.certainty import ErrorBudget, Part, WindowErrors
 from greenllm.energy.account.window import DomainWindow
 from greenllm.energy.meters.protocol import Meter
 from greenllm.energy.receipt import Attribution, Outcome, Receipt
@@ -115,10 +115,10 @@ class Bill:
         self.domains_j[domain] = self.domains_j.get(domain, 0.0) + active_j + idle_j
         strangers_s = self.strangers_s.get(domain, 0.0)
         self.strangers_s[domain] = strangers_s + strangers * resident_s
-        part = active_j / window.active_j if window.active_j > 0 else 0.0
-        self.alone_j += part * active_j
+        self.alone_j += active_j**2 / window.active_j if window.active_j > 0 else 0.0
         self.unfitted_j += 0.0 if errors.is_fitted else active_j
-        self.errors.add(errors, window, active_j=active_j, idle_j=idle_j, resident_s=resident_s)
+        present_s = sum(share.work.present_s for share in shares)
+        self.errors.add(errors, window, Part(active_j, idle_j, resident_s, present_s))
 
     def count(self, work: Work) -> None:
         """Note work that every counter has counted."""

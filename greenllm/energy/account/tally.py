@@ -1,19 +1,22 @@
-"""What the requests of a window did: each pass through a model, noted as it runs.
+"""What requests did in a stretch of time: each pass through a model, noted as it runs.
 
-Contract: a pass is a step of some model, whole or cut off, over some chunks; it claims a part of a
-step of the served model, as large as the parameters it reads are of that model's. Claims and time
-are shared by the requests in the pass, rows, FLOPs and bytes are each one's own.
+Contract: a pass is a step of some model, whole or cut off, over some chunks. Its time and its
+joules are shared by the requests in it; FLOPs are each one's own. The times of plain steps of the
+served model teach the model of steps.
 
-Not covered: joules (see `account`).
+Not covered: what the meter says of it (see `account`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Sample
-from greenllm.energy.account.attribution import Tally, Work
+from greenllm.energy.account.attribution import Work
+from greenllm.energy.account.curve import place_of
+from greenllm.energy.account.power import DRAFTING, WIDTHS
+from greenllm.energy.account.steps import Load, StepModel
 from greenllm.exits import ExitResult
 from greenllm.shape import ModelShape
 
@@ -21,28 +24,31 @@ Key = tuple[str, Phase]
 
 
 class WindowTally:
-    """The work of each request and phase since the last reading; `shape` is the served model's."""
+    """The work of each request and phase, and for how long steps of each width ran.
 
-    def __init__(self, shape: ModelShape) -> None:
+    Args:
+        shape: of the served model.
+        model: tells shares in steps, and learns from their times.
+        power: watts of a step by its number of tokens, in any unit.
+    """
+
+    def __init__(
+        self, shape: ModelShape, model: StepModel, power: Callable[[float], float]
+    ) -> None:
+        self.busy_s = [0.0] * WIDTHS
         self._shape = shape
-        self._tallies: dict[Key, Tally] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._tallies)
+        self._model = model
+        self._power = power
+        self._works: dict[Key, Work] = {}
 
     @property
     def owners(self) -> set[str]:
         """Requests with work in it."""
-        return {request_id for request_id, _ in self._tallies}
+        return {request_id for request_id, _ in self._works}
 
     def works(self) -> list[tuple[Key, Work]]:
         """The sums so far."""
-        return [(key, tally.work()) for key, tally in self._tallies.items()]
-
-    def take(self) -> list[tuple[Key, Work]]:
-        """The sums so far, which are forgotten."""
-        found, self._tallies = self.works(), {}
-        return found
+        return list(self._works.items())
 
     def add_step(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """A step of the served model, whose exit may have answered for some chunks."""
@@ -50,7 +56,7 @@ class WindowTally:
         asked = [(chunk, sample.exit) for chunk, sample in pairs if sample.exit is not None]
         if not asked:
             whole = [chunk.through_all_layers() for chunk in batch.chunks]
-            self._add_pass(whole, self._shape, duration_s)
+            self._add_pass(whole, self._shape, duration_s, learns=True)
             return
         rest = [_whole(c, s.exit) for c, s in pairs if s.exit is None or not s.exit.is_all]
         shape = self._shape.first(_exit_layer(asked[0][0]))
@@ -64,28 +70,6 @@ class WindowTally:
         if rest:
             self._add_pass(rest, self._shape, whole_s)
 
-    def _add_pass(
-        self, chunks: Sequence[Chunk], shape: ModelShape, duration_s: float, steps: int = 1
-    ) -> None:
-        """The work of each chunk; a request's first chunk carries its claim on the steps.
-
-        In several steps each runs one token after another, and needs the logits of all.
-        """
-        ids = [chunk.seq.request.request_id for chunk in chunks]
-        unclaimed = set(ids)
-        claim = 1 / max(1, len(unclaimed))
-        share = shape.num_parameters / self._shape.num_parameters
-        for chunk, request_id in zip(chunks, ids, strict=True):
-            tally = self._tally(request_id, chunk.phase)
-            if request_id in unclaimed:
-                unclaimed.remove(request_id)
-                tally.steps += claim * share * steps
-                tally.residence_s += claim * duration_s
-            tally.rows += share * steps
-            tally.chunks += share if steps == 1 and chunk.num_tokens + len(chunk.draft) > 1 else 0.0
-            tally.flops += _flops(chunk, shape, steps if steps > 1 else 0)
-            tally.kv_bytes += _kv_bytes(chunk, shape, steps)
-
     def add_draft(
         self,
         asked: Sequence[Chunk],
@@ -98,38 +82,71 @@ class WindowTally:
         Where it computed nothing, those it was asked about share the time.
         """
         num_steps = sum(one.num_steps for one in passes)
+        self.busy_s[DRAFTING] += duration_s
         if not num_steps:
-            ids = {chunk.seq.request.request_id for chunk in asked}
-            for request_id in ids:
-                self._tally(request_id, "draft").residence_s += duration_s / len(ids)
+            owners = {chunk.seq.request.request_id for chunk in asked}
+            for owner in owners:
+                part_s = duration_s / len(owners)
+                self._add((owner, "draft"), Work(residence_s=part_s, present_s=duration_s))
         for one in passes:
             self._add_draft_pass(one, shape, duration_s * one.num_steps / num_steps)
 
-    def _add_draft_pass(self, one: DraftPass, shape: ModelShape, duration_s: float) -> None:
-        share = shape.num_parameters / self._shape.num_parameters
-        unclaimed = {chunk.seq.request.request_id for chunk in one.chunks}
-        claim = 1 / max(1, len(unclaimed))
-        for chunk in one.chunks:
-            request_id = chunk.seq.request.request_id
-            tally = self._tally(request_id, "draft")
-            if request_id in unclaimed:
-                unclaimed.remove(request_id)
-                tally.steps += claim * share * one.num_steps
-                tally.residence_s += claim * duration_s
-            tally.rows += share * one.num_steps
-            tally.chunks += share if chunk.num_tokens > 1 else 0.0
-            tally.flops += shape.flops(chunk.start, chunk.num_tokens, int(chunk.samples))
-            tally.kv_bytes += shape.kv_bytes(chunk.start, chunk.num_tokens)
-            for place in range(chunk.end, chunk.end + one.num_steps - 1):
-                tally.flops += shape.flops(place, 1, 1)
-                tally.kv_bytes += shape.kv_bytes(place, 1)
+    def _add_pass(
+        self,
+        chunks: Sequence[Chunk],
+        shape: ModelShape,
+        duration_s: float,
+        steps: int = 1,
+        *,
+        learns: bool = False,
+    ) -> None:
+        """The work of each chunk; in several steps each runs one token after another."""
+        parts = [
+            (_key(chunk), _load(chunk, shape, steps), _flops(chunk, shape, steps))
+            for chunk in chunks
+        ]
+        total = self._share_out(parts, duration_s)
+        knot, part = place_of(total.tokens)
+        self.busy_s[knot] += (1 - part) * duration_s
+        self.busy_s[knot + 1] += part * duration_s
+        if learns:
+            self._model.learn(total, duration_s)
 
-    def _tally(self, request_id: str, phase: Phase) -> Tally:
-        key = (request_id, phase)
-        tally = self._tallies.get(key)
-        if tally is None:
-            tally = self._tallies[key] = Tally()
-        return tally
+    def _add_draft_pass(self, one: DraftPass, shape: ModelShape, duration_s: float) -> None:
+        parts = []
+        for chunk in one.chunks:
+            flops = shape.flops(chunk.start, chunk.num_tokens, int(chunk.samples))
+            flops += sum(
+                shape.flops(place, 1, 1)
+                for place in range(chunk.end, chunk.end + one.num_steps - 1)
+            )
+            key: Key = (chunk.seq.request.request_id, "draft")
+            parts.append((key, _load(chunk, shape, 1), flops))
+        self._share_out(parts, duration_s)
+
+    def _share_out(self, parts: Sequence[tuple[Key, Load, float]], duration_s: float) -> Load:
+        """Divide a pass among its requests, and a request's share among its phases."""
+        loads: dict[str, Load] = {}
+        for (owner, _), load, _ in parts:
+            loads[owner] = loads[owner] + load if owner in loads else load
+        total = sum(loads.values(), Load())
+        pass_j = duration_s * self._power(total.tokens)
+        shares = self._model.shares(list(loads.values()), self._power)
+        claim_of = {owner: pass_j * share for owner, share in zip(loads, shares, strict=True)}
+        for (owner, phase), load, flops in parts:
+            own_tokens = load.tokens / loads[owner].tokens
+            present_s = own_tokens * duration_s
+            residence_s = present_s / len(loads)
+            claim_j = claim_of[owner] * own_tokens
+            self._add((owner, phase), Work(claim_j, flops, residence_s, present_s))
+        return total
+
+    def _add(self, key: Key, work: Work) -> None:
+        self._works[key] = self._works[key] + work if key in self._works else work
+
+
+def _key(chunk: Chunk) -> Key:
+    return (chunk.seq.request.request_id, chunk.phase)
 
 
 def _whole(chunk: Chunk, result: ExitResult | None) -> Chunk:
@@ -140,21 +157,26 @@ def _whole(chunk: Chunk, result: ExitResult | None) -> Chunk:
     return replace(whole, num_tokens=whole.num_tokens + result.num_tokens)
 
 
-def _flops(chunk: Chunk, shape: ModelShape, least_logits: int) -> float:
-    """FLOPs of a chunk, its adapter's included."""
+def _load(chunk: Chunk, shape: ModelShape, steps: int) -> Load:
+    return Load(
+        sequences=1.0,
+        prompts=float(chunk.phase == "prefill"),
+        checks=float(bool(chunk.draft)),
+        flops=_flops(chunk, shape, steps),
+        kv_bytes=shape.kv_bytes(chunk.start, chunk.num_tokens),
+        tokens=float(chunk.num_tokens),
+    )
+
+
+def _flops(chunk: Chunk, shape: ModelShape, steps: int = 1) -> float:
+    """FLOPs of a chunk, its adapter's included; in several steps all logits are needed."""
     request = chunk.seq.request
     scores = request.sampling.prompt_logprobs is not None and chunk.phase == "prefill"
     num_logits = chunk.num_tokens if scores else int(chunk.samples) * (1 + len(chunk.draft))
     adapter = request.adapter
     extra = 0 if adapter is None else 2 * adapter.num_parameters * chunk.num_tokens
+    least_logits = steps if steps > 1 else 0
     return shape.flops(chunk.start, chunk.num_tokens, max(num_logits, least_logits)) + extra
-
-
-def _kv_bytes(chunk: Chunk, shape: ModelShape, steps: int) -> float:
-    """Bytes of keys and values: of all tokens at once, or in steps of one token."""
-    if steps == 1:
-        return shape.kv_bytes(chunk.start, chunk.num_tokens)
-    return sum(shape.kv_bytes(place, 1) for place in range(chunk.start, chunk.end))
 
 
 def _exit_layer(chunk: Chunk) -> int:

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from greenllm.energy.account.attribution import Work
+from greenllm.energy.account.power import WIDTHS
 from greenllm.energy.account.tally import Key, WindowTally
-from greenllm.shape import ModelShape
 
 _TOUCHING_S = 0.005
 _AFTER_S = 1e-9
@@ -42,12 +42,12 @@ class Stretch:
 
 
 class Timeline:
-    """The work that some counter has not counted yet; `shape` is the served model's."""
+    """The work that some counter has not counted yet; `make` begins the tally of a stretch."""
 
-    def __init__(self, shape: ModelShape, resolution_s: float) -> None:
+    def __init__(self, make: Callable[[], WindowTally], resolution_s: float) -> None:
         self.last_work_s = float("-inf")
         self._counted_s = float("-inf")
-        self._shape = shape
+        self._make = make
         self._resolution_s = resolution_s
         self._stretches: deque[Stretch] = deque()
 
@@ -70,7 +70,7 @@ class Timeline:
         start_s = min(end_s, max(start_s, self._counted_s))
         last = self._stretches[-1] if self._stretches else None
         if last is None or not self._may_grow(last, start_s):
-            last = Stretch(start_s, end_s, WindowTally(self._shape), end_s)
+            last = Stretch(start_s, end_s, self._make(), end_s)
             self._stretches.append(last)
         note(last.tally)
         last.end_s = self.last_work_s = end_s
@@ -94,6 +94,15 @@ class Timeline:
                     scaled = work if part == 1 else work.scaled(part)
                     found[key] = found[key] + scaled if key in found else scaled
         return list(found.items())
+
+    def busy_s(self, start_s: float, end_s: float) -> list[float]:
+        """For how long steps of each width ran after one moment and up to another."""
+        total = [0.0] * WIDTHS
+        for stretch in self._stretches:
+            part = stretch.part_in(start_s, end_s)
+            if part > 0:
+                total = [a + part * b for a, b in zip(total, stretch.tally.busy_s, strict=True)]
+        return total
 
     def forget(self, until_s: float) -> list[tuple[Key, Work]]:
         """Drop and return what ended by a moment: every counter has counted it."""
