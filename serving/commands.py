@@ -21,6 +21,7 @@ from greenllm.config import ConfigError
 from greenllm.energy.carbon.policy import world_warning
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.machine_roster import join_roster
 from greenllm.energy.meters.scope import Scope
 from serving.config import ServeConfig
 
@@ -48,8 +49,21 @@ def serve(config: ServeConfig) -> None:
     if config.replicas is not None:
         run_replicas(config)
         return
-    clock = CpuClock()
-    meter, first = open_meter(config, Scope(clock, gpus=config.device != "cpu"))
+    roster = join_roster(config.roster)
+    try:
+        run_server(config, Scope(CpuClock(), gpus=config.device != "cpu", roster=roster))
+    finally:
+        if roster is not None:
+            roster.leave()
+
+
+def run_server(config: ServeConfig, scope: Scope) -> None:
+    """Serve one engine until interrupted.
+
+    Raises:
+        GreenllmError: the server cannot start.
+    """
+    meter, first = open_meter(config, scope)
     with console.status("importing torch") as status:
         server = importlib.import_module("serving.server")
         transformers_logging = importlib.import_module("transformers.utils.logging")
@@ -60,7 +74,7 @@ def serve(config: ServeConfig) -> None:
             status.stop()
             announce(config, parts, port)
 
-        server.serve(config, meter, first, on_ready, partial(follow, clock))
+        server.serve(config, meter, first, on_ready, partial(follow, scope.clock))
 
 
 def run_replicas(config: ServeConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.sharing import Roster
+from greenllm.energy.meters.roster import Roster
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from greenllm.energy.meters.protocol import (
     SensorError,
 )
 from greenllm.energy.meters.registry import DOMAINS, METER_NAMES, METERS, why_unknown
+from greenllm.energy.meters.roster import Roster
 from greenllm.energy.meters.scope import Scope
-from greenllm.energy.meters.sharing import Roster, SharedMeter
+from greenllm.energy.meters.sharing import SharedMeter
 from greenllm.options import MeterOptions
 
 
