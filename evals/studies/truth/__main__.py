@@ -94,13 +94,16 @@ def shapley(
     threads: study.Threads = 1,
     rounds: study.Rounds = 15,
     unit: Annotated[str, typer.Option(help="Seconds of the `cpu`, or on the `wall`.")] = "cpu",
+    window: Annotated[int, typer.Option(min=1, help="Steps per window that the fit has.")] = 10,
     name: study.Name = "truth_shapley",
 ) -> None:
     """Hold the account's shares of real steps against their Shapley values."""
     from evals.studies.truth.measured import measure_games  # which loads torch
 
-    found = measure_games(model, threads, rounds, unit, quantize=quantize, dtype=dtype)
-    about = {"model": own_name(model), "quantize": quantize, "dtype": dtype}
+    found = measure_games(
+        model, threads, rounds, unit, window=window, quantize=quantize, dtype=dtype
+    )
+    about = {"model": own_name(model), "quantize": quantize, "dtype": dtype, "window": window}
     STUDY.report({**about, "threads": threads, "rounds": rounds, "unit": unit, **found}, name)
 
 

@@ -2,8 +2,8 @@
 
 Contract: all subsets of all games in a new random order each round, so that what else the machine
 does hits all alike; medians. A step is run once before it is timed, as its shape may be new to the
-kernels. The account's fit learns from the same steps, each as a window of as many joules as it took
-seconds.
+kernels. The account's fit learns from windows of the same steps, drawn at random, each window of as
+many joules as its steps took seconds.
 
 Not covered: joules (a second of a step is taken as so many joules), adapters, drafters.
 """
@@ -37,7 +37,7 @@ CLOCKS: Mapping[str, Callable[[], float]] = {
     "cpu": time.process_time,
     "wall": time.perf_counter,
 }
-_LEARNING_ROUNDS = 4
+_WINDOWS = 600
 Step = tuple[str, int]
 Games = Mapping[str, Sequence[Player]]
 
@@ -98,10 +98,11 @@ def measure_games(
     rounds: int,
     unit: str,
     *,
+    window: int = 10,
     games: Games = GAMES,
     **flags: str,
 ) -> dict[str, Any]:
-    """All games on a model as it would be served.
+    """All games on a model as it would be served; the fit has windows of `window` steps.
 
     Raises:
         BenchError: it cannot be measured so, or a game does not fit the model.
@@ -118,7 +119,7 @@ def measure_games(
         for mask in coalitions(len(chunks))
     }
     times = timed(runner, steps, rounds, CLOCKS[unit])
-    account = AccountShares(runner.shape, steps, times)
+    account = AccountShares(runner.shape, steps, times, window)
     return {"games": [_game(name, games[name], times, account) for name in games]}
 
 
@@ -139,20 +140,23 @@ def timed(
 
 
 class AccountShares:
-    """How the account would share these steps, once its fit has seen them all a few times."""
+    """How the account would share these steps, once its fit has seen them in many windows."""
 
     def __init__(
-        self, shape: ModelShape, steps: Mapping[Step, Batch], times: Mapping[Step, list[float]]
+        self,
+        shape: ModelShape,
+        steps: Mapping[Step, Batch],
+        times: Mapping[Step, list[float]],
+        window: int,
     ) -> None:
         self._shape = shape
         self._steps = steps
         self._fit = CoefficientFit(prior_coefficients(shape))
-        order, source = list(steps), random.Random(2)
-        for _ in range(_LEARNING_ROUNDS):
-            source.shuffle(order)
-            for step in order:
-                done = self._works(step)
-                self._fit.observe(total_work(chain(*done.values())), statistics.median(times[step]))
+        source, known = random.Random(2), list(steps)
+        for _ in range(_WINDOWS):
+            drawn = source.choices(known, k=window)
+            done = total_work(chain(*(chain(*self._works(step).values()) for step in drawn)))
+            self._fit.observe(done, sum(statistics.median(times[step]) for step in drawn))
 
     def of(self, step: Step) -> list[float]:
         """What it would predict for each request of a step."""

@@ -94,7 +94,8 @@ def _measured_page(result: study.Result) -> str:
     }
     about = (
         f"{result['model']}, {result['quantize']}, {result['threads']} threads, {result['unit']}"
-        f" seconds, medians of {result['rounds']} rounds"
+        f" seconds, medians of {result['rounds']} rounds; the fit has windows of"
+        f" {result['window']} steps"
     )
     rows = [
         {"step": game["step"], **player} for game in result["games"] for player in game["players"]
