@@ -64,9 +64,14 @@ def load_engine(
     check_draft_model(config)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
 
-    def account_of(shape: ModelShape) -> Account:
+    def account_of(shape: ModelShape, device: str) -> Account:
         return Account(
-            meter, shape, clock=time.monotonic, receipt_wait_s=config.receipt_wait_s, first=first
+            meter,
+            shape,
+            clock=time.monotonic,
+            receipt_wait_s=config.receipt_wait_s,
+            first=first,
+            needs=("gpu",) if device.startswith("cuda") else (),
         )
 
     if is_for_vllm(config):
@@ -103,12 +108,12 @@ def _load_native(
     config: EngineConfig,
     policy: CarbonPolicy,
     tokenizer: Tokenizer,
-    account_of: Callable[[ModelShape], Account],
+    account_of: Callable[[ModelShape, str], Account],
     num_cpus: int,
 ) -> Served:
     runner = load_runner(config)
     drafting = make_drafting(config, runner)
-    account = account_of(runner.shape)
+    account = account_of(runner.shape, runner.info.device)
     names = _names(config, runner.info)
     engine = NativeEngine(
         runner,
@@ -142,7 +147,7 @@ def _load_vllm(
     config: EngineConfig,
     policy: CarbonPolicy,
     tokenizer: Tokenizer,
-    account_of: Callable[[ModelShape], Account],
+    account_of: Callable[[ModelShape, str], Account],
 ) -> Served:
     """The same with vLLM, which chooses its threads and its draft tokens itself."""
     from greenllm.vllm.load import load_vllm

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.account.idle import IdlePower
+from greenllm.energy.account.window import take_apart
 from greenllm.energy.meters.protocol import Meter, SensorError
 
 _REST_S = 1.0
@@ -85,5 +86,4 @@ def _measure(
 def _learn(idle: IdlePower, meter: Meter, patience: Patience) -> None:
     before = meter.read()
     patience.wait(patience.rest_s)
-    window = take_apart(before, meter.read(), {})
-    idle.learn(window.duration_s, window.active_j)
+    idle.learn_between(before, meter.read())

@@ -30,7 +30,8 @@ from evals.tuning.search import Trial
 from evals.tuning.slices import slices, whole
 from evals.tuning.space import Server, Setting, by_server, options_of
 from greenllm.core import GreenllmError
-from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.account.idle import IdlePower
+from greenllm.energy.account.window import take_apart
 from greenllm.energy.meters.protocol import Meter
 from greenllm.intervals import Interval, bootstrap, wilson
 

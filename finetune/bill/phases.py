@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.account.idle import IdlePower
+from greenllm.energy.account.window import take_apart
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 
 RunPhase = Literal[

@@ -9,7 +9,7 @@ from typing import Literal
 # Lost: the server that worked on it died before it could write the receipt itself.
 Outcome = Literal["completed", "aborted", "failed", "refused", "lost"]
 Status = Literal["final", "provisional", "unmetered"]
-Attribution = Literal["ok", "degraded", "none"]
+Attribution = Literal["ok", "degraded", "contended", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,11 @@ class Receipt:
         draft_j: The part of `active_j` that made draft tokens. [J]
         domains_j: The total by meter domain: `cpu`, `dram`, `gpu`. [J]
         flops: Floating point operations that its tokens needed. [FLOP]
-        uncertainty: Half the width of a 90 % interval around the total, relative. [0 to 1]
+        uncertainty: Half the width of a 90 % interval around the total, relative. It may be above
+            1: then not even the order of magnitude is known.
         attribution: How well its share is known: `degraded` where the split between the requests
-            of a batch is less certain, `none` where there were no joules to split.
+            of a batch is less certain, `contended` where other programs used the machine at the
+            same time, `none` where there were no joules to split.
         operational_g: Grams from electricity: total joules x PUE x intensity. [g CO2e]
         embodied_g: Its share of the hardware's manufacture, by `resident_s`. [g CO2e]
         intensity_g_per_kwh: Carbon intensity of the electricity. [g CO2e/kWh]

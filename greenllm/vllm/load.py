@@ -54,7 +54,7 @@ def check_options(config: EngineConfig) -> None:
 
 def load_vllm(
     config: EngineConfig,
-    account_of: Callable[[ModelShape], Account],
+    account_of: Callable[[ModelShape, str], Account],
     policy: CarbonPolicy,
     *,
     text_stream: Callable[[SamplingParams], AnswerSink],
@@ -76,7 +76,7 @@ def load_vllm(
     )
     info, shape = facts_of(config.model, options)
     check_quantization(config, info.device)
-    account = account_of(shape)
+    account = account_of(shape, info.device)
     journal = Journal()
     backend = make_backend(config, _plan(config, info), journal)
     info = _as_loaded(replace(info, runner=f"vllm {version}"), backend.survey())

@@ -1,16 +1,18 @@
 """The account: every joule the meter counts goes to a request, to idle, to load or to nobody.
 
-Time is cut into windows by meter readings. A busy window is shared out among the requests whose
-work ran in it; a window without work goes to `idle` (or to `load` until serving starts); what
-other processes on the machine caused goes to `unattributed`, or to `train` where a fine-tuning job
-of this server did. After every window
+Each domain's time is cut into windows by the ticks of its counter. The active energy of a window is
+shared out among the requests whose work lies in it, and the idle energy of the time in which their
+steps ran; the rest of the idle energy, and windows without work, go to `idle` (or to `load` until
+serving starts). What other processes on the machine caused goes to `unattributed`, or to `train`
+where a fine-tuning job of this server did. After every window
 
     load + idle + training + unattributed + finished requests + open requests = meter delta
 
-is checked to 1e-6. A request is `final` once the window with its last step is closed. When the
-meter does not answer for `receipt_wait_s`, a `provisional` receipt with the predicted joules goes
-out first; a later reading makes it final. After `_GIVE_UP_AFTER_S` without an answer the work so
-far is given up: its requests stay provisional, and the energy of the gap is `unattributed`.
+is checked to 1e-6. A request is `final` once every counter has ticked past its work. When one does
+not for `receipt_wait_s`, a `provisional` receipt with the predicted joules goes out first; a later
+tick makes it final. After `_GIVE_UP_AFTER_S` without one the work so far is given up: its requests
+stay provisional, and the energy of the gap is `unattributed`. So it is where the meter itself says
+that it does not know what it counted, or that the machine stood still.
 
 Not covered: training on the GPU that serves, which cannot be told apart; spreading a day's idle
 energy over requests.
@@ -19,7 +21,7 @@ energy over requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Request, Sample
@@ -30,9 +32,13 @@ from greenllm.energy.account.attribution import (
     split,
     total_work,
 )
-from greenllm.energy.account.bill import Bill, TokenCounts
+from greenllm.energy.account.bill import Bill, Share, TokenCounts
+from greenllm.energy.account.certainty import WindowErrors
+from greenllm.energy.account.counter import DomainCounter
+from greenllm.energy.account.idle import IdlePower, busy_s
 from greenllm.energy.account.tally import Key, WindowTally
-from greenllm.energy.account.window import IdlePower, Window, take_apart
+from greenllm.energy.account.timeline import Timeline
+from greenllm.energy.account.window import DomainWindow
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.shape import ModelShape
@@ -41,12 +47,17 @@ log = logging.getLogger(__name__)
 
 CONSERVATION_TOLERANCE = 1e-6
 _LONGEST_WINDOW_S = 1.0
-_GIVE_UP_AFTER_S = 5.0
+_GIVE_UP_AFTER_S = 60.0
 _SHORTEST_LOOK_S = 0.1
 _RETRY_S = 0.05
 _FINALISE_EVERY_S = 1.0
 _REHEARSED_PERIODS = 3
 _REST_S = 0.5
+_TICKING_S = 0.005
+_STRETCHES_PER_TICK = 20
+# Standard deviation of a tick's moment in periods: where the meter looks for it, and where not.
+_TICK_SEEN, _TICK_UNSEEN = 0.03, 0.4
+MIN_FITTED_WINDOWS = 8
 
 
 @dataclass(slots=True)
@@ -90,10 +101,15 @@ class Account:
         clock: Callable[[], float],
         receipt_wait_s: float = 0.15,
         first: Reading | None = None,
+        needs: Iterable[str] = (),
     ) -> None:
-        """Open the books at the reading `first`, or now."""
+        """Open the books at the reading `first`, or now.
+
+        Without the joules of the domains that it `needs`, such as those of the GPU that the model
+        runs on, a request has none at all.
+        """
         self.meter = meter
-        self.fit = CoefficientFit(prior_coefficients(shape))
+        self.fits: dict[str, CoefficientFit] = {}
         self.idle_power = IdlePower(meter.idle_w)
         self.totals = Totals()
         self.published = Totals()
@@ -103,29 +119,33 @@ class Account:
         self._shape = shape
         self._clock = clock
         self._receipt_wait_s = receipt_wait_s
+        self._needs = frozenset(needs)
         self._bills: dict[str, Bill] = {}
-        self._window = WindowTally(shape)
         self._num_closing = 0
         self._serving = False
-        self._first = self._last = first or meter.read()
-        self._tried_s = self._idle_until_s = self._last.at_s
-        self._in_gap = False
+        ticks = meter.period_s >= _TICKING_S
+        resolution_s = meter.period_s / _STRETCHES_PER_TICK if ticks else float("inf")
+        self._timeline = Timeline(shape, resolution_s)
+        self._look_every_s = min(meter.period_s, _LONGEST_WINDOW_S) if ticks else _LONGEST_WINDOW_S
+        self._last = first or meter.read()
+        self._counters = {d: DomainCounter.begin(d, self._last) for d in self._last.joules}
+        self._tried_s = self._last.at_s
+        self._forget(self._last)
 
     def start_serving(self) -> None:
         """Book everything so far as load."""
-        self._close_window()
+        self._look()
         self._serving = True
 
     def open(self, request: Request) -> None:
         """Start a bill. Energy until now belongs to whoever was there before."""
         if not self._bills:
-            self._close_window()
-            self._idle_until_s = self._clock()
+            self._look()
         self._bills[request.request_id] = Bill(request, self._clock())
 
     def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """Note who took part in a step that just ran, and with how much work."""
-        self._window.add_step(batch, duration_s, samples)
+        self._note(duration_s, lambda tally: tally.add_step(batch, duration_s, samples))
 
     def charge_draft(
         self,
@@ -135,7 +155,11 @@ class Account:
         duration_s: float,
     ) -> None:
         """Note what drafting took; see `WindowTally.add_draft`."""
-        self._window.add_draft(chunks, passes, shape, duration_s)
+        self._note(duration_s, lambda tally: tally.add_draft(chunks, passes, shape, duration_s))
+
+    def _note(self, duration_s: float, note: Callable[[WindowTally], None]) -> None:
+        now_s = self._clock()
+        self._timeline.add(now_s - duration_s, now_s, note)
 
     def _works(self, batch: Batch, duration_s: float) -> list[tuple[Key, Work]]:
         """The work of one batch by request and phase."""
@@ -149,29 +173,43 @@ class Account:
         It is repeated until slow counters have ticked often enough. Returns whether anything was
         learnt.
         """
-        self._close_window()
-        before, num_runs, learnt = self._last, 0, self.fit.num_windows
-        while (
-            not num_runs or self._clock() - before.at_s < _REHEARSED_PERIODS * self.meter.period_s
-        ):
+        self._look()
+        began_s, num_runs, learnt = self._clock(), 0, self._num_windows
+        long_s = _REHEARSED_PERIODS * self.meter.period_s
+        before = {domain: replace(counter) for domain, counter in self._counters.items()}
+        while not num_runs or self._clock() - began_s < long_s:
             run(batch)
             num_runs += 1
-        self._close_window()
-        window = take_apart(before, self._last, self.idle_power.watts)
-        works = [work for _, work in self._works(batch, window.duration_s)]
-        self.fit.observe(total_work(works * num_runs), sum(window.active_j.values()))
-        return self.fit.num_windows > learnt
+        run_s = max(self._clock() - began_s, 1e-9) / num_runs
+        self._look()
+        work = total_work(work for _, work in self._works(batch, run_s))
+        for domain, counter in before.items():
+            window = counter.advance(self._last, self.idle_power.watts.get(domain, 0.0))
+            if window is not None:
+                # The counter's last tick need not be the end of the last run.
+                runs = max(1.0, window.duration_s / run_s) if num_runs > 1 else 1.0
+                self._fit(domain).observe(work.scaled(runs), window.active_j)
+        return self._num_windows > learnt
 
     def rest(self, wait: Callable[[float], object]) -> None:
         """Learn idle power before serving, where the meter does not know it beforehand."""
         if self.idle_power.watts or not self._last.joules:
             return
-        self._close_window()
-        before = self._last
-        wait(_REST_S)
-        self._close_window()
-        window = take_apart(before, self._last, {})
-        self.idle_power.learn(window.duration_s, window.active_j)
+        self._look()
+        before = {domain: replace(counter) for domain, counter in self._counters.items()}
+        wait(max(_REST_S, _REHEARSED_PERIODS * self.meter.period_s))
+        self._look()
+        for counter in before.values():
+            self._learn_idle(replace(counter), self._last, counter.advance(self._last, 0.0))
+
+    @property
+    def _num_windows(self) -> int:
+        return sum(fit.num_windows for fit in self.fits.values())
+
+    def _fit(self, domain: str) -> CoefficientFit:
+        if domain not in self.fits:
+            self.fits[domain] = CoefficientFit(prior_coefficients(self._shape))
+        return self.fits[domain]
 
     def finish(
         self,
@@ -192,7 +230,7 @@ class Account:
         if not self._num_closing:
             return None
         closing = [bill for bill in self._bills.values() if bill.closing]
-        wait_s = self.meter.period_s if self._tried_s <= self._last.at_s else _RETRY_S
+        wait_s = _RETRY_S if self._timeline else self.meter.period_s
         if all(bill.sent_provisional for bill in closing):
             wait_s = _FINALISE_EVERY_S
         # A counter that ticks has the end of a request only after the next tick.
@@ -200,16 +238,16 @@ class Account:
         return max(0.0, max(self._tried_s + wait_s, ticked_s) - self._clock())
 
     def settle(self) -> list[Receipt]:
-        """Close the window when it is time, and return the receipts that are ready."""
+        """Look at the meter when it is time, and return the receipts that are ready."""
         age_s = self._clock() - self._tried_s
         due_s = self.settle_in_s()
-        if due_s == 0 or age_s >= _LONGEST_WINDOW_S:
-            self._close_window()
+        if due_s == 0 or age_s >= self._look_every_s:
+            self._look()
         return [] if due_s is None else self._ready(self._receipt_wait_s)
 
     def drain(self) -> list[Receipt]:
-        """Close the window now and return every receipt that can be made, without waiting."""
-        self._close_window()
+        """Look now and return every receipt that can be made, without waiting."""
+        self._look()
         return self._ready(0.0)
 
     def if_lost(self) -> tuple[list[Receipt], Totals]:
@@ -220,24 +258,24 @@ class Account:
         """
         now_s = self._clock()
         if now_s - self._tried_s >= max(_SHORTEST_LOOK_S, self.meter.period_s):
-            self._close_window()
-        receipts = [bill.if_lost(self.meter, self.fit, now_s) for bill in self._bills.values()]
+            self._look()
+        receipts = [bill.if_lost(self.meter, now_s) for bill in self._bills.values()]
         totals = replace(self.totals, open_j=0.0)
         totals.requests_j += self.totals.open_j
         return receipts, totals
 
     def _ready(self, wait_s: float) -> list[Receipt]:
         now_s = self._clock()
-        unread = self._window.owners
+        uncounted = self._timeline.owners
         receipts: list[Receipt] = []
         for request_id, bill in list(self._bills.items()):
             if bill.closing is None:
                 continue
-            is_read = request_id not in unread
-            if is_read and bill.lost:
+            is_counted = request_id not in uncounted
+            if is_counted and bill.lost:
                 receipts += [] if bill.sent_provisional else [self._provisional(bill)]
                 self._write_off(bill)
-            elif is_read and self._last.at_s >= bill.closed_s:
+            elif is_counted:
                 receipts.append(self._finalise(bill))
             elif not bill.sent_provisional and now_s - bill.closed_s >= wait_s:
                 receipts.append(self._provisional(bill))
@@ -245,126 +283,179 @@ class Account:
         return receipts
 
     def _finalise(self, bill: Bill) -> Receipt:
-        self._num_closing -= 1
-        del self._bills[bill.request.request_id]
-        self.totals.open_j -= bill.total_j
+        self._remove(bill)
         self.totals.requests_j += bill.total_j
-        return bill.final(self.meter, self.fit)
-
-    def _provisional(self, bill: Bill) -> Receipt:
-        bill.sent_provisional = True
-        own = bill.request.request_id
-        pending = dict(bill.lost)
-        for (owner, phase), work in self._window.works():
-            if owner == own:
-                _add(pending, phase, work)
-        return bill.provisional(self.fit, pending, sum(self.idle_power.watts.values()))
+        return bill.final(self.meter)
 
     def _write_off(self, bill: Bill) -> None:
         """Close a bill whose joules will never be known; what was metered of it is nobody's."""
+        self._remove(bill)
+        self.totals.unattributed_j += bill.total_j
+
+    def _remove(self, bill: Bill) -> None:
         self._num_closing -= 1
         del self._bills[bill.request.request_id]
         self.totals.open_j -= bill.total_j
-        self.totals.unattributed_j += bill.total_j
 
-    def _close_window(self) -> None:
-        """Read the meter and share out what it counted since the last reading."""
+    def _provisional(self, bill: Bill) -> Receipt:
+        """A receipt with a prediction for what no counter has counted yet."""
+        bill.sent_provisional = True
+        own = bill.request.request_id
+        active_j: dict[Phase, float] = {}
+        idle_j = 0.0
+        pending = Work()
+        for domain, fit in self.fits.items():
+            counter = self._counters.get(domain)
+            since_s = float("-inf") if counter is None else counter.as_of_s
+            works = [(k[1], w) for k, w in self._uncounted(since_s) if k[0] == own]
+            for phase, work in [*works, *bill.lost.items()]:
+                active_j[phase] = active_j.get(phase, 0.0) + fit.coefficients.predict_j(work)
+                idle_j += self.idle_power.watts.get(domain, 0.0) * work.residence_s
+            found = total_work([*(w for _, w in works), *bill.lost.values()])
+            pending = max(pending, found, key=lambda work: work.residence_s)
+        return bill.provisional(active_j if self._num_windows else None, idle_j, pending)
+
+    def _uncounted(self, since_s: float) -> list[tuple[Key, Work]]:
+        return self._timeline.between(since_s, float("inf"))
+
+    def _look(self) -> None:
+        """Read the meter and share out what its counters have counted since their last ticks."""
         self._tried_s = self._clock()
         reading = self._read()
-        if reading is None:
-            if self._window and self._tried_s - self._last.at_s >= _GIVE_UP_AFTER_S:
-                self._give_up()
-            return
-        self.idle_power.know(self.meter.idle_w)
-        window = take_apart(self._last, reading, self.idle_power.watts)
-        idle_s = max(0.0, self._idle_until_s - self._last.at_s)
-        self._last = reading
-        self._tried_s = reading.at_s
-        self.totals.meter_j = reading.total_j - self._first.total_j
-        self.totals.unattributed_j += window.unattributed_j
-        self.totals.train_j += window.train_j
-        self._book(window, idle_s)
-        self._check()
-
-    def _book(self, window: Window, idle_s: float) -> None:
-        if self._in_gap:
-            self._give_up()
-            self._in_gap = False
-            self.totals.unattributed_j += window.own_j
-        elif self._window:
-            idle, busy = window.split_idle(idle_s)
-            self._book_idle(idle)
-            self._share_out(busy)
-        else:
-            self._book_idle(window)
+        if reading is not None:
+            self.idle_power.know(self.meter.idle_w)
+            for domain in reading.joules:
+                self._follow(domain, reading)
+            self._last = reading
+            self._tried_s = reading.at_s
+            self._forget(reading)
+            self._check()
+        if self._clock() - self._timeline.oldest_s >= _GIVE_UP_AFTER_S:
+            self._give_up_waiting()
 
     def _read(self) -> Reading | None:
-        """A reading, or None when the sensor fails or has not ticked over a window with work."""
         try:
-            reading = self.meter.read()
+            return self.meter.read()
         except SensorError as error:
             self.num_sensor_errors += 1
             log.warning("meter: %s", error)
             return None
-        stuck = any(
-            joules <= self._last.joules.get(domain, 0.0)
-            for domain, joules in reading.joules.items()
-        )
-        return None if stuck and self._window else reading
 
-    def _give_up(self) -> None:
-        """No reading will tell what the work so far cost."""
-        self._in_gap = True
-        for (request_id, phase), work in self._window.take():
-            _add(self._bills[request_id].lost, phase, work)
+    def _follow(self, domain: str, reading: Reading) -> None:
+        counter = self._counters.get(domain)
+        if counter is None:
+            self._counters[domain] = DomainCounter.begin(domain, reading)
+            return
+        if reading.joules[domain] < counter.joules:
+            self._violated(f"{domain} fell from {counter.joules} to {reading.joules[domain]} J")
+            self._counters[domain] = DomainCounter.begin(domain, reading)
+            return
+        before, was_lost = replace(counter), domain not in self._last.joules
+        window = counter.advance(reading, self.idle_power.watts.get(domain, 0.0))
+        if window is None:
+            return
+        is_gap = counter.is_gap or was_lost or domain in reading.gaps
+        counter.is_gap = False
+        self.totals.meter_j += window.energy_j
+        works = self._timeline.between(window.start_s, window.end_s)
+        if is_gap or (works and reading.paused_s > before.reading.paused_s):
+            self._give_up(works)
+            self.totals.unattributed_j += window.energy_j
+            return
+        self.totals.unattributed_j += window.unattributed_j
+        self.totals.train_j += window.train_j
+        if works:
+            self._share_out(domain, window, works, is_seen=domain in reading.as_of_s)
+        else:
+            self._book_idle(before, reading, window)
+
+    def _forget(self, reading: Reading) -> None:
+        """Drop work that every counter has counted, or that no counter will."""
+        live = [counter.as_of_s for d, counter in self._counters.items() if d in reading.joules]
+        until_s = min(live, default=float("inf"))
+        missing = (self._needs | reading.lost.keys()) - reading.joules.keys()
+        for (owner, _), work in self._timeline.forget(until_s):
+            self._bills[owner].count(work)
+            self._bills[owner].miss(missing, self._needs)
+        self._timeline.seal(max(live, default=float("-inf")))
+
+    def _give_up_waiting(self) -> None:
+        """No tick will tell who used what until then."""
+        self._give_up(self._uncounted(float("-inf")))
+        for (owner, _), work in self._timeline.forget(float("inf")):
+            self._bills[owner].count(work)
+        for counter in self._counters.values():
+            counter.is_gap = True
+
+    def _give_up(self, works: Iterable[tuple[Key, Work]]) -> None:
+        for (owner, phase), work in works:
+            lost = self._bills[owner].lost
+            lost[phase] = lost.get(phase, Work()) + work
 
     def _check(self) -> None:
         self.published = replace(self.totals)
         if self.totals.residual > CONSERVATION_TOLERANCE:
-            self.num_violations += 1
-            log.critical("joules do not add up: %s", self.totals)
+            self._violated(str(self.totals))
 
-    def _book_idle(self, window: Window) -> None:
+    def _violated(self, what: str) -> None:
+        self.num_violations += 1
+        log.critical("joules do not add up: %s", what)
+
+    def _book_idle(self, before: DomainCounter, now: Reading, window: DomainWindow) -> None:
+        own_j = window.idle_j + window.active_j
         if not self._serving:
-            self.totals.load_j += window.own_j
+            self.totals.load_j += own_j
             return
-        joules = {d: window.idle_j[d] + window.active_j[d] for d in window.idle_j}
-        self.idle_power.learn(window.duration_s, joules)
-        self.totals.idle_j += window.own_j
+        self.totals.idle_j += own_j
+        # A counter that lags counts the end of the work after it.
+        if before.as_of_s >= self._timeline.last_work_s + self.meter.lag_s:
+            self._learn_idle(before, now, window)
 
-    def _share_out(self, window: Window) -> None:
-        done = self._window.take()
-        keys, works = [key for key, _ in done], [work for _, work in done]
-        all_active_j, all_idle_j = sum(window.active_j.values()), sum(window.idle_j.values())
-        predicted = [self.fit.coefficients.predict_j(work) for work in works]
-        active = split(all_active_j, predicted)
-        idle = split(all_idle_j, [work.residence_s for work in works])
-        active_of: dict[str, float] = {}
-        for (request_id, _), active_j in zip(keys, active, strict=True):
-            active_of[request_id] = active_of.get(request_id, 0.0) + active_j
-        for i, (request_id, phase) in enumerate(keys):
-            bill = self._bills[request_id]
-            bill.add(phase, works[i], active_j=active[i], idle_j=idle[i], predicted_j=predicted[i])
-            active_share = active[i] / all_active_j if all_active_j > 0 else 0.0
-            idle_share = idle[i] / all_idle_j if all_idle_j > 0 else 0.0
-            bill.shares_j += active_share * active_of[request_id]
-            self._book_domains(bill, phase, window, active_share, idle_share)
-        self.totals.open_j += window.own_j
-        self.fit.observe(total_work(works), all_active_j)
+    def _learn_idle(self, before: DomainCounter, now: Reading, window: DomainWindow | None) -> None:
+        if window is not None:
+            joules = {before.domain: window.energy_j}
+            self.idle_power.learn(window.duration_s, joules, busy_s(before.reading, now))
 
-    def _book_domains(
-        self, bill: Bill, phase: Phase, window: Window, active_share: float, idle_share: float
+    def _share_out(
+        self,
+        domain: str,
+        window: DomainWindow,
+        works: Sequence[tuple[Key, Work]],
+        *,
+        is_seen: bool,
     ) -> None:
-        request = bill.request
-        for domain in window.active_j:
-            active_j = window.active_j[domain] * active_share
-            idle_j = window.idle_j[domain] * idle_share
-            bill.domains_j[domain] = bill.domains_j.get(domain, 0.0) + active_j + idle_j
-            for name, energy_j in ((phase, active_j), ("idle", idle_j)):
-                label = Label(domain, name, request.model, request.adapter_name or "")
-                self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j
+        """Active energy by what the work should cost, idle energy by how long it took."""
+        fit = self._fit(domain)
+        total = total_work(work for _, work in works)
+        predicted = [fit.coefficients.predict_j(work) for _, work in works]
+        active = split(window.active_j, predicted)
+        busy_j = window.idle_while_busy_j(total.residence_s)
+        own_idle_j = busy_j * window.cpu.of_floor
+        self.totals.unattributed_j += busy_j - own_idle_j
+        self.totals.idle_j += window.idle_j - busy_j
+        idle = split(own_idle_j, [work.residence_s for _, work in works])
+        self.totals.open_j += window.active_j + own_idle_j
+        shares: dict[str, list[Share]] = {}
+        for i, ((owner, phase), work) in enumerate(works):
+            share = Share(domain, phase, work, active[i], idle[i], predicted[i])
+            shares.setdefault(owner, []).append(share)
+            self._label(self._bills[owner].request, share)
+        errors = self._errors(domain, fit, is_seen=is_seen)
+        for owner, own in shares.items():
+            self._bills[owner].add(own, window, errors)
+        fit.observe(total, window.active_j)
 
+    def _errors(self, domain: str, fit: CoefficientFit, *, is_seen: bool) -> WindowErrors:
+        """What is not known well about a window; whether its ticks were seen is told."""
+        period_s = self.meter.period_s
+        return WindowErrors(
+            fit=fit.relative_error,
+            tick_s=period_s * (_TICK_SEEN if is_seen else _TICK_UNSEEN),
+            idle_w=self.idle_power.error_w(domain),
+            is_fitted=fit.num_windows + 1 >= MIN_FITTED_WINDOWS,
+        )
 
-def _add(works: dict[Phase, Work], phase: Phase, work: Work) -> None:
-    """Add to the work of a phase."""
-    works[phase] = works.get(phase, Work()) + work
+    def _label(self, request: Request, share: Share) -> None:
+        for name, energy_j in ((share.phase, share.active_j), ("idle", share.idle_j)):
+            label = Label(share.domain, name, request.model, request.adapter_name or "")
+            self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j

@@ -1,6 +1,10 @@
 """Who pays for a step: the Shapley share of a step that costs fixed + additive.
 
-A step costs E = c_step + sum over its requests of (c_row * rows + c_flop * flops + c_byte * bytes).
+A step costs E = c_step + sum over its requests of
+
+    c_row * rows + c_chunk * chunks + c_flop * flops + c_byte * bytes
+
+where a chunk is several tokens of one sequence at once: a part of a prompt, or draft tokens.
 For costs of this form the Shapley value is closed: the fixed part divided by the number of requests
 in the step, plus each request's own marginal. Shares are then scaled to what the meter counted in
 the window, so they add up to it whatever the coefficients are; the coefficients only decide who.
@@ -17,7 +21,8 @@ from operator import mul
 
 from greenllm.shape import ModelShape
 
-Vector = tuple[float, float, float, float]
+Vector = tuple[float, float, float, float, float]
+_TERMS = 5
 _FIRST_WINDOWS = 50
 _FIRST_ROUNDS = 200
 _LATER_ROUNDS = 10
@@ -36,6 +41,7 @@ class Work:
     flops: float = 0.0
     kv_bytes: float = 0.0
     residence_s: float = 0.0
+    chunks: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -44,40 +50,53 @@ class Work:
             self.flops + other.flops,
             self.kv_bytes + other.kv_bytes,
             self.residence_s + other.residence_s,
+            self.chunks + other.chunks,
+        )
+
+    def scaled(self, factor: float) -> Work:
+        """A part of it."""
+        return Work(
+            self.steps * factor,
+            self.rows * factor,
+            self.flops * factor,
+            self.kv_bytes * factor,
+            self.residence_s * factor,
+            self.chunks * factor,
         )
 
     @property
     def features(self) -> Vector:
         """The quantities that coefficients multiply."""
-        return (self.steps, self.rows, self.flops, self.kv_bytes)
+        return (self.steps, self.rows, self.flops, self.kv_bytes, self.chunks)
 
 
 class Tally:
     """Work being added up; a step touches one per request, so it is a plain mutable object."""
 
-    __slots__ = ("flops", "kv_bytes", "residence_s", "rows", "steps")
+    __slots__ = ("chunks", "flops", "kv_bytes", "residence_s", "rows", "steps")
 
     def __init__(self) -> None:
-        self.steps = self.rows = self.flops = self.kv_bytes = self.residence_s = 0.0
+        self.steps = self.rows = self.flops = self.kv_bytes = self.residence_s = self.chunks = 0.0
 
     def work(self) -> Work:
         """The sum so far."""
-        return Work(self.steps, self.rows, self.flops, self.kv_bytes, self.residence_s)
+        return Work(self.steps, self.rows, self.flops, self.kv_bytes, self.residence_s, self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Joules per step, per row, per FLOP and per KV byte."""
+    """Joules per step, per row, per FLOP, per KV byte and per chunk of several tokens."""
 
     step_j: float
     row_j: float
     flop_j: float
     byte_j: float
+    chunk_j: float = 0.0
 
     @property
     def values(self) -> Vector:
         """In the order of `Work.features`."""
-        return (self.step_j, self.row_j, self.flop_j, self.byte_j)
+        return (self.step_j, self.row_j, self.flop_j, self.byte_j, self.chunk_j)
 
     def predict_j(self, work: Work) -> float:
         """Active joules this work should cost."""
@@ -116,9 +135,9 @@ class CoefficientFit:
         self._prior = prior
         self._memory = memory
         self._pull = pull
-        self._xx = [[0.0] * 4 for _ in range(4)]
-        self._xy = [0.0] * 4
-        self._factors = [1.0] * 4
+        self._xx = [[0.0] * _TERMS for _ in range(_TERMS)]
+        self._xy = [0.0] * _TERMS
+        self._factors = [1.0] * _TERMS
         self._current = prior
 
     @property
@@ -153,9 +172,9 @@ class CoefficientFit:
         terms = zip(self._prior.values, work.features, strict=True)
         scale_j = max(energy_j, self._current.predict_j(work) / 2)
         row = [unit * feature / scale_j for unit, feature in terms]
-        for i in range(4):
+        for i in range(_TERMS):
             self._xy[i] = self._memory * self._xy[i] + row[i] * (energy_j / scale_j)
-            for j in range(4):
+            for j in range(_TERMS):
                 self._xx[i][j] = self._memory * self._xx[i][j] + row[i] * row[j]
 
     def _solve(self) -> Coefficients:
@@ -205,6 +224,7 @@ def prior_coefficients(shape: ModelShape, *, flops_per_byte: float = 8.0) -> Coe
         row_j=max(0.05 * weights_flops, 1.0),
         flop_j=1.0,
         byte_j=flops_per_byte,
+        chunk_j=max(0.05 * weights_flops, 1.0),
     )
 
 

@@ -1,25 +1,26 @@
 """One request's running bill, and the receipt it becomes.
 
-Uncertainty is the relative half-width of a 90 % interval: the counter's own, its update period
-against the request's duration (quantisation, period / (sqrt(6) * duration)), and the error of the
-split, which only matters for the part of the energy that was shared.
+Not covered: how a window is divided (see `account`), and how well (see `certainty`).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import astuple, dataclass, field, replace
 from operator import add
 
 from greenllm.core import Phase, Request
-from greenllm.energy.account.attribution import CoefficientFit, Work
+from greenllm.energy.account.attribution import Work
+from greenllm.energy.account.certainty import ErrorBudget, WindowErrors
+from greenllm.energy.account.window import DomainWindow
 from greenllm.energy.meters.protocol import Meter
 from greenllm.energy.receipt import Attribution, Outcome, Receipt
 
 SCALE_BOUNDS = (0.7, 1.4)
-MIN_FITTED_WINDOWS = 8
-_Z90 = 1.645
+# An attribution is `ok` up to this relative half-width, the sensor's part left out.
+OK_WITHIN = 0.2
 _ALONE = 0.99
+_CONTENDED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,29 @@ class TokenCounts:
         return TokenCounts(*map(add, astuple(self), astuple(other)))
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A request's part of one domain's window, in one phase."""
+
+    domain: str
+    phase: Phase
+    work: Work
+    active_j: float
+    idle_j: float
+    predicted_j: float
+
+
 @dataclass(slots=True)
 class Bill:
-    """What a request has cost so far; `shares_j` weighs its windows by the share it had of them.
+    """What a request has cost so far.
 
-    `lost` is work that no reading will ever cover.
+    Attributes:
+        alone_j: Its active joules, each times the share it had of its window.
+        unfitted_j: Active joules that were divided before the fit had seen enough windows.
+        strangers_s: By domain, its time on the machine times the part that strangers used.
+        lost: Work that no counter will ever cover.
+        is_doubtful: A counter did something in its windows that no counter should.
+        is_unknown: A domain was not metered without which its joules mean nothing.
     """
 
     request: Request
@@ -51,8 +70,13 @@ class Bill:
     predicted_j: float = 0.0
     flops: float = 0.0
     resident_s: float = 0.0
-    shares_j: float = 0.0
+    strangers_s: dict[str, float] = field(default_factory=dict)
+    alone_j: float = 0.0
+    unfitted_j: float = 0.0
+    errors: ErrorBudget = field(default_factory=ErrorBudget)
     lost: dict[Phase, Work] = field(default_factory=dict)
+    is_doubtful: bool = False
+    is_unknown: bool = False
     closing: Receipt | None = None
     closed_s: float = 0.0
     sent_provisional: bool = False
@@ -70,17 +94,41 @@ class Bill:
     @property
     def alone(self) -> float:
         """1 when nobody else shared its windows, near 0 in a large batch."""
-        return min(1.0, self.shares_j / self.active_j) if self.active_j > 0 else 0.0
+        return min(1.0, self.alone_j / self.active_j) if self.active_j > 0 else 0.0
 
-    def add(
-        self, phase: Phase, work: Work, *, active_j: float, idle_j: float, predicted_j: float
-    ) -> None:
-        """Book a share of a window."""
-        self.phase_j[phase] = self.phase_j.get(phase, 0.0) + active_j
+    @property
+    def strangers_part(self) -> float:
+        """Which part of the machine strangers used while it ran."""
+        strangers_s = max(self.strangers_s.values(), default=0.0)
+        return min(1.0, strangers_s / self.resident_s) if self.resident_s > 0 else 0.0
+
+    def add(self, shares: Sequence[Share], window: DomainWindow, errors: WindowErrors) -> None:
+        """Book its shares of one domain's window."""
+        for share in shares:
+            self.phase_j[share.phase] = self.phase_j.get(share.phase, 0.0) + share.active_j
+            self.predicted_j += share.predicted_j
+        active_j = sum(share.active_j for share in shares)
+        idle_j = sum(share.idle_j for share in shares)
+        resident_s = sum(share.work.residence_s for share in shares)
+        domain, strangers = shares[0].domain, window.cpu.others
         self.idle_j += idle_j
-        self.predicted_j += predicted_j
+        self.domains_j[domain] = self.domains_j.get(domain, 0.0) + active_j + idle_j
+        strangers_s = self.strangers_s.get(domain, 0.0)
+        self.strangers_s[domain] = strangers_s + strangers * resident_s
+        part = active_j / window.active_j if window.active_j > 0 else 0.0
+        self.alone_j += part * active_j
+        self.unfitted_j += 0.0 if errors.is_fitted else active_j
+        self.errors.add(errors, window, active_j=active_j, idle_j=idle_j, resident_s=resident_s)
+
+    def count(self, work: Work) -> None:
+        """Note work that every counter has counted."""
         self.flops += work.flops
         self.resident_s += work.residence_s
+
+    def miss(self, domains: Set[str], needed: Set[str]) -> None:
+        """Note domains that were not metered while it ran; some tell too much to do without."""
+        self.is_unknown |= bool(domains & needed)
+        self.is_doubtful |= bool(domains)
 
     def close(
         self,
@@ -123,23 +171,21 @@ class Bill:
             duration_s=duration_s,
         )
 
-    def final(self, meter: Meter, fit: CoefficientFit) -> Receipt:
+    def final(self, meter: Meter) -> Receipt:
         """The receipt once every window with its work is closed."""
-        return self._priced(self._closing(), meter, fit, self.closed_s - self.opened_s)
+        return self._priced(self._closing(), meter)
 
-    def if_lost(self, meter: Meter, fit: CoefficientFit, now_s: float) -> Receipt:
+    def if_lost(self, meter: Meter, now_s: float) -> Receipt:
         """The receipt should its server be gone from now on: what has been metered is wasted."""
         duration_s = now_s - self.opened_s
         closing = self.closing or self._unpriced(meter, "lost", TokenCounts(), duration_s)
         if not self.sent_provisional:  # else its client has had the answer
             closing = replace(closing, outcome="lost")
-        return self._priced(closing, meter, fit, duration_s)
+        return self._priced(closing, meter)
 
-    def _priced(
-        self, closing: Receipt, meter: Meter, fit: CoefficientFit, duration_s: float
-    ) -> Receipt:
-        if not self.domains_j and meter.method == "unknown":
-            return replace(closing, status="unmetered")
+    def _priced(self, closing: Receipt, meter: Meter) -> Receipt:
+        if self.is_unknown or (not self.domains_j and meter.method == "unknown"):
+            return replace(closing, status="unmetered", measured=False)
         return replace(
             closing,
             status="final",
@@ -150,35 +196,33 @@ class Bill:
             draft_j=self.phase_j.get("draft", 0.0),
             domains_j=dict(self.domains_j),
             flops=self.flops,
-            resident_s=self.resident_s,
-            uncertainty=self._uncertainty(meter, fit, duration_s),
-            attribution=self._quality(fit),
+            resident_s=self.resident_s * (1 - self.strangers_part),
+            uncertainty=self._uncertainty(meter.uncertainty),
+            attribution=self._quality(),
         )
 
     def provisional(
-        self, fit: CoefficientFit, pending: dict[Phase, Work], idle_w: float
+        self, pending_j: Mapping[Phase, float] | None, pending_idle_j: float, pending: Work
     ) -> Receipt:
-        """A receipt with predicted joules for the work no reading covers yet.
+        """A receipt with predicted joules for the work no counter covers yet.
 
-        Before the first metered window nothing can be predicted: the joules stay unknown.
+        Before the first metered window nothing can be predicted, None, and the joules are unknown.
         """
-        if fit.num_windows == 0:
-            return self._closing()
-        pending_j = {phase: fit.coefficients.predict_j(work) for phase, work in pending.items()}
-        pending_s = sum(work.residence_s for work in pending.values())
+        closing = replace(self._closing(), measured=False)
+        if pending_j is None or self.is_unknown:
+            return closing
         prefill_j = self.phase_j.get("prefill", 0.0) + pending_j.get("prefill", 0.0)
         decode_j = self.phase_j.get("decode", 0.0) + pending_j.get("decode", 0.0)
         draft_j = self.phase_j.get("draft", 0.0) + pending_j.get("draft", 0.0)
         return replace(
-            self._closing(),
-            measured=False,
+            closing,
             active_j=prefill_j + decode_j + draft_j,
-            idle_j=self.idle_j + idle_w * pending_s,
+            idle_j=self.idle_j + pending_idle_j,
             prefill_j=prefill_j,
             decode_j=decode_j,
             draft_j=draft_j,
-            flops=self.flops + sum(work.flops for work in pending.values()),
-            resident_s=self.resident_s + pending_s,
+            flops=self.flops + pending.flops,
+            resident_s=self.resident_s + pending.residence_s,
             uncertainty=1.0,
             attribution="degraded",
         )
@@ -188,17 +232,22 @@ class Bill:
             raise RuntimeError(f"request {self.request.request_id} is still open")
         return self.closing
 
-    def _uncertainty(self, meter: Meter, fit: CoefficientFit, duration_s: float) -> float:
-        duration_s = max(duration_s, 1e-9)
-        quantisation = _Z90 * meter.period_s / (math.sqrt(6) * duration_s)
-        model = _Z90 * fit.relative_error * (1 - self.alone)
-        return min(1.0, math.sqrt(meter.uncertainty**2 + quantisation**2 + model**2))
+    def _uncertainty(self, sensor: float) -> float:
+        """Relative half-width of a 90 % interval; the sensor's alone where there are no joules."""
+        total_j = self.total_j
+        return self.errors.half_width_j(total_j, sensor) / total_j if total_j > 0 else sensor
 
-    def _quality(self, fit: CoefficientFit) -> Attribution:
+    def _quality(self) -> Attribution:
         if self.active_j == 0:
             return "none"
+        if self.strangers_part > _CONTENDED:
+            return "contended"
+        if self.is_doubtful:
+            return "degraded"
         if self.alone > _ALONE:
             return "ok"  # nobody to share with: it is all its own, whatever was predicted
         scale = self.active_j / self.predicted_j if self.predicted_j > 0 else 0.0
-        fitted = fit.num_windows >= MIN_FITTED_WINDOWS
-        return "ok" if fitted and SCALE_BOUNDS[0] <= scale <= SCALE_BOUNDS[1] else "degraded"
+        is_plausible = SCALE_BOUNDS[0] <= scale <= SCALE_BOUNDS[1]
+        is_fitted = self.unfitted_j <= self.active_j / 2
+        is_close = self._uncertainty(0.0) <= OK_WITHIN
+        return "ok" if is_plausible and is_fitted and is_close else "degraded"

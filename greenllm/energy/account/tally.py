@@ -82,6 +82,7 @@ class WindowTally:
                 tally.steps += claim * share * steps
                 tally.residence_s += claim * duration_s
             tally.rows += share * steps
+            tally.chunks += share if steps == 1 and chunk.num_tokens + len(chunk.draft) > 1 else 0.0
             tally.flops += _flops(chunk, shape, steps if steps > 1 else 0)
             tally.kv_bytes += _kv_bytes(chunk, shape, steps)
 
@@ -116,6 +117,7 @@ class WindowTally:
                 tally.steps += claim * share * one.num_steps
                 tally.residence_s += claim * duration_s
             tally.rows += share * one.num_steps
+            tally.chunks += share if chunk.num_tokens > 1 else 0.0
             tally.flops += shape.flops(chunk.start, chunk.num_tokens, int(chunk.samples))
             tally.kv_bytes += shape.kv_bytes(chunk.start, chunk.num_tokens)
             for place in range(chunk.end, chunk.end + one.num_steps - 1):

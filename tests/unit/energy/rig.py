@@ -7,7 +7,7 @@ from typing import Any
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
 from greenllm.energy.account.account import Account, Totals
-from greenllm.energy.account.attribution import Coefficients
+from greenllm.energy.account.attribution import CoefficientFit, Coefficients, prior_coefficients
 from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.meters.protocol import Reading, SensorError
 from greenllm.energy.receipt import Outcome, Receipt
@@ -34,12 +34,31 @@ class HandMeter:
         self.machine_cpu_s: float | None = None
         self.train_cpu_s = 0.0
         self.failing = False
+        self.gaps: frozenset[str] = frozenset()
+        self.lost: Mapping[str, str] = {}
+        self.paused_s = 0.0
+        self.ticked_s: float | None = None
+        self._ticked: dict[str, float] = {}
+
+    def tick(self) -> None:
+        """From now on counters show what they have at ticks only."""
+        self.ticked_s, self._ticked = self.now_s, dict(self.joules)
 
     def read(self) -> Reading:
         if self.failing:
             raise SensorError("hand: failing")
+        shown = self.joules if self.ticked_s is None else self._ticked
+        joules = {domain: value for domain, value in shown.items() if domain not in self.lost}
         return Reading(
-            self.now_s, dict(self.joules), self.own_cpu_s, self.machine_cpu_s, self.train_cpu_s
+            self.now_s,
+            joules,
+            self.own_cpu_s,
+            self.machine_cpu_s,
+            self.train_cpu_s,
+            as_of_s={} if self.ticked_s is None else dict.fromkeys(joules, self.ticked_s),
+            gaps=self.gaps,
+            lost=self.lost,
+            paused_s=self.paused_s,
         )
 
     def clock(self) -> float:
@@ -56,11 +75,13 @@ class Rig:
         period_s: float = 0.0,
         receipt_wait_s: float = 0.15,
         serving: bool = True,
+        needs: tuple[str, ...] = (),
+        domains: tuple[str, ...] = ("cpu",),
     ) -> None:
         self.meter = HandMeter(period_s=period_s, idle_w={} if idle_w is None else idle_w)
-        self.meter.joules = {"cpu": 50.0}
+        self.meter.joules = dict.fromkeys(domains, 50.0)
         self.account = Account(
-            self.meter, SHAPE, clock=self.meter.clock, receipt_wait_s=receipt_wait_s
+            self.meter, SHAPE, clock=self.meter.clock, receipt_wait_s=receipt_wait_s, needs=needs
         )
         if serving:
             self.account.start_serving()
@@ -89,6 +110,10 @@ class Rig:
             self.meter.own_cpu_s += own_s
             self.meter.train_cpu_s += train_s
             self.meter.machine_cpu_s += own_s + others_s + train_s
+
+    def tick(self) -> None:
+        """Let the counters show what they have now, and nothing later until the next tick."""
+        self.meter.tick()
 
     def open(self, *names: str, prompt: int = 4, **fields: Any) -> None:
         for name in names:
@@ -142,9 +167,9 @@ class Rig:
         return receipts
 
     def plant(self, coefficients: Coefficients | None = None) -> Coefficients:
-        """Teach the fit the true costs, so that shares are exact."""
-        truth = coefficients or self.account.fit.coefficients
-        self.account.fit = type(self.account.fit)(truth)
+        """Teach the fits the true costs, so that shares are exact."""
+        truth = coefficients or prior_coefficients(SHAPE)
+        self.account.fits = {domain: CoefficientFit(truth) for domain in self.meter.joules}
         return truth
 
 

@@ -21,7 +21,9 @@ class Traffic:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         known_w = {"cpu": self.chance.uniform(0, 5), "gpu": self.chance.uniform(0, 50)}
-        self.rig = make_rig(idle_w=known_w, period_s=self.chance.choice([0.0, 0.02, 0.1]))
+        self.rig = make_rig(
+            idle_w=known_w, period_s=self.chance.choice([0.0, 0.02, 0.1]), domains=DOMAINS
+        )
         self.rig.account.idle_power._fixed = self.chance.random() < 0.5
         if self.chance.random() < 0.7:
             self.rig.meter.own_cpu_s = self.rig.meter.machine_cpu_s = 0.0
@@ -45,7 +47,7 @@ class Traffic:
             self._end(name)
         self.rig.meter.failing = False
         for _ in range(2):
-            self.rig.spend(6.0, cpu=0.5)
+            self.rig.spend(6.0, cpu=0.5, dram=0.5, gpu=0.5)
             self.rig.drain()
             self._check()
 
@@ -125,7 +127,7 @@ def test_every_joule_is_booked_once(seed: int) -> None:
         assert receipt.prefill_j + receipt.decode_j == pytest.approx(receipt.active_j)
         domains_j = sum(receipt.domains_j.values())
         assert domains_j == pytest.approx(receipt.total_j, rel=1e-9, abs=1e-9)
-        assert 0 <= receipt.uncertainty <= 1
+        assert receipt.uncertainty >= 0
 
 
 @settings(max_examples=25)
@@ -170,7 +172,7 @@ def _serve(seed: int, *, read_between: bool, order: list[int] | None = None) -> 
     names = [f"r{i}" for i in range(5)]
     rig.open(*(names if order is None else [names[i] for i in order]))
     truth = rig.plant()
-    rig.account.fit.num_windows = 1  # the level is known already
+    rig.account.fits["cpu"].num_windows = 1  # the level is known already
     for step in range(6):
         parts = [(name, step * 8, chance.choice([1, 4, 8])) for name in names[: 1 + step]]
         if order is not None:

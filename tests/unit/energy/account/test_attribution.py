@@ -192,7 +192,7 @@ def test_the_first_window_sets_the_level_and_the_prior_the_ratios() -> None:
     fit = CoefficientFit(Coefficients(4.0, 2.0, 1.0, 1.0))
     work = Work(1.0, 1.0, 1.0, 1.0)
     fit.observe(work, 0.008)
-    assert fit.coefficients.values == pytest.approx((0.004, 0.002, 0.001, 0.001))
+    assert fit.coefficients.values == pytest.approx((0.004, 0.002, 0.001, 0.001, 0.0))
     assert fit.relative_error == 0.5, "nothing was predicted yet"
 
 
@@ -220,5 +220,5 @@ def test_a_negative_solution_is_cut_at_zero() -> None:
 def test_the_prior_is_mostly_reading_the_weights_and_never_zero() -> None:
     shape = ModelShape(900, 100, 2, 16, 64)
     prior = prior_coefficients(shape, flops_per_byte=8.0)
-    assert prior == Coefficients(8000.0, 400.0, 1.0, 8.0)
+    assert prior == Coefficients(8000.0, 400.0, 1.0, 8.0, 400.0)
     assert min(prior_coefficients(ModelShape(0, 0, 0, 0, 0)).values) >= 1

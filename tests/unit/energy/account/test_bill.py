@@ -1,12 +1,14 @@
 """A bill becomes a receipt: what it adds, how certain it is, and how good its split was."""
 
-import math
+from typing import Any
 
 import pytest
 
-from greenllm.core import AdapterRef, Approximation, Request, SamplingParams
-from greenllm.energy.account.attribution import CoefficientFit, Coefficients, Work
-from greenllm.energy.account.bill import Bill, TokenCounts
+from greenllm.core import AdapterRef, Approximation, Phase, Request, SamplingParams
+from greenllm.energy.account.attribution import Work
+from greenllm.energy.account.bill import Bill, Share, TokenCounts
+from greenllm.energy.account.certainty import WindowErrors
+from greenllm.energy.account.window import CpuShares, DomainWindow
 from greenllm.energy.meters.protocol import NullMeter, ReplayMeter
 from greenllm.energy.receipt import Receipt
 from tests.unit.energy.rig import make_rig
@@ -30,10 +32,24 @@ def _bill() -> Bill:
     return Bill(request, opened_s=10.0)
 
 
-def _fit(num_windows: int = 20, relative_error: float = 0.0) -> CoefficientFit:
-    fit = CoefficientFit(Coefficients(1.0, 0.5, 0.1, 0.25))
-    fit.num_windows, fit.relative_error = num_windows, relative_error
-    return fit
+def _add(
+    bill: Bill,
+    phase: Phase = "decode",
+    *,
+    active_j: float,
+    idle_j: float = 0.0,
+    predicted_j: float | None = None,
+    of_active_j: float | None = None,
+    strangers: float = 0.0,
+    **errors: Any,
+) -> None:
+    """A window of a second, of which a part is the bill's; by default all."""
+    share = Share("cpu", phase, WORK, active_j, idle_j, predicted_j or active_j)
+    if predicted_j == 0:
+        share = Share("cpu", phase, WORK, active_j, idle_j, 0.0)
+    whole_j = active_j if of_active_j is None else of_active_j
+    window = DomainWindow(10.0, 11.0, idle_j, whole_j, cpu=CpuShares(strangers))
+    bill.add([share], window, WindowErrors(**errors))
 
 
 def _close(bill: Bill, seconds: float = 2.0) -> Bill:
@@ -43,18 +59,19 @@ def _close(bill: Bill, seconds: float = 2.0) -> Bill:
 
 def test_phases_and_idle_add_up_to_the_total() -> None:
     bill = _bill()
-    bill.add("prefill", WORK, active_j=3.0, idle_j=0.5, predicted_j=3.1)
-    bill.add("decode", WORK, active_j=1.0, idle_j=0.25, predicted_j=1.0)
-    bill.add("decode", WORK, active_j=2.0, idle_j=0.25, predicted_j=2.0)
+    _add(bill, "prefill", active_j=3.0, idle_j=0.5, predicted_j=3.1)
+    _add(bill, "decode", active_j=1.0, idle_j=0.25, predicted_j=1.0)
+    _add(bill, "decode", active_j=2.0, idle_j=0.25, predicted_j=2.0)
     assert (bill.active_j, bill.idle_j, bill.total_j) == (6.0, 1.0, 7.0)
-    receipt = _close(bill).final(METER, _fit())
+    bill.count(WORK)
+    receipt = _close(bill).final(METER)
     assert (receipt.prefill_j, receipt.decode_j) == (3.0, 3.0)
     assert (receipt.active_j, receipt.idle_j, receipt.total_j) == (6.0, 1.0, 7.0)
-    assert (receipt.flops, receipt.resident_s) == (90.0, 1.5)
+    assert (receipt.flops, receipt.resident_s) == (30.0, 0.5), "counted once, not by domain"
 
 
 def test_a_receipt_names_the_request_and_the_meter() -> None:
-    receipt = _close(_bill()).final(METER, _fit())
+    receipt = _close(_bill()).final(METER)
     assert (receipt.request_id, receipt.model, receipt.adapter) == ("r", "m", "lora")
     assert (receipt.key, receipt.endpoint, receipt.created_s) == ("k", "/v1/completions", 77.0)
     assert (receipt.method, receipt.measured) == ("measured:x", True)
@@ -73,7 +90,7 @@ def test_a_receipt_says_how_much_of_the_model_was_asked() -> None:
     bill = Bill(request, opened_s=10.0)
     counts = TokenCounts(generated=4, drafted=3, accepted=2)
     bill.close(METER, "completed", closed_s=12.0, counts=counts, mean_layers=6.5)
-    receipt = bill.final(METER, _fit())
+    receipt = bill.final(METER)
     assert (receipt.approximate, receipt.mean_layers, receipt.agreement_target) == (True, 6.5, 0.95)
     assert (receipt.drafted_tokens, receipt.accepted_tokens) == (3, 2)
 
@@ -81,86 +98,94 @@ def test_a_receipt_says_how_much_of_the_model_was_asked() -> None:
 def test_an_unknown_meter_leaves_everything_unknown() -> None:
     bill = _bill()
     bill.close(NullMeter(lambda: 0.0), "completed", closed_s=12.0, counts=TokenCounts(generated=1))
-    receipt = bill.final(NullMeter(lambda: 0.0), _fit())
+    receipt = bill.final(NullMeter(lambda: 0.0))
     assert receipt.status == "unmetered"
     assert receipt.total_j is receipt.flops is receipt.uncertainty is None
 
 
 def test_an_open_bill_is_no_receipt() -> None:
     with pytest.raises(RuntimeError, match="request r is still open"):
-        _bill().final(METER, _fit())
+        _bill().final(METER)
     with pytest.raises(RuntimeError, match="still open"):
-        _bill().provisional(_fit(), {}, 0.0)
+        _bill().provisional({}, 0.0, Work())
 
 
 def test_a_provisional_receipt_adds_a_prediction_to_what_was_counted() -> None:
     bill = _bill()
-    bill.add("prefill", WORK, active_j=3.0, idle_j=0.5, predicted_j=3.0)
-    receipt = _close(bill).provisional(_fit(), {"decode": WORK}, idle_w=4.0)
-    predicted_j = 1.0 + 0.5 * 2 + 0.1 * 30 + 0.25 * 4
+    _add(bill, "prefill", active_j=3.0, idle_j=0.5, predicted_j=3.0)
+    bill.count(WORK)
+    predicted_j = 6.0
+    receipt = _close(bill).provisional({"decode": predicted_j}, 2.0, WORK)
     assert receipt.status == "provisional"
     assert receipt.prefill_j == 3.0
     assert receipt.decode_j == pytest.approx(predicted_j)
-    assert receipt.idle_j == pytest.approx(0.5 + 4.0 * 0.5)
+    assert receipt.idle_j == pytest.approx(2.5)
     assert receipt.total_j == pytest.approx(3.0 + predicted_j + 2.5)
     assert (receipt.flops, receipt.resident_s) == (60.0, 1.0)
     assert (receipt.uncertainty, receipt.attribution) == (1.0, "degraded")
 
 
 def test_without_a_metered_window_a_provisional_receipt_knows_no_joules() -> None:
-    receipt = _close(_bill()).provisional(_fit(num_windows=0), {"decode": WORK}, idle_w=4.0)
+    receipt = _close(_bill()).provisional(None, 0.0, WORK)
     assert receipt.total_j is receipt.decode_j is None
     assert receipt.duration_s == 2.0
 
 
 @pytest.mark.parametrize(
-    ("predicted_j", "num_windows", "quality"),
+    ("predicted_j", "how", "quality"),
     [
-        (10.0, 8, "ok"),
-        (10.0, 7, "degraded"),
-        (10.0 / 0.7, 8, "ok"),
-        (10.0 / 0.69, 8, "degraded"),
-        (10.0 / 1.4, 8, "ok"),
-        (10.0 / 1.41, 8, "degraded"),
-        (0.0, 8, "degraded"),
+        (10.0, {}, "ok"),
+        (10.0, {"is_fitted": False}, "degraded"),
+        (10.0 / 0.7, {}, "ok"),
+        (10.0 / 0.69, {}, "degraded"),
+        (10.0 / 1.4, {}, "ok"),
+        (10.0 / 1.41, {}, "degraded"),
+        (0.0, {}, "degraded"),
+        (10.0, {"fit": 0.1}, "ok"),
+        (10.0, {"fit": 0.3}, "degraded"),
+        (10.0, {"strangers": 0.05}, "ok"),
+        (10.0, {"strangers": 0.2}, "contended"),
     ],
 )
 def test_the_split_is_good_when_meter_and_prediction_agree(
-    predicted_j: float, num_windows: int, quality: str
+    predicted_j: float, how: dict[str, Any], quality: str
 ) -> None:
     bill = _bill()
-    bill.add("decode", WORK, active_j=10.0, idle_j=0.0, predicted_j=predicted_j)
-    assert _close(bill).final(METER, _fit(num_windows)).attribution == quality
+    _add(bill, active_j=10.0, predicted_j=predicted_j, of_active_j=20.0, **how)
+    bill.count(WORK)
+    assert _close(bill).final(METER).attribution == quality
+
+
+def test_a_domain_that_was_lost_degrades_and_one_that_is_needed_leaves_no_joules() -> None:
+    bill = _bill()
+    _add(bill, active_j=10.0)
+    bill.miss({"dram"}, {"gpu"})
+    receipt = _close(bill).final(METER)
+    assert (receipt.status, receipt.attribution, receipt.total_j) == ("final", "degraded", 10.0)
+    bill.miss({"gpu"}, {"gpu"})
+    receipt = bill.final(METER)
+    assert (receipt.status, receipt.measured, receipt.total_j) == ("unmetered", False, None)
 
 
 def test_nothing_was_split_where_nothing_was_active() -> None:
     bill = _bill()
-    bill.add("decode", WORK, active_j=0.0, idle_j=1.0, predicted_j=1.0)
-    assert _close(bill).final(METER, _fit()).attribution == "none"
+    _add(bill, "decode", active_j=0.0, idle_j=1.0, predicted_j=1.0)
+    assert _close(bill).final(METER).attribution == "none"
     assert bill.alone == 0
 
 
-def _uncertainty(shares_j: float, seconds: float, relative_error: float = 0.2) -> float:
+def test_strangers_take_their_part_of_the_machine() -> None:
     bill = _bill()
-    bill.add("decode", WORK, active_j=8.0, idle_j=0.0, predicted_j=8.0)
-    bill.shares_j = shares_j
-    value = _close(bill, seconds).final(METER, _fit(relative_error=relative_error)).uncertainty
-    assert value is not None
-    return value
+    _add(bill, active_j=6.0, idle_j=2.0, strangers=0.75)
+    bill.count(WORK)
+    receipt = _close(bill).final(METER)
+    assert receipt.resident_s == pytest.approx(0.25 * WORK.residence_s)
+    assert receipt.uncertainty is not None
+    assert receipt.uncertainty > 1, "an interval is as wide as it is"
 
 
-def test_uncertainty_is_counter_quantisation_and_split() -> None:
-    quantisation = 1.645 * 0.1 / (math.sqrt(6) * 2.0)
-    assert _uncertainty(8.0, 2.0) == pytest.approx(math.hypot(0.05, quantisation))
-    split = 1.645 * 0.2 * 0.75
-    assert _uncertainty(2.0, 2.0) == pytest.approx(math.hypot(0.05, quantisation, split))
-
-
-def test_uncertainty_grows_with_company_and_shortness_and_ends_at_one() -> None:
-    assert _uncertainty(8.0, 2.0) < _uncertainty(4.0, 2.0) < _uncertainty(0.5, 2.0)
-    assert _uncertainty(8.0, 20.0) < _uncertainty(8.0, 0.2)
-    assert _uncertainty(0.5, 0.0) == 1.0
-    assert _uncertainty(8.0, 1e6) == pytest.approx(0.05)
+def test_the_interval_of_nothing_is_the_sensors() -> None:
+    assert _close(_bill()).final(METER).uncertainty == 0.05
 
 
 def test_a_request_with_two_phases_in_a_window_was_still_alone() -> None:
@@ -187,8 +212,8 @@ def test_in_company_a_request_has_its_share_of_the_window() -> None:
 
 def test_an_open_bill_that_is_lost_has_what_was_metered_so_far() -> None:
     bill = _bill()
-    bill.add("prefill", WORK, active_j=3.0, idle_j=0.5, predicted_j=3.0)
-    receipt = bill.if_lost(METER, _fit(), now_s=14.0)
+    _add(bill, "prefill", active_j=3.0, idle_j=0.5, predicted_j=3.0)
+    receipt = bill.if_lost(METER, now_s=14.0)
     assert (receipt.status, receipt.outcome) == ("final", "lost")
     assert (receipt.active_j, receipt.idle_j, receipt.duration_s) == (3.0, 0.5, 4.0)
     assert (receipt.prompt_tokens, receipt.completion_tokens) == (3, 0)
@@ -198,14 +223,14 @@ def test_an_open_bill_that_is_lost_has_what_was_metered_so_far() -> None:
 
 def test_a_closed_bill_that_is_lost_keeps_its_counts_and_its_duration() -> None:
     bill = _close(_bill())
-    bill.add("decode", WORK, active_j=2.0, idle_j=0.25, predicted_j=2.0)
-    receipt = bill.if_lost(METER, _fit(), now_s=99.0)
+    _add(bill, "decode", active_j=2.0, idle_j=0.25, predicted_j=2.0)
+    receipt = bill.if_lost(METER, now_s=99.0)
     assert (receipt.status, receipt.outcome, receipt.duration_s) == ("final", "lost", 2.0)
     assert (receipt.cached_tokens, receipt.completion_tokens) == (1, 4)
     assert receipt.total_j == 2.25
-    assert bill.final(METER, _fit()).outcome == "completed"
+    assert bill.final(METER).outcome == "completed"
 
 
 def test_a_bill_that_is_lost_under_an_unknown_meter_knows_no_joules() -> None:
-    receipt = _bill().if_lost(NullMeter(lambda: 0.0), _fit(), now_s=12.0)
+    receipt = _bill().if_lost(NullMeter(lambda: 0.0), now_s=12.0)
     assert (receipt.status, receipt.outcome, receipt.total_j) == ("unmetered", "lost", None)

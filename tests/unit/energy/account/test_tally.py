@@ -89,6 +89,7 @@ def passed(
         shape.flops(start, count, logits),
         shape.kv_bytes(start, count),
         claim * seconds,
+        share if count > 1 else 0.0,
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenllm.energy.account.window import IdlePower, take_apart
+from greenllm.energy.account.window import DomainWindow, take_apart
 from greenllm.energy.meters.protocol import Reading
 
 DOMAINS = ("cpu", "dram", "gpu")
@@ -74,30 +74,6 @@ def test_the_parts_are_not_negative_and_add_up(
     assert min(parts) >= 0
 
 
-def test_idle_power_that_is_known_is_not_learnt() -> None:
-    idle = IdlePower({"cpu": 3.0})
-    idle.learn(10.0, {"cpu": 1000.0})
-    assert idle.watts == {"cpu": 3.0}
-
-
-def test_idle_power_is_learnt_from_the_first_long_window_and_then_slowly() -> None:
-    idle = IdlePower(None)
-    idle.learn(0.1, {"cpu": 50.0})
-    assert idle.watts == {}, "too short for a counter"
-    idle.learn(2.0, {"cpu": 20.0})
-    assert idle.watts == {"cpu": 10.0}
-    idle.learn(1.0, {"cpu": 20.0, "gpu": 30.0})
-    assert idle.watts == pytest.approx({"cpu": 12.0, "gpu": 30.0})
-
-
-def test_a_floor_learnt_under_load_is_unlearnt() -> None:
-    idle = IdlePower(None)
-    idle.learn(1.0, {"cpu": 100.0})
-    for _ in range(30):
-        idle.learn(1.0, {"cpu": 10.0})
-    assert idle.watts["cpu"] == pytest.approx(10.0, rel=0.02)
-
-
 def test_training_is_told_apart_from_others() -> None:
     before = Reading(0.0, dict.fromkeys(DOMAINS, 0.0), 10.0, 10.0, 5.0)
     now = Reading(1.0, dict.fromkeys(DOMAINS, 10.0), 11.0, 14.0, 7.0)
@@ -105,8 +81,6 @@ def test_training_is_told_apart_from_others() -> None:
     assert window.active_j == pytest.approx({"cpu": 2.0, "dram": 2.5, "gpu": 10.0})
     assert window.train_j == pytest.approx((8.0 + 10.0) * 2 / 4)
     assert window.unattributed_j == pytest.approx((8.0 + 10.0) * 1 / 4)
-    early, late = window.split_idle(0.5)
-    assert (early.train_j, late.train_j) == (0.0, window.train_j)
 
 
 def test_a_part_of_the_floor_is_idle_where_several_servers_share_it() -> None:
@@ -132,3 +106,14 @@ def test_where_no_floor_is_told_all_of_it_is_this_servers(
 def test_a_floor_that_falls_is_nobodys() -> None:
     before, now = Reading(0.0, {"cpu": 0.0}, floor_s=5.0), Reading(1.0, {"cpu": 9.0}, floor_s=4.0)
     assert take_apart(before, now, {"cpu": 4.0}).idle_j == {"cpu": 0.0}
+
+
+def test_idle_energy_while_requests_ran_is_a_part_of_the_windows() -> None:
+    window = DomainWindow(1.0, 3.0, 8.0, 5.0, 2.0, 1.0)
+    assert (window.duration_s, window.energy_j) == (2.0, 16.0)
+    assert [window.idle_while_busy_j(seconds) for seconds in (0.0, 0.5, 9.0)] == [0.0, 2.0, 8.0]
+
+
+def test_a_domain_that_only_one_reading_has_is_left_out() -> None:
+    before, now = Reading(0.0, {"cpu": 1.0, "gpu": 5.0}), Reading(1.0, {"cpu": 3.0, "dram": 9.0})
+    assert take_apart(before, now, {}).active_j == {"cpu": 2.0}
