@@ -2,8 +2,7 @@
 
 Contract: all subsets of all games in a new random order each round, so that what else the machine
 does hits all alike; medians. A step is run once before it is timed, as its shape may be new to the
-kernels. The account's fit learns from the same steps, each as a window of as many joules as it took
-seconds.
+kernels. The account's model of steps learns from the median times of the same steps.
 
 Not covered: joules (a second of a step is taken as so many joules), adapters, drafters.
 """
@@ -137,7 +136,10 @@ class AccountShares:
     """How the account would share these steps, once its model has seen them a few times."""
 
     def __init__(
-        self, shape: ModelShape, steps: Mapping[Step, Batch], times: Mapping[Step, list[float]]
+        self,
+        shape: ModelShape,
+        steps: Mapping[Step, Batch],
+        times: Mapping[Step, list[float]],
     ) -> None:
         self._shape = shape
         self._steps = steps
