@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import quote
 
 from greenllm.core import GreenllmError
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.receipt import Receipt
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import MAX_UNWRITTEN, GroupSums
 from greenllm.energy.receipt import Receipt
 from serving.cluster.keeper import Books

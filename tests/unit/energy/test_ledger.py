@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenllm.energy import ledger as module
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums, Ledger, LedgerError
 from tests.unit.energy.rig import make_receipt
 
@@ -379,7 +379,7 @@ def test_a_reader_in_another_thread_always_sees_books_that_balance(ledger: Ledge
 WRITER = """
     import sys
     from greenllm.energy.receipt import Receipt
-    from greenllm.energy.account.account import Totals
+    from greenllm.energy.account.totals import Totals
     from greenllm.energy.ledger import Ledger
 
     ledger, totals, number = Ledger(sys.argv[1]), Totals(), 0
