@@ -53,6 +53,34 @@ def test_whatever_it_says_the_sum_rises_and_is_no_more_than_can_be_drawn(
     assert track.sum_j <= 2 * LARGEST_W * (now_s + 2 * PERIOD_S * len(looks))
 
 
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0, 1)), max_size=60), st.floats(0, 2000))
+def test_wraps_are_followed_to_the_joule(looks: list[tuple[float, float]], start_j: float) -> None:
+    range_j = 2000.0
+    track, now_s, true_j = _track(start_j % range_j, range_j), 0.0, 0.0
+    for seconds, load in [*looks, (0.1, 0.0), (0.1, 0.0)]:
+        now_s += seconds
+        true_j += load * LARGEST_W * seconds
+        assert not track.see((start_j + true_j) % range_j, now_s)
+        assert track.sum_j <= true_j + 1e-6
+    assert track.sum_j == pytest.approx(true_j, abs=1e-6)
+    assert track.num_faults == 0
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 10])
+def test_a_counter_that_slips_back_counts_no_joule_twice(repeats: int) -> None:
+    """Two joules on, one back, a thousand times; each is read once or several times."""
+    track, raw_j, now_s = _track(START_J), START_J, 0.0
+    for _ in range(1000):
+        for step_j in (2.0, -1.0):
+            raw_j += step_j
+            for _ in range(repeats):
+                now_s += 0.05
+                assert not track.see(raw_j, now_s)
+    assert track.sum_j == pytest.approx(1001.0)
+    assert track.num_faults == 0
+
+
 def test_a_fall_is_believed_a_period_later_and_not_before() -> None:
     track = _track(START_J)
     for now_s, raw_j in ((1.0, 0.0), (1.05, 5.0)):
