@@ -442,7 +442,9 @@ class Account:
             self._bills[owner].add(own, window, errors)
         fit.observe(busy_s, window.active_j)
 
-    def _errors(self, domain: str, fit: PowerFit, busy_s: float, *, is_seen: bool) -> WindowErrors:
+    def _errors(
+        self, domain: str, fit: PowerFit, busy_s: float, *, is_seen: bool
+    ) -> WindowErrors:
         """What is not known well about a window; whether its ticks were seen is told."""
         period_s = self.meter.period_s
         return WindowErrors(
