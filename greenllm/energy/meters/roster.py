@@ -66,6 +66,7 @@ class Roster:
         self._known: Sequence[Event] = ()
         self._file: tuple[int, int, int] | None = None
         self._note(_COMES, self._name, _JOIN_PATIENCE_S)
+        self._strike_off_the_dead(self._events())
 
     def seconds(self) -> tuple[float, float]:
         """The moment, and for how many seconds until then the floor was this member's."""

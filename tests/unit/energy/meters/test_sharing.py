@@ -154,6 +154,14 @@ def test_a_dead_member_is_struck_off_once_somebody_looks(hand: Hand, path: Path)
     assert lines(path)[-1][1:3] == ["-", f"{2**30 + 2}:gone"]
 
 
+def test_who_comes_strikes_off_the_dead(hand: Hand, path: Path) -> None:
+    hand.join(path, 1)
+    hand.kill(1)
+    second = hand.join(path, 2)
+    hand.now_s += 0.5
+    assert second.seconds()[1] == pytest.approx(0.5)
+
+
 def test_members_look_for_the_dead_about_once_a_second(hand: Hand, path: Path) -> None:
     first, _ = hand.join(path, 1), hand.join(path, 2)
     hand.kill(2)
@@ -527,11 +535,14 @@ def test_who_is_alone_has_the_whole_machine(hand: Hand, path: Path) -> None:
     reading = one.read()
     assert reading.joules == {"cpu": pytest.approx(28.0)}
     assert (reading.own_cpu_s, reading.machine_cpu_s) == (3.0, 4.0)
-    assert [meter.idle_w for meter in (one,)] == [None]
+    told = one.idle_w
+    assert told is None
     two = SharedMeter(whole.seen_by(2), hand.join(path, 2))
     whole.spend(2.0, 28.0, {1: 1.0, 2: 1.0, 99: 2.0})
     assert one.read().joules == {"cpu": pytest.approx(28.0 + 14.0)}
-    assert one.idle_w == {"cpu": pytest.approx(14.0)}
+    told = one.idle_w
+    assert told is not None
+    assert dict(told) == {"cpu": pytest.approx(14.0)}
     assert two.read().joules["cpu"] == pytest.approx(14.0)
 
 
