@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from greenllm.clashes import find_clashes
+from greenllm.cli.calibrate import described
 from greenllm.cli.options import DataDir
 from greenllm.config import ConfigError, variable
 from greenllm.energy.carbon.policy import intensity_source, world_warning
@@ -24,6 +25,7 @@ from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_schema import LedgerError
+from greenllm.energy.meters.calibrated import CalibrationError, read_calibration
 from greenllm.energy.meters.choose import WORKS, Rung, ladder, lost_domains
 from greenllm.energy.meters.limits import CpuShare, cpu_share
 from greenllm.energy.meters.registry import DOMAINS, Domain
@@ -31,7 +33,7 @@ from greenllm.energy.meters.scope import Scope
 from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.model.spec import FAMILIES
 from greenllm.options import CarbonOptions
-from greenllm.places import cache_path, ledger_path
+from greenllm.places import cache_path, calibration_path, ledger_path
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
 from greenllm.runner.passes import remembered
 
@@ -65,6 +67,7 @@ def doctor(data_dir: DataDir = None) -> None:
     if lost := lost_domains(ladders, Scope()):
         print_lines(console, "Lost", lost_lines(lost))
     lines = [*cpu_lines(cpu, vcpu_power(cpu)), *share_lines(cpu_share(cpu.num_vcpus))]
+    lines += calibration_lines(calibration_path(), cpu)
     print_lines(console, "Processor", lines)
     print_lines(console, "Carbon", carbon_lines(os.environ.get(variable("zone"))))
     rapl = next(rung for rung in ladders["cpu"] if rung.name == "rapl")
@@ -131,6 +134,17 @@ def share_lines(share: CpuShare | None) -> list[str]:
     if share is None:
         return []
     return [f"this process may use {share.num_cpus:g} of them: {share.key}"]
+
+
+def calibration_lines(path: Path, cpu: CpuInfo) -> list[str]:
+    """What a wall meter said of this machine, or why that does not count."""
+    try:
+        found = read_calibration(path, cpu)
+    except CalibrationError as error:
+        return [f"the calibration is not used: {error}"]
+    if found is None:
+        return ["not calibrated: `greenllm calibrate` fits these watts to a meter at the wall"]
+    return [described(found)]
 
 
 def carbon_lines(zone: str | None) -> list[str]:

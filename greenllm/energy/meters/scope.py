@@ -9,6 +9,7 @@ from pathlib import Path
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.cuda import cuda_uuids
 from greenllm.energy.meters.roster import Roster
+from greenllm.places import calibration_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Scope:
     sys: root of sysfs, where the kernel shows its counters.
     cuda: tells which GPUs CUDA sees, see `cuda_uuids`.
     proc: root of procfs, where it shows processors and limits.
+    calibration: the file with this machine's watts, where it was calibrated.
     """
 
     clock: CpuClock = field(default_factory=CpuClock)
@@ -30,3 +32,4 @@ class Scope:
     sys: Path = Path("/sys")
     cuda: Callable[[], tuple[str, ...] | None] = cuda_uuids
     proc: Path = Path("/proc")
+    calibration: Path = field(default_factory=calibration_path)
