@@ -97,7 +97,7 @@ def choose_meter(name: str, ladders: Mapping[Domain, Iterable[Rung]]) -> Meter:
 def lost_domains(ladders: Mapping[Domain, Iterable[Rung]], scope: Scope) -> dict[str, str]:
     """Domains that are used and that no rung can meter: GPUs that CUDA sees."""
     gpu = list(ladders.get("gpu", ()))
-    if not gpu or _best(gpu) is not None or scope.cuda() == ():
+    if not gpu or any(rung.meter is not None for rung in gpu) or scope.cuda() == ():
         return {}
     return {"gpu": gpu[0].reason}
 

@@ -47,8 +47,8 @@ class Reading:
             not named here is of `at_s`. [s]
         num_faults: How often counters have said so far what no hardware can do, by domain; a domain
             without faults is not named.
-        gaps: Domains whose joules since the last reading are held back, because the counter says what
-            no hardware can do, or lack some: it was reset, or nobody looked at a power for long.
+        gaps: Domains whose joules since the last reading are held back, as the counter says what no
+            hardware can do, or lack some: it was reset, or nobody looked at a power for long.
         lost: Domains that are missing from `joules` although they are metered here, and why.
         paused_s: For how long this process has been stopped or suspended so far. [s]
     """
