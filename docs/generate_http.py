@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from greenllm.core import Speculation
 from greenllm.energy import receipt
 from greenllm.energy.account.totals import Label, Totals
+from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Stats
 from greenllm.speculation.controller import Arm
@@ -264,9 +265,8 @@ def metrics_page() -> str:
     counts: dict[str, Any] = {spec.name: 0 for spec in fields(Stats)}
     arm = Arm(Speculation("prompt_lookup"), num_steps=1, mean_tokens=1.0, mean_drafted=1.0)
     stats = Stats(**{**counts, "totals": Totals(), "arms": {1: [arm]}})
-    metrics = Metrics(
-        lambda: stats, lambda: {Label("cpu", "decode", "bundled", ""): 1.0}, lambda: 0
-    )
+    spent_j = {Label("cpu", "decode", "bundled", ""): 1.0}
+    metrics = Metrics(lambda: stats, lambda: spent_j, lambda: 0, LedgerState)
     metrics.observe(KNOWN)
     rows = []
     for family in text_string_to_metric_families(metrics.render().decode()):

@@ -52,6 +52,7 @@ class LLM:
 
     def __init__(self, model: str = "bundled", *, record: bool = False, **options: Any) -> None:
         from greenllm.energy.meters.choose import open_meter
+        from greenllm.energy.meters.machine_roster import join_roster
         from greenllm.energy.meters.scope import Scope
         from greenllm.energy.session import open_ledger
 
@@ -61,7 +62,9 @@ class LLM:
 
         places = places_of(EngineConfig)
         config = load(EngineConfig, flags={"model": model, **options}, environment=places)
-        meter, first = open_meter(config, Scope(devices=config.gpus))
+        self._roster = join_roster(config.roster)
+        scope = Scope(devices=config.gpus, roster=self._roster)
+        meter, first = open_meter(config, scope)
         self._served = load_engine(config, meter, first)
         self._engine = self._served.engine
         self._ledger, session_id = None, ""
@@ -85,6 +88,8 @@ class LLM:
         self._client.close()
         if self._ledger is not None:
             self._ledger.close()
+        if self._roster is not None:
+            self._roster.leave()
         # Loading has frozen what there was; frozen cycles, such as the engine's, are never freed.
         gc.unfreeze()
 

@@ -97,6 +97,11 @@ class ReceiptOptions(MeterOptions):
     receipt_wait_s: float = option(
         0.15, "Longest wait for a counter; then the receipt is provisional."
     )
+    roster: str = option(
+        "auto",
+        "Folder in which servers of this machine share its idle power: auto (the user's), off or a"
+        " folder; replicas have one of their own.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,8 +18,10 @@ from rich.logging import RichHandler
 
 from greenllm.clashes import find_clashes
 from greenllm.config import ConfigError
+from greenllm.energy.carbon.policy import world_warning
 from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.machine_roster import join_roster
 from greenllm.energy.meters.scope import Scope
 from serving.config import ServeConfig
 
@@ -42,13 +44,26 @@ def serve(config: ServeConfig) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for warning in (*find_clashes(), *exposures(config)):
+    for warning in filter(None, (*find_clashes(), *exposures(config), world_warning(config))):
         _say(f"[yellow]warning:[/] {warning}")
     if config.replicas is not None:
         run_replicas(config)
         return
-    clock = CpuClock()
-    meter, first = open_meter(config, Scope(clock, devices=config.gpus))
+    roster = join_roster(config.roster)
+    try:
+        run_server(config, Scope(CpuClock(), devices=config.gpus, roster=roster))
+    finally:
+        if roster is not None:
+            roster.leave()
+
+
+def run_server(config: ServeConfig, scope: Scope) -> None:
+    """Serve one engine until interrupted.
+
+    Raises:
+        GreenllmError: the server cannot start.
+    """
+    meter, first = open_meter(config, scope)
     with console.status("importing torch") as status:
         server = importlib.import_module("serving.server")
         transformers_logging = importlib.import_module("transformers.utils.logging")
@@ -59,7 +74,7 @@ def serve(config: ServeConfig) -> None:
             status.stop()
             announce(config, parts, port)
 
-        server.serve(config, meter, first, on_ready, partial(follow, clock))
+        server.serve(config, meter, first, on_ready, partial(follow, scope.clock))
 
 
 def run_replicas(config: ServeConfig) -> None:

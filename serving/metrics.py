@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from greenllm.energy.account.totals import Label
+from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Stats
 
@@ -28,9 +29,10 @@ class Metrics:
         stats: Callable[[], Stats],
         spent_j: Callable[[], Mapping[Label, float]],
         num_in_flight: Callable[[], int],
+        ledger: Callable[[], LedgerState],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(stats, spent_j, num_in_flight))
+        self._registry.register(_EngineCollector(stats, spent_j, num_in_flight, ledger))
         labels = ["model", "outcome"]
         self._energy = Histogram(
             "greenllm_request_energy_joules",
@@ -67,10 +69,12 @@ class _EngineCollector:
         stats: Callable[[], Stats],
         spent_j: Callable[[], Mapping[Label, float]],
         num_in_flight: Callable[[], int],
+        ledger: Callable[[], LedgerState],
     ) -> None:
         self._stats = stats
         self._spent_j = spent_j
         self._num_in_flight = num_in_flight
+        self._ledger = ledger
 
     def collect(self) -> Iterable[Metric]:
         """Yield all families."""
@@ -80,6 +84,7 @@ class _EngineCollector:
         yield self._energy()
         yield _account(stats)
         yield _meter(stats)
+        yield from _ledger(self._ledger())
         yield from _arms(stats)
 
     def _energy(self) -> Metric:
@@ -143,6 +148,15 @@ def _account(stats: Stats) -> Metric:
 def _meter(stats: Stats) -> Metric:
     text = "Joules the meter counted since the server started."
     return CounterMetricFamily("greenllm_meter_joules", text, value=stats.totals.meter_j)
+
+
+def _ledger(state: LedgerState) -> Iterable[Metric]:
+    waiting = "Rows that wait in memory for the ledger."
+    yield GaugeMetricFamily("greenllm_ledger_rows_waiting", waiting, value=state.num_waiting)
+    writable = "1 where the last attempt to write the ledger succeeded."
+    yield GaugeMetricFamily("greenllm_ledger_writable", writable, value=int(state.is_writable))
+    dropped = "Rows that the ledger will never have."
+    yield CounterMetricFamily("greenllm_ledger_rows_dropped", dropped, value=state.num_dropped)
 
 
 def _arms(stats: Stats) -> Iterable[Metric]:

@@ -38,7 +38,7 @@ def energy_object(receipt: Receipt) -> dict[str, Any]:
         "duration_seconds": receipt.duration_s,
         "flops": receipt.flops,
         "method": receipt.method,
-        "measured": receipt.measured,
+        "measured": _is_measured(receipt),
         "uncertainty": receipt.uncertainty,
         "status": receipt.status,
         "attribution": receipt.attribution,
@@ -101,11 +101,16 @@ def energy_headers(receipt: Receipt) -> dict[str, str]:
     if receipt.approximate:
         headers["X-Approximate"] = "true"
     headers["X-Energy-Method"] = receipt.method
-    headers["X-Energy-Measured"] = "true" if receipt.measured else "false"
+    headers["X-Energy-Measured"] = "true" if _is_measured(receipt) else "false"
     headers["X-Energy-Status"] = receipt.status
     if receipt.intensity_g_per_kwh is not None:
         headers["X-Carbon-Intensity"] = _intensity(receipt)
     return headers
+
+
+def _is_measured(receipt: Receipt) -> bool:
+    """Whether a sensor counted its joules; nobody has counted joules that are not known."""
+    return receipt.measured and receipt.total_j is not None
 
 
 def comment(receipt: Receipt) -> str:

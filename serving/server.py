@@ -10,7 +10,6 @@ Who calls whom: routes -> `intake` -> `EngineLoop` (a queue) -> the engine threa
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fastapi import FastAPI
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.session import open_ledger
-from greenllm.engine.loop import EngineLoop
+from greenllm.engine.loop import RECORD_EVERY_S, EngineLoop
 from greenllm.load import load_engine
 from greenllm.served import Served
 from serving.app import create_app
@@ -75,7 +74,7 @@ def make_state(
     follow: Follow,
     *,
     workplace: Path | None = None,
-    record_every_s: float = math.inf,
+    record_every_s: float = RECORD_EVERY_S,
     totals: Callable[[], Totals] | None = None,
 ) -> ServerState:
     """Connect the parts on a running event loop.
@@ -86,7 +85,12 @@ def make_state(
     workplace = workplace or config.data_path
     engine = parts.served.engine
     bridge = Bridge(loop, max_in_flight=config.max_queue)
-    metrics = Metrics(engine.stats, lambda: engine.account.spent_j, lambda: bridge.num_in_flight)
+    metrics = Metrics(
+        engine.stats,
+        lambda: engine.account.spent_j,
+        lambda: bridge.num_in_flight,
+        lambda: parts.ledger.state,
+    )
     engine_loop = EngineLoop(
         engine,
         parts.ledger,

@@ -11,6 +11,7 @@ from fastapi import Request as HttpRequest
 
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums
+from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.loop import EngineLoop, Recorder
 from serving import auth
@@ -28,6 +29,10 @@ class ServerLedger(Recorder, Protocol):
     @property
     def path(self) -> Path | str:
         """Its file, for people."""
+
+    @property
+    def state(self) -> LedgerState:
+        """Whether it can be written, and what waits."""
 
     def receipt(self, request_id: str) -> Receipt | None:
         """One request's receipt."""

@@ -93,7 +93,7 @@ def users(library: str) -> set[str]:
 
 RAY = ("deploy", "ray_pool", "remote_ledger", "replica", "router")
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "sqlite3": ("greenllm/energy/ledger.py",),
+    "sqlite3": ("greenllm/energy/ledger",),
     "pynvml": ("greenllm/energy/meters/nvml.py",),
     "fastapi": ("serving/",),
     "starlette": ("serving/",),

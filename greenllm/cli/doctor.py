@@ -18,14 +18,19 @@ from rich.table import Table
 
 from greenllm.clashes import find_clashes
 from greenllm.cli.options import DataDir
+from greenllm.config import ConfigError, variable
+from greenllm.energy.carbon.policy import intensity_source, world_warning
 from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
-from greenllm.energy.ledger import Ledger, LedgerError
+from greenllm.energy.ledger import Ledger
+from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.meters.choose import WORKS, Rung, ladder, lost_domains
+from greenllm.energy.meters.limits import CpuShare, cpu_share
 from greenllm.energy.meters.registry import DOMAINS, Domain
 from greenllm.energy.meters.scope import Scope
 from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.model.spec import FAMILIES
+from greenllm.options import CarbonOptions
 from greenllm.places import cache_path, ledger_path
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
 from greenllm.runner.passes import remembered
@@ -59,7 +64,9 @@ def doctor(data_dir: DataDir = None) -> None:
     print_table(console, "Meters, best first", rung_table(ladders))
     if lost := lost_domains(ladders, Scope()):
         print_lines(console, "Lost", lost_lines(lost))
-    print_lines(console, "Processor", cpu_lines(cpu, vcpu_power(cpu)))
+    lines = [*cpu_lines(cpu, vcpu_power(cpu)), *share_lines(cpu_share(cpu.num_vcpus))]
+    print_lines(console, "Processor", lines)
+    print_lines(console, "Carbon", carbon_lines(os.environ.get(variable("zone"))))
     rapl = next(rung for rung in ladders["cpu"] if rung.name == "rapl")
     print_lines(console, "RAPL", rapl_lines(rapl, is_virtual=is_virtual()))
     print_lines(console, "Runner", [*runner_lines(), *selfcheck_lines(cache_path())])
@@ -117,6 +124,24 @@ def cpu_lines(cpu: CpuInfo, power: VcpuPower) -> list[str]:
         f"idle {_watts(power.min_w, power)}, full load {_watts(power.max_w, power)} (90 %)",
         f"source: {power.source}",
     ]
+
+
+def share_lines(share: CpuShare | None) -> list[str]:
+    """The part of the processor that this process may use, where it is not all."""
+    if share is None:
+        return []
+    return [f"this process may use {share.num_cpus:g} of them: {share.key}"]
+
+
+def carbon_lines(zone: str | None) -> list[str]:
+    """Which intensity a server would use here, and what is wrong with it."""
+    options = CarbonOptions() if zone is None else CarbonOptions(zone=zone)
+    try:
+        value = intensity_source(options).intensity(0.0)
+    except ConfigError as error:
+        return [str(error)]
+    line = f"{value.g_per_kwh:g} g/kWh, {value.name}, {value.year} ({value.source})"
+    return [line, *filter(None, [world_warning(options)])]
 
 
 def _watts(watts: float, power: VcpuPower) -> str:

@@ -10,16 +10,19 @@ watts of the whole server divided by its hardware threads. The uncertainty is ha
 between the 5th and 95th percentile of those servers relative to their mean, taken at idle and
 at full load, the larger of the two. Listings whose thread count is twice what the CPU has were
 left out, and so were desktop parts sold under a server name. Graviton rows are copied from
-another family, as their source does, and carry the generic uncertainty.
+another family, as their source does, and carry the generic uncertainty. A row with a
+`name_pattern` is for processors whose marketing name it finds: Bergamo and Siena share a CPUID
+model, and desktops and laptops have those of servers. Nobody publishes watts of whole desktops
+and laptops; their rows say what stands in, are wide, and count as not recognised.
 `data/accelerators.csv` holds rated powers from data sheets, Green Algorithms (CC BY 4.0) and
 CodeCarbon (MIT).
 
-Not covered: loads heavier than server-side Java (wide vector and matrix units), host CPUs
-behind a container's quota, GPUs in the server, and desktop chips that share a CPUID model with
-a server family.
+Not covered: loads heavier than server-side Java (wide vector and matrix units) and GPUs in the
+server. Which part of a machine a process may use is told by `meters.limits`.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +65,7 @@ class VcpuPower:
         max_w: watts at full load.
         relative_uncertainty: 90 % half-width relative to the watts, at any utilisation.
         source: where the figures come from.
-        is_generic: whether the CPU was not recognised.
+        is_generic: whether no server of the CPU's family was measured.
     """
 
     family: str
@@ -164,12 +167,16 @@ def _vcpu_power(row: Mapping[str, str]) -> VcpuPower:
         max_w=float(row["max_w"]),
         relative_uncertainty=max(float(row[key]) for key in spreads),
         source=row["source"],
-        is_generic=row["family"] == GENERIC,
+        is_generic=not row["vendor"],
     )
 
 
 def _matches(row: Mapping[str, str], cpu: CpuInfo) -> bool:
-    if row["family"] == GENERIC or cpu.cpu_family is None or cpu.model is None:
+    if row["name_pattern"] and not re.search(row["name_pattern"], cpu.model_name):
+        return False
+    if not row["vendor"]:
+        return row["family"] != GENERIC
+    if cpu.cpu_family is None or cpu.model is None:
         return False
     same_family = row["vendor"] == cpu.vendor and int(row["cpu_family"]) == cpu.cpu_family
     return same_family and int(row["model_min"]) <= cpu.model <= int(row["model_max"])

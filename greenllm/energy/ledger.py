@@ -1,37 +1,43 @@
 """The ledger: one SQLite row per request, and per server session the totals they must add up to.
 
-Contract: `record` writes receipts and the session's totals in one transaction, so that at any
-moment, also after kill -9,
+Contract: `record` takes receipts and the session's totals, which are written in one transaction, so
+that at any moment, also after kill -9,
 
     requests_j (sum of the session's final rows) + idle + load + train + unattributed + open
     = meter_j
 
-A receipt replaces an earlier provisional one with the same id, never the other way round; of HTTP
-statuses the last one that was sent stays. Rows that cannot be written now (locked, disk full) are
-kept in memory and written with the next ones.
-The only module that imports sqlite3. WAL with synchronous=NORMAL: a killed process loses nothing,
-a power cut may lose the last moments.
+holds in the file. A receipt replaces an earlier provisional one with the same id, never the other
+way round; of HTTP statuses the last one that was sent stays.
+A thread writes (see `ledger_writer`). `record` waits for it as long as the disk keeps up, and no
+longer than `_PATIENCE_S`: then rows wait in memory, and records cost nothing. Reads see what was
+recorded: `receipt` looks among the rows that wait, and sums have them written first, for at most
+`_FLUSH_S`.
+A killed process loses what waits, usually nothing. Of its open requests `if_lost` was noted with
+its totals; `book_lost`, at the next start, makes rows with the outcome `lost` of it. WAL with
+synchronous=NORMAL: a power cut may lose the last moments.
 
-Not covered: several servers writing one ledger at once beyond SQLite's locking; deletion.
+Not covered: several servers writing one ledger at once beyond SQLite's locking; deletion; what open
+requests used since the last note, which is on no row (in the totals it stays open).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from greenllm.core import GreenllmError
 from greenllm.energy.account.totals import Totals
+from greenllm.energy.ledger_connection import LedgerConnection
+from greenllm.energy.ledger_rows import COLUMNS, Entry, SessionStart, book_lost, receipt_of
+from greenllm.energy.ledger_schema import LedgerError
+from greenllm.energy.ledger_writer import LedgerState, LedgerWriter
 from greenllm.energy.receipt import Receipt
+from greenllm.energy.session_lock import SessionLock, hold, take_over
 
 log = logging.getLogger(__name__)
 
@@ -43,90 +49,9 @@ GROUPS: dict[str, str] = {
     "endpoint": "endpoint",
     "hour": "strftime('%Y-%m-%dT%H:00Z', created_s, 'unixepoch')",
 }
-MAX_UNWRITTEN = 100_000
-
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = []
-migration = MIGRATIONS.append
-
-
-@migration
-def m001_initial(db: sqlite3.Connection) -> None:
-    """Sessions and requests."""
-    db.execute(
-        "CREATE TABLE sessions (session_id TEXT PRIMARY KEY, started_s REAL NOT NULL,"
-        " updated_s REAL NOT NULL, closed INTEGER NOT NULL DEFAULT 0, method TEXT NOT NULL,"
-        " measured INTEGER NOT NULL, meter_j REAL NOT NULL, load_j REAL NOT NULL,"
-        " idle_j REAL NOT NULL, unattributed_j REAL NOT NULL, requests_j REAL NOT NULL,"
-        " open_j REAL NOT NULL)"
-    )
-    db.execute(
-        "CREATE TABLE requests (request_id TEXT PRIMARY KEY, session_id TEXT NOT NULL,"
-        " model TEXT NOT NULL, adapter TEXT, key TEXT, endpoint TEXT NOT NULL,"
-        " outcome TEXT NOT NULL, http_status INTEGER, created_s REAL NOT NULL,"
-        " status TEXT NOT NULL, method TEXT NOT NULL, measured INTEGER NOT NULL,"
-        " prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,"
-        " completion_tokens INTEGER NOT NULL, duration_s REAL NOT NULL, resident_s REAL NOT NULL,"
-        " active_j REAL, idle_j REAL, total_j REAL, prefill_j REAL, decode_j REAL,"
-        " domains_j TEXT NOT NULL, flops REAL, uncertainty REAL, attribution TEXT NOT NULL,"
-        " operational_g REAL, embodied_g REAL, gco2e REAL, intensity_g_per_kwh REAL,"
-        " intensity_zone TEXT, intensity_source TEXT, intensity_year INTEGER, pue REAL)"
-    )
-    db.execute("CREATE INDEX requests_created ON requests (created_s)")
-    db.execute("CREATE INDEX requests_session ON requests (session_id)")
-
-
-@migration
-def m002_speculation(db: sqlite3.Connection) -> None:
-    """Draft tokens and what they cost; there were none before."""
-    db.execute("ALTER TABLE requests ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
-    db.execute("ALTER TABLE requests ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")
-    db.execute("ALTER TABLE requests ADD COLUMN draft_j REAL")
-    db.execute("UPDATE requests SET draft_j = 0 WHERE active_j IS NOT NULL")
-
-
-@migration
-def m003_parameters(db: sqlite3.Connection) -> None:
-    """How large the model of a session is; of older ones it is not known."""
-    db.execute("ALTER TABLE sessions ADD COLUMN parameters INTEGER")
-
-
-@migration
-def m004_approximation(db: sqlite3.Connection) -> None:
-    """Answers whose tokens may have left the model early; there were none before."""
-    db.execute("ALTER TABLE requests ADD COLUMN approximate INTEGER NOT NULL DEFAULT 0")
-    db.execute("ALTER TABLE requests ADD COLUMN mean_layers REAL")
-    db.execute("ALTER TABLE requests ADD COLUMN agreement_target REAL")
-
-
-@migration
-def m005_training(db: sqlite3.Connection) -> None:
-    """Joules of fine-tuning beside a server; there was none before."""
-    db.execute("ALTER TABLE sessions ADD COLUMN train_j REAL NOT NULL DEFAULT 0")
-
-
-@migration
-def m006_asked_model(db: sqlite3.Connection) -> None:
-    """The name a client used, beside the official one; of older requests it is not known."""
-    db.execute("ALTER TABLE requests ADD COLUMN asked_model TEXT")
-
-
-_COLUMNS = [f.name for f in fields(Receipt)]
-_DERIVED = ("total_j", "gco2e")
-_ALL = [*_COLUMNS, *_DERIVED]
-_SENT = "http_status = coalesce(excluded.http_status, requests.http_status)"
-_KEPT = "{0} = CASE requests.status WHEN 'final' THEN requests.{0} ELSE excluded.{0} END"
-_UPSERT = (
-    "INSERT INTO requests (session_id, {names}) VALUES (?, {marks})"
-    " ON CONFLICT (request_id) DO UPDATE SET {updates}"
-).format(
-    names=", ".join(_ALL),
-    marks=", ".join("?" * len(_ALL)),
-    updates=", ".join(_SENT if name == "http_status" else _KEPT.format(name) for name in _ALL),
-)
-
-
-class LedgerError(GreenllmError):
-    """The ledger file cannot be used; the message says why and what to do."""
+_PATIENCE_S = 0.1
+_FLUSH_S = 1.0
+_LAST_FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,58 +137,57 @@ class Ledger:
     """An open ledger file. `record` and the queries may be called from different threads."""
 
     def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+        """Open the file, and make it unless it is only read.
+
+        Raises:
+            LedgerError: it cannot be used.
+        """
         self.path = path
-        self._unwritten: list[tuple[str, Receipt]] = []
-        self._read_only = read_only
-        self._reading = threading.Lock()
-        try:
-            if not read_only:
-                self._db = _open(str(path))
-                _prepare(self._db)
-            self._reader = _open(f"file:{quote(str(path))}?mode=ro")
-            if 0 < _version(self._reader) < len(MIGRATIONS):
-                self._reader.close()
-                raise LedgerError(
-                    f"ledger {path} is of an older greenllm; `greenllm serve` brings it up to date"
-                )
-            self._query("SELECT count(*) FROM requests")
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"ledger {path}: {error}; move the file away or choose another --data-dir"
-            ) from error
+        self._connection = LedgerConnection(path, read_only=read_only)
+        self._writer = None if read_only else LedgerWriter(self._connection)
+        self._locks: dict[str, SessionLock] = {}
+
+    @property
+    def state(self) -> LedgerState:
+        """Whether it can be written, and what waits."""
+        return LedgerState() if self._writer is None else self._writer.state
+
+    @property
+    def _written(self) -> LedgerWriter:
+        if self._writer is None:
+            raise LedgerError(f"ledger {self.path} was opened to be read")
+        return self._writer
 
     def _query(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading:
-            return self._reader.execute(sql, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+        """Rows, with all that was recorded before; where it cannot be written, without."""
+        if self._writer is not None:
+            self._writer.flush(_FLUSH_S)
+        return self._connection.query(sql, values)
 
     def open_session(
-        self, session_id: str, *, method: str, measured: bool, parameters: int | None = None
+        self,
+        session_id: str,
+        *,
+        method: str,
+        measured: bool,
+        parameters: int | None = None,
+        is_own: bool = True,
     ) -> None:
-        """Begin a session; its totals start at zero.
+        """Begin a session; its totals start at zero. `is_own`: it ends with this process.
 
         Raises:
             LedgerError: the file is locked or cannot be written.
         """
-        now_s = time.time()
+        lock = hold(Path(self.path), session_id) if is_own else None
         try:
-            with self._transaction() as db:
-                db.execute(
-                    "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, 0, 0, ?, 0)",
-                    (session_id, now_s, now_s, method, measured, parameters),
-                )
+            start = SessionStart(session_id, time.time(), method, measured, parameters)
+            self._written.begin(start)
         except sqlite3.Error as error:
+            if lock is not None:
+                lock.release()
             raise LedgerError(f"ledger {self.path}: cannot begin a session: {error}") from error
+        if lock is not None:
+            self._locks[session_id] = lock
 
     def record(
         self,
@@ -272,38 +196,68 @@ class Ledger:
         totals: Totals | None = None,
         *,
         closed: bool = False,
+        if_lost: Sequence[Receipt] | None = None,
     ) -> None:
-        """Write receipts and the session's totals; what a busy or full disk refuses waits."""
-        self._unwritten += [(session_id, receipt) for receipt in receipts]
+        """Have receipts and the session's totals written together; see the module.
+
+        `if_lost` are receipts of the session's open requests, should its process die from now on.
+        """
+        known = None if totals is None else replace(totals)
+        lost = None if if_lost is None else tuple(if_lost)
+        number = self._written.put(Entry(session_id, tuple(receipts), known, closed, lost))
+        if receipts or closed:
+            self._written.keep_up(number, _PATIENCE_S)
+
+    def book_lost(self) -> None:
+        """Close the sessions whose process is gone, and give their open requests rows.
+
+        One that cannot be closed now is left for the next time.
+        """
+        for session in self.sessions():
+            lock = None if session.closed else take_over(Path(self.path), session.session_id)
+            if lock is None:
+                continue
+            try:
+                lost = self.close_lost(session.session_id)
+                lock.release()
+            except LedgerError as error:
+                log.warning("%s", error)
+                lock.leave()
+            else:
+                text = "session %s was not closed: its process is gone, with %d requests"
+                log.warning(text, session.session_id, len(lost))
+
+    def close_lost(self, session_id: str) -> list[str]:
+        """Close a session whose process is gone; ids of the requests that were lost with it.
+
+        Raises:
+            LedgerError: the file is locked or cannot be written.
+        """
+        self._written.flush(_FLUSH_S)
         try:
-            with self._transaction() as db:
-                db.executemany(_UPSERT, [_values(*item) for item in self._unwritten])
-                if totals is not None:
-                    _update_session(db, session_id, totals, closed)
+            return self._written.do(lambda db: book_lost(db, session_id))
         except sqlite3.Error as error:
-            del self._unwritten[:-MAX_UNWRITTEN]
-            log.error("ledger %s: %s; %d rows wait", self.path, error, len(self._unwritten))
-        else:
-            self._unwritten.clear()
+            raise LedgerError(f"ledger {self.path}: session {session_id}: {error}") from error
 
     def receipt(self, request_id: str) -> Receipt | None:
         """One request's receipt, newest state; None when it is not known."""
-        for _, waiting in reversed(self._unwritten):
-            if waiting.request_id == request_id:
-                return waiting
-        columns = ", ".join(_COLUMNS)
-        found = self._query(f"SELECT {columns} FROM requests WHERE request_id = ?", (request_id,))
-        return _receipt(found[0]) if found else None
+        waiting = None if self._writer is None else self._writer.find(request_id)
+        if waiting is not None:
+            return waiting
+        columns = ", ".join(COLUMNS)
+        sql = f"SELECT {columns} FROM requests WHERE request_id = ?"
+        found = self._connection.query(sql, (request_id,))
+        return receipt_of(found[0]) if found else None
 
     def receipts(self, *, since_s: float = 0.0, until_s: float = 1e12) -> list[Receipt]:
         """All receipts of a period, oldest first."""
-        columns = ", ".join(_COLUMNS)
+        columns = ", ".join(COLUMNS)
         rows = self._query(
             f"SELECT {columns} FROM requests WHERE created_s >= ? AND created_s < ?"
             " ORDER BY created_s, request_id",
             (since_s, until_s),
         )
-        return [_receipt(row) for row in rows]
+        return [receipt_of(row) for row in rows]
 
     def sums(
         self,
@@ -363,65 +317,20 @@ class Ledger:
         return float(found[0][0])
 
     def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
-        if not self._read_only:
-            self._db.close()
+        """Write what waits, as far as it can be, and close the file."""
+        if self._writer is not None:
+            self._writer.close(_LAST_FLUSH_S)
+        self._let_go()
+        self._connection.close()
 
-
-def _open(target: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        target,
-        uri=target.startswith("file:"),
-        timeout=1.0,
-        check_same_thread=False,
-        isolation_level=None,
-    )
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    """Bring an older file up to date; a newer one is refused, not touched."""
-    version = _version(db)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=NORMAL")
-    if version < len(MIGRATIONS):
-        _migrate(db)
-
-
-def _version(db: sqlite3.Connection) -> int:
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if version > len(MIGRATIONS):
-        raise sqlite3.DatabaseError(f"written by a newer greenllm (schema {version})")
-    return version
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    """Run what is missing, under a lock: another server may be starting on the same file."""
-    db.execute("BEGIN IMMEDIATE")
-    for migrate in MIGRATIONS[_version(db) :]:
-        migrate(db)
-    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    db.execute("COMMIT")
-
-
-def _update_session(db: sqlite3.Connection, session_id: str, totals: Totals, closed: bool) -> None:
-    columns = asdict(totals)
-    assignments = ", ".join(f"{name} = :{name}" for name in columns)
-    db.execute(
-        f"UPDATE sessions SET updated_s = :now_s, closed = :closed, {assignments}"
-        " WHERE session_id = :session_id",
-        {**columns, "now_s": time.time(), "closed": closed, "session_id": session_id},
-    )
-
-
-def _values(session_id: str, receipt: Receipt) -> list[Any]:
-    values: dict[str, Any] = {name: getattr(receipt, name) for name in _COLUMNS}
-    values["domains_j"] = json.dumps(dict(receipt.domains_j))
-    return [session_id, *values.values(), receipt.total_j, receipt.gco2e]
-
-
-def _receipt(row: Sequence[Any]) -> Receipt:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    values["domains_j"] = json.loads(values["domains_j"])
-    values |= {name: bool(values[name]) for name in ("measured", "approximate")}
-    return Receipt(**values)
+    def _let_go(self) -> None:
+        """Sessions that are not closed are left for whoever looks for the lost."""
+        closed: set[str] = set()
+        with suppress(sqlite3.Error):
+            rows = self._connection.query("SELECT session_id FROM sessions WHERE closed")
+            closed = {row[0] for row in rows}
+        for session_id, lock in self._locks.items():
+            if session_id in closed:
+                lock.release()
+            else:
+                lock.leave()

@@ -24,6 +24,7 @@ def open_ledger(config: DataOptions, meter: Meter, parameters: int) -> tuple[Led
         message = f"cannot make the data folder {path.parent}: {error.strerror}"
         raise GreenllmError(message) from error
     ledger = Ledger(path)
+    ledger.book_lost()
     session_id = f"s-{int(time.time()):x}-{secrets.token_hex(4)}"
     ledger.open_session(
         session_id, method=meter.method, measured=meter.measured, parameters=parameters

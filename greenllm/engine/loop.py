@@ -1,8 +1,9 @@
 """The engine thread: turns the crank while there is work, blocks while there is none.
 
 Other threads talk to it through a queue of commands, carried out between steps; a `Listener` hears
-of results on the engine thread. A receipt is in the ledger before it is published. While there is
-work, totals are recorded every `record_every_s`, also without receipts.
+of results on the engine thread. A receipt is recorded before it is published. While there is work,
+totals are recorded every `record_every_s`, also without receipts, and with them what has to be
+booked should this process be lost: the receipts that the open requests would get then.
 An idle loop wakes every `IDLE_TICK_S` to follow counters that wrap, and for nothing else.
 
 Not covered: several engines in one process sharing a device.
@@ -11,7 +12,6 @@ Not covered: several engines in one process sharing a device.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -26,6 +26,7 @@ from greenllm.engine.protocol import Engine
 log = logging.getLogger(__name__)
 
 IDLE_TICK_S = 30.0
+RECORD_EVERY_S = 1.0
 
 
 class Listener(Protocol):
@@ -35,7 +36,7 @@ class Listener(Protocol):
         """Add to a receipt what only the listener knows, before it is written."""
 
     def publish(self, tokens: Sequence[Token], receipts: Sequence[Receipt]) -> None:
-        """Take the tokens of a step, and receipts that are in the ledger."""
+        """Take the tokens of a step, and receipts that have been recorded."""
 
     def failed(self) -> None:
         """The engine has stopped for good; nothing more will come."""
@@ -51,8 +52,9 @@ class Recorder(Protocol):
         totals: Totals | None = None,
         *,
         closed: bool = False,
+        if_lost: Sequence[Receipt] | None = None,
     ) -> None:
-        """Write receipts and the session's totals; must not raise for a disk or a peer."""
+        """Write receipts and the session's totals; must not raise or wait for a disk or a peer."""
 
 
 class EngineLoop:
@@ -65,7 +67,7 @@ class EngineLoop:
         session_id: str,
         listener: Listener,
         *,
-        record_every_s: float = math.inf,
+        record_every_s: float = RECORD_EVERY_S,
     ) -> None:
         self.error: BaseException | None = None
         self._engine = engine
@@ -73,7 +75,7 @@ class EngineLoop:
         self._session_id = session_id
         self._listener = listener
         self._record_every_s = record_every_s
-        self._recorded_s = 0.0
+        self._noted_s = 0.0
         # Not SimpleQueue: in CPython 3.11 its `get` may wait for ever once a short timeout has
         # passed while it looked, and receipts that are due would wait with it.
         self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -111,8 +113,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
-            if self._record_every_s < math.inf:
-                self._record([])
+            self._record([])
             while not self._stopping:
                 self._turn()
             self._finish()
@@ -127,7 +128,10 @@ class EngineLoop:
         self._obey()
         tokens = self._engine.step() if self._engine.has_work else []
         receipts = self._stamped(self._engine.settle())
-        if receipts or time.monotonic() - self._recorded_s >= self._record_every_s:
+        is_due = time.monotonic() - self._noted_s >= self._record_every_s
+        if is_due and self._engine.has_work:
+            self._note(receipts)
+        elif receipts:
             self._record(receipts)
         if tokens or receipts:
             self._listener.publish(tokens, receipts)
@@ -150,8 +154,14 @@ class EngineLoop:
         return [self._listener.stamp(receipt) for receipt in receipts]
 
     def _record(self, receipts: Sequence[Receipt]) -> None:
-        self._recorded_s = time.monotonic()
         self._ledger.record(self._session_id, receipts, self._engine.account.published)
+
+    def _note(self, receipts: Sequence[Receipt]) -> None:
+        """Record, and say what to book should this process be lost from now on."""
+        self._noted_s = time.monotonic()
+        lost, _ = self._engine.if_lost()
+        totals = self._engine.account.published
+        self._ledger.record(self._session_id, receipts, totals, if_lost=lost)
 
     def _save_what_can_be_saved(self) -> None:
         """Give every request of a dying engine its row."""

@@ -5,7 +5,7 @@ with them what has to be booked if they die after that. `reap` finds replicas th
 closing their accounts and closes these: open requests become final receipts with outcome `lost`,
 so that sums hold. Messages of a replica that was given up are ignored. Nothing here knows Ray:
 `is_alive` says which replicas are alive. A keeper that is started again continues with the file:
-its open sessions, its adapters.
+its open sessions, what they would lose, its adapters.
 
 Not covered: the joules of a lost replica since its last message, a quarter of a second, which are
 on no receipt; requests that it had for a shorter time, which leave none.
@@ -16,23 +16,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums, Ledger
+from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.receipt import Receipt
 
 log = logging.getLogger(__name__)
 Books = tuple[Sequence[Receipt], Totals]
-
-
-@dataclass(slots=True)
-class _Open:
-    """A replica's session: who it is, and what to book if it dies."""
-
-    replica: str
-    if_lost: Books
 
 
 class Keeper:
@@ -44,7 +37,7 @@ class Keeper:
         self._ledger = Ledger(path)
         self._run = run
         self._is_alive = is_alive
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, str] = {}
         self._adapters_file = path.parent / f"adapters-{run}.json"
         self._adapters: dict[str, str] = {}
         if self._adapters_file.exists():
@@ -56,42 +49,48 @@ class Keeper:
         """A replica begins; whoever it replaces is given up."""
         self.reap()
         self._ledger.open_session(
-            session_id, method=method, measured=measured, parameters=parameters
+            session_id, method=method, measured=measured, parameters=parameters, is_own=False
         )
-        self._open[session_id] = _Open(replica, ((), Totals()))
+        self._open[session_id] = replica
 
     def record(
-        self, session_id: str, replica: str, books: Books, if_lost: Books, closed: bool
+        self,
+        session_id: str,
+        replica: str,
+        books: Books,
+        if_lost: Sequence[Receipt] | None,
+        closed: bool,
     ) -> None:
         """Write receipts and totals; see `Ledger.record`."""
-        session = self._open.get(session_id) or self._adopted(session_id, replica)
-        if session is None:
+        if session_id not in self._open and not self._adopts(session_id, replica):
             log.warning("session %s has been given up; what it sends is not booked", session_id)
             return
         receipts, totals = books
-        self._ledger.record(session_id, receipts, totals, closed=closed)
-        session.if_lost = if_lost
+        self._ledger.record(session_id, receipts, totals, closed=closed, if_lost=if_lost)
         if closed:
             del self._open[session_id]
 
-    def _adopted(self, session_id: str, replica: str) -> _Open | None:
-        """A session that an earlier keeper of this ledger has opened and nobody has closed."""
+    def _adopts(self, session_id: str, replica: str) -> bool:
+        """Take a session that an earlier keeper of this ledger has opened and nobody has closed."""
         found = {one.session_id for one in self._ledger.sessions() if not one.closed}
-        if session_id not in found:
-            return None
-        return self._open.setdefault(session_id, _Open(replica, ((), Totals())))
+        if session_id in found:
+            self._open[session_id] = replica
+        return session_id in found
 
     def reap(self) -> list[str]:
         """Close the books of replicas that are gone; the ids of the requests that were lost."""
         found: list[str] = []
-        for session_id, session in list(self._open.items()):
-            if self._is_alive(session.replica):
+        for session_id, replica in list(self._open.items()):
+            if self._is_alive(replica):
                 continue
-            receipts, totals = session.if_lost
-            log.warning("replica %s is gone, with %d requests", session.replica, len(receipts))
-            self._ledger.record(session_id, receipts, totals, closed=True)
+            try:
+                lost = self._ledger.close_lost(session_id)
+            except LedgerError as error:
+                log.error("%s; it is closed later", error)
+                continue
+            log.warning("replica %s is gone, with %d requests", replica, len(lost))
             del self._open[session_id]
-            found += [receipt.request_id for receipt in receipts]
+            found += lost
         return found
 
     def totals(self) -> Totals:
@@ -129,7 +128,7 @@ class Keeper:
         self.reap()
         for session in self._ledger.sessions():
             if session.session_id.startswith(self._run) and not session.closed:
-                self._ledger.record(session.session_id, [], session.totals, closed=True)
+                self._ledger.close_lost(session.session_id)
         self._ledger.close()
         self._adapters_file.unlink(missing_ok=True)
 

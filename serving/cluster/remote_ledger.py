@@ -1,8 +1,7 @@
 """The keeper's ledger, as a replica sees it: written without waiting, read by asking.
 
 Contract: `record` is called by the engine's thread and sends what there is; what did not arrive
-(the keeper was being restarted) goes again with the next. Reads wait for the keeper. With every
-record goes what to book should this process die, as `if_lost` says it at that moment.
+(the keeper was being restarted) goes again with the next. Reads wait for the keeper.
 
 Not covered: rows that have not arrived when the replica ends are lost with it, and logged.
 """
@@ -11,14 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
 
 from greenllm.energy.account.totals import Totals
-from greenllm.energy.ledger import MAX_UNWRITTEN, GroupSums
+from greenllm.energy.ledger import GroupSums
+from greenllm.energy.ledger_writer import MAX_WAITING, LedgerState
 from greenllm.energy.receipt import Receipt
 from serving.cluster.keeper import Books
 
@@ -31,11 +31,16 @@ class RemoteLedger:
 
     def __init__(self, keeper: Any, path: str) -> None:
         self.path = path
-        self.if_lost: Callable[[], Books] = lambda: ((), Totals())
         self._keeper = keeper
         self._replica = ""
         self._sent: deque[tuple[Any, Sequence[Receipt]]] = deque()
         self._unwritten: list[Receipt] = []
+        self._num_dropped = 0
+
+    @property
+    def state(self) -> LedgerState:
+        """Whether the keeper takes what it is sent."""
+        return LedgerState(len(self._unwritten), self._num_dropped, not self._unwritten)
 
     def open_session(
         self, session_id: str, replica: str, *, method: str, measured: bool, parameters: int
@@ -51,13 +56,14 @@ class RemoteLedger:
         totals: Totals | None = None,
         *,
         closed: bool = False,
+        if_lost: Sequence[Receipt] | None = None,
     ) -> None:
         """Send receipts and totals, and wait only when it is the last time."""
         self._look_after(0.0)
         rows = [*self._unwritten, *receipts]
         self._unwritten.clear()
-        books = (rows, totals or Totals())
-        ref = self._keeper.record.remote(session_id, self._replica, books, self.if_lost(), closed)
+        books: Books = (rows, totals or Totals())
+        ref = self._keeper.record.remote(session_id, self._replica, books, if_lost, closed)
         self._sent.append((ref, rows))
         if closed:
             self._look_after(_PATIENCE_S)
@@ -74,7 +80,8 @@ class RemoteLedger:
                 ray.get(ref)
             except RayError as error:
                 self._unwritten += rows
-                del self._unwritten[:-MAX_UNWRITTEN]
+                self._num_dropped += max(0, len(self._unwritten) - MAX_WAITING)
+                del self._unwritten[:-MAX_WAITING]
                 log.error("the keeper of the ledger: %s; %d rows wait", error, len(rows))
 
     def receipt(self, request_id: str) -> Receipt | None:

@@ -29,9 +29,10 @@ from ray.exceptions import RayError
 
 from greenllm.core import GreenllmError
 from greenllm.energy.meters.choose import open_meter
+from greenllm.energy.meters.machine_roster import private_folder
 from greenllm.energy.meters.protocol import Meter
+from greenllm.energy.meters.roster import Roster
 from greenllm.energy.meters.scope import Scope
-from greenllm.energy.meters.sharing import Roster
 from serving.app import create_app
 from serving.cluster.asgi import answer_of
 from serving.cluster.curve import JoulesCurve
@@ -87,7 +88,6 @@ class Replica:
             open_books=self._open_books,
             num_cpus=self._post.num_cpus,
         )
-        self._ledger.if_lost = parts.served.engine.if_lost
         return make_state(
             config,
             parts,
@@ -209,11 +209,11 @@ class Replica:
 def run_folder(run: str) -> Path:
     """Where the replicas of one deployment on this machine have what they share."""
     home = Path(tempfile.gettempdir()) / f"greenllm-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.stat().st_uid != os.getuid():
-        raise GreenllmError(f"{home} belongs to somebody else; remove it, or set TMPDIR")
-    folder = home / run
-    folder.mkdir(exist_ok=True)
+    try:
+        folder = private_folder(home) / run
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise GreenllmError(f"cannot share {home}: {error}") from error
     return folder
 
 

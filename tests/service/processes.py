@@ -28,9 +28,10 @@ PRELOADED = ["serving.server", "finetune.run", "transformers.modeling_utils", "o
 
 
 def environment(**more: str) -> dict[str, str]:
-    """No GPU, one thread, no options from outside, no network."""
+    """No GPU, one thread, no options from outside, no network, no sharing with other tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GREENLLM_")}
     fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    fixed["GREENLLM_ROSTER"] = "off"
     return {**kept, **fixed, **more}
 
 

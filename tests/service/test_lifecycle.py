@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 import greenllm
+from greenllm.energy.ledger import Ledger
 from tests.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -118,6 +119,35 @@ def test_kill_loses_no_answered_request(start_server: StartServer, until: Until)
     assert server.stop() == 0
     assert server.session().session_id != killed.session_id
     assert set(answered) <= {row.request_id for row in server.rows()}
+
+
+def test_kill_in_mid_request_leaves_a_row_and_every_joule(
+    start_server: StartServer, until: Until
+) -> None:
+    server = start_server("--max-batch-tokens", "1", *ONE)
+    body = server.completion(LONG_PROMPTS, max_tokens=1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(
+            httpx.post, f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S
+        )
+        until(lambda: server.session().totals.open_j > 0, "joules of an open request")
+        server.kill()
+    with pytest.raises(httpx.TransportError):
+        answer.result()
+    before = server.session()
+    assert server.rows() == []
+
+    ledger = Ledger(server.data_dir / "ledger.sqlite")
+    ledger.book_lost()  # what the next server does first
+    ledger.close()
+    (row,), after = server.rows(), server.session()
+    assert (row.outcome, row.status) == ("lost", "final")
+    assert row.total_j is not None
+    assert row.total_j == pytest.approx(before.totals.open_j)
+    assert after.closed
+    assert after.totals.meter_j == before.totals.meter_j
+    assert after.totals.requests_j == pytest.approx(row.total_j)
+    assert after.totals.residual < 1e-6
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ without one. `IntensityTable.lookup` takes an ISO 3166 alpha-3 or alpha-2 code o
 name and never falls back to a neighbour or to the world: an unknown zone is an error that
 suggests the closest names. Anything with `intensity(at_s)` is an `IntensitySource`.
 
-Source: yearly lifecycle intensities of the production mix by Ember, published by Our World in
-Data under CC BY 4.0; the year differs by row (2021 to 2025) and is kept with it.
+Source: yearly lifecycle intensities of the production mix by Ember, as published by Our World in
+Data (CC BY 4.0) or packaged by CO2.js (CC BY-SA 4.0), whichever is newer. The year differs by
+row (2022 to 2025) and is kept with it; the table as a whole is under CC BY-SA 4.0.
 
 Not covered: imports and exports between zones, hourly or marginal intensities, market-based
 figures such as certificates, and regions inside a country.

@@ -19,8 +19,11 @@ from greenllm.energy.carbon.grid import (
     UnknownZoneError,
 )
 from greenllm.energy.hardware import read_cpu_info
+from greenllm.energy.meters.limits import cpu_share
 from greenllm.energy.receipt import Receipt
 from greenllm.options import CarbonOptions
+
+WORLD = "WORLD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,29 @@ def intensity_source(options: CarbonOptions) -> IntensitySource:
         raise ConfigError(f"--zone {options.zone}: {error}", "zone") from error
 
 
+def world_warning(options: CarbonOptions) -> str | None:
+    """What is wrong with grams at the world's average intensity, where that is what is used."""
+    table = IntensityTable.load()
+    if options.intensity_g_per_kwh is not None or table.lookup(options.zone).zone != WORLD:
+        return None
+    known = [intensity.g_per_kwh for intensity in table.by_zone.values()]
+    return (
+        f"grams of CO2e are at the world's average, {table.lookup(WORLD).g_per_kwh:.0f} g/kWh;"
+        f" grids have {min(known):.0f} to {max(known):.0f}: name yours with --zone"
+    )
+
+
 def embodied_of(
     device: str, *, has_cuda: bool, num_cpus: int | None = None
 ) -> EmbodiedModel | None:
-    """Manufacture of what computes: of so many CPUs, by default of all that this machine has.
+    """Manufacture of what computes: of so many CPUs, by default of those that it may use.
 
     It is known for CPUs only: on a GPU the figure would be far too low.
     """
     if device.startswith("cuda") or (device == "auto" and has_cuda):
         return None
-    return EmbodiedModel.per_vcpu(num_cpus or read_cpu_info().num_vcpus)
+    if num_cpus is not None:
+        return EmbodiedModel.per_vcpu(num_cpus)
+    num_vcpus = read_cpu_info().num_vcpus
+    share = cpu_share(num_vcpus)
+    return EmbodiedModel.per_vcpu(num_vcpus if share is None else share.num_cpus)

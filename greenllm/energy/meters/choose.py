@@ -30,8 +30,9 @@ from greenllm.energy.meters.registry import (
     MeterEntry,
     why_unknown,
 )
+from greenllm.energy.meters.roster import Roster
 from greenllm.energy.meters.scope import Scope
-from greenllm.energy.meters.sharing import Roster, SharedMeter
+from greenllm.energy.meters.sharing import SharedMeter
 from greenllm.energy.meters.tracked import TrackedMeter
 from greenllm.options import MeterOptions
 

@@ -5,8 +5,9 @@ processes is taken as the largest difference seen so far: it never decreases and
 or so in all, not in every window. A machine's time that its processors cannot have used in so short
 a time is not believed (see `track`).
 
-Not covered: cgroup limits; children that were born and died between two looks, but in a tree, where
-the time of those that have been waited for is their parents'.
+Not covered: the part of a machine that a process may use (see `limits`); children that were born
+and died between two looks, but in a tree, where the time of those that have been waited for is
+their parents'.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.cuda import cuda_uuids
-from greenllm.energy.meters.sharing import Roster
+from greenllm.energy.meters.roster import Roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Scope:
     roster: the servers that share this machine's CPUs and memory; a GPU is never shared.
     sys: root of sysfs, where the kernel shows its counters.
     cuda: tells which GPUs CUDA sees, see `cuda_uuids`.
+    proc: root of procfs, where it shows processors and limits.
     """
 
     clock: CpuClock = field(default_factory=CpuClock)
@@ -28,3 +29,4 @@ class Scope:
     roster: Roster | None = None
     sys: Path = Path("/sys")
     cuda: Callable[[], tuple[str, ...] | None] = cuda_uuids
+    proc: Path = Path("/proc")

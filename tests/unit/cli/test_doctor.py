@@ -15,6 +15,7 @@ from greenllm.cli.app import app
 from greenllm.energy.hardware import CpuInfo, vcpu_power
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import Rung, choose_meter
+from greenllm.energy.meters.limits import CpuShare
 from greenllm.energy.meters.protocol import Reading, ReplayMeter
 from greenllm.energy.meters.scope import Scope
 from greenllm.runner.openvino.machine import TESTED
@@ -226,3 +227,20 @@ def test_a_ledger_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     path.write_text("not a database, and long enough to be taken for one" * 20)
     assert "cannot be used" in doctor.ledger_state(path)
     assert "cannot be made" in doctor.ledger_state(path / "below" / "ledger.sqlite")
+
+
+def test_a_part_of_the_processor_is_named() -> None:
+    assert doctor.share_lines(None) == []
+    (line,) = doctor.share_lines(CpuShare(2.0, "quota /sys/fs/cgroup", lambda: None))
+    assert line == "this process may use 2 of them: quota /sys/fs/cgroup"
+
+
+def test_the_grid_is_named_and_the_worlds_average_is_warned_of() -> None:
+    france, *nothing = doctor.carbon_lines("FRA")
+    assert france.startswith("44.18 g/kWh, France, 2024")
+    assert nothing == []
+    world, warning = doctor.carbon_lines(None)
+    assert world.startswith("458.29 g/kWh, World, 2025")
+    assert "name yours with --zone" in warning
+    (unknown,) = doctor.carbon_lines("Atlantis")
+    assert "no carbon intensity for zone 'Atlantis'" in unknown

@@ -1,6 +1,5 @@
 """The ledger keeps every row and the totals they add up to, whatever happens to file or process."""
 
-import logging
 import math
 import signal
 import sqlite3
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenllm.energy import ledger as module
+from greenllm.energy import ledger_rows as rows
+from greenllm.energy import ledger_schema as schema
+from greenllm.energy import ledger_writer as writer
 from greenllm.energy.account.totals import Totals
-from greenllm.energy.ledger import GroupSums, Ledger, LedgerError
+from greenllm.energy.ledger import GroupSums, Ledger
+from greenllm.energy.ledger_schema import LedgerError
+from greenllm.energy.receipt import Receipt
 from tests.unit.energy.rig import make_receipt
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
 def test_a_new_file_is_migrated_to_the_newest_schema_in_wal_mode(path: Path) -> None:
     Ledger(path).close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (len(module.MIGRATIONS),)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
     assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     db.close()
 
@@ -51,12 +55,12 @@ def test_an_older_file_gets_the_missing_migrations_once(
     def add_note(db: sqlite3.Connection) -> None:
         db.execute("ALTER TABLE requests ADD COLUMN note TEXT")
 
-    monkeypatch.setattr(module, "MIGRATIONS", [*module.MIGRATIONS, add_note])
+    monkeypatch.setattr(schema, "MIGRATIONS", [*schema.MIGRATIONS, add_note])
     for _ in range(2):
         Ledger(path).close()
     db = sqlite3.connect(path)
     assert "note" in [row[1] for row in db.execute("PRAGMA table_info(requests)")]
-    assert db.execute("PRAGMA user_version").fetchone() == (len(module.MIGRATIONS),)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
     db.close()
 
 
@@ -77,7 +81,7 @@ def test_reading_an_older_file_says_what_brings_it_up_to_date(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
         Ledger(path).close()
     before = path.read_bytes()
     with pytest.raises(LedgerError, match=r"of an older greenllm; `greenllm serve` brings"):
@@ -235,69 +239,378 @@ def test_final_rows_add_up_to_the_sessions_requests(
     opened.close()
 
 
-def test_rows_wait_while_the_database_is_locked(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    opened = Ledger(path)
-    opened.open_session("s", method="x", measured=True)
-    opened._db.execute("PRAGMA busy_timeout = 20")
+@pytest.fixture
+def held(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A ledger's file that is locked elsewhere, and what lets go of it."""
+    monkeypatch.setattr(schema, "BUSY_S", 0.02)
+    Ledger(path).close()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with caplog.at_level(logging.ERROR):
-        opened.record("s", [make_receipt("a")], Totals(requests_j=3.0))
-        opened.record("s", [make_receipt("b", status="provisional")])
-    assert "1 rows wait" in caplog.text
-    assert "2 rows wait" in caplog.text
-    assert opened.receipts() == []
-    assert opened.receipt("a") == make_receipt("a"), "waiting rows are known all the same"
-    with pytest.raises(LedgerError, match="cannot begin a session: database is locked"):
-        opened.open_session("t", method="x", measured=True)
-    other.execute("ROLLBACK")
+
+    def let_go() -> None:
+        other.execute("ROLLBACK")
+
+    yield let_go
     other.close()
-    opened.record("s", [make_receipt("b")], Totals(requests_j=6.0))
-    assert [receipt.request_id for receipt in opened.receipts()] == ["a", "b"]
-    assert opened.receipt("b") == make_receipt("b")
-    assert opened.session_sum_j("s") == opened.sessions()[0].totals.requests_j == 6.0
-    assert len(caplog.records) == 2
+
+
+@pytest.fixture
+def waiting(path: Path, held: Callable[[], None]) -> Iterator[Ledger]:
+    """A ledger that cannot be written."""
+    opened = Ledger(path)
+    yield opened
     opened.close()
 
 
-def test_rows_and_totals_are_written_together_or_not_at_all(ledger: Ledger) -> None:
+def ids(ledger: Ledger) -> list[str]:
+    return [receipt.request_id for receipt in ledger.receipts()]
+
+
+def test_rows_wait_while_the_database_is_locked(
+    waiting: Ledger, held: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting.record("s", [make_receipt("a")], Totals(requests_j=3.0))
+    waiting.record("s", [make_receipt("b", status="provisional")])
+    assert ids(waiting) == []
+    assert waiting.receipt("a") == make_receipt("a"), "waiting rows are known all the same"
+    assert (waiting.state.num_waiting, waiting.state.is_writable) == (2, False)
+    with pytest.raises(LedgerError, match="cannot begin a session: database is locked"):
+        waiting.open_session("t", method="x", measured=True)
+    held()
+    waiting.record("s", [make_receipt("b")], Totals(requests_j=6.0))
+    until(lambda: ids(waiting) == ["a", "b"], "the rows in the file")
+    assert waiting.receipt("b") == make_receipt("b")
+    assert (waiting.state.num_waiting, waiting.state.is_writable) == (0, True)
+    log = [record.getMessage().partition(".db: ")[2] for record in caplog.records]
+    assert log == [
+        "database is locked; rows wait until it can be written",
+        "can be written again",
+    ], "a line when it begins and one when it ends"
+
+
+def test_who_records_does_not_write(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+    real = rows.write
+
+    def watched(*given: object, **named: object) -> list[str]:
+        threads.add(threading.current_thread().name)
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writer, "write", watched)
+    ledger.record("s", [make_receipt("a")], Totals(requests_j=3.0))
+    assert ids(ledger) == ["a"]
+    assert threads == {"ledger"}
+
+
+def test_who_records_waits_once_for_a_ledger_that_is_stuck(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    goes_on = threading.Event()
+    real_write, real_wait = rows.write, threading.Condition.wait
+
+    def stuck(*given: object, **named: object) -> list[str]:
+        assert goes_on.wait(PATIENCE_S)
+        return real_write(*given, **named)  # type: ignore[arg-type]
+
+    def wait(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread() is threading.main_thread() and timeout is not None:
+            waits.append(timeout)
+        return real_wait(condition, timeout)
+
+    monkeypatch.setattr(writer, "write", stuck)
+    monkeypatch.setattr(threading.Condition, "wait", wait)
+    ledger.record("s", [make_receipt("0")])
+    assert len(waits) == 1, "the first is waited for, a moment"
+    for number in range(1, 50):
+        ledger.record("s", [make_receipt(str(number))])
+    assert len(waits) == 1, "the others are not"
+    goes_on.set()
+    until(lambda: len(ids(ledger)) == 50, "all rows")
+
+
+def test_rows_are_written_in_bounded_batches(
+    waiting: Ledger, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = rows.write
+
+    def watched(db: sqlite3.Connection, entries: list[rows.Entry]) -> list[str]:
+        refused = real(db, entries)
+        sizes.append(sum(len(entry.receipts) for entry in entries))
+        return refused
+
+    monkeypatch.setattr(writer, "write", watched)
+    for number in range(300):
+        waiting.record("s", [make_receipt(f"{number}.{part}") for part in range(3)])
+    held()
+    until(lambda: len(ids(waiting)) == 900, "the rows in the file")
+    assert sum(sizes) == 900
+    assert max(sizes) <= 256
+
+
+def test_totals_that_wait_do_not_pile_up(waiting: Ledger, held: Callable[[], None]) -> None:
+    waiting.record("s", [make_receipt("a")])
+    for joules in range(1000):
+        waiting.record("s", [], Totals(idle_j=float(joules)))
+    assert waiting._writer is not None
+    assert len(waiting._writer._waiting) == 1
+    held()
+
+
+def test_a_row_that_is_refused_blocks_no_others(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    impossible: list[Receipt] = [
+        make_receipt("broken", domains_j={"cpu": object()}),
+        make_receipt("huge", prompt_tokens=2**70),
+        make_receipt("surrogate", key="\ud800"),
+        make_receipt("null", created_s=None),
+    ]
+    for number, receipt in enumerate(impossible):
+        ledger.record("s", [make_receipt(f"a{number}"), receipt, make_receipt(f"b{number}")])
+    ledger.record("s", [make_receipt("c")], Totals(requests_j=27.0))
+    assert set(ids(ledger)) == {
+        *(f"{letter}{number}" for letter in "ab" for number in range(4)),
+        "c",
+    }
+    assert ledger.session_sum_j("s") == ledger.sessions()[0].totals.requests_j == 27.0
+    assert ledger.state.num_dropped == 4
+    assert ledger.state.is_writable
+    for receipt in impossible:
+        assert f"refuses request {receipt.request_id}:" in caplog.text
+
+
+def test_totals_that_are_refused_are_left_out_until_the_next(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = Totals(meter_j=math.nan)  # NaN is NULL, which the column refuses
     ledger.record("s", [make_receipt("a")], broken)
-    assert ledger.receipts() == []
+    assert ids(ledger) == ["a"]
+    assert "refuses totals of session s" in caplog.text
     ledger.record("s", [], Totals(requests_j=3.0))
     assert ledger.session_sum_j("s") == ledger.sessions()[0].totals.requests_j == 3.0
 
 
-def test_a_failed_commit_does_not_block_the_ledger_for_ever(path: Path) -> None:
-    opened = Ledger(path)
-    opened.open_session("s", method="x", measured=True)
-    opened._db.execute("PRAGMA foreign_keys = ON")
-    opened._db.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
-    opened._db.execute(
-        "CREATE TABLE children (id REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED)"
-    )
-    opened._db.execute(
-        "CREATE TRIGGER orphan AFTER INSERT ON requests WHEN NOT EXISTS (SELECT 1 FROM parents)"
-        " BEGIN INSERT INTO children VALUES (1); END"
-    )
-    opened.record("s", [make_receipt("a")])
-    assert opened.receipts() == []
-    opened._db.execute("INSERT INTO parents VALUES (1)")
-    opened.record("s", [make_receipt("b")])
-    assert {receipt.request_id for receipt in opened.receipts()} == {"a", "b"}
-    opened.close()
+def test_rows_and_totals_are_written_together_or_not_at_all(
+    path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full after the rows and before the totals."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("CREATE TRIGGER full BEFORE UPDATE ON sessions BEGIN SELECT no_such_function(); END")
+    ledger.record("s", [make_receipt("a")], Totals(requests_j=3.0))
+    assert ids(ledger) == []
+    db.execute("DROP TRIGGER full")
+    db.close()
+    until(lambda: ids(ledger) == ["a"], "the row in the file")
+    assert ledger.session_sum_j("s") == ledger.sessions()[0].totals.requests_j == 3.0
+
+
+def test_a_failed_commit_does_not_block_the_ledger_for_ever(path: Path, ledger: Ledger) -> None:
+    def make_orphans(db: sqlite3.Connection) -> None:
+        db.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+        db.execute(
+            "CREATE TABLE children (id REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED)"
+        )
+        db.execute(
+            "CREATE TRIGGER orphan AFTER INSERT ON requests"
+            " WHEN NOT EXISTS (SELECT 1 FROM parents) BEGIN INSERT INTO children VALUES (1); END"
+        )
+
+    ledger._connection.write(lambda db: db.execute("PRAGMA foreign_keys = ON") and None)
+    ledger._connection.write(make_orphans)
+    ledger.record("s", [make_receipt("a")])
+    assert ids(ledger) == []
+    ledger._connection.write(lambda db: db.execute("INSERT INTO parents VALUES (1)") and None)
+    ledger.record("s", [make_receipt("b")])
+    until(lambda: set(ids(ledger)) == {"a", "b"}, "both rows")
 
 
 def test_too_many_waiting_rows_drop_the_oldest(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    waiting: Ledger,
+    held: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_UNWRITTEN", 2)
-    rows = [make_receipt(str(number)) for number in range(4)]
-    ledger.record("s", rows, Totals(meter_j=math.nan))
-    ledger.record("s", [])
-    assert [receipt.request_id for receipt in ledger.receipts()] == ["2", "3"]
+    monkeypatch.setattr(writer, "MAX_WAITING", 2)
+    for number in range(4):
+        waiting.record("s", [make_receipt(str(number))])
+    assert (waiting.state.num_waiting, waiting.state.num_dropped) == (2, 2)
+    assert caplog.text.count("too many rows wait") == 1
+    held()
+    until(lambda: ids(waiting)[-2:] == ["2", "3"], "the rows that are left")
+    assert waiting.state.num_waiting == 0
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_file_that_is_gone_is_noticed_and_begun_again(
+    path: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    ledger.open_session("t", method="measured:y", measured=False, parameters=7)
+    ledger.record("s", [make_receipt("a")], Totals(meter_j=3.0, requests_j=3.0))
+    ledger.record("t", [make_receipt("b")], Totals(meter_j=4.0, requests_j=4.0))
+    assert ids(ledger) == ["a", "b"]
+    moved = path.with_name("moved.db")
+    path.unlink() if how == "deleted" else path.rename(moved)
+    if how == "replaced":
+        path.touch()
+    ledger.record("s", [make_receipt("c")], Totals(meter_j=6.0, requests_j=6.0))
+    assert ids(ledger) == ["c"]
+    assert "was moved, deleted or replaced" in caplog.text
+    found = {session.session_id: session for session in ledger.sessions()}
+    assert found["s"].totals.requests_j == 6.0
+    assert (found["t"].totals.requests_j, found["t"].parameters) == (4.0, 7)
+    ledger.record("t", [make_receipt("d")])
+    assert ids(ledger) == ["c", "d"]
+    assert caplog.text.count("was moved") == 1
+    if how == "moved":
+        old = Ledger(moved, read_only=True)
+        assert ids(old) == ["a", "b"]
+        old.close()
+
+
+def test_rows_wait_for_a_folder_that_is_gone(tmp_path: Path) -> None:
+    folder, away = tmp_path / "data", tmp_path / "away"
+    folder.mkdir()
+    opened = Ledger(folder / "ledger.db")
+    opened.open_session("s", method="x", measured=True)
+    folder.rename(away)
+    opened.record("s", [make_receipt("a")], Totals(requests_j=3.0))
+    until(lambda: not opened.state.is_writable, "that it is noticed")
+    assert opened.receipt("a") == make_receipt("a")
+    folder.mkdir()
+    until(lambda: opened.state.is_writable, "a new file")
+    assert ids(opened) == ["a"]
+    opened.close()
+
+
+LOST = make_receipt("lost", outcome="lost", active_j=4.0, idle_j=1.0, completion_tokens=3)
+
+
+def leave(ledger: Ledger) -> None:
+    """What the kernel does for a killed process."""
+    assert ledger._writer is not None
+    assert ledger._writer.flush(PATIENCE_S)
+    for lock in ledger._locks.values():
+        lock.leave()
+    ledger._connection.close()
+
+
+def test_open_requests_of_a_killed_server_become_rows(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = Ledger(path)
+    dead.open_session("s", method="x", measured=True)
+    totals = Totals(meter_j=12.0, idle_j=2.0, requests_j=3.0, open_j=7.0)
+    dead.record("s", [make_receipt("a")], totals, if_lost=[LOST])
+    leave(dead)
+    ledger = Ledger(path)
+    ledger.book_lost()
+    assert ledger.receipt("lost") == LOST
+    (session,) = ledger.sessions()
+    assert session.closed
+    assert session.totals == Totals(meter_j=12.0, idle_j=2.0, requests_j=8.0, open_j=2.0)
+    assert ledger.session_sum_j("s") == session.totals.requests_j
+    assert session.totals.residual == 0
+    assert "session s was not closed: its process is gone, with 1 requests" in caplog.text
+    ledger.book_lost()
+    assert ledger.sessions() == [session], "once"
+    assert list(path.parent.glob("*.lock")) == []
+    ledger.close()
+
+
+def test_who_lives_is_not_lost(path: Path, ledger: Ledger) -> None:
+    ledger.record("s", [], Totals(open_j=5.0), if_lost=[LOST])
+    other = Ledger(path)
+    other.book_lost()
+    assert other.receipt("lost") is None
+    assert not other.sessions()[0].closed
+    other.close()
+
+
+def test_a_session_that_somebody_else_looks_after_is_left_alone(path: Path) -> None:
+    dead = Ledger(path)
+    dead.open_session("s", method="x", measured=True, is_own=False)
+    leave(dead)
+    ledger = Ledger(path)
+    ledger.book_lost()
+    assert not ledger.sessions()[0].closed
+    ledger.close()
+
+
+@pytest.mark.parametrize("status", ["final", "unmetered"])
+def test_a_request_that_was_settled_since_the_note_is_not_lost(ledger: Ledger, status: str) -> None:
+    settled = make_receipt("lost", status=status, active_j=6.0)
+    ledger.record("s", [], Totals(meter_j=5.0, open_j=5.0), if_lost=[LOST])
+    ledger.record("s", [settled], Totals(meter_j=7.0, requests_j=7.0))
+    assert ledger.close_lost("s") == []
+    assert ledger.receipt("lost") == settled
+    assert ledger.sessions()[0].totals == Totals(meter_j=7.0, requests_j=7.0)
+
+
+def test_a_client_that_had_its_answer_lost_nothing(ledger: Ledger) -> None:
+    early = make_receipt("lost", status="provisional", http_status=200, completion_tokens=9)
+    ledger.record("s", [], Totals(meter_j=5.0, open_j=5.0), if_lost=[LOST])
+    ledger.record("s", [early], Totals(meter_j=6.0, open_j=6.0))
+    assert ledger.close_lost("s") == ["lost"]
+    found = ledger.receipt("lost")
+    assert found is not None
+    told = (found.status, found.outcome, found.http_status, found.completion_tokens)
+    assert told == ("final", "completed", 200, 9)
+    assert found.total_j == 5.0
+    assert ledger.sessions()[0].totals == Totals(meter_j=6.0, requests_j=5.0, open_j=1.0)
+
+
+def test_what_was_given_up_since_the_note_balances_too(ledger: Ledger) -> None:
+    """The account gave its joules to nobody; the row has them, and the sum is the meter's."""
+    ledger.record("s", [], Totals(meter_j=5.0, open_j=5.0), if_lost=[LOST])
+    ledger.record("s", [], Totals(meter_j=6.0, unattributed_j=6.0))
+    assert ledger.close_lost("s") == ["lost"]
+    assert ledger.sessions()[0].totals == Totals(meter_j=6.0, requests_j=5.0, unattributed_j=1.0)
+
+
+def test_a_session_that_closes_itself_has_lost_nothing(path: Path) -> None:
+    own = Ledger(path)
+    own.open_session("s", method="x", measured=True)
+    own.record("s", [], Totals(open_j=5.0), if_lost=[LOST])
+    own.record("s", [], Totals(), closed=True)
+    own.close()
+    assert list(path.parent.glob("*.lock")) == []
+    ledger = Ledger(path)
+    ledger.book_lost()
+    assert ledger.receipts() == []
+    ledger.close()
+
+
+def test_a_session_that_could_not_be_closed_is_closed_by_the_next(path: Path) -> None:
+    own = Ledger(path)
+    own.open_session("s", method="x", measured=True)
+    own.record("s", [], Totals(meter_j=5.0, open_j=5.0), if_lost=[LOST])
+    own.close()
+    ledger = Ledger(path)
+    ledger.book_lost()
+    assert ledger.sessions()[0].closed
+    assert ledger.receipt("lost") == LOST
+    ledger.close()
+
+
+def test_two_that_start_at_once_book_what_is_lost_once(path: Path) -> None:
+    dead = Ledger(path)
+    for name in "stuv":
+        dead.open_session(name, method="x", measured=True)
+        lost = replace(LOST, request_id=name)
+        dead.record(name, [], Totals(meter_j=5.0, open_j=5.0), if_lost=[lost])
+    leave(dead)
+    ledgers = [Ledger(path) for _ in range(3)]
+    threads = [threading.Thread(target=ledger.book_lost) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    for session in ledgers[0].sessions():
+        assert session.totals == Totals(meter_j=5.0, requests_j=5.0)
+    for ledger in ledgers:
+        ledger.close()
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -333,6 +646,8 @@ def test_read_only_reads_what_another_writes_and_writes_nothing(ledger: Ledger, 
     assert reader.sums()[0].total_j == reader.sessions()[0].totals.requests_j == 3.0
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         reader._query("DELETE FROM requests")
+    with pytest.raises(LedgerError, match="was opened to be read"):
+        reader.record("s", [make_receipt("b")])
     reader.close()
 
 
@@ -383,7 +698,7 @@ WRITER = """
     from greenllm.energy.ledger import Ledger
 
     ledger, totals, number = Ledger(sys.argv[1]), Totals(), 0
-    ledger.open_session("s", method="x", measured=True)
+    ledger.open_session("s", method="x", measured=True, is_own=False)
     while True:
         totals.meter_j += 4.0
         totals.idle_j += 1.0
@@ -392,6 +707,7 @@ WRITER = """
             f"r{number}", "m", "completed", 1.0, "final", "x", True, active_j=2.0, idle_j=1.0
         )
         ledger.record("s", [receipt], totals)
+        assert ledger.session_sum_j("s") == totals.requests_j
         print(receipt.request_id, flush=True)
         number += 1
 """
@@ -443,7 +759,7 @@ OLD_ROW = {
 
 def test_rows_of_before_were_not_approximate(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr(module, "MIGRATIONS", module.MIGRATIONS[:3])
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
         Ledger(path).close()
     db = sqlite3.connect(path)
     assert db.execute("PRAGMA user_version").fetchone() == (3,)

@@ -346,7 +346,28 @@ def test_totals_are_recorded_between_receipts_as_often_as_was_asked(
     assert least <= totals_recorded(house, every_s) <= most
 
 
-def test_who_records_between_receipts_records_at_the_start_too(house: House) -> None:
+def test_what_would_be_lost_is_noted_while_there_is_work(house: House) -> None:
+    house.loop.stop(PATIENCE_S)
+    noted: list[list[str]] = []
+
+    class Listening:
+        def record(
+            self, *given: object, if_lost: Sequence[Receipt] | None = None, **options: object
+        ) -> None:
+            if if_lost is not None:
+                noted.append([receipt.request_id for receipt in if_lost])
+                assert {receipt.outcome for receipt in if_lost} <= {"lost"}
+
+    loop = EngineLoop(house.engine, Listening(), "s", house, record_every_s=0.0)
+    loop.submit(make_request("a", [1], ignore_eos=True, max_tokens=4))
+    for _ in range(8):
+        loop._turn()
+    assert noted[0] == ["a"], "with the first step"
+    assert set(map(tuple, noted)) == {("a",)}
+    assert len(noted) == 3, "and no more once it is over"
+
+
+def test_totals_are_recorded_at_the_start(house: House) -> None:
     house.loop.stop(PATIENCE_S)
     recorded = threading.Event()
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from greenllm.config import ConfigError
+from greenllm.energy.meters.scope import Scope
 from serving import commands as serve
 from serving.config import ServeConfig
 
@@ -200,3 +201,22 @@ def test_the_log_is_whole_lines_in_files(
     assert " WARNING word" in line
     monkeypatch.setattr(serve, "console", Console(stderr=True, force_terminal=True))
     assert isinstance(serve.log_handler(), RichHandler)
+
+
+def test_a_server_shares_its_machine_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    found: list[list[Path]] = []
+    scopes: list[Scope] = []
+
+    def run(config: ServeConfig, scope: Scope) -> None:
+        found.append(list(tmp_path.rglob("*.roster")))
+        scopes.append(scope)
+
+    monkeypatch.setattr(serve, "run_server", run)
+    serve.serve(ServeConfig())
+    serve.serve(ServeConfig(roster="off"))
+    assert [len(paths) for paths in found] == [1, 0]
+    assert [scope.roster is not None for scope in scopes] == [True, False]
+    assert list(tmp_path.rglob("*.roster")) == [], "and leaves it"

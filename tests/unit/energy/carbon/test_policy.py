@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from greenllm.config import ConfigError
+from greenllm.energy.carbon import policy
 from greenllm.energy.carbon.footprint import EmbodiedModel
 from greenllm.energy.carbon.grid import Intensity, StaticIntensity
 from greenllm.energy.carbon.policy import (
@@ -12,7 +13,9 @@ from greenllm.energy.carbon.policy import (
     carbon_policy,
     embodied_of,
     intensity_source,
+    world_warning,
 )
+from greenllm.energy.meters.limits import CpuShare
 from greenllm.options import CarbonOptions
 from tests.unit.energy.rig import make_receipt
 
@@ -109,3 +112,29 @@ def test_manufacture_is_that_of_the_cpus_in_use() -> None:
     assert one is not None
     assert three is not None
     assert three.grams(3600.0) == pytest.approx(3 * one.grams(3600.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        (CarbonOptions(), True),
+        (CarbonOptions(zone="world"), True),
+        (CarbonOptions(zone="FRA"), False),
+        (CarbonOptions(intensity_g_per_kwh=20.0, intensity_source="a contract"), False),
+    ],
+)
+def test_grams_at_the_worlds_average_come_with_a_warning(
+    options: CarbonOptions, warns: bool
+) -> None:
+    warning = world_warning(options)
+    assert (warning is not None) == warns
+    if warning is not None:
+        assert "458 g/kWh; grids have 20 to 1306: name yours with --zone" in warning
+
+
+def test_a_part_of_a_machine_pays_for_that_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = CpuShare(1.5, "quota", lambda: None)
+    monkeypatch.setattr(policy, "cpu_share", lambda num_vcpus: share)
+    part = embodied_of("cpu", has_cuda=False)
+    assert part is not None
+    assert part.total_g == pytest.approx(EmbodiedModel.per_vcpu(1.5).total_g)

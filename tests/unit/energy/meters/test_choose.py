@@ -21,8 +21,8 @@ from greenllm.energy.meters.combined import CombinedMeter
 from greenllm.energy.meters.counters import rapl_meter
 from greenllm.energy.meters.protocol import Meter, NullMeter, Reading, ReplayMeter, SensorError
 from greenllm.energy.meters.registry import DOMAINS, METER_NAMES, METERS, why_unknown
+from greenllm.energy.meters.roster import Roster
 from greenllm.energy.meters.scope import Scope
-from greenllm.energy.meters.sharing import Roster
 from greenllm.options import MeterOptions
 from tests.unit.energy.meters.driver import Driver
 

@@ -6,7 +6,9 @@ import pytest
 
 from greenllm.energy.hardware import VcpuPower
 from greenllm.energy.meters.cputime import CpuClock, CpuTimes
-from greenllm.energy.meters.modelled import ModelledMeter
+from greenllm.energy.meters.limits import CpuShare
+from greenllm.energy.meters.modelled import ModelledMeter, modelled_meter
+from greenllm.energy.meters.scope import Scope
 
 
 class Cpu(CpuClock):
@@ -39,6 +41,45 @@ def test_full_load_draws_the_maximum() -> None:
     meter = ModelledMeter(_power(), 2, cpu=cpu, clock=lambda: now[0])
     now[0], cpu.times = 10.0, CpuTimes(20.0, 20.0)
     assert meter.read().total_j == pytest.approx(2 * 2.0 * 10)
+
+
+def test_a_share_has_its_own_floor_and_the_time_that_was_used_in_it() -> None:
+    """Two vCPUs of 256: their floor, and nothing of what strangers do outside."""
+    cpu, now, used = Cpu(), [0.0], [50.0]
+    share = CpuShare(2.0, "quota", lambda: used[0])
+    meter = ModelledMeter(_power(), 256, share=share, cpu=cpu, clock=lambda: now[0])
+    assert meter.idle_w == {"cpu": 2 * 0.5}
+    now[0], cpu.times, used[0] = 10.0, CpuTimes(5.0, 2000.0, 2.0), 58.0
+    reading = meter.read()
+    assert reading.total_j == pytest.approx(2 * 0.5 * 10 + 1.5 * 8)
+    assert (reading.own_cpu_s, reading.machine_cpu_s, reading.train_cpu_s) == (5.0, 8.0, 2.0)
+    now[0], cpu.times, used[0] = 20.0, CpuTimes(6.0, 4000.0, 2.0), 58.5
+    assert meter.read().machine_cpu_s == 9.0, "what others used does not decrease"
+
+
+def test_where_nobody_tells_what_was_used_of_a_share_it_was_this_process() -> None:
+    cpu = Cpu()
+    meter = ModelledMeter(_power(), 256, share=CpuShare(2.0, "quota", lambda: None), cpu=cpu)
+    cpu.times = CpuTimes(5.0, 2000.0, 2.0)
+    assert meter.read().machine_cpu_s == 7.0
+
+
+def test_a_container_with_two_of_256_threads_is_charged_for_two(tmp_path: Path) -> None:
+    files = {
+        "proc/cpuinfo": "".join(
+            f"processor : {n}\nvendor_id : AuthenticAMD\ncpu family : 25\nmodel : 17\n"
+            for n in range(256)
+        ),
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/cpu.stat": "usage_usec 0\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    scope = Scope(Cpu(), sys=tmp_path / "sys", proc=tmp_path / "proc")
+    whole = modelled_meter(scope).idle_w["cpu"]
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("200000 100000\n")
+    assert modelled_meter(scope).idle_w["cpu"] == pytest.approx(whole * 2 / 256)
 
 
 def test_it_says_that_it_is_a_model_and_how_wide() -> None:

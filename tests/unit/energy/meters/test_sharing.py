@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenllm.energy.account.window import take_apart
-from greenllm.energy.meters.protocol import Meter, Reading, ReplayMeter, SensorError
-from greenllm.energy.meters.sharing import Roster, SharedMeter, share_of
+from greenllm.energy.meters.protocol import Meter, Reading, ReplayMeter
+from greenllm.energy.meters.roster import Roster, share_of
+from greenllm.energy.meters.sharing import SharedMeter
 from tests.waiting import PATIENCE_S
 
 MEMBERS = "abc"
@@ -152,6 +154,14 @@ def test_a_dead_member_is_struck_off_once_somebody_looks(hand: Hand, path: Path)
     assert lines(path)[-1][1:3] == ["-", f"{2**30 + 2}:gone"]
 
 
+def test_who_comes_strikes_off_the_dead(hand: Hand, path: Path) -> None:
+    hand.join(path, 1)
+    hand.kill(1)
+    second = hand.join(path, 2)
+    hand.now_s += 0.5
+    assert second.seconds()[1] == pytest.approx(0.5)
+
+
 def test_members_look_for_the_dead_about_once_a_second(hand: Hand, path: Path) -> None:
     first, _ = hand.join(path, 1), hand.join(path, 2)
     hand.kill(2)
@@ -211,7 +221,7 @@ def test_who_has_left_gets_no_more(hand: Hand, path: Path) -> None:
 MEMBER = """
     import sys
     from pathlib import Path
-    from greenllm.energy.meters.sharing import Roster
+    from greenllm.energy.meters.roster import Roster
 
     roster = Roster(Path(sys.argv[1]))
     print("here", flush=True)
@@ -250,12 +260,12 @@ def test_two_processes_share_one_roster(path: Path) -> None:
 
 
 def test_a_killed_process_is_struck_off_even_before_it_is_waited_for(path: Path) -> None:
-    now_s = 5.0
     with member(path) as other:
+        now_s = time.monotonic()
         own = Roster(path, clock=lambda: now_s)
         other.kill()
         os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
-        now_s = 10.0
+        now_s += 5.0
         own.seconds()
     (came, *_, went) = (line[1:3] for line in lines(path))
     assert (came[0], went) == ("+", ["-", came[1]])
@@ -414,13 +424,153 @@ def test_half_a_line_is_passed_over(hand: Hand, path: Path) -> None:
     assert one.read().total_j == pytest.approx(4.0)
 
 
-def test_a_roster_that_cannot_be_read_is_a_sensor_that_fails(hand: Hand, path: Path) -> None:
+def test_while_a_roster_cannot_be_read_those_who_were_there_last_are_there(
+    hand: Hand, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = Whole(hand, {"cpu": 4.0})
-    one, _ = two_meters(whole, path)
+    one, two = two_meters(whole, path)
+    one.read()
     path.unlink()
     path.mkdir()
-    with pytest.raises(SensorError, match="roster"):
+    for _ in range(5):
+        whole.spend(2.0, 8.0, {})
         one.read()
+    assert one.read().total_j == pytest.approx(5 * 4.0)
+    assert caplog.text.count("Is a directory") == 1
+    path.rmdir()
+    one.read()
+    two.read()
+    whole.spend(2.0, 8.0, {})
+    assert one.read().total_j == pytest.approx(6 * 4.0)
+
+
+def test_a_lock_that_is_never_let_go_stops_nobody(
+    hand: Hand, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Whole(hand, {"cpu": 4.0})
+    one, _ = two_meters(whole, path)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        hand.kill(2)
+        for _ in range(3):
+            whole.spend(2.0, 8.0, {})
+            one.read()
+        assert one.read().total_j == pytest.approx(3 * 4.0), "the dead cannot be struck off"
+        with pytest.raises(BlockingIOError):
+            hand.join(path, 3)
+    assert "temporarily unavailable" in caplog.text
+    whole.spend(2.0, 8.0, {})
+    one.read()
+    whole.spend(2.0, 8.0, {})
+    assert one.read().total_j == pytest.approx(3 * 4.0 + 4.0 + 8.0)
+
+
+GARBAGE = (
+    "nan + 5:gone .",
+    "1e300 + 5:gone .",
+    "-3 + 5:gone .",
+    "100.0 cpu watts .",
+    "100.0 cpu -5 .",
+    "100.0 cpu inf .",
+    "words",
+    "\x00\xff\ufffd",
+    "1 2 3 4 5 .",
+)
+
+
+@pytest.mark.parametrize("line", GARBAGE)
+def test_lines_that_mean_nothing_are_passed_over(hand: Hand, path: Path, line: str) -> None:
+    whole = Whole(hand, None)
+    one, _ = two_meters(whole, path)
+    with path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
+        stream.write(f"\n{line}\n")
+    whole.spend(2.0, 8.0, {})
+    assert one.read().total_j == pytest.approx(4.0)
+
+
+def test_a_name_that_is_no_process_is_struck_off(path: Path) -> None:
+    now_s = time.monotonic()
+    own = Roster(path, clock=lambda: now_s)
+    with path.open("a") as stream:
+        stream.write(f"\n{now_s:.6f} + somebody .\n")
+    now_s += 5.0
+    own.seconds()
+    assert lines(path)[-1][1:3] == ["-", "somebody"]
+
+
+def test_a_roster_stays_short_and_every_moment_is_shared_once(hand: Hand, path: Path) -> None:
+    first = hand.join(path, 1)
+    began_s, others_s = hand.now_s, 0.0
+    first.lowest_w("cpu", 7.5)
+    for number in range(2, 1500):
+        hand.now_s += 0.5
+        other = hand.join(path, number)
+        hand.now_s += 1.0
+        first.seconds()
+        others_s += other.seconds()[1]
+        other.leave()
+    shared_s = first.seconds()[1] + others_s
+    assert shared_s == pytest.approx(hand.now_s - began_s, rel=1e-3)
+    assert path.stat().st_size < 20_000
+    assert first.lowest_w("cpu") == 7.5
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_huge_file_of_garbage_is_not_read_whole(hand: Hand, path: Path) -> None:
+    first = hand.join(path, 1)
+    with path.open("a") as stream:
+        stream.write("garbage\n" * 100_000)
+    hand.now_s += 1.5
+    first.seconds()
+    hand.now_s += 1.5
+    assert first.seconds()[1] == pytest.approx(3.0)
+    assert path.stat().st_size < 20_000, "whoever writes begins a new one"
+
+
+def test_who_is_alone_has_the_whole_machine(hand: Hand, path: Path) -> None:
+    """As without a roster: what strangers do is told apart by the account."""
+    whole = Whole(hand, None)
+    one = SharedMeter(whole.seen_by(1), hand.join(path, 1))
+    whole.spend(2.0, 28.0, {1: 3.0, 99: 1.0})
+    reading = one.read()
+    assert reading.joules == {"cpu": pytest.approx(28.0)}
+    assert (reading.own_cpu_s, reading.machine_cpu_s) == (3.0, 4.0)
+    told = one.idle_w
+    assert told is None
+    two = SharedMeter(whole.seen_by(2), hand.join(path, 2))
+    whole.spend(2.0, 28.0, {1: 1.0, 2: 1.0, 99: 2.0})
+    assert one.read().joules == {"cpu": pytest.approx(28.0 + 14.0)}
+    told = one.idle_w
+    assert told is not None
+    assert dict(told) == {"cpu": pytest.approx(14.0)}
+    assert two.read().joules["cpu"] == pytest.approx(14.0)
+
+
+def test_training_is_paid_by_the_server_that_trains(hand: Hand, path: Path) -> None:
+    records = [
+        Reading(100.0, {"cpu": 0.0}, 0.0, 0.0),
+        Reading(100.0, {"cpu": 0.0}, 0.0, 0.0),
+        Reading(102.0, {"cpu": 28.0}, 1.0, 8.0, 3.0),
+    ]
+    roster, _ = hand.join(path, 1), hand.join(path, 2)
+    meter = SharedMeter(ReplayMeter(records, idle_w={"cpu": 4.0}), roster)
+    meter.read()
+    hand.now_s += 2.0
+    reading = meter.read()
+    assert reading.total_j == pytest.approx(4.0 + 20.0 * 4 / 8)
+    assert (reading.own_cpu_s, reading.train_cpu_s, reading.machine_cpu_s) == (1.0, 3.0, 4.0)
+
+
+def test_a_domain_that_is_lost_is_not_in_the_readings(hand: Hand, path: Path) -> None:
+    whole = Whole(hand, {"cpu": 4.0, "dram": 1.0})
+    whole.joules["dram"] = 30.0
+    one, _ = two_meters(whole, path)
+    del whole.joules["dram"]
+    whole.spend(2.0, 8.0, {})
+    assert one.read().joules == {"cpu": pytest.approx(4.0)}
+    whole.joules["dram"] = 90.0
+    whole.spend(2.0, 8.0, {})
+    assert one.read().joules["dram"] == 0.0, "what it counted meanwhile is unknown"
 
 
 def test_a_short_window_tells_nothing_of_an_unknown_floor(hand: Hand, path: Path) -> None:
@@ -503,17 +653,6 @@ def test_a_gap_tells_nothing_of_the_floor_and_is_passed_on(hand: Hand, path: Pat
     assert meter.read().gaps == {"cpu"}
     assert not meter.read().gaps
     assert meter.idle_w == pytest.approx({"cpu": 5.0})
-
-
-def test_a_gap_outlasts_a_roster_that_cannot_be_read(hand: Hand, path: Path) -> None:
-    gap = Reading(1.0, {"cpu": 1.0}, gaps=frozenset({"cpu"}))
-    meter = _recorded(hand, path, Reading(0.0, {"cpu": 0.0}), gap, Reading(2.0, {"cpu": 2.0}))
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(SensorError):
-        meter.read()
-    path.rmdir()
-    assert meter.read().gaps == {"cpu"}
 
 
 def test_a_domain_that_is_gone_is_not_in_the_share(hand: Hand, path: Path) -> None:
