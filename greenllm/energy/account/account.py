@@ -294,11 +294,11 @@ class Account:
             self._violated(f"{domain} fell from {counter.joules} to {reading.joules[domain]} J")
             self._counters[domain] = DomainCounter.begin(domain, reading)
             return
-        before, was_lost = replace(counter), domain not in self._last.joules
+        before = replace(counter)
         window = counter.advance(reading, self.learnt.idle_w(domain))
         if window is None:
             return
-        is_gap = counter.is_gap or was_lost or domain in reading.gaps
+        is_gap = counter.is_gap or domain in reading.gaps
         counter.is_gap = False
         self.totals.meter_j += window.energy_j
         works = self._timeline.between(window.start_s, window.end_s)
@@ -315,13 +315,16 @@ class Account:
             self._book_idle(before, reading, window)
 
     def _forget(self, reading: Reading) -> None:
-        """Drop work that every counter has counted, or that no counter will."""
+        """Drop work that every counter has counted; lost ones count as long as others do."""
         live = [counter.as_of_s for d, counter in self._counters.items() if d in reading.joules]
-        until_s = min(live, default=float("inf"))
+        if not live and reading.lost:
+            return
         missing = (self._needs | reading.lost.keys()) - reading.joules.keys()
-        for (owner, _), work in self._timeline.forget(until_s):
+        for (owner, _), work in self._timeline.forget(min(live, default=float("inf"))):
             self._bills[owner].count(work)
             self._bills[owner].miss(missing, self._needs)
+            for domain in missing & self._counters.keys():
+                self._counters[domain].is_gap = True
         self._timeline.seal(max(live, default=float("-inf")))
 
     def _give_up_waiting(self) -> None:

@@ -360,6 +360,20 @@ def test_a_domain_that_is_lost_leaves_the_others_and_comes_back() -> None:
     assert rig.totals.residual < 1e-9
 
 
+def test_where_everything_was_lost_for_a_while_the_counter_still_knows() -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.meter.lost = {"cpu": "it fails"}
+    rig.step(("a", 0, 4), seconds=20.0, cpu=400.0)
+    rig.finish("a")
+    rig.spend(0.2)
+    assert [receipt.status for receipt in rig.settle()] == ["provisional"]
+    rig.meter.lost = {}
+    rig.spend(1.0, cpu=1.0)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.total_j) == ("final", pytest.approx(401.0))
+
+
 def test_without_the_gpu_that_it_needs_a_request_has_no_joules() -> None:
     rig = make_rig(needs=("gpu",))
     rig.open("a")

@@ -22,7 +22,7 @@ def additive(seconds: float, tokens: float) -> float:
 
 
 def concave(seconds: float, tokens: float) -> float:
-    return 0.5 * tokens**0.7
+    return float(0.5 * tokens**0.7)
 
 
 def roofline(seconds: float, tokens: float) -> float:
