@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,13 @@ from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.cuda import cuda_uuids
 from greenllm.energy.meters.roster import Roster
 from greenllm.places import calibration_path
+
+
+def work_hard(seconds: float) -> None:
+    """Keep a processor busy."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,7 @@ class Scope:
     cuda: tells which GPUs CUDA sees, see `cuda_uuids`.
     proc: root of procfs, where it shows processors and limits.
     calibration: the file with this machine's watts, where it was calibrated.
+    work: works hard for so many seconds, so that counters have something to count.
     """
 
     clock: CpuClock = field(default_factory=CpuClock)
@@ -33,3 +42,4 @@ class Scope:
     cuda: Callable[[], tuple[str, ...] | None] = cuda_uuids
     proc: Path = Path("/proc")
     calibration: Path = field(default_factory=calibration_path)
+    work: Callable[[float], None] = work_hard
