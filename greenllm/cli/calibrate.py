@@ -30,7 +30,7 @@ from greenllm.energy.meters.calibrated import (
     write_calibration,
 )
 from greenllm.energy.meters.choose import climb, ladder
-from greenllm.energy.meters.limits import cpu_share
+from greenllm.energy.meters.limits import allowed_threads
 from greenllm.energy.meters.scope import Scope
 from greenllm.figures import make_console, moment, number
 from greenllm.places import calibration_path
@@ -135,9 +135,7 @@ def measure(
     console.print(f"wall meter {wall.name}", soft_wrap=True)
     if sample := wall.poll(time.time()):
         console.print(f"it says {number(sample.watts)} W")
-    share = cpu_share(cpu.num_vcpus, scope.proc, scope.sys)
-    num_cpus = cpu.num_vcpus if share is None else max(1, int(share.num_cpus))
-    stages = plan(num_cpus, options.seconds)
+    stages = plan(allowed_threads(cpu.num_vcpus, scope.proc, scope.sys), options.seconds)
     course = Course(wall, scope.clock)
     for count, stage in enumerate(course.run(stages), 1):
         console.print(f"stage {count} of {len(stages)}: {stage}")

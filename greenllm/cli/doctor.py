@@ -1,9 +1,9 @@
 """`greenllm doctor`: what this machine can measure, what was chosen and why.
 
 Contract: looks, changes nothing, and succeeds also where only the model works. Versions come from
-package metadata; of what computes only OpenVINO is loaded, and asked for what it can do. Not
-covered: repairs; sensors `greenllm.energy.meters.choose` does not know; whether the GPU computes
-correctly.
+package metadata; of what computes only OpenVINO is loaded, and asked for what it can do. With
+`--cross-check` it keeps the processors busy for some seconds. Not covered: repairs; sensors
+`greenllm.energy.meters.choose` does not know; whether the GPU computes correctly.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from greenllm.clashes import find_clashes
 from greenllm.cli.calibrate import described
+from greenllm.cli.crosscheck import cross_check
 from greenllm.cli.options import DataDir
 from greenllm.config import ConfigError, variable
 from greenllm.energy.carbon.policy import intensity_source, world_warning
@@ -27,7 +30,7 @@ from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.meters.calibrated import CalibrationError, read_calibration
 from greenllm.energy.meters.choose import WORKS, Rung, ladder, lost_domains
-from greenllm.energy.meters.limits import CpuShare, cpu_share
+from greenllm.energy.meters.limits import CpuShare, allowed_threads, cpu_share
 from greenllm.energy.meters.registry import DOMAINS, Domain
 from greenllm.energy.meters.scope import Scope
 from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
@@ -58,7 +61,17 @@ RAPL_RECIPE = (
 )
 
 
-def doctor(data_dir: DataDir = None) -> None:
+def doctor(
+    data_dir: DataDir = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--cross-check",
+            help="Keep all processors busy for some seconds, and compare what each meter, and"
+            " CodeCarbon and Zeus where they are installed, count.",
+        ),
+    ] = False,
+) -> None:
     """Print everything there is to know."""
     console = make_console()
     cpu = read_cpu_info()
@@ -77,6 +90,8 @@ def doctor(data_dir: DataDir = None) -> None:
     print_lines(console, "Names", find_clashes() or ["no other package uses greenllm's names"])
     path = ledger_path(data_dir)
     print_lines(console, "Ledger", [str(path), ledger_state(path)])
+    if check:
+        cross_check(console, ladders, allowed_threads(cpu.num_vcpus))
 
 
 def print_lines(console: Console, heading: str, lines: Iterable[str]) -> None:
