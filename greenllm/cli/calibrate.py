@@ -132,13 +132,14 @@ def measure(
     Raises:
         GreenllmError: the wall meter does not answer, or the fit is refused.
     """
-    console.print(f"wall meter {wall.name}", soft_wrap=True)
-    if sample := wall.poll(time.time()):
-        console.print(f"it says {number(sample.watts)} W")
+    sample = wall.poll(time.time())
+    watts = None if sample is None else sample.watts
+    console.print(f"wall meter {wall.name}: {number(watts)} W", soft_wrap=True)
     stages = plan(allowed_threads(cpu.num_vcpus, scope.proc, scope.sys), options.seconds)
     course = Course(wall, scope.clock)
     for count, stage in enumerate(course.run(stages), 1):
-        console.print(f"stage {count} of {len(stages)}: {stage}")
+        so_far = f" (wall meter: {number(course.last_w)} W)" if count > 1 else ""
+        console.print(f"stage {count} of {len(stages)}: {stage}{so_far}")
     return fit_power(course.samples(options.wait_s))
 
 

@@ -117,6 +117,11 @@ class Course:
             self._recording.wall.append(WallSample(now_s, sample.watts))
         self._recording.cpu.append(CpuSample(now_s, self._cpu.read().machine_s))
 
+    @property
+    def last_w(self) -> float | None:
+        """What the wall meter said last."""
+        return self._recording.wall[-1].watts if self._recording.wall else None
+
     def samples(self, wait_s: float = 0.0) -> list[PowerSample]:
         """What came of it; waits for rows that are written late, if there are too few yet.
 

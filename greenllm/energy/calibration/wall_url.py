@@ -100,6 +100,8 @@ class UrlWall:
         except HTTPError as error:
             with error:
                 raise WallError(f"{self.name}: HTTP {error.code} {error.reason}") from error
+        except ValueError as error:  # its message may have the credentials in it
+            raise WallError(f"{self.name}: address or credentials cannot be sent") from error
         except (OSError, HTTPException) as error:
             raise WallError(f"{self.name}: {getattr(error, 'reason', None) or error}") from error
         return body.decode("utf-8", errors="replace")

@@ -30,6 +30,7 @@ class Course:
     """A course that is over at once."""
 
     dynamic_w = 6.0
+    last_w: float | None = None
 
     def __init__(self, wall: WallMeter, cpu: CpuClock) -> None:
         pass
@@ -58,9 +59,10 @@ def test_a_calibration_is_kept_used_shown_and_forgotten(machine: Path, tmp_path:
     result = run("--meter-watts", str(tmp_path / "plug.csv"))
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[0] == f"wall meter {tmp_path / 'plug.csv'}"
+    assert lines[0] == f"wall meter {tmp_path / 'plug.csv'}: — W"
     assert "stage 1 of" in lines[1]
     assert "idle, 30 s" in lines[1]
+    assert "(wall meter: — W)" in lines[2], "that nothing is read shows at once"
     assert "idle 40 W, 6 W per busy hardware thread, ± 3% (90 %, 12 samples of" in result.output
     assert "power supply, fans" in result.output
     cpu = read_cpu_info()

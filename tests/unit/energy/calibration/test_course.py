@@ -91,6 +91,7 @@ def test_the_plan_is_idle_one_half_and_all_with_two_kinds_of_work() -> None:
 def test_the_watts_of_a_machine_are_found(machine: Machine) -> None:
     course = _course(machine, Wall(machine))
     assert [stage.num_busy for stage in course.run(plan(4, 30.0))] == [0, 1, 1, 2, 2, 4, 4]
+    assert course.last_w == pytest.approx(machine.watts, abs=1.0)
     fit = fit_power(course.samples())
     assert fit.idle_w == pytest.approx(IDLE_W, abs=0.3)
     assert fit.dynamic_w == pytest.approx(DYNAMIC_W, abs=0.1)

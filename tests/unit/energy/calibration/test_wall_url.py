@@ -120,6 +120,13 @@ def test_credentials_come_from_the_environment(server: Server) -> None:
     assert [said for _, said in server.asked] == ["Bearer secret", f"Basic {basic}"]
 
 
+@pytest.mark.parametrize("token", ["sec\nret", "sec\u20acret"])
+def test_credentials_that_cannot_be_sent_are_not_printed(server: Server, token: str) -> None:
+    with pytest.raises(WallError, match="cannot be sent") as refusal:
+        _wall(server.url, WALL_METER_TOKEN=token).poll(0.0)
+    assert "ret" not in str(refusal.value)
+
+
 def test_a_redirect_is_not_followed(server: Server) -> None:
     server.status, server.location = 302, f"{server.url}/elsewhere"
     with pytest.raises(WallError, match="HTTP 302"):
