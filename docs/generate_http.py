@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from greenllm.core import Speculation
 from greenllm.energy import receipt
-from greenllm.energy.account.account import Label, Totals
+from greenllm.energy.account.totals import Label, Totals
 from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Stats

@@ -63,7 +63,7 @@ class LLM:
         places = places_of(EngineConfig)
         config = load(EngineConfig, flags={"model": model, **options}, environment=places)
         roster = join_roster(config.roster)
-        scope = Scope(gpus=config.device != "cpu", roster=roster)
+        scope = Scope(devices=config.gpus, roster=roster)
         self._ledger, session_id = None, ""
         with ExitStack() as undo:
             if roster is not None:

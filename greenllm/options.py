@@ -55,6 +55,13 @@ class DeviceOptions(Options):
         is_known = _DEVICE.fullmatch(self.device) is not None
         self.require(is_known, "device", "must be auto, cpu, cuda or cuda:N")
 
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that compute where there is CUDA, in its order; none with `--device cpu`."""
+        if self.device == "cpu":
+            return ()
+        return (self.device if self.device.startswith("cuda:") else "cuda:0",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadOptions(Options):
@@ -268,6 +275,13 @@ class ProcessorOptions(DeviceOptions):
             "threads",
             "must be auto, eco or a number greater than 0",
         )
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that compute where there is CUDA: the first ones, where it takes several."""
+        if self.device == "cpu" or self.tensor_parallel == 1:
+            return super().gpus
+        return tuple(f"cuda:{i}" for i in range(self.tensor_parallel))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def serve(config: ServeConfig) -> None:
         return
     roster = join_roster(config.roster)
     try:
-        run_server(config, Scope(CpuClock(), gpus=config.device != "cpu", roster=roster))
+        run_server(config, Scope(CpuClock(), devices=config.gpus, roster=roster))
     finally:
         if roster is not None:
             roster.leave()

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from greenllm.energy.account.account import Label
+from greenllm.energy.account.totals import Label
 from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Stats

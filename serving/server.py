@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.session import open_ledger
 from greenllm.engine.loop import RECORD_EVERY_S, EngineLoop

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from fastapi import Request as HttpRequest
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums
 from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt

@@ -27,7 +27,7 @@ from evals.entry import origin
 from evals.studies import study
 from evals.studies.adapters import write_adapter
 from evals.studies.load import Body, completion_body, random_prompt, serve
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import Ledger
 from greenllm.model.options import LoadOptions
 from greenllm.model.targets import targets_of

@@ -62,7 +62,8 @@ def compress(config: CompressConfig) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     tasks, began = _tasks(config), datetime.now(UTC).isoformat(timespec="seconds")
-    meter, _ = open_meter(config, Scope(CpuClock(tree_of=os.getpid())))  # with servers that score
+    clock = CpuClock(tree_of=os.getpid())  # with servers that score
+    meter, _ = open_meter(config, Scope(clock, devices=config.gpus))
     account = PhaseAccount(meter)
     with console.status("importing torch"):
         making = importlib.import_module("finetune.compressing.making")

@@ -74,7 +74,9 @@ def unmetered() -> Meter:
 def _meter(recipe: Recipe, num_processes: int) -> Meter:
     # Siblings are below the launcher: their CPU time is the run's too.
     clock = CpuClock(tree_of=os.getppid() if num_processes > 1 else None)
-    meter, _ = open_meter(recipe, Scope(clock, gpus=recipe.device != "cpu"))
+    several = tuple(f"cuda:{i}" for i in range(num_processes))
+    gpus = several if num_processes > 1 and recipe.gpus else recipe.gpus
+    meter, _ = open_meter(recipe, Scope(clock, devices=gpus))
     return meter
 
 

@@ -24,7 +24,7 @@ from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_schema import LedgerError
-from greenllm.energy.meters.choose import Rung, ladder
+from greenllm.energy.meters.choose import WORKS, Rung, ladder, lost_domains
 from greenllm.energy.meters.limits import CpuShare, cpu_share
 from greenllm.energy.meters.registry import DOMAINS, Domain
 from greenllm.energy.meters.scope import Scope
@@ -62,6 +62,8 @@ def doctor(data_dir: DataDir = None) -> None:
     cpu = read_cpu_info()
     ladders = {domain: list(ladder(domain, Scope())) for domain in DOMAINS}
     print_table(console, "Meters, best first", rung_table(ladders))
+    if lost := lost_domains(ladders, Scope()):
+        print_lines(console, "Lost", lost_lines(lost))
     lines = [*cpu_lines(cpu, vcpu_power(cpu)), *share_lines(cpu_share(cpu.num_vcpus))]
     print_lines(console, "Processor", lines)
     print_lines(console, "Carbon", carbon_lines(os.environ.get(variable("zone"))))
@@ -101,7 +103,16 @@ def rung_cells(rung: Rung, *, chosen: bool) -> tuple[str, ...]:
         return rung.name, "no", UNKNOWN, UNKNOWN, rung.reason
     state = "yes, chosen" if chosen else "yes"
     period, spread = f"{meter.period_s * 1000:g} ms", f"{meter.uncertainty:.0%}"
-    return rung.name, state, period, spread, meter.method
+    doubts = "" if rung.reason == WORKS else f": {rung.reason}"
+    return rung.name, state, period, spread, f"{meter.method}{doubts}"
+
+
+def lost_lines(lost: Mapping[str, str]) -> list[str]:
+    """What computes here and is not counted, and what follows from that."""
+    return [
+        f"{domain}: {reason}. What a model on it costs is not known: its receipts have no total"
+        for domain, reason in lost.items()
+    ]
 
 
 def cpu_lines(cpu: CpuInfo, power: VcpuPower) -> list[str]:
@@ -151,7 +162,9 @@ def is_virtual(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def rapl_lines(rung: Rung, *, is_virtual: bool) -> list[str]:
     """Why RAPL does not work, and what can be done about it."""
     if rung.meter is not None:
-        return ["works"]
+        return [rung.reason]
+    if "stands still" in rung.reason:
+        return [f"{rung.reason}: the counters are there, and count nothing"]
     if "permission denied" in rung.reason:
         return [rung.reason, *RAPL_RECIPE]
     if is_virtual:

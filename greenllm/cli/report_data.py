@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greenllm.config import ConfigError
-from greenllm.energy.account.account import CONSERVATION_TOLERANCE
+from greenllm.energy.account.totals import CONSERVATION_TOLERANCE
 from greenllm.energy.ledger import GROUPS, GroupSums, Ledger, Session
 from greenllm.energy.period import parse_moment
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger_connection import LedgerConnection
 from greenllm.energy.ledger_rows import COLUMNS, Entry, SessionStart, book_lost, receipt_of
 from greenllm.energy.ledger_schema import LedgerError

@@ -13,8 +13,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
 from greenllm.core import AdapterRef, AnswerSink, Request, SamplingParams, Sequence, sequences_of
-from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import TokenCounts
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.exits import mean_layers

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from greenllm.core import Request, Token
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Engine
 

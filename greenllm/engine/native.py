@@ -15,7 +15,8 @@ import logging
 from collections.abc import Callable
 
 from greenllm.core import AnswerSink, Batch, Request, SamplingParams, Sequence, Speculation, Token
-from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.account.account import Account
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.admission import check_approximation, check_request, refuse_grammar

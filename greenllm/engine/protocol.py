@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from greenllm.core import Request, Token
-from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.account.account import Account
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.model.adapters import AdapterRegistry

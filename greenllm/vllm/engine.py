@@ -34,7 +34,8 @@ from greenllm.core import (
     Token,
     TokenLogprob,
 )
-from greenllm.energy.account.account import Account, Totals
+from greenllm.energy.account.account import Account
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.admission import check_request

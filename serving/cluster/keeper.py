@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums, Ledger
 from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.receipt import Receipt

@@ -16,7 +16,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums
 from greenllm.energy.ledger_writer import MAX_WAITING, LedgerState
 from greenllm.energy.receipt import Receipt

@@ -79,7 +79,7 @@ class Replica:
 
     def _make_state(self, loop: asyncio.AbstractEventLoop) -> ServerState:
         config = self._post.config
-        scope = Scope(gpus=config.device != "cpu", roster=self._roster)
+        scope = Scope(devices=config.gpus, roster=self._roster)
         self._meter, first = open_meter(config, scope)
         parts = build(
             config,

@@ -40,6 +40,14 @@ GAMES: Mapping[str, tuple[Player, ...]] = {
         Player(0, 4), Player(0, 48), Player(16), Player(128), Player(400),
         Player(96, num_drafts=4),
     ),
+    "small": (
+        Player(0, 4),
+        Player(0, 4),
+        Player(0, 12),
+        Player(32),
+        Player(200),
+        Player(64, num_drafts=4),
+    ),
     "prompt and tokens": (Player(0, 100), Player(24), Player(80), Player(160), Player(320)),
 }  # fmt: skip
 

@@ -2,8 +2,7 @@
 
 Contract: all subsets of all games in a new random order each round, so that what else the machine
 does hits all alike; medians. A step is run once before it is timed, as its shape may be new to the
-kernels. The account's fit learns from the same steps, each as a window of as many joules as it took
-seconds.
+kernels. The account's model of steps learns from the median times of the same steps.
 
 Not covered: joules (a second of a step is taken as so many joules), adapters, drafters.
 """
@@ -14,7 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from copy import deepcopy
 from typing import Any
 
 from evals.engines import load_bench
@@ -23,12 +22,7 @@ from evals.studies import study
 from evals.studies.truth.games import GAMES, Player, coalitions, game_figures, inside
 from greenllm.core import Batch, Chunk, Request, SamplingParams
 from greenllm.core import Sequence as TokenSequence
-from greenllm.energy.account.attribution import (
-    CoefficientFit,
-    Work,
-    prior_coefficients,
-    total_work,
-)
+from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
 from greenllm.runner.base import Runner
 from greenllm.shape import ModelShape
@@ -139,35 +133,35 @@ def timed(
 
 
 class AccountShares:
-    """How the account would share these steps, once its fit has seen them all a few times."""
+    """How the account would share these steps, once its model has seen them a few times."""
 
     def __init__(
-        self, shape: ModelShape, steps: Mapping[Step, Batch], times: Mapping[Step, list[float]]
+        self,
+        shape: ModelShape,
+        steps: Mapping[Step, Batch],
+        times: Mapping[Step, list[float]],
     ) -> None:
         self._shape = shape
         self._steps = steps
-        self._fit = CoefficientFit(prior_coefficients(shape))
+        self._model = StepModel(shape)
         order, source = list(steps), random.Random(2)
         for _ in range(_LEARNING_ROUNDS):
             source.shuffle(order)
             for step in order:
-                done = self._works(step)
-                self._fit.observe(total_work(chain(*done.values())), statistics.median(times[step]))
+                self._tally(step, statistics.median(times[step]), self._model)
 
     def of(self, step: Step) -> list[float]:
         """What it would predict for each request of a step."""
-        done, (_, mask) = self._works(step), step
-        predict_j = self._fit.coefficients.predict_j
-        return [sum(map(predict_j, done[str(place)])) for place in inside(mask)]
+        found: dict[str, float] = {}
+        for (owner, _), work in self._tally(step, 1.0, deepcopy(self._model)).works():
+            found[owner] = found.get(owner, 0.0) + work.claim_j
+        return [found[str(place)] for place in inside(step[1])]
 
-    def _works(self, step: Step) -> dict[str, list[Work]]:
-        """The work of a step by request, as the account notes it."""
-        tally = WindowTally(self._shape)
-        tally.add_step(self._steps[step], 1.0)
-        found: dict[str, list[Work]] = {}
-        for (owner, _), work in tally.works():
-            found.setdefault(owner, []).append(work)
-        return found
+    def _tally(self, step: Step, duration_s: float, model: StepModel) -> WindowTally:
+        """A step as the account notes it; the model learns its time."""
+        tally = WindowTally(self._shape, model, lambda tokens: 1.0)
+        tally.add_step(self._steps[step], duration_s)
+        return tally
 
 
 def _game(

@@ -35,7 +35,7 @@ from greenllm.model.adapters import AdapterRegistry
 from greenllm.runner.warmup import warm_up
 from greenllm.speculation.speculator import Speculator
 
-_BLOCKS = 120
+_BLOCKS = 90
 _HOST_S = 1e-4
 _LEAST_WAIT_S = 1e-3
 _PATIENCE_S = 60.0

@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Request, Sample
 from greenllm.energy.account.attribution import Work, split, total_work
 from greenllm.energy.account.bill import Bill, Share, TokenCounts
-from greenllm.energy.account.certainty import WindowErrors
 from greenllm.energy.account.counter import DomainCounter
-from greenllm.energy.account.idle import IdlePower, busy_s
-from greenllm.energy.account.power import PowerFit
-from greenllm.energy.account.steps import StepModel
+from greenllm.energy.account.learnt import Learnt
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.energy.account.timeline import Timeline
+from greenllm.energy.account.totals import CONSERVATION_TOLERANCE, Label, Totals
 from greenllm.energy.account.window import DomainWindow
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 from greenllm.energy.receipt import Outcome, Receipt
@@ -41,8 +39,7 @@ from greenllm.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
-CONSERVATION_TOLERANCE = 1e-6
-_LONGEST_WINDOW_S = 0.2
+_LONGEST_WINDOW_S = 0.1
 _GIVE_UP_AFTER_S = 60.0
 _SHORTEST_LOOK_S = 0.1
 _RETRY_S = 0.05
@@ -51,39 +48,6 @@ _REHEARSED_PERIODS = 3
 _REST_S = 0.5
 _TICKING_S = 0.005
 _STRETCHES_PER_TICK = 20
-# Standard deviation of a tick's moment: where the meter looks for it, and in periods where not.
-_TICK_SEEN_S, _TICK_UNSEEN, _LAG_ERROR = 0.003, 0.4, 0.09
-MIN_FITTED_WINDOWS = 8
-
-
-@dataclass(slots=True)
-class Totals:
-    """Joules by destination since the account was opened; together they are `meter_j`."""
-
-    meter_j: float = 0.0
-    load_j: float = 0.0
-    idle_j: float = 0.0
-    unattributed_j: float = 0.0
-    requests_j: float = 0.0
-    open_j: float = 0.0
-    train_j: float = 0.0
-
-    @property
-    def residual(self) -> float:
-        """What is missing or too much, relative to the meter."""
-        booked_j = self.load_j + self.idle_j + self.train_j + self.unattributed_j
-        booked_j += self.requests_j + self.open_j
-        return abs(self.meter_j - booked_j) / max(abs(self.meter_j), 1e-9)
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What a joule was spent on, for the metrics."""
-
-    domain: str
-    phase: str
-    model: str
-    adapter: str
 
 
 class Account:
@@ -105,15 +69,12 @@ class Account:
         runs on, a request has none at all.
         """
         self.meter = meter
-        self.power: dict[str, PowerFit] = {}
-        self.steps = StepModel(shape)
-        self.idle_power = IdlePower(meter.idle_w)
+        self.learnt = Learnt(meter, shape)
         self.totals = Totals()
         self.published = Totals()
         self.spent_j: dict[Label, float] = {}
         self.num_sensor_errors = 0
         self.num_violations = 0
-        self._shape = shape
         self._clock = clock
         self._receipt_wait_s = receipt_wait_s
         self._needs = frozenset(needs)
@@ -122,8 +83,8 @@ class Account:
         self._serving = False
         ticks = meter.period_s >= _TICKING_S
         resolution_s = meter.period_s / _STRETCHES_PER_TICK if ticks else float("inf")
-        self._timeline = Timeline(self._tally, resolution_s)
-        self._look_every_s = max(meter.period_s, meter.lag_s, _LONGEST_WINDOW_S / 2)
+        self._timeline = Timeline(self.learnt.tally, resolution_s)
+        self._look_every_s = max(meter.period_s, meter.lag_s, _LONGEST_WINDOW_S)
         self._last = first or meter.read()
         self._counters = {d: DomainCounter.begin(d, self._last) for d in self._last.joules}
         self._tried_s = self._last.at_s
@@ -158,13 +119,6 @@ class Account:
         now_s = self._clock()
         self._timeline.add(now_s - duration_s, now_s, note)
 
-    def _tally(self) -> WindowTally:
-        return WindowTally(self._shape, self.steps, self._power_of)
-
-    def _power_of(self, tokens: float) -> float:
-        """Active watts of all domains in a step with so many tokens; 1 where none is known."""
-        return sum(fit.at(tokens) for fit in self.power.values()) or 1.0
-
     def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> bool:
         """Run a made-up batch before serving: its joules are load, and the fit learns from it.
 
@@ -172,9 +126,9 @@ class Account:
         learnt.
         """
         self._look()
-        began_s, num_runs, learnt = self._clock(), 0, self._num_windows
+        began_s, num_runs, learnt = self._clock(), 0, self.learnt.num_windows
         long_s = _REHEARSED_PERIODS * self.meter.period_s
-        tally = self._tally()
+        tally = self.learnt.tally()
         before = {domain: replace(counter) for domain, counter in self._counters.items()}
         while not num_runs or self._clock() - began_s < long_s:
             run_began_s = self._clock()
@@ -184,30 +138,24 @@ class Account:
         run_s = max(self._clock() - began_s, 1e-9)
         self._look()
         for domain, counter in before.items():
-            window = counter.advance(self._last, self.idle_power.watts.get(domain, 0.0))
+            window = counter.advance(self._last, self.learnt.idle_w(domain))
             if window is not None:
                 # The counter's last tick need not be the end of the last run.
                 part = window.duration_s / run_s if num_runs > 1 else 1.0
-                self._fit(domain).observe([part * s for s in tally.busy_s], window.active_j)
-        return self._num_windows > learnt
+                self.learnt.fit(domain).observe([part * s for s in tally.busy_s], window.active_j)
+        return self.learnt.num_windows > learnt
 
     def rest(self, wait: Callable[[float], object]) -> None:
         """Learn idle power before serving, where the meter does not know it beforehand."""
-        if self.idle_power.watts or not self._last.joules:
+        if self.learnt.idle.watts or not self._last.joules:
             return
         self._look()
-        before = {domain: replace(counter) for domain, counter in self._counters.items()}
+        before = [replace(counter) for counter in self._counters.values()]
         wait(max(_REST_S, _REHEARSED_PERIODS * self.meter.period_s))
         self._look()
-        for counter in before.values():
-            self._learn_idle(replace(counter), self._last, counter.advance(self._last, 0.0))
-
-    @property
-    def _num_windows(self) -> int:
-        return sum(fit.num_windows for fit in self.power.values())
-
-    def _fit(self, domain: str) -> PowerFit:
-        return self.power.setdefault(domain, PowerFit())
+        for counter in before:
+            if counter.domain in self._last.joules:
+                self.learnt.learn_idle(counter, self._last)
 
     def finish(
         self,
@@ -300,15 +248,16 @@ class Account:
         bill.sent_provisional = True
         own = bill.request.request_id
         active_j: dict[Phase, float] = {}
-        idle_j = 0.0
-        counters = [c for domain, c in self._counters.items() if domain in self.power]
-        since_s = min((counter.as_of_s for counter in counters), default=float("-inf"))
-        works = [(k[1], w) for k, w in self._uncounted(since_s) if k[0] == own]
-        for phase, work in [*works, *bill.lost.items()]:
-            active_j[phase] = active_j.get(phase, 0.0) + work.claim_j
-            idle_j += sum(self.idle_power.watts.values()) * work.residence_s
-        pending = total_work([*(w for _, w in works), *bill.lost.values()])
-        return bill.provisional(active_j if self._num_windows else None, idle_j, pending)
+        idle_j, pending = 0.0, Work()
+        for domain in self.learnt.power:
+            counter = self._counters[domain]
+            works = [(k[1], w) for k, w in self._uncounted(counter.as_of_s) if k[0] == own]
+            pending = max(pending, total_work(w for _, w in works), key=lambda w: w.residence_s)
+            for phase, work in [*works, *bill.lost.items()]:
+                predicted_j = work.claim_j * self.learnt.part(domain)
+                active_j[phase] = active_j.get(phase, 0.0) + predicted_j
+                idle_j += self.learnt.idle_w(domain) * work.residence_s
+        return bill.provisional(active_j if self.learnt.num_windows else None, idle_j, pending)
 
     def _uncounted(self, since_s: float) -> list[tuple[Key, Work]]:
         return self._timeline.between(since_s, float("inf"))
@@ -318,7 +267,7 @@ class Account:
         self._tried_s = self._clock()
         reading = self._read()
         if reading is not None:
-            self.idle_power.know(self.meter.idle_w)
+            self.learnt.idle.know(self.meter.idle_w)
             for domain in reading.joules:
                 self._follow(domain, reading)
             self._last = reading
@@ -345,11 +294,11 @@ class Account:
             self._violated(f"{domain} fell from {counter.joules} to {reading.joules[domain]} J")
             self._counters[domain] = DomainCounter.begin(domain, reading)
             return
-        before, was_lost = replace(counter), domain not in self._last.joules
-        window = counter.advance(reading, self.idle_power.watts.get(domain, 0.0))
+        before = replace(counter)
+        window = counter.advance(reading, self.learnt.idle_w(domain))
         if window is None:
             return
-        is_gap = counter.is_gap or was_lost or domain in reading.gaps
+        is_gap = counter.is_gap or domain in reading.gaps
         counter.is_gap = False
         self.totals.meter_j += window.energy_j
         works = self._timeline.between(window.start_s, window.end_s)
@@ -366,13 +315,16 @@ class Account:
             self._book_idle(before, reading, window)
 
     def _forget(self, reading: Reading) -> None:
-        """Drop work that every counter has counted, or that no counter will."""
+        """Drop work that every counter has counted; lost ones count as long as others do."""
         live = [counter.as_of_s for d, counter in self._counters.items() if d in reading.joules]
-        until_s = min(live, default=float("inf"))
+        if not live and reading.lost:
+            return
         missing = (self._needs | reading.lost.keys()) - reading.joules.keys()
-        for (owner, _), work in self._timeline.forget(until_s):
+        for (owner, _), work in self._timeline.forget(min(live, default=float("inf"))):
             self._bills[owner].count(work)
             self._bills[owner].miss(missing, self._needs)
+            for domain in missing & self._counters.keys():
+                self._counters[domain].is_gap = True
         self._timeline.seal(max(live, default=float("-inf")))
 
     def _give_up_waiting(self) -> None:
@@ -405,12 +357,7 @@ class Account:
         self.totals.idle_j += own_j
         # A counter that lags counts the end of the work after it.
         if before.as_of_s >= self._timeline.last_work_s + self.meter.lag_s:
-            self._learn_idle(before, now, window)
-
-    def _learn_idle(self, before: DomainCounter, now: Reading, window: DomainWindow | None) -> None:
-        if window is not None:
-            joules = {before.domain: window.energy_j}
-            self.idle_power.learn(window.duration_s, joules, busy_s(before.reading, now))
+            self.learnt.learn_idle(before, now)
 
     def _share_out(
         self,
@@ -422,7 +369,7 @@ class Account:
         is_seen: bool,
     ) -> None:
         """Active energy by what the work should cost, idle energy by how long it took."""
-        fit = self._fit(domain)
+        fit = self.learnt.fit(domain)
         total = total_work(work for _, work in works)
         active = split(window.active_j, [work.claim_j for _, work in works])
         predicted = split(fit.predict_j(busy_s), [work.claim_j for _, work in works])
@@ -437,26 +384,10 @@ class Account:
             share = Share(domain, phase, work, active[i], idle[i], predicted[i])
             shares.setdefault(owner, []).append(share)
             self._label(self._bills[owner].request, share)
-        errors = self._errors(domain, fit, sum(busy_s), is_seen=is_seen)
+        errors = self.learnt.errors(domain, busy_s, is_seen=is_seen)
         for owner, own in shares.items():
             self._bills[owner].add(own, window, errors)
         fit.observe(busy_s, window.active_j)
-
-    def _errors(
-        self, domain: str, fit: PowerFit, busy_s: float, *, is_seen: bool
-    ) -> WindowErrors:
-        """What is not known well about a window; whether its ticks were seen is told."""
-        period_s = self.meter.period_s
-        return WindowErrors(
-            steps=self.steps.relative_error,
-            power=fit.relative_error,
-            busy_s=busy_s,
-            tick_s=max(
-                _TICK_SEEN_S if is_seen else period_s * _TICK_UNSEEN, _LAG_ERROR * self.meter.lag_s
-            ),
-            idle_w=self.idle_power.error_w(domain),
-            is_fitted=fit.num_windows + 1 >= MIN_FITTED_WINDOWS,
-        )
 
     def _label(self, request: Request, share: Share) -> None:
         for name, energy_j in ((share.phase, share.active_j), ("idle", share.idle_j)):

@@ -29,7 +29,12 @@ class DomainCounter:
     @classmethod
     def begin(cls, domain: str, reading: Reading) -> DomainCounter:
         """Follow a domain from a reading on."""
-        return cls(domain, reading.joules[domain], _as_of(domain, reading), reading)
+        as_of_s = reading.as_of_s.get(domain, reading.at_s)
+        return cls(domain, reading.joules[domain], as_of_s, reading)
+
+    def as_of(self, reading: Reading) -> float:
+        """The moment that a later reading's joules are of, never before the last one."""
+        return max(self.as_of_s, reading.as_of_s.get(self.domain, reading.at_s))
 
     def advance(self, reading: Reading, idle_w: float) -> DomainWindow | None:
         """What it has counted since its last tick, taken apart; None where it has not ticked."""
@@ -38,11 +43,7 @@ class DomainCounter:
             return None
         before, began_s = self.reading, self.as_of_s
         self.joules = reading.joules[self.domain]
-        self.as_of_s = max(began_s, _as_of(self.domain, reading))
+        self.as_of_s = self.as_of(reading)
         self.reading = reading
         span_s = (began_s, self.as_of_s)
         return domain_window(self.domain, energy_j, span_s, idle_w, before, reading)
-
-
-def _as_of(domain: str, reading: Reading) -> float:
-    return reading.as_of_s.get(domain, reading.at_s)

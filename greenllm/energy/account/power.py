@@ -51,4 +51,7 @@ class PowerFit:
         least_s = 0.02 * max(self._seen_s)
         seen = [width for width, seconds in enumerate(self._seen_s) if seconds >= least_s]
         found = self._fit.coefficients
-        self.watts = [found[min(seen, key=lambda w: abs(w - width))] for width in range(WIDTHS)]
+        # Drafting is no neighbour of any width; where there was none, it is like a narrow step.
+        wide = [width for width in seen if width != DRAFTING] or [DRAFTING]
+        self.watts = [found[min(wide, key=lambda w: abs(w - width))] for width in range(KNOTS)]
+        self.watts.append(found[DRAFTING] if DRAFTING in seen else self.watts[0])

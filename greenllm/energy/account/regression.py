@@ -11,6 +11,7 @@ from operator import mul
 _FIRST_ROUNDS = 200
 _LATER_ROUNDS = 10
 _FIRST = 50
+_KEPT = 0.95
 
 
 class OnlineFit:
@@ -61,8 +62,8 @@ class OnlineFit:
             self._prior = self.coefficients = tuple(ratio * unit for unit in self._prior)
             predicted = value
         self.num_observations += 1
-        keep = min(0.95, 1 - 1 / self.num_observations)
         if self.num_observations > 1:
+            keep = min(_KEPT, 1 - 1 / (self.num_observations - 1))
             error = min(abs(predicted / value - 1), 2.0)
             self.relative_error = (keep * self.relative_error**2 + (1 - keep) * error**2) ** 0.5
         self._accumulate(features, value, predicted)

@@ -21,6 +21,8 @@ from greenllm.shape import ModelShape
 _MEMORY = 0.998
 _SOLVE_EVERY = 16
 _LEARN_FROM = 50
+_PULL = 1e-4
+_KEPT = 0.99
 _POINTS = 4
 _EXACT_UP_TO = 6
 
@@ -65,9 +67,17 @@ class StepModel:
     """Times of steps, and shares in them."""
 
     def __init__(self, shape: ModelShape) -> None:
-        self._fit = OnlineFit(prior_seconds(shape), memory=_MEMORY, solve_every=_SOLVE_EVERY)
+        self._fit = OnlineFit(
+            prior_seconds(shape), memory=_MEMORY, pull=_PULL, solve_every=_SOLVE_EVERY
+        )
         self._curve = Curve()
-        self.relative_error = 0.5
+        self._error = 0.0
+        self._num_errors = 0
+
+    @property
+    def relative_error(self) -> float:
+        """By how much steps are off their predicted times, one standard deviation."""
+        return self._error if self._num_errors else self._fit.relative_error
 
     def own_s(self, load: Load) -> float:
         """The part of a step's time that is a request's own, before the curve."""
@@ -81,10 +91,14 @@ class StepModel:
         features = (1.0, *total.features)
         if self._fit.num_observations >= _LEARN_FROM:
             ratio = duration_s / max(self._fit.predict(features), 1e-12)
-            error = min(abs(self._curve.at(total.tokens) / ratio - 1), 1.0) if ratio > 0 else 1.0
-            self.relative_error = (0.99 * self.relative_error**2 + 0.01 * error**2) ** 0.5
+            self._note_error(min(abs(self._curve.at(total.tokens) / max(ratio, 1e-12) - 1), 1.0))
             self._curve.observe(total.tokens, ratio)
         self._fit.observe(features, duration_s)
+
+    def _note_error(self, error: float) -> None:
+        self._num_errors += 1
+        keep = min(_KEPT, 1 - 1 / self._num_errors)
+        self._error = (keep * self._error**2 + (1 - keep) * error**2) ** 0.5
 
     def shares(self, loads: Sequence[Load], power: Callable[[float], float]) -> list[float]:
         """Each request's share of a step's joules; together they are 1.

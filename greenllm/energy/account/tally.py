@@ -52,6 +52,8 @@ class WindowTally:
 
     def add_step(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """A step of the served model, whose exit may have answered for some chunks."""
+        if not batch.chunks:
+            return
         pairs = list(zip(batch.chunks, samples, strict=False))
         asked = [(chunk, sample.exit) for chunk, sample in pairs if sample.exit is not None]
         if not asked:

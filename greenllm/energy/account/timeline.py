@@ -76,9 +76,9 @@ class Timeline:
         last.end_s = self.last_work_s = end_s
 
     def _may_grow(self, last: Stretch, start_s: float) -> bool:
-        return last.end_s - last.start_s < self._resolution_s and start_s - last.end_s < max(
-            _TOUCHING_S, self._resolution_s
-        )
+        is_whole = last.start_s >= self._counted_s  # else a part of it has been counted
+        is_short = last.end_s - last.start_s < self._resolution_s
+        return is_whole and is_short and start_s - last.end_s < max(_TOUCHING_S, self._resolution_s)
 
     def seal(self, at_s: float) -> None:
         """Some counter has counted all until a moment: work that is added later is later."""

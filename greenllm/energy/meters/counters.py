@@ -1,27 +1,40 @@
 """Energy counters that the kernel shows as files: RAPL (powercap) and hwmon.
 
-Contract: joules since the meter was made, monotone. A RAPL counter that wraps is continued by its
-published range; one that falls back without a range, or by more than a wrap explains, is taken as
-reset and continued from there; one that only slips back a little adds nothing. Zones that mirror
-one another (MSR and MMIO views of one package) are counted once; `psys` and sub-zones of a package
-other than dram are left out, being contained in or containing the rest.
+Contract: joules per domain since the meter was made, followed over wraps, slips and resets (see
+`track`). Zones that mirror one another (MSR and MMIO views of one package) are counted once; `psys`
+and sub-zones of a package other than dram are left out, being contained in or containing the rest.
+
+The largest power of a zone is the largest limit that powercap gives for it, and at most, or where
+there is none, 1,000 W for a socket and 300 W for its memory.
 
 Not covered: AMD parts whose dies each mirror the whole socket (compare with a wall meter once).
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from greenllm.energy.meters.combined import CombinedMeter
 from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import Reading, SensorError
+from greenllm.energy.meters.protocol import SensorError
 from greenllm.energy.meters.scope import Scope
+from greenllm.energy.meters.track import Tracks
+from greenllm.energy.meters.tracked import TrackedMeter
 
+log = logging.getLogger(__name__)
+
+FileDomain = Literal["cpu", "dram"]
+_DOMAINS: tuple[FileDomain, ...] = ("cpu", "dram")
 _J_PER_UJ = 1e-6
+_W_PER_UW = 1e-6
+_LARGEST_W: Mapping[FileDomain, float] = {"cpu": 1000.0, "dram": 300.0}
+_LIMITS = ("constraint_*_max_power_uw", "constraint_*_power_limit_uw")
+_LOOK_EVERY_S = 1.0
 _HWMON_ENERGY_DRIVERS = frozenset({"amd_energy", "zenergy"})
 # The kernel lists all zones side by side, as links. In a container the folder that they lead to
 # may be mounted in their place: there the zones of a package lie inside it.
@@ -33,17 +46,30 @@ class CounterFile:
     """One file with microjoules; `range_uj` is where it wraps, None when it does not say."""
 
     path: Path
-    domain: Literal["cpu", "dram"]
+    domain: FileDomain
     range_uj: int | None = None
+    name: str = "counter"
+    limit_w: float | None = None
 
-    def read_uj(self) -> int:
-        """Read the raw counter.
+    @property
+    def largest_w(self) -> float:
+        """The largest power that the file's hardware may draw."""
+        default_w = _LARGEST_W[self.domain]
+        return min(self.limit_w, default_w) if self.limit_w else default_w
+
+    @property
+    def wraps_at_j(self) -> float | None:
+        """The range in joules."""
+        return None if self.range_uj is None else self.range_uj * _J_PER_UJ
+
+    def read_j(self) -> float:
+        """Read the counter.
 
         Raises:
             SensorError: it cannot be read.
         """
         try:
-            return int(self.path.read_text())
+            return int(self.path.read_text()) * _J_PER_UJ
         except PermissionError as error:
             hint = "run `greenllm doctor` for how to read it without root"
             raise SensorError(f"{self.path}: permission denied; {hint}") from error
@@ -60,15 +86,22 @@ def find_rapl(sys: Path = Path("/sys")) -> list[CounterFile]:
         kind = name.partition("-")[0]
         if kind not in ("package", "dram"):
             continue
-        identity = name if kind == "package" else f"{zone.name.rpartition(':')[0][-2:]}{name}"
-        wraps = _text(zone / "max_energy_range_uj")
+        socket = zone.name.rpartition(":")[0][-2:]
+        identity = name if kind == "package" else f"{socket}{name}"
         counter = CounterFile(
             zone / "energy_uj",
             "dram" if kind == "dram" else "cpu",
-            int(wraps) if wraps.isdigit() else None,
+            _number(zone / "max_energy_range_uj"),
+            name if kind == "package" else f"{name}{socket}",
+            _limit_w(zone),
         )
         found.setdefault(identity, counter)
     return list(found.values())
+
+
+def _limit_w(zone: Path) -> float | None:
+    limits = (_number(path) or 0 for pattern in _LIMITS for path in zone.glob(pattern))
+    return max(limits, default=0) * _W_PER_UW or None
 
 
 def find_hwmon(sys: Path = Path("/sys")) -> list[CounterFile]:
@@ -81,9 +114,9 @@ def _hwmon_sockets(sys: Path) -> Iterator[CounterFile]:
         if _text(chip / "name") not in _HWMON_ENERGY_DRIVERS:
             continue
         for path in sorted(chip.glob("energy*_input")):
-            label = _text(chip / path.name.replace("_input", "_label")).lower()
-            if "socket" in label:
-                yield CounterFile(path, "cpu")
+            label = _text(chip / path.name.replace("_input", "_label"))
+            if "socket" in label.lower():
+                yield CounterFile(path, "cpu", name=label)
 
 
 def _text(path: Path) -> str:
@@ -93,67 +126,81 @@ def _text(path: Path) -> str:
         return ""
 
 
-class FileCounterMeter:
-    """Sums counter files per domain and follows them over wraps and resets."""
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isdigit() else None
 
-    measured = True
+
+class FileCounterMeter(TrackedMeter):
+    """The counter files of one domain."""
+
     uncertainty = 0.05
-    lag_s = 0.0
-    idle_w: Mapping[str, float] | None = None
 
     def __init__(
         self,
-        counters: list[CounterFile],
+        counters: Sequence[CounterFile],
         *,
         method: str,
         period_s: float = 0.001,
         cpu: CpuClock | None = None,
         clock: Callable[[], float] = time.monotonic,
+        look_every_s: float | None = None,
     ) -> None:
+        """Begin to follow; with `look_every_s` a thread looks between readings.
+
+        Raises:
+            SensorError: there are none, or one of them cannot be read.
+        """
         if not counters:
             raise SensorError(f"{method}: no counters found")
         self.method = method
         self.period_s = period_s
-        self._counters = counters
-        self._cpu = cpu or CpuClock()
-        self._clock = clock
-        self._last_uj = [counter.read_uj() for counter in counters]
-        self._sums_uj = [0] * len(counters)
-
-    def read(self) -> Reading:
-        """Read all files, then add: a failing file leaves every sum as it was."""
-        values = [counter.read_uj() for counter in self._counters]
-        joules: dict[str, float] = {}
-        for i, (counter, value) in enumerate(zip(self._counters, values, strict=True)):
-            self._sums_uj[i] += self._delta_uj(counter, self._last_uj[i], value)
-            self._last_uj[i] = value
-            so_far = joules.get(counter.domain, 0.0)
-            joules[counter.domain] = so_far + self._sums_uj[i] * _J_PER_UJ
-        times = self._cpu.read()
-        return Reading(self._clock(), joules, times.own_s, times.machine_s, times.train_s)
-
-    def _delta_uj(self, counter: CounterFile, before: int, now: int) -> int:
-        if now >= before:
-            return now - before
-        wrapped = (counter.range_uj or 0) - before + now
-        if counter.range_uj is not None and 0 <= wrapped < counter.range_uj // 2:
-            return wrapped
-        return now if now <= before // 2 else 0
+        super().__init__(
+            counters[0].domain,
+            Tracks(counters, period_s=period_s, clock=clock),
+            cpu=cpu,
+            clock=clock,
+            wait_s=None if look_every_s is None else lambda *_: look_every_s,
+        )
 
 
-def rapl_meter(scope: Scope) -> FileCounterMeter:
+def _by_domain(found: Sequence[CounterFile], method: str, scope: Scope) -> CombinedMeter:
+    """A part for each domain, so that one that fails leaves the others alone.
+
+    The first has the CPU times; where the machine is shared, each part needs them.
+    """
+    groups = {domain: [c for c in found if c.domain == domain] for domain in _DOMAINS}
+    return CombinedMeter(
+        [_part(groups["cpu"], method, scope.clock), *_memory(groups["dram"], method, scope)]
+    )
+
+
+def _part(group: Sequence[CounterFile], method: str, cpu: CpuClock | None) -> FileCounterMeter:
+    return FileCounterMeter(group, method=method, cpu=cpu, look_every_s=_LOOK_EVERY_S)
+
+
+def _memory(group: Sequence[CounterFile], method: str, scope: Scope) -> list[FileCounterMeter]:
+    """The part for memory; none where it cannot be read, for the processors can all the same."""
+    try:
+        return [_part(group, method, scope.clock if scope.roster else None)] if group else []
+    except SensorError as error:
+        log.warning("memory is not metered: %s", error)
+        return []
+
+
+def rapl_meter(scope: Scope) -> CombinedMeter:
     """The processors' and the memory's counters of powercap.
 
     Raises:
         SensorError: there is none, or it cannot be read.
     """
-    return FileCounterMeter(find_rapl(scope.sys), method="measured:rapl", cpu=scope.clock)
+    return _by_domain(find_rapl(scope.sys), "measured:rapl", scope)
 
 
-def hwmon_meter(scope: Scope) -> FileCounterMeter:
+def hwmon_meter(scope: Scope) -> CombinedMeter:
     """The processors' counters of hwmon.
 
     Raises:
         SensorError: there is none, or it cannot be read.
     """
-    return FileCounterMeter(find_hwmon(scope.sys), method="measured:hwmon", cpu=scope.clock)
+    return _by_domain(find_hwmon(scope.sys), "measured:hwmon", scope)

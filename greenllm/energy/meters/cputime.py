@@ -2,7 +2,8 @@
 
 The process clock is exact; the machine's counts in ticks (10 ms on Linux), so the time of other
 processes is taken as the largest difference seen so far: it never decreases and is off by a tick
-or so in all, not in every window.
+or so in all, not in every window. A machine's time that its processors cannot have used in so short
+a time is not believed (see `track`).
 
 Not covered: the part of a machine that a process may use (see `limits`); children that were born
 and died between two looks, but in a tree, where the time of those that have been waited for is
@@ -11,11 +12,14 @@ their parents'.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from greenllm.energy.meters.track import CounterTrack
 
 _LOOK_FOR_CHILDREN_EVERY_S = 1.0
 _LOOK_AT_TREE_EVERY_S = 0.05
@@ -83,8 +87,10 @@ class CpuClock:
         own_s: Callable[[], float] = time.process_time,
         tree_of: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        num_cpus: int | None = None,
     ) -> None:
         self._proc = proc
+        self._num_cpus = num_cpus or os.cpu_count() or 1
         self._own_s = own_s if tree_of is None else lambda: 0.0
         self._tree_of = tree_of
         self._look_every_s = (
@@ -98,9 +104,10 @@ class CpuClock:
         self._trainers = _Tree()
         self._looked_s = clock()
         self._others_s = 0.0
-        self._machine_s = 0.0
+        self._busy: CounterTrack | None = None
         self._read_children()  # what they used before now is not ours to count
-        self._started = (self._own(), self._machine())
+        self._machine()
+        self._started_s = self._own()
 
     def read(self) -> CpuTimes:
         """Read both clocks."""
@@ -109,9 +116,9 @@ class CpuClock:
             self._looked_s = now_s
             self._read_children()
         self._read_trainers()
-        own_s = self._own() - self._started[0]
+        own_s = self._own() - self._started_s
         train_s = self._trainers.sum_s
-        machine_s = self._machine() - self._started[1]
+        machine_s = self._machine()
         self._others_s = max(self._others_s, machine_s - own_s - train_s)
         return CpuTimes(own_s, own_s + train_s + self._others_s, train_s)
 
@@ -119,13 +126,17 @@ class CpuClock:
         return self._own_s() + self._children.sum_s + self._tree.sum_s
 
     def _machine(self) -> float:
-        try:
+        """Busy seconds of all processors since the first look; without procfs they stand still."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
             with (self._proc / "stat").open("rb") as stream:
                 fields = stream.readline().split()[1:]
-            self._machine_s = sum(int(fields[i]) for i in _BUSY_FIELDS) * self._tick_s
-        except (OSError, IndexError, ValueError):
-            pass  # without procfs only the own time is known, and the machine's stands still
-        return self._machine_s
+            used_s, now_s = sum(int(fields[i]) for i in _BUSY_FIELDS) * self._tick_s, self._clock()
+            if self._busy is None:
+                self._busy = CounterTrack(
+                    used_s, now_s, largest_w=self._num_cpus, period_s=self._tick_s
+                )
+            self._busy.see(used_s, now_s)
+        return 0.0 if self._busy is None else self._busy.sum_j
 
     def _read_children(self) -> None:
         """Add what each descendant has used since the last look.

@@ -11,6 +11,7 @@ Domains are `gpu`, `cpu` and `dram`. Not covered: power supplies, fans, disks, n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,14 @@ from typing import Protocol
 
 class SensorError(Exception):
     """A sensor vanished, refused or returned nonsense; the message says which and what to do."""
+
+
+class StillError(SensorError):
+    """Counters have said the same for so long that waiting will not help."""
+
+    def __init__(self, names: tuple[str, ...], seconds: float) -> None:
+        stands = "stands" if len(names) == 1 else "stand"
+        super().__init__(f"{', '.join(names)} {stands} still for {seconds:g} s and more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,8 @@ class Reading:
             where several servers share a machine (see `sharing`); None is all of them. [s]
         as_of_s: The moment that a domain's joules are of, for counters that tick; a domain that is
             not named here is of `at_s`. [s]
+        num_faults: How often counters have said so far what no hardware can do, by domain; a domain
+            without faults is not named.
         gaps: Domains whose joules since the last reading are not known to be true: a hole that was
             bridged, a counter that was reset, a step that no hardware can make.
         lost: Domains that are missing from `joules` although they are metered here, and why.
@@ -49,6 +60,7 @@ class Reading:
     train_cpu_s: float = 0.0
     floor_s: float | None = None
     as_of_s: Mapping[str, float] = field(default_factory=dict)
+    num_faults: Mapping[str, int] = field(default_factory=dict)
     gaps: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(default_factory=dict)
     paused_s: float = 0.0
@@ -154,11 +166,13 @@ def load_replay(path: Path, *, clock: Callable[[], float] | None = None) -> Repl
     """Read a recording: one JSON object a line with `at_s`, `joules` and optional CPU times.
 
     Raises:
-        SensorError: the file is missing, or a line is not such an object.
+        SensorError: the file is missing, a line is not such an object, or a meter cannot have said
+            it: joules that fall, or are no number.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         records = [_record(line) for line in lines if line.strip()]
+        _require_rising([record for record in records if record is not None])
         return ReplayMeter(records, measured=False, clock=clock)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SensorError(f"replay: cannot use {path}: {error}") from error
@@ -170,35 +184,14 @@ def _record(line: str) -> Reading | None:
         return None
     reading = Reading(**data)
     joules = {str(domain): float(value) for domain, value in reading.joules.items()}
-    return replace(reading, at_s=float(reading.at_s), joules=joules)
+    gaps = frozenset(reading.gaps)
+    return replace(reading, at_s=float(reading.at_s), joules=joules, gaps=gaps)
 
 
-class CombinedMeter:
-    """Several meters of disjoint domains, read together."""
-
-    def __init__(self, meters: Iterable[Meter]) -> None:
-        self._meters = tuple(meters)
-        self.method = "+".join(meter.method for meter in self._meters)
-        self.measured = all(meter.measured for meter in self._meters)
-        self.period_s = max(meter.period_s for meter in self._meters)
-        self.lag_s = max(meter.lag_s for meter in self._meters)
-        self.uncertainty = max(meter.uncertainty for meter in self._meters)
-
-    @property
-    def idle_w(self) -> Mapping[str, float] | None:
-        """Known only when every part knows it."""
-        parts = [meter.idle_w for meter in self._meters]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        return {domain: watts for part in known for domain, watts in part.items()}
-
-    def read(self) -> Reading:
-        """Merge the readings; the CPU times come from the first meter that has them."""
-        readings = [meter.read() for meter in self._meters]
-        joules: dict[str, float] = {}
-        for reading in readings:
-            for domain, value in reading.joules.items():
-                joules[domain] = joules.get(domain, 0.0) + value
-        timed = next((r for r in readings if r.own_cpu_s is not None), readings[0])
-        return replace(timed, at_s=readings[-1].at_s, joules=joules)
+def _require_rising(records: list[Reading]) -> None:
+    highest: dict[str, float] = {}
+    for number, record in enumerate(records, 1):
+        for domain, joules in record.joules.items():
+            if not highest.get(domain, -math.inf) <= joules < math.inf:
+                raise ValueError(f"reading {number}: joules of {domain} fall, or are no number")
+            highest[domain] = joules

@@ -26,6 +26,7 @@ class MeterEntry:
 
 METERS = (
     MeterEntry("nvml", "gpu", "greenllm.energy.meters.nvml:nvml_meter"),
+    MeterEntry("nvml-power", "gpu", "greenllm.energy.meters.nvml:nvml_power_meter"),
     MeterEntry("rapl", "cpu", "greenllm.energy.meters.counters:rapl_meter"),
     MeterEntry("hwmon", "cpu", "greenllm.energy.meters.counters:hwmon_meter"),
     MeterEntry("modelled", "cpu", "greenllm.energy.meters.modelled:modelled_meter"),

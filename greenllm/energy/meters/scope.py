@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.cuda import cuda_uuids
 from greenllm.energy.meters.roster import Roster
 
 
@@ -14,14 +16,17 @@ class Scope:
     """What is metered: by default this process and those below it, on every device.
 
     clock: tells whose CPU time is the own.
-    gpus: whether joules of GPUs count; what computes on the CPU does not pay for others there.
+    devices: the GPUs that compute, as `cuda:N` in CUDA's order or by UUID; None is all that CUDA
+        programs see, and () none: what computes on the CPU does not pay for others there.
     roster: the servers that share this machine's CPUs and memory; a GPU is never shared.
     sys: root of sysfs, where the kernel shows its counters.
+    cuda: tells which GPUs CUDA sees, see `cuda_uuids`.
     proc: root of procfs, where it shows processors and limits.
     """
 
     clock: CpuClock = field(default_factory=CpuClock)
-    gpus: bool = True
+    devices: tuple[str, ...] | None = None
     roster: Roster | None = None
     sys: Path = Path("/sys")
+    cuda: Callable[[], tuple[str, ...] | None] = cuda_uuids
     proc: Path = Path("/proc")

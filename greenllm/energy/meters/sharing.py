@@ -59,8 +59,9 @@ class SharedMeter:
         self._joules: dict[str, float] = {}
         self._last = whole.read()
         self._floor_s = roster.seconds()[1]
-        self._cpu = _CpuSeconds()
+        self._cpu: _CpuSeconds | None = _CpuSeconds()
         self._is_alone = False
+        self._gaps: frozenset[str] = frozenset()
 
     @property
     def idle_w(self) -> Mapping[str, float] | None:
@@ -75,9 +76,22 @@ class SharedMeter:
 
     def read(self) -> Reading:
         """What was this server's since the meter was made."""
-        return self._cut_down(self._whole.read(), self._roster.seconds()[1])
+        now = self._whole.read()
+        self._gaps |= now.gaps
+        if now.joules != self._last.joules:
+            self._share(now, self._roster.seconds()[1])  # else no counter has ticked
+        cpu, gaps, self._gaps = self._cpu, self._gaps, frozenset()
+        return replace(
+            now,
+            joules={domain: self._joules.get(domain, 0.0) for domain in now.joules},
+            own_cpu_s=None if cpu is None else cpu.own_s,
+            machine_cpu_s=None if cpu is None else cpu.machine_s,
+            train_cpu_s=0.0 if cpu is None else cpu.train_s,
+            floor_s=self._floor_s,
+            gaps=gaps,
+        )
 
-    def _cut_down(self, now: Reading, floor_s: float) -> Reading:
+    def _share(self, now: Reading, floor_s: float) -> None:
         duration_s = max(0.0, now.at_s - self._last.at_s)
         portion = min(1.0, (floor_s - self._floor_s) / duration_s) if duration_s > 0 else 0.0
         self._is_alone = portion >= _ALONE
@@ -89,24 +103,14 @@ class SharedMeter:
             mine_j = floor_j * portion + (energy_j - floor_j) * above
             self._joules[domain] = self._joules.get(domain, 0.0) + mine_j
         self._last, self._floor_s = now, floor_s
-        joules = {domain: self._joules[domain] for domain in now.joules}
-        if cpu is None:
-            return replace(now, joules=joules, own_cpu_s=None, machine_cpu_s=None, floor_s=floor_s)
-        self._cpu = self._cpu.plus(cpu, alone=self._is_alone)
-        return replace(
-            now,
-            joules=joules,
-            own_cpu_s=self._cpu.own_s,
-            machine_cpu_s=self._cpu.machine_s,
-            train_cpu_s=self._cpu.train_s,
-            floor_s=floor_s,
-        )
+        known = self._cpu or _CpuSeconds()
+        self._cpu = None if cpu is None else known.plus(cpu, alone=self._is_alone)
 
     def _floor_w(self, domain: str, energy_j: float, duration_s: float) -> float:
         if self._whole.idle_w is not None:
             return self._whole.idle_w.get(domain, 0.0)
-        is_long = duration_s >= _SHORTEST_FLOOR_WINDOW_S
-        return self._roster.lowest_w(domain, energy_j / duration_s if is_long else None)
+        is_told = duration_s >= _SHORTEST_FLOOR_WINDOW_S and domain not in self._gaps
+        return self._roster.lowest_w(domain, energy_j / duration_s if is_told else None)
 
 
 def _between(before: Reading, now: Reading) -> _CpuSeconds | None:

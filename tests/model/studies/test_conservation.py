@@ -7,7 +7,7 @@ import random
 import pytest
 
 from evals.studies.conservation import ADAPTER, bodies, books
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 
 TOTALS = Totals(meter_j=10, load_j=2, idle_j=1, unattributed_j=0.5, requests_j=6, open_j=0.5)
 

@@ -17,6 +17,7 @@ from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import Rung, choose_meter
 from greenllm.energy.meters.limits import CpuShare
 from greenllm.energy.meters.protocol import Reading, ReplayMeter
+from greenllm.energy.meters.scope import Scope
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.passes import Passed, remember
 
@@ -120,6 +121,27 @@ def test_the_chosen_rungs_are_those_serving_takes() -> None:
 
 def test_rapl_that_works_needs_nothing() -> None:
     assert doctor.rapl_lines(Rung("rapl", RAPL, "works"), is_virtual=False) == ["works"]
+
+
+def test_counters_that_stand_still_are_named() -> None:
+    [line] = doctor.rapl_lines(
+        Rung("rapl", None, "stands still under load: package-1"), is_virtual=True
+    )
+    assert line.startswith("stands still under load: package-1")
+    works = Rung("rapl", RAPL, "works, but stands still under load: dram:0")
+    assert doctor.rapl_lines(works, is_virtual=False) == [works.reason]
+    assert doctor.rung_cells(works, chosen=True)[-1] == f"measured:rapl: {works.reason}"
+
+
+def test_a_gpu_that_computes_unmetered_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = Rung("nvml", None, "nvml: driver/library version mismatch")
+    found = {"gpu": [broken], "cpu": [BROKEN, MODELLED]}
+    monkeypatch.setattr(doctor, "ladder", lambda domain, scope: found[domain])
+    monkeypatch.setattr(doctor, "Scope", lambda: Scope(cuda=lambda: ("0-board",)))
+    output = run(monkeypatch, tmp_path)
+    assert "gpu: nvml: driver/library version mismatch. What a model on it costs" in output
 
 
 def test_rapl_that_refuses_comes_with_a_recipe_and_a_warning() -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from greenllm.__main__ import main
 from greenllm.cli.app import app
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.receipt import Receipt
 

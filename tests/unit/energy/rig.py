@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from greenllm.core import Batch, Chunk, Request, SamplingParams, Sequence
-from greenllm.energy.account.account import Account, Totals
-from greenllm.energy.account.attribution import CoefficientFit, Coefficients, prior_coefficients
+from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import TokenCounts
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.meters.protocol import Reading, SensorError
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.shape import ModelShape
@@ -165,12 +165,6 @@ class Rig:
             if receipt.status != "provisional":
                 self.finals[receipt.request_id] = receipt
         return receipts
-
-    def plant(self, coefficients: Coefficients | None = None) -> Coefficients:
-        """Teach the fits the true costs, so that shares are exact."""
-        truth = coefficients or prior_coefficients(SHAPE)
-        self.account.fits = {domain: CoefficientFit(truth) for domain in self.meter.joules}
-        return truth
 
 
 def make_rig(**how: Any) -> Any:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from greenllm.energy import ledger_rows as rows
 from greenllm.energy import ledger_schema as schema
 from greenllm.energy import ledger_writer as writer
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums, Ledger
 from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.receipt import Receipt
@@ -694,7 +694,7 @@ def test_a_reader_in_another_thread_always_sees_books_that_balance(ledger: Ledge
 WRITER = """
     import sys
     from greenllm.energy.receipt import Receipt
-    from greenllm.energy.account.account import Totals
+    from greenllm.energy.account.totals import Totals
     from greenllm.energy.ledger import Ledger
 
     ledger, totals, number = Ledger(sys.argv[1]), Totals(), 0

@@ -243,14 +243,13 @@ def test_who_had_to_be_read_pays_for_the_reading() -> None:
     read = replace(first, num_tokens=500, samples=False)
     passes = [DraftPass((read,)), DraftPass((second,), 2)]
     engine.account.charge_draft([first, second], passes, SMALL, 0.3)
-    works = dict(engine.account._window.works())
-    one, other = (works[name, "draft"] for name in ("a", "b"))
+    for name in ("a", "b"):
+        engine.abort(name)
+    receipts = {receipt.request_id: receipt for receipt in engine.drain()}
+    one, other = receipts["a"], receipts["b"]
     assert one.flops == SMALL.flops(0, 500, 0)
     assert other.flops == SMALL.flops(0, 1, 1) + SMALL.flops(1, 1, 1)
-    assert one.flops > 50 * other.flops
-    assert one.steps == pytest.approx(20 / 1500)
-    assert other.steps == pytest.approx(2 * 20 / 1500)
-    assert (one.residence_s, other.residence_s) == pytest.approx((0.1, 0.2))
+    assert (one.resident_s, other.resident_s) == pytest.approx((0.1, 0.2))
 
 
 def test_a_block_is_copied_before_guesses_are_written_over_it() -> None:

@@ -15,7 +15,7 @@ from tests.unit.energy.rig import make_rig
 
 METER = ReplayMeter([], method="measured:x", period_s=0.1, uncertainty=0.05)
 COUNTS = TokenCounts(cached=1, generated=4)
-WORK = Work(steps=1.0, rows=2.0, flops=30.0, kv_bytes=4.0, residence_s=0.5)
+WORK = Work(claim_j=1.0, flops=30.0, residence_s=0.5, present_s=1.0)
 
 
 def _bill() -> Bill:
@@ -141,8 +141,8 @@ def test_without_a_metered_window_a_provisional_receipt_knows_no_joules() -> Non
         (10.0 / 1.4, {}, "ok"),
         (10.0 / 1.41, {}, "degraded"),
         (0.0, {}, "degraded"),
-        (10.0, {"fit": 0.1}, "ok"),
-        (10.0, {"fit": 0.3}, "degraded"),
+        (10.0, {"steps": 0.1}, "ok"),
+        (10.0, {"steps": 0.3}, "degraded"),
         (10.0, {"strangers": 0.05}, "ok"),
         (10.0, {"strangers": 0.2}, "contended"),
     ],

@@ -5,20 +5,22 @@ from typing import Any
 
 import pytest
 
-from greenllm.energy.account.certainty import CONTENTION, Z90, ErrorBudget, WindowErrors
+from greenllm.energy.account.certainty import CONTENTION, ErrorBudget, Part, WindowErrors
 from greenllm.energy.account.window import CpuShares, DomainWindow
+
+PART = Part(active_j=8.0, idle_j=2.0, resident_s=0.5, present_s=1.0)
 
 
 def half_width_j(
-    windows: int = 1, part: float = 0.5, strangers: float = 0.0, **errors: Any
+    windows: int = 1, share: float = 0.5, strangers: float = 0.0, **errors: Any
 ) -> float:
-    """Of a request with 8 active and 2 idle joules in each of its windows of two seconds."""
+    """Of a request with the same part of each of its windows of two seconds."""
     budget = ErrorBudget()
     for number in range(windows):
         start_s = 2.0 * number
-        window = DomainWindow(start_s, start_s + 2.0, 4.0, 8.0 / part, cpu=CpuShares(strangers))
-        budget.add(WindowErrors(**errors), window, active_j=8.0, idle_j=2.0, resident_s=0.5)
-    return budget.half_width_j(10.0 * windows, errors.pop("sensor", 0.0))
+        window = DomainWindow(start_s, start_s + 2.0, 4.0, 8.0 / share, cpu=CpuShares(strangers))
+        budget.add(WindowErrors(**errors), window, PART)
+    return budget.half_width_j(10.0 * windows, 0.0)
 
 
 def test_without_errors_only_the_sensor_is_left() -> None:
@@ -26,21 +28,29 @@ def test_without_errors_only_the_sensor_is_left() -> None:
     assert half_width_j() == 0
 
 
-def test_the_split_matters_for_what_was_shared_and_adds_up() -> None:
-    assert half_width_j(fit=0.1) == pytest.approx(Z90 * 0.1 * 8.0 * 0.5)
-    assert half_width_j(fit=0.1, part=1.0) == 0
-    assert half_width_j(windows=9, fit=0.1) == pytest.approx(9 * half_width_j(fit=0.1))
+def test_shares_matter_for_what_was_shared_and_average_out_in_part() -> None:
+    one, nine = half_width_j(steps=0.1), half_width_j(windows=9, steps=0.1)
+    assert half_width_j(steps=0.2) == pytest.approx(2 * one)
+    assert half_width_j(share=0.1, steps=0.1) > one
+    assert half_width_j(share=1.0, steps=0.1) == 0
+    assert 3 * one < nine < 9 * one
 
 
-def test_ticks_are_independent_and_matter_only_beside_others() -> None:
-    one = half_width_j(tick_s=0.01)
-    assert one == pytest.approx(Z90 * 0.01 * 8.0 * 0.5 * 0.5)
-    assert half_width_j(windows=9, tick_s=0.01) == pytest.approx(3 * one)
-    assert half_width_j(tick_s=0.01, part=1.0) == 0
+def test_power_matters_for_those_who_were_not_there_all_the_time() -> None:
+    assert half_width_j(power=0.1, busy_s=1.0) == 0
+    assert 0 < half_width_j(power=0.1, busy_s=1.5) < half_width_j(power=0.1, busy_s=2.0)
+
+
+def test_ticks_are_independent_and_one_edge_is_everybodys() -> None:
+    alone, beside = half_width_j(share=1.0, tick_s=0.01), half_width_j(tick_s=0.01)
+    assert 0 < alone < beside
+    assert half_width_j(windows=9, share=1.0, tick_s=0.01) == alone
+    assert half_width_j(windows=9, tick_s=0.01) < 3 * beside
 
 
 def test_a_wrong_idle_power_matters_where_windows_and_steps_differ() -> None:
-    assert half_width_j(idle_w=0.4) == pytest.approx(Z90 * 0.4 * (0.5 * 2.0 - 0.5))
+    found = half_width_j(idle_w=0.4)
+    assert found == pytest.approx(1.645 * 0.4 * (0.5 * 2.0 - 0.5))
 
 
 def test_strangers_may_own_the_floor_and_slow_everything_down() -> None:

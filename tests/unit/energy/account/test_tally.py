@@ -21,6 +21,7 @@ from greenllm.core import (
     sequences_of,
 )
 from greenllm.energy.account.attribution import Work
+from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.exits import ExitOffer, ExitResult
 from greenllm.shape import ModelShape
@@ -60,8 +61,12 @@ def make_chunk(
     return Chunk(seq, start, num_tokens, **{"samples": True, "exit": offer, **fields})
 
 
+def make_tally() -> WindowTally:
+    return WindowTally(SHAPE, StepModel(SHAPE), lambda tokens: 1.0)
+
+
 def tally(*steps: Iterable[tuple[Chunk, Sample]]) -> dict[Key, Work]:
-    found = WindowTally(SHAPE)
+    found = make_tally()
     for step in steps:
         chunks, samples = zip(*step, strict=True)
         found.add_step(Batch(chunks), STEP_S, samples)
@@ -81,21 +86,15 @@ def leaving(name: str, sure: int = 1, of: int = 1, **fields: Any) -> tuple[Chunk
 def passed(
     shape: ModelShape, start: int, count: int = 1, *, claim: float, seconds: float, logits: int = 1
 ) -> Work:
-    """One pass of a model over a chunk, and the part of its claims that is the chunk's."""
-    share = shape.num_parameters / SHAPE.num_parameters
-    return Work(
-        claim * share,
-        share,
-        shape.flops(start, count, logits),
-        shape.kv_bytes(start, count),
-        claim * seconds,
-        share if count > 1 else 0.0,
-    )
+    """One pass of a model over a chunk, which is one of 1 / `claim` requests in it."""
+    flops = shape.flops(start, count, logits)
+    return Work(flops=flops, residence_s=claim * seconds, present_s=seconds)
 
 
 def same(found: Work, expected: Work) -> bool:
-    return (*found.features, found.residence_s) == pytest.approx(
-        (*expected.features, expected.residence_s)
+    """But for what it should cost."""
+    return (found.flops, found.residence_s, found.present_s) == pytest.approx(
+        (expected.flops, expected.residence_s, expected.present_s)
     )
 
 
@@ -116,21 +115,21 @@ def test_a_plain_step_is_shared_by_its_requests() -> None:
     assert same(works["b", "prefill"], passed(SHAPE, 0, 5, claim=0.5, seconds=STEP_S))
 
 
-def test_a_requests_first_chunk_carries_its_claim() -> None:
+def test_a_request_with_two_sequences_is_one_in_a_step() -> None:
     chunk = make_chunk("a")
-    found = WindowTally(SHAPE)
+    found = make_tally()
     found.add_step(Batch((chunk, replace(chunk, start=12), make_chunk("b"))), STEP_S)
     works = dict(found.works())
-    one, other = (passed(SHAPE, start, claim=0.25, seconds=STEP_S) for start in (8, 12))
+    one, other = (passed(SHAPE, start, claim=0.5, seconds=STEP_S / 2) for start in (8, 12))
     assert same(works["a", "decode"], one + other)
-    assert works["a", "decode"].steps == works["b", "decode"].steps == 0.5
+    assert works["a", "decode"].residence_s == works["b", "decode"].residence_s == STEP_S / 2
 
 
 @pytest.mark.parametrize("samples", [(), (Sample((1,)), Sample((1,)))])
 def test_samples_without_exits_change_nothing(samples: tuple[Sample, ...]) -> None:
     """As without any samples: those of a step that failed."""
     chunks = (make_chunk("a", draft=(1, 2), num_tokens=3), make_chunk("b", 0, 5))
-    found = WindowTally(SHAPE)
+    found = make_tally()
     found.add_step(Batch(chunks), STEP_S, samples)
     works = dict(found.works())
     assert same(works["a", "decode"], passed(SHAPE, 8, 3, claim=0.5, seconds=STEP_S, logits=3))
@@ -160,7 +159,6 @@ def test_who_leaves_pays_for_the_first_layers_only() -> None:
     works = tally([leaving("a"), leaving("b", start=20)])
     for name, start in (("a", 8), ("b", 20)):
         assert same(works[name, "decode"], passed(FIRST, start, claim=0.5, seconds=STEP_S))
-    assert total(works).steps == pytest.approx(SHARE)
 
 
 def test_who_goes_on_pays_for_both_passes_and_the_other_claims_nothing_of_the_second() -> None:
@@ -170,8 +168,6 @@ def test_who_goes_on_pays_for_both_passes_and_the_other_claims_nothing_of_the_se
     whole = passed(SHAPE, 8, 4, claim=1, seconds=STEP_S - first_s)
     assert same(works["left", "decode"], first[8])
     assert same(works["stays", "decode"], first[11] + whole)
-    assert works["left", "decode"].steps == pytest.approx(SHARE / 2)
-    assert works["stays", "decode"].steps == pytest.approx(SHARE / 2 + 1)
 
 
 def test_plain_requests_beside_pay_for_the_whole_pass_only() -> None:
@@ -192,7 +188,7 @@ def test_who_may_not_leave_any_more_pays_for_what_had_left() -> None:
     alone = tally(whole)["full", "decode"]
     assert same(alone, passed(SHAPE, 8, 17, claim=1, seconds=STEP_S))
     beside = tally([*whole, leaving("left")])["full", "decode"]
-    assert beside.features == alone.features
+    assert beside.flops == alone.flops
     assert beside.residence_s == pytest.approx(STEP_S / (1 + SHARE))
 
 
@@ -213,7 +209,6 @@ def test_tokens_that_left_run_through_all_layers_with_the_one_that_did_not() -> 
 def test_one_token_of_a_request_claims_no_part_of_another_ones_four() -> None:
     works = tally([leaving("one"), leaving("four", 4, 4)])
     assert same(works["one", "decode"], passed(FIRST, 8, claim=1, seconds=STEP_S / 5))
-    assert works["four", "decode"].steps == pytest.approx(4 * SHARE)
     assert works["four", "decode"].residence_s == pytest.approx(STEP_S * 4 / 5)
 
 
@@ -221,7 +216,8 @@ def test_all_layers_are_paid_for_where_they_failed() -> None:
     chunk, _ = leaving("a")
     failed = Sample((1, 1), exit=ExitResult(2, 4), error="no numbers")
     work = tally([(chunk, failed)])["a", "decode"]
-    assert work.steps == pytest.approx(4 * SHARE + 1)
+    early = sum(FIRST.flops(start, 1, 1) for start in range(8, 12))
+    assert work.flops > early + SHAPE.flops(8, 1, 1)
 
 
 STEPS = {
@@ -240,24 +236,15 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
-def test_residence_is_the_time_and_claims_are_the_passes(step: list[tuple[Chunk, Sample]]) -> None:
+def test_residence_and_claims_are_the_time_of_the_step(step: list[tuple[Chunk, Sample]]) -> None:
     found = total(tally(step))
     assert found.residence_s == pytest.approx(STEP_S)
-    kinds = {sample.exit.num_steps for _, sample in step if sample.exit is not None}
-    stays = any(sample.exit is None or not sample.exit.is_all for _, sample in step)
-    assert found.steps == pytest.approx(sum(kinds) * SHARE + stays)
+    assert found.claim_j == pytest.approx(STEP_S), "at a watt"
     assert total(tally(step, step)).residence_s == pytest.approx(2 * STEP_S)
-
-
-def test_windows_are_taken_once() -> None:
-    found = WindowTally(SHAPE)
-    assert not found
-    found.add_step(Batch((make_chunk("a"), make_chunk("b"))), STEP_S)
-    assert found
-    assert found.owners == {"a", "b"}
-    works = found.works()
-    assert found.take() == works
-    assert (bool(found), found.owners, found.works(), found.take()) == (False, set(), [], [])
+    chunks, samples = zip(*step, strict=True)
+    noted = make_tally()
+    noted.add_step(Batch(chunks), STEP_S, samples)
+    assert sum(noted.busy_s) == pytest.approx(STEP_S)
 
 
 def test_an_exit_that_nobody_named_is_refused() -> None:
@@ -266,7 +253,7 @@ def test_an_exit_that_nobody_named_is_refused() -> None:
 
 
 def drafted(*passes: DraftPass) -> dict[Key, Work]:
-    found = WindowTally(SHAPE)
+    found = make_tally()
     found.add_draft([chunk for one in passes for chunk in one.chunks], passes, FIRST, STEP_S)
     return dict(found.works())
 
@@ -276,8 +263,6 @@ def test_a_guess_is_paid_for_by_those_in_its_pass() -> None:
     many, one = make_chunk("many"), make_chunk("one", start=20)
     later = replace(many, start=many.end)
     works = drafted(DraftPass((many, one)), DraftPass((later,), 15))
-    assert works["one", "draft"].steps == pytest.approx(SHARE / 2)
-    assert works["many", "draft"].steps == pytest.approx(SHARE * (15 + 1 / 2))
     assert works["one", "draft"].residence_s == pytest.approx(STEP_S / 16 / 2)
     assert same(works["one", "draft"], passed(FIRST, 20, claim=0.5, seconds=STEP_S / 16))
 
@@ -291,8 +276,8 @@ def test_unseen_tokens_run_with_the_newest_and_are_no_step_of_their_own() -> Non
 
 
 def test_asking_in_vain_takes_time_and_no_work() -> None:
-    found = WindowTally(SHAPE)
+    found = make_tally()
     found.add_draft([make_chunk("a"), make_chunk("b")], [], FIRST, STEP_S)
     works = dict(found.works())
-    assert all(work.features == Work().features for work in works.values())
+    assert all((work.flops, work.claim_j) == (0, 0) for work in works.values())
     assert sum(work.residence_s for work in works.values()) == pytest.approx(STEP_S)

@@ -3,12 +3,17 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from greenllm.energy.meters.counters import CounterFile, FileCounterMeter, find_hwmon, find_rapl
+from greenllm.energy.meters.counters import (
+    CounterFile,
+    FileCounterMeter,
+    find_hwmon,
+    find_rapl,
+    rapl_meter,
+)
 from greenllm.energy.meters.cputime import CpuClock
-from greenllm.energy.meters.protocol import SensorError
+from greenllm.energy.meters.protocol import Reading, SensorError, StillError
+from greenllm.energy.meters.scope import Scope
 
 RANGE_UJ = 262_143_328_850
 
@@ -33,15 +38,36 @@ def _chip(sys: Path, number: int, name: str, labels: list[str]) -> Path:
     return folder
 
 
-def _meter(counters: list[CounterFile]) -> FileCounterMeter:
+class Clock:
+    """A clock set by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def _meter(counters: list[CounterFile], clock: Clock | None = None) -> FileCounterMeter:
     cpu = CpuClock(Path("nowhere"), own_s=lambda: 0.0, clock=lambda: 0.0)
-    return FileCounterMeter(counters, method="measured:test", cpu=cpu, clock=lambda: 1.0)
+    return FileCounterMeter(counters, method="measured:test", cpu=cpu, clock=clock or Clock())
 
 
-def _single(tmp_path: Path, uj: int, range_uj: int | None = None) -> tuple[Path, FileCounterMeter]:
-    path = tmp_path / "energy_uj"
-    path.write_text(str(uj))
-    return path, _meter([CounterFile(path, "cpu", range_uj)])
+class Zone:
+    """One counter file and its meter, read at moments that the test chooses."""
+
+    def __init__(self, folder: Path, uj: int, range_uj: int | None = None) -> None:
+        self.path = folder / "energy_uj"
+        self.path.write_text(str(uj))
+        self.clock = Clock()
+        counter = CounterFile(self.path, "cpu", range_uj, "package-0", 200.0)
+        self.meter = _meter([counter], self.clock)
+
+    def after(self, seconds: float, uj: int) -> Reading:
+        """A reading when the file has said this for a moment."""
+        self.clock.now_s += seconds
+        self.path.write_text(str(uj))
+        return self.meter.read()
 
 
 def test_rapl_counts_packages_and_dram_of_two_sockets_once(tmp_path: Path) -> None:
@@ -129,60 +155,117 @@ def test_joules_start_at_zero_and_add_per_domain(tmp_path: Path) -> None:
         _zone(tmp_path, f"intel-rapl:{i}", f"package-{i}", uj=5_000_000 * i) for i in (0, 1)
     ]
     dram = _zone(tmp_path, "intel-rapl:0:0", "dram", uj=7)
-    meter = _meter(find_rapl(tmp_path))
+    meter = rapl_meter(Scope(sys=tmp_path))
     assert meter.read().joules == {"cpu": 0, "dram": 0}
     packages[0].write_text("1500000")
     packages[1].write_text("5500000")
     dram.write_text("250007")
-    reading = meter.read()
-    assert reading.joules == pytest.approx({"cpu": 2.0, "dram": 0.25})
-    assert (reading.at_s, reading.own_cpu_s) == (1.0, 0.0)
+    assert meter.read().joules == pytest.approx({"cpu": 2.0, "dram": 0.25})
+    assert meter.method == "measured:rapl"
 
 
-def test_a_wrap_is_continued_by_the_published_range(tmp_path: Path) -> None:
-    path, meter = _single(tmp_path, RANGE_UJ - 1_000_000, RANGE_UJ)
-    path.write_text("2000000")
-    assert meter.read().total_j == pytest.approx(3.0)
+def test_memory_that_cannot_be_read_leaves_the_processors_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _zone(tmp_path, "intel-rapl:0", "package-0")
+    _zone(tmp_path, "intel-rapl:0:0", "dram").write_text("nothing")
+    assert set(rapl_meter(Scope(sys=tmp_path)).read().joules) == {"cpu"}
+    assert "memory is not metered" in caplog.text
 
 
-@pytest.mark.parametrize("range_uj", [None, RANGE_UJ, 500_000])
-def test_a_reset_continues_from_zero(tmp_path: Path, range_uj: int | None) -> None:
-    """Also where a wrap would mean more than half the range in one window."""
-    path, meter = _single(tmp_path, 9_000_000, range_uj)
-    path.write_text("10000000")
-    meter.read()
-    path.write_text("2000000")
-    assert meter.read().total_j == pytest.approx(1.0 + 2.0)
-    path.write_text("2500000")
-    assert meter.read().total_j == pytest.approx(3.5)
+def test_a_reading_has_its_moment_and_the_cpu_times(tmp_path: Path) -> None:
+    reading = Zone(tmp_path, 0).after(1.0, 5_000_000)
+    assert (reading.at_s, reading.own_cpu_s, reading.total_j) == (1.0, 0.0, 5.0)
+    assert reading.as_of_s == {}, "it ticks every millisecond"
+
+
+def test_a_wrap_loses_nothing_and_is_no_gap(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, RANGE_UJ - 1_000_000, RANGE_UJ)
+    wrapped = zone.after(1.0, 2_000_000)
+    assert wrapped.total_j == 0
+    assert wrapped.as_of_s["cpu"] <= 0, "until a second reading confirms it, nothing is new"
+    later = zone.after(1.0, 52_000_000)
+    assert later.total_j == pytest.approx(53.0)
+    assert wrapped.gaps == later.gaps == frozenset()
+    assert not later.num_faults
+
+
+def test_one_reading_of_zero_is_no_wrap(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, 200_000_000_000, 262_144_000_000)
+    assert zone.after(0.5, 0).gaps == {"cpu"}
+    reading = zone.after(0.5, 200_001_000_000)
+    assert reading.total_j == pytest.approx(1.0)
+    assert reading.gaps == frozenset()
+
+
+def test_one_reading_of_nonsense_adds_nothing_and_the_way_back_what_is_true(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, 5_000_000_000)
+    glitch = zone.after(0.5, 2**63)
+    assert glitch.total_j == 0
+    assert glitch.gaps == {"cpu"}
+    assert zone.after(0.5, 5_030_000_000).total_j == pytest.approx(30.0)
+
+
+def test_nonsense_that_lasts_is_left_behind(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, 5_000_000_000)
+    zone.after(0.5, 2**63)
+    zone.after(0.5, 2**63)
+    zone.after(0.5, 5_030_000_000)
+    reading = zone.after(0.5, 5_040_000_000)
+    assert reading.total_j == pytest.approx(10.0)
+    assert reading.gaps == {"cpu"}, "what was used meanwhile is not known"
 
 
 @pytest.mark.parametrize("range_uj", [None, RANGE_UJ])
-def test_a_counter_that_slips_back_does_not_add_its_whole_past(
-    tmp_path: Path, range_uj: int | None
-) -> None:
-    path, meter = _single(tmp_path, 200_000_000_000, range_uj)
-    path.write_text("199999999990")
-    assert meter.read().total_j == 0
-    path.write_text("200000000990")
-    assert meter.read().total_j == pytest.approx(0.001)
+def test_a_reset_is_a_gap_and_goes_on_from_zero(tmp_path: Path, range_uj: int | None) -> None:
+    zone = Zone(tmp_path, 90_000_000_000, range_uj)
+    assert zone.after(1.0, 90_100_000_000).total_j == pytest.approx(100.0)
+    seen = zone.after(1.0, 20_000_000)
+    confirmed = zone.after(1.0, 120_000_000)
+    assert seen.total_j == pytest.approx(100.0)
+    assert confirmed.total_j == pytest.approx(220.0)
+    assert seen.gaps == confirmed.gaps == {"cpu"}
+    after = zone.after(1.0, 220_000_000)
+    assert after.total_j == pytest.approx(320.0)
+    assert not after.gaps
 
 
-@settings(max_examples=40)
-@given(st.lists(st.integers(0, RANGE_UJ // 2 - 1), max_size=20), st.integers(0, RANGE_UJ))
-def test_any_sequence_of_wraps_is_followed_exactly(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[int], start: int
-) -> None:
-    path, meter = _single(tmp_path_factory.mktemp("wrap"), start, RANGE_UJ)
-    raw, before_j = start, 0.0
-    for step in steps:
-        raw += step
-        raw -= RANGE_UJ if raw > RANGE_UJ else 0
-        path.write_text(str(raw))
-        total_j = meter.read().total_j
-        assert total_j >= before_j
-        before_j = total_j
-    assert before_j == pytest.approx(sum(steps) * 1e-6)
+def test_a_counter_that_slips_back_counts_no_joule_twice(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, 200_000_000_000, RANGE_UJ)
+    slipped = zone.after(1.0, 199_999_000_000)
+    assert slipped.total_j == 0
+    assert not slipped.gaps
+    assert zone.after(1.0, 200_001_000_000).total_j == pytest.approx(1.0)
+
+
+def test_a_counter_that_stands_still_is_told(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, 5)
+    zone.after(9.0, 5)
+    with pytest.raises(StillError, match="package-0 stands still"):
+        zone.after(1.5, 5)
+    assert zone.after(1.0, 100_000_005).total_j == pytest.approx(100.0)
+
+
+def test_one_of_two_packages_that_stands_still_is_named(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("one", "two")]
+    for path in files:
+        path.write_text("0")
+    clock = Clock()
+    meter = _meter([CounterFile(path, "cpu", None, path.name) for path in files], clock)
+    clock.now_s = 11.0
+    files[0].write_text("9")
+    with pytest.raises(StillError, match="two stands still"):
+        meter.read()
+
+
+def test_the_largest_limit_of_a_zone_bounds_it(tmp_path: Path) -> None:
+    folder = _zone(tmp_path, "intel-rapl:0", "package-0").parent
+    (folder / "constraint_0_max_power_uw").write_text("65000000")
+    (folder / "constraint_0_power_limit_uw").write_text("0")
+    (folder / "constraint_1_power_limit_uw").write_text("120000000")
+    _zone(tmp_path, "intel-rapl:1", "package-1")
+    limits_w = [counter.largest_w for counter in find_rapl(tmp_path)]
+    assert limits_w == pytest.approx([120.0, 1000.0])
 
 
 def test_a_file_that_vanishes_fails_and_loses_nothing_when_it_returns(tmp_path: Path) -> None:
@@ -198,23 +281,23 @@ def test_a_file_that_vanishes_fails_and_loses_nothing_when_it_returns(tmp_path: 
 
 
 def test_a_denied_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, meter = _single(tmp_path, 0)
+    zone = Zone(tmp_path, 0)
 
     def denied(self: Path) -> str:
         raise PermissionError(13, f"Permission denied: {self}")
 
     monkeypatch.setattr(Path, "read_text", denied)
     with pytest.raises(SensorError, match=r"permission denied; run `greenllm doctor`"):
-        meter.read()
+        zone.meter.read()
     with pytest.raises(SensorError, match="permission denied"):
-        _meter([CounterFile(path, "cpu")])
+        _meter([CounterFile(zone.path, "cpu")])
 
 
 def test_nonsense_in_a_counter_is_a_sensor_error(tmp_path: Path) -> None:
-    path, meter = _single(tmp_path, 0)
-    path.write_text("many\n")
+    zone = Zone(tmp_path, 0)
+    zone.path.write_text("many\n")
     with pytest.raises(SensorError, match="energy_uj"):
-        meter.read()
+        zone.meter.read()
 
 
 def test_no_counters_are_a_sensor_error() -> None:
@@ -223,7 +306,7 @@ def test_no_counters_are_a_sensor_error() -> None:
 
 
 def test_it_is_measured_and_its_idle_power_has_to_be_learnt(tmp_path: Path) -> None:
-    _, meter = _single(tmp_path, 0)
+    meter = Zone(tmp_path, 0).meter
     assert meter.measured
     assert meter.idle_w is None
     assert meter.method == "measured:test"

@@ -37,7 +37,10 @@ class Proc:
         )
 
     def clock(self) -> CpuClock:
-        return CpuClock(self.root, own_s=lambda: self.own_s, clock=lambda: self.now_s)
+        """One that believes a machine to do much in no time."""
+        return CpuClock(
+            self.root, own_s=lambda: self.own_s, clock=lambda: self.now_s, num_cpus=100_000
+        )
 
 
 @pytest.fixture
@@ -78,6 +81,16 @@ def test_coarse_ticks_never_make_the_others_run_backwards(proc: Proc) -> None:
         times = clock.read()
         others.append(times.machine_s - times.own_s)
     assert others == pytest.approx([2.0] * 6)
+
+
+def test_time_that_no_processor_can_have_used_is_not_believed(proc: Proc) -> None:
+    """Else the others would have it for ever, and a model its joules."""
+    clock = CpuClock(proc.root, own_s=lambda: 0.0, clock=lambda: proc.now_s, num_cpus=2)
+    for proc.now_s, busy_s in ((1.0, 1.5), (2.0, 5000.0), (3.0, 3.0), (4.0, 0.0), (5.0, 6.0)):
+        proc.machine(busy_s)
+        machine_s = clock.read().machine_s
+        assert machine_s <= 6.0
+    assert machine_s == pytest.approx(6.0)
 
 
 def test_without_procfs_only_the_own_time_is_known(tmp_path: Path) -> None:
@@ -187,7 +200,7 @@ def test_the_tree_of_another_process_is_the_own_time(proc: Proc) -> None:
     proc.process(200001, 5.0, children="200002")
     proc.process(200002, 5.0)
     proc.own_s = 3.0
-    clock = CpuClock(proc.root, tree_of=200001, clock=lambda: proc.now_s)
+    clock = CpuClock(proc.root, tree_of=200001, clock=lambda: proc.now_s, num_cpus=1000)
     proc.process(200001, 6.0, children="200002")
     proc.process(200002, 7.0)
     proc.machine(4.0)

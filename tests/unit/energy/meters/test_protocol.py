@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from greenllm.energy.meters.protocol import (
-    CombinedMeter,
     NullMeter,
     Reading,
     ReplayMeter,
@@ -85,39 +84,24 @@ def test_a_line_that_is_no_reading_is_refused_with_its_file(tmp_path: Path, line
         load_replay(path)
 
 
+@pytest.mark.parametrize("joules", ["1.0", "NaN", "Infinity"])
+def test_a_recording_that_no_meter_can_have_made_is_refused(tmp_path: Path, joules: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = ["2.0", "2.0", joules]
+    path.write_text("".join(f'{{"at_s": 1, "joules": {{"cpu": {value}}}}}\n' for value in lines))
+    with pytest.raises(SensorError, match="reading 3: joules of cpu fall"):
+        load_replay(path)
+
+
+def test_a_recording_may_have_gaps_and_lost_domains(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    record = {"at_s": 1, "gaps": ["gpu"], "lost": {"gpu": "gone"}, "as_of_s": {"cpu": 0.5}}
+    path.write_text(json.dumps(record))
+    reading = load_replay(path).read()
+    assert reading.gaps == {"gpu"}
+    assert (reading.lost, reading.as_of_s) == ({"gpu": "gone"}, {"cpu": 0.5})
+
+
 def test_a_missing_recording_is_a_sensor_error(tmp_path: Path) -> None:
     with pytest.raises(SensorError, match=r"nowhere\.jsonl"):
         load_replay(tmp_path / "nowhere.jsonl")
-
-
-def test_combined_meters_merge_domains_and_take_the_first_cpu_times() -> None:
-    gpu = ReplayMeter([Reading(1.0, {"gpu": 5.0})], method="a", period_s=0.1, uncertainty=0.2)
-    cpu = ReplayMeter(
-        [Reading(1.5, {"cpu": 3.0, "dram": 1.0}, 0.5, 2.0)], method="b", measured=False
-    )
-    both = CombinedMeter([gpu, cpu])
-    assert both.read() == Reading(1.5, {"gpu": 5.0, "cpu": 3.0, "dram": 1.0}, 0.5, 2.0)
-    assert (both.method, both.measured) == ("a+b", False)
-    assert (both.period_s, both.uncertainty) == (0.1, 0.2)
-
-
-def test_combined_meters_of_one_domain_add() -> None:
-    one, two = (ReplayMeter([Reading(0.0, {"gpu": j})]) for j in (2.0, 3.0))
-    assert CombinedMeter([one, two]).read() == Reading(0.0, {"gpu": 5.0})
-
-
-def test_combined_idle_power_is_known_only_when_all_know_theirs() -> None:
-    known = ReplayMeter([], idle_w={"cpu": 2.0})
-    also = ReplayMeter([], idle_w={"gpu": 30.0})
-    assert CombinedMeter([known, also]).idle_w == {"cpu": 2.0, "gpu": 30.0}
-    assert CombinedMeter([known, ReplayMeter([])]).idle_w is None
-
-
-def test_one_failing_part_fails_the_whole_reading_and_nothing_is_lost() -> None:
-    steady = ReplayMeter([Reading(float(i), {"gpu": float(i)}) for i in range(3)])
-    failing = ReplayMeter([Reading(0.0, {"cpu": 0.0}), None, Reading(2.0, {"cpu": 4.0})])
-    both = CombinedMeter([steady, failing])
-    assert both.read().total_j == 0
-    with pytest.raises(SensorError):
-        both.read()
-    assert both.read().joules == {"gpu": 2.0, "cpu": 4.0}

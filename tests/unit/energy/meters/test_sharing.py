@@ -621,3 +621,41 @@ def test_a_clock_that_stands_gives_nobody_a_floor(hand: Hand, path: Path) -> Non
     records = [Reading(5.0, {"cpu": 0.0}, 0.0, 0.0), Reading(5.0, {"cpu": 6.0}, 1.0, 2.0)]
     meter = SharedMeter(ReplayMeter(records, idle_w={"cpu": 3.0}), hand.join(path, 1))
     assert meter.read().total_j == pytest.approx(3.0)
+
+
+def _recorded(hand: Hand, path: Path, *records: Reading) -> SharedMeter:
+    return SharedMeter(ReplayMeter(records), hand.join(path, 1))
+
+
+def test_a_counter_that_has_not_ticked_tells_no_floor_of_zero(hand: Hand, path: Path) -> None:
+    meter = _recorded(
+        hand,
+        path,
+        Reading(0.0, {"cpu": 0.0}, 0.0, 0.0),
+        Reading(1.0, {"cpu": 0.0}, 0.5, 0.5),
+        Reading(2.0, {"cpu": 20.0}, 1.0, 1.0),
+    )
+    waiting, ticked = meter.read(), meter.read()
+    assert (waiting.total_j, waiting.own_cpu_s) == (0.0, 0.0)
+    assert ticked.own_cpu_s == 1.0
+    assert meter.idle_w == pytest.approx({"cpu": 10.0}), "20 J in two seconds"
+
+
+def test_a_gap_tells_nothing_of_the_floor_and_is_passed_on(hand: Hand, path: Path) -> None:
+    gaps = frozenset({"cpu"})
+    meter = _recorded(
+        hand,
+        path,
+        Reading(0.0, {"cpu": 0.0}),
+        Reading(9.0, {"cpu": 1.0}, gaps=gaps),
+        Reading(10.0, {"cpu": 6.0}),
+    )
+    assert meter.read().gaps == {"cpu"}
+    assert not meter.read().gaps
+    assert meter.idle_w == pytest.approx({"cpu": 5.0})
+
+
+def test_a_domain_that_is_gone_is_not_in_the_share(hand: Hand, path: Path) -> None:
+    both, one = {"cpu": 0.0, "dram": 0.0}, {"cpu": 5.0}
+    meter = _recorded(hand, path, Reading(0.0, both), Reading(1.0, one))
+    assert set(meter.read().joules) == {"cpu"}

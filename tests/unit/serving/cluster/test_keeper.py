@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greenllm.energy.account.account import Totals
+from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import Ledger, Session
 from greenllm.energy.receipt import Outcome, Receipt
 from serving.cluster.keeper import Keeper, added

@@ -38,7 +38,13 @@ def test_a_simulation_has_a_page_and_a_plot(tmp_path: Path) -> None:
 def test_measured_shares_have_a_page_and_a_plot(tmp_path: Path) -> None:
     worth = {mask: float(mask.bit_count()) for mask in coalitions(2)}
     game = game_figures((Player(8), Player(16)), worth, (worth, worth), lambda mask: [3.0, 1.0])
-    about = {"model": "m", "quantize": "none", "threads": 1, "unit": "cpu", "rounds": 2}
+    about = {
+        "model": "m",
+        "quantize": "none",
+        "threads": 1,
+        "unit": "cpu",
+        "rounds": 2,
+    }
     result = {**about, "games": [{"step": "tokens", **game}]}
     assert "| tokens | 2.00000 | 25.0% |" in page(result)
     study.draw(plot, result, tmp_path / "plot.svg")
