@@ -52,8 +52,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(model: str, data_dir: Path, *options: str) -> Iterator[tuple[str, int]]:
+def running_server(
+    model: str, data_dir: Path, *options: str, tree: Path | None = None
+) -> Iterator[tuple[str, int]]:
     """`greenllm serve` with these options: its URL and process id.
+
+    With `tree`, it is the code of another checkout.
 
     Raises:
         GreenllmError: there is no such model, or the server does not start.
@@ -68,7 +72,9 @@ def running_server(model: str, data_dir: Path, *options: str) -> Iterator[tuple[
         return None
 
     command = [sys.executable, "-m", "greenllm", "serve", model, "--port", str(port)]
-    with running([*command, "--data-dir", str(data_dir), *options], ready) as started:
+    environment = {} if tree is None else {"PYTHONPATH": str(tree)}
+    command += ["--data-dir", str(data_dir), *options]
+    with running(command, ready, environment=environment) as started:
         yield started
 
 

@@ -73,7 +73,10 @@ def _measure(
     while steps < rounds or patience.clock() - began_s < least_s:
         run()
         steps += 1
-    window = take_apart(before, meter.read(), idle.watts)
+    after = meter.read()
+    if hole := after.hole_since(before):
+        return StepEnergy(*about, reason=hole)
+    window = take_apart(before, after, idle.watts)
     return StepEnergy(
         *about,
         steps=steps,

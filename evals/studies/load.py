@@ -111,8 +111,12 @@ class Server:
 
 
 @contextmanager
-def serve(model: str, *options: str, folder: Path | None = None) -> Iterator[Server]:
+def serve(
+    model: str, *options: str, folder: Path | None = None, tree: Path | None = None
+) -> Iterator[Server]:
     """A server with this data folder, or with one for the time being.
+
+    With `tree`, it is the code of another checkout.
 
     Raises:
         GreenllmError: there is no such model, or the server does not start.
@@ -120,7 +124,7 @@ def serve(model: str, *options: str, folder: Path | None = None) -> Iterator[Ser
     with ExitStack() as stack:
         data = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         began_s = time.perf_counter()
-        url, pid = stack.enter_context(running_server(model, data, *options))
+        url, pid = stack.enter_context(running_server(model, data, *options, tree=tree))
         yield Server(url, pid, own_name(model), data, time.perf_counter() - began_s)
 
 

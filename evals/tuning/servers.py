@@ -49,8 +49,14 @@ class Laps:
         self._last = meter.read()
 
     def lap(self) -> float:
-        """Joules since the last look."""
+        """Joules since the last look.
+
+        Raises:
+            GreenllmError: some are missing, and settings cannot be compared by the rest.
+        """
         now = self._meter.read()
+        if hole := now.hole_since(self._last):
+            raise GreenllmError(f"the meter does not count all joules any more: {hole}")
         window = take_apart(self._last, now, self._idle.watts)
         self._last = now
         return window.own_j

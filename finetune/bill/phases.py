@@ -2,8 +2,8 @@
 
 Contract: phases follow each other without a gap, and what they are given adds up to what the meter
 counted: active (this run's share of everything above idle), idle (what the machine draws anyway),
-foreign (other processes). A sensor that fails makes every figure unknown from then on: a sum with
-a hole in it is not a sum. Not covered: attribution to examples.
+foreign (other processes). A sensor that fails, or counts only a part, makes every figure unknown
+from then on: a sum with a hole in it is not a sum. Not covered: attribution to examples.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class PhaseAccount:
         self._spent: dict[RunPhase, PhaseEnergy] = {}
         self._last: Reading | None = meter.read()
         self.error: str | None = None
+        if hole := self._last.hole_since(self._last):
+            self.give_up(hole)
         self.metering_s = 0.0
 
     @property
@@ -106,6 +108,9 @@ class PhaseAccount:
             now = self.meter.read()
         except SensorError as error:
             self.give_up(str(error))
+            return
+        if hole := now.hole_since(self._last):
+            self.give_up(hole)
             return
         self._book(self._last, now)
         self._last = now

@@ -189,6 +189,10 @@ def test_steps_last_as_long_as_the_meter_needs() -> None:
     [
         (lambda: NullMeter(lambda: 0.0), "no meter works here"),
         (lambda: ReplayMeter([*readings(0, 0), None], idle_w={}), "recorded sensor failure"),
+        (
+            lambda: ReplayMeter([*readings(0, 0), Reading(9, lost={"gpu": "gone"})], idle_w={}),
+            "gpu: gone",
+        ),
     ],
 )
 def test_without_readings_joules_are_none(make: Callable[[], Meter], reason: str) -> None:

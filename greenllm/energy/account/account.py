@@ -176,7 +176,9 @@ class Account:
         if not self._num_closing:
             return None
         closing = [bill for bill in self._bills.values() if bill.closing]
-        wait_s = _RETRY_S if self._timeline else self.meter.period_s
+        # A look after the last step that left work uncounted: its counter has not ticked yet.
+        in_vain = self._timeline and self._tried_s >= self._timeline.last_work_s
+        wait_s = _RETRY_S if in_vain else self.meter.period_s
         if all(bill.sent_provisional for bill in closing):
             wait_s = _FINALISE_EVERY_S
         # A counter that ticks has the end of a request only after the next tick.

@@ -31,7 +31,7 @@ from greenllm.energy.meters.registry import (
     why_unknown,
 )
 from greenllm.energy.meters.roster import Roster
-from greenllm.energy.meters.scope import Scope
+from greenllm.energy.meters.scope import Scope, work_hard
 from greenllm.energy.meters.sharing import SharedMeter
 from greenllm.energy.meters.tracked import TrackedMeter
 from greenllm.options import MeterOptions
@@ -98,7 +98,7 @@ def choose_meter(name: str, ladders: Mapping[Domain, Iterable[Rung]]) -> Meter:
 def lost_domains(ladders: Mapping[Domain, Iterable[Rung]], scope: Scope) -> dict[str, str]:
     """Domains that are used and that no rung can meter: GPUs that CUDA sees."""
     gpu = list(ladders.get("gpu", ()))
-    if not gpu or _best(gpu) is not None or scope.cuda() == ():
+    if not gpu or any(rung.meter is not None for rung in gpu) or scope.cuda() == ():
         return {}
     return {"gpu": gpu[0].reason}
 
@@ -118,7 +118,8 @@ def ladder(domain: Domain, scope: Scope, only: str | None = None) -> Iterator[Ru
     roster = None if domain == "gpu" else scope.roster
     for entry in METERS:
         if entry.domain == domain and only in (None, entry.name):
-            yield try_meter(entry.name, partial(_make, entry, scope), domain, roster)
+            make = partial(_make, entry, scope)
+            yield try_meter(entry.name, make, domain, roster, scope.work)
 
 
 def try_meter(
@@ -126,7 +127,7 @@ def try_meter(
     make: Callable[[], Meter],
     domain: str = "cpu",
     roster: Roster | None = None,
-    work: Callable[[float], None] | None = None,
+    work: Callable[[float], None] = work_hard,
 ) -> Rung:
     """Make a meter, read it once, and see that what counts the domain moves under load.
 
@@ -135,7 +136,7 @@ def try_meter(
     """
     try:
         meter = make()
-        still, gaps = _put_to_work(meter, work or _work)
+        still, gaps = _put_to_work(meter, work)
         whys = [f"stands still under load: {', '.join(names)}" for names in still.values()]
         if any(part.domain == domain for part in still):
             raise SensorError("; ".join(whys))
@@ -164,12 +165,6 @@ def _put_to_work(
     after = meter.read()
     still = {part: part.still_since(before.at_s) for part in parts}
     return {part: names for part, names in still.items() if names}, before.gaps | after.gaps
-
-
-def _work(seconds: float) -> None:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        pass
 
 
 def _make(entry: MeterEntry, scope: Scope) -> Meter:

@@ -7,7 +7,7 @@ and sub-zones of a package other than dram are left out, being contained in or c
 The largest power of a zone is the largest limit that powercap gives for it, and at most, or where
 there is none, 1,000 W for a socket and 300 W for its memory.
 
-Not covered: AMD parts whose dies each mirror the whole socket (compare with a wall meter once).
+Of dies that each count their whole socket one is taken (see `mirrors`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from greenllm.energy.meters.combined import CombinedMeter
 from greenllm.energy.meters.cputime import CpuClock
+from greenllm.energy.meters.mirrors import NOISE_UJ, independent
 from greenllm.energy.meters.protocol import SensorError
 from greenllm.energy.meters.scope import Scope
 from greenllm.energy.meters.track import Tracks
@@ -35,6 +37,7 @@ _W_PER_UW = 1e-6
 _LARGEST_W: Mapping[FileDomain, float] = {"cpu": 1000.0, "dram": 300.0}
 _LIMITS = ("constraint_*_max_power_uw", "constraint_*_power_limit_uw")
 _LOOK_EVERY_S = 1.0
+_SAMPLES, _BETWEEN_SAMPLES_S = 3, 0.15
 _HWMON_ENERGY_DRIVERS = frozenset({"amd_energy", "zenergy"})
 # The kernel lists all zones side by side, as links. In a container the folder that they lead to
 # may be mounted in their place: there the zones of a package lie inside it.
@@ -63,13 +66,21 @@ class CounterFile:
         return None if self.range_uj is None else self.range_uj * _J_PER_UJ
 
     def read_j(self) -> float:
+        """The counter in joules.
+
+        Raises:
+            SensorError: it cannot be read.
+        """
+        return self.read_uj() * _J_PER_UJ
+
+    def read_uj(self) -> int:
         """Read the counter.
 
         Raises:
             SensorError: it cannot be read.
         """
         try:
-            return int(self.path.read_text()) * _J_PER_UJ
+            return int(self.path.read_text())
         except PermissionError as error:
             hint = "run `greenllm doctor` for how to read it without root"
             raise SensorError(f"{self.path}: permission denied; {hint}") from error
@@ -102,6 +113,25 @@ def find_rapl(sys: Path = Path("/sys")) -> list[CounterFile]:
 def _limit_w(zone: Path) -> float | None:
     limits = (_number(path) or 0 for pattern in _LIMITS for path in zone.glob(pattern))
     return max(limits, default=0) * _W_PER_UW or None
+
+
+def each_once(counters: Sequence[CounterFile], work: Callable[[float], None]) -> list[CounterFile]:
+    """Counters without those that show what another one shows.
+
+    `work` works hard for so many seconds; only counters that say the same have to be put to work.
+
+    Raises:
+        SensorError: a counter cannot be read.
+    """
+    ranges_uj = [counter.range_uj for counter in counters]
+    samples = [[counter.read_uj() for counter in counters]]
+    alike = (abs(one - other) <= NOISE_UJ for one, other in combinations(samples[0], 2))
+    if not any(alike):
+        return list(counters)
+    for _ in range(_SAMPLES):
+        work(_BETWEEN_SAMPLES_S)
+        samples.append([counter.read_uj() for counter in counters])
+    return [counters[place] for place in independent(samples, ranges_uj)]
 
 
 def find_hwmon(sys: Path = Path("/sys")) -> list[CounterFile]:
@@ -170,8 +200,9 @@ def _by_domain(found: Sequence[CounterFile], method: str, scope: Scope) -> Combi
     The first has the CPU times; where the machine is shared, each part needs them.
     """
     groups = {domain: [c for c in found if c.domain == domain] for domain in _DOMAINS}
+    sockets = each_once(groups["cpu"], scope.work)
     return CombinedMeter(
-        [_part(groups["cpu"], method, scope.clock), *_memory(groups["dram"], method, scope)]
+        [_part(sockets, method, scope.clock), *_memory(groups["dram"], method, scope)]
     )
 
 

@@ -32,7 +32,8 @@ _W_PER_MW = 1e-3
 _PERIOD_S = 0.1
 _POLL_S = 0.005
 _POLLS_OF_POWER = 20
-_UNREAD_S, _DOZE_S = 3.0, 0.5
+# A server without requests reads twice a minute, and the next request wants to know the last tick.
+_UNREAD_S, _DOZE_S = 60.0, 0.5
 # After a tick of the counter the next one is not looked for during most of the period.
 _QUIET = 0.8
 _AVERAGE_LAG_S = 1.0

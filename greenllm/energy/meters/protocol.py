@@ -47,8 +47,8 @@ class Reading:
             not named here is of `at_s`. [s]
         num_faults: How often counters have said so far what no hardware can do, by domain; a domain
             without faults is not named.
-        gaps: Domains whose joules since the last reading are not known to be true: a hole that was
-            bridged, a counter that was reset, a step that no hardware can make.
+        gaps: Domains whose joules since the last reading are held back, as the counter says what no
+            hardware can do, or lack some: it was reset, or nobody looked at a power for long.
         lost: Domains that are missing from `joules` although they are metered here, and why.
         paused_s: For how long this process has been stopped or suspended so far. [s]
     """
@@ -69,6 +69,20 @@ class Reading:
     def total_j(self) -> float:
         """Joules of all domains."""
         return sum(self.joules.values())
+
+    def hole_since(self, before: Reading) -> str | None:
+        """Why the joules since an earlier reading are not all that was used; None where they are.
+
+        A domain whose joules have not moved yet may still turn out to have lost none.
+        """
+        for domain, reason in self.lost.items():
+            return f"{domain}: {reason}"
+        for domain in sorted(self.joules.keys() ^ before.joules.keys()):
+            return f"{domain}: it was not counted all the time"
+        for domain in sorted(self.gaps):
+            if self.joules.get(domain) != before.joules.get(domain):
+                return f"{domain}: its counter lost some"
+        return None
 
 
 class Meter(Protocol):

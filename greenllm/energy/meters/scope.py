@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,13 @@ from pathlib import Path
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.cuda import cuda_uuids
 from greenllm.energy.meters.roster import Roster
+
+
+def work_hard(seconds: float) -> None:
+    """Keep a processor busy."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class Scope:
     sys: root of sysfs, where the kernel shows its counters.
     cuda: tells which GPUs CUDA sees, see `cuda_uuids`.
     proc: root of procfs, where it shows processors and limits.
+    work: works hard for so many seconds, so that counters have something to count.
     """
 
     clock: CpuClock = field(default_factory=CpuClock)
@@ -30,3 +39,4 @@ class Scope:
     sys: Path = Path("/sys")
     cuda: Callable[[], tuple[str, ...] | None] = cuda_uuids
     proc: Path = Path("/proc")
+    work: Callable[[float], None] = work_hard

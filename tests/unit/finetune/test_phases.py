@@ -72,6 +72,35 @@ def test_a_sensor_that_fails_makes_the_sum_unknown_for_good() -> None:
     assert "failure" in account.error
 
 
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        (Reading(1, {"cpu": 5.0}, lost={"gpu": "fell off the bus"}), "gpu: fell off the bus"),
+        (Reading(1, {"cpu": 5.0}), "gpu: it was not counted all the time"),
+        (Reading(1, {"cpu": 5.0, "gpu": 9.0}, gaps=frozenset({"gpu"})), "its counter lost some"),
+    ],
+)
+def test_a_part_of_the_joules_is_no_bill(now: Reading, why: str) -> None:
+    account = PhaseAccount(ReplayMeter([Reading(0, {"cpu": 0.0, "gpu": 0.0}), now]))
+    account.read()
+    assert not account.is_known
+    assert why in str(account.error)
+
+
+def test_a_gpu_that_is_lost_from_the_start_leaves_no_bill() -> None:
+    account = PhaseAccount(ReplayMeter([Reading(0, {"cpu": 0.0}, lost={"gpu": "mismatch"})]))
+    assert not account.is_known
+    assert account.error == "gpu: mismatch"
+
+
+def test_a_counter_that_is_doubted_for_a_moment_leaves_the_bill_whole() -> None:
+    doubted = Reading(1, {"cpu": 5.0}, gaps=frozenset({"cpu"}))
+    account = PhaseAccount(ReplayMeter([Reading(0, {"cpu": 5.0}), doubted, Reading(2, {"cpu": 9})]))
+    account.read()
+    account.read()
+    assert account.spent().total_j == 4.0
+
+
 def test_without_a_meter_nothing_is_known() -> None:
     account = PhaseAccount(NullMeter(lambda: 0.0))
     account.read()

@@ -1,5 +1,6 @@
 """RAPL and hwmon on made-up sysfs trees: each counter once, over wraps, resets and failures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from greenllm.energy.meters.counters import (
     CounterFile,
     FileCounterMeter,
+    each_once,
     find_hwmon,
     find_rapl,
     rapl_meter,
@@ -123,6 +125,44 @@ def test_dies_of_one_package_are_different_counters(tmp_path: Path) -> None:
     _zone(tmp_path, "intel-rapl:0", "package-0-die-0")
     _zone(tmp_path, "intel-rapl:1", "package-0-die-1")
     assert len(find_rapl(tmp_path)) == 2
+
+
+def _work(zones: list[Path], step_uj: list[int]) -> Callable[[float], None]:
+    def work(seconds: float) -> None:
+        for zone, uj in zip(zones, step_uj, strict=True):
+            zone.write_text(str(int(zone.read_text()) + uj))
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("first_uj", "steps_uj", "left"),
+    [
+        ([7_000_000, 7_000_900], [9_000_000, 9_000_000], ["package-0-die-0"]),
+        ([0, 0], [9_000_000, 4_000_000], ["package-0-die-0", "package-0-die-1"]),
+        ([0, 0], [9_000, 9_000], ["package-0-die-0", "package-0-die-1"]),
+    ],
+)
+def test_dies_that_count_their_whole_socket_are_one_counter(
+    tmp_path: Path, first_uj: list[int], steps_uj: list[int], left: list[str]
+) -> None:
+    """Where they say the same while the machine works; where too little moves, both stay."""
+    zones = [
+        _zone(tmp_path, f"intel-rapl:{i}", f"package-0-die-{i}", uj=uj)
+        for i, uj in enumerate(first_uj)
+    ]
+    found = each_once(find_rapl(tmp_path), _work(zones, steps_uj))
+    assert [counter.name for counter in found] == left
+
+
+def test_sockets_that_differ_need_not_be_put_to_work(tmp_path: Path) -> None:
+    for i in (0, 1):
+        _zone(tmp_path, f"intel-rapl:{i}", f"package-{i}", uj=i * 50_000_000)
+
+    def work(seconds: float) -> None:
+        raise AssertionError("they are different")
+
+    assert len(each_once(find_rapl(tmp_path), work)) == 2
 
 
 def test_the_published_range_is_kept_and_nonsense_ignored(tmp_path: Path) -> None:

@@ -19,6 +19,17 @@ def test_a_reading_adds_its_domains() -> None:
     assert Reading(0.0).total_j == 0
 
 
+def test_a_reading_knows_what_is_missing_since_another() -> None:
+    before = Reading(0.0, {"cpu": 1.0, "gpu": 1.0})
+    gap = frozenset({"gpu"})
+    assert Reading(1.0, {"cpu": 2.0, "gpu": 2.0}).hole_since(before) is None
+    assert Reading(1.0, {"cpu": 2.0, "gpu": 1.0}, gaps=gap).hole_since(before) is None
+    assert Reading(1.0, {"cpu": 2.0, "gpu": 9.0}, gaps=gap).hole_since(before) is not None
+    assert Reading(1.0, {"cpu": 2.0}, lost={"gpu": "gone"}).hole_since(before) == "gpu: gone"
+    assert Reading(1.0, {"cpu": 2.0}).hole_since(before) is not None
+    assert before.hole_since(Reading(0.0, {"cpu": 1.0})) is not None
+
+
 def test_the_null_meter_has_no_domains_rather_than_zeros() -> None:
     meter = NullMeter(lambda: 7.0)
     assert meter.read() == Reading(7.0, {})
