@@ -55,7 +55,7 @@ def row_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
     """Medians of an arm, and what its receipts say of themselves."""
 
     def median(values: Iterator[float | None]) -> float:
-        return statistics.median(value for value in values if value is not None)
+        return float(statistics.median(value for value in values if value is not None))
 
     return {
         "active_j": median(r.active_j for r in receipts),
