@@ -18,7 +18,7 @@ import gc
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
@@ -62,14 +62,18 @@ class LLM:
 
         places = places_of(EngineConfig)
         config = load(EngineConfig, flags={"model": model, **options}, environment=places)
-        self._roster = join_roster(config.roster)
-        scope = Scope(devices=config.gpus, roster=self._roster)
-        meter, first = open_meter(config, scope)
-        self._served = load_engine(config, meter, first)
-        self._engine = self._served.engine
+        roster = join_roster(config.roster)
+        scope = Scope(devices=config.gpus, roster=roster)
         self._ledger, session_id = None, ""
-        if record:
-            self._ledger, session_id = open_ledger(config, meter, self._served.info.parameters)
+        with ExitStack() as undo:
+            if roster is not None:
+                undo.callback(roster.leave)
+            meter, first = open_meter(config, scope)
+            self._served = load_engine(config, meter, first)
+            if record:
+                self._ledger, session_id = open_ledger(config, meter, self._served.info.parameters)
+            self._at_close = undo.pop_all()
+        self._engine = self._served.engine
         self._engine.account.start_serving()
         recorder = self._ledger or NoLedger()
         self._client = EngineClient(self._engine, self._served.name, recorder, session_id)
@@ -88,8 +92,7 @@ class LLM:
         self._client.close()
         if self._ledger is not None:
             self._ledger.close()
-        if self._roster is not None:
-            self._roster.leave()
+        self._at_close.close()
         # Loading has frozen what there was; frozen cycles, such as the engine's, are never freed.
         gc.unfreeze()
 
