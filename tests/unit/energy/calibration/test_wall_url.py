@@ -163,8 +163,17 @@ def test_an_answer_that_does_not_end_is_left(server: Server) -> None:
 
 
 def test_a_meter_that_does_not_answer_is_left(server: Server) -> None:
-    with pytest.raises(WallError, match="timed out"):
+    with pytest.raises(WallError, match=r"timed out|takes too long"):
         _wall(f"{server.url}/hangs", timeout_s=0.2).poll(0.0)
+
+
+def test_an_answer_that_drips_is_left(server: Server) -> None:
+    """Each part comes in time, and all of them together do not."""
+    server.body = b"1" * 100_000
+    moments = iter(range(0, 1000, 20))
+    wall = UrlWall(server.url, environment={}, timeout_s=30.0, clock=lambda: next(moments))
+    with pytest.raises(WallError, match="takes too long"):
+        wall.poll(0.0)
 
 
 def test_nobody_there_is_told(server: Server) -> None:
