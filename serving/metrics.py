@@ -124,6 +124,10 @@ def _counters(stats: Stats) -> Iterable[Metric]:
         "greenllm_drafted_tokens": ("Draft tokens that were checked.", stats.drafted_tokens),
         "greenllm_accepted_tokens": ("Draft tokens that were accepted.", stats.accepted_tokens),
         "greenllm_sensor_errors": ("Readings that failed.", stats.num_sensor_errors),
+        "greenllm_counter_faults": (
+            "Counters that said what no hardware can have drawn.",
+            stats.num_counter_faults,
+        ),
         "greenllm_conservation_violations": (
             "Windows whose joules did not add up.",
             stats.num_violations,

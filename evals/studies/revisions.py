@@ -103,7 +103,7 @@ def main(
 ) -> None:
     """Compare the speed of two checkouts."""
     trees = (old.resolve(strict=True), new.resolve(strict=True))
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for batch in map(int, batches.split(",")):
         options = ("--threads", str(threads), "--no-prefix-cache", "--max-num-seqs", str(batch))
         rows += measure(trees, batch, rounds, options, model=model, tokens=tokens)

@@ -217,5 +217,6 @@ class NativeEngine:
             arms=self._speculator.arms(),
             totals=self.account.published,
             num_sensor_errors=self.account.num_sensor_errors,
+            num_counter_faults=self.account.num_counter_faults,
             num_violations=self.account.num_violations,
         )

@@ -42,6 +42,7 @@ class Stats:
     arms: Mapping[int, SequenceOf[Arm]]
     totals: Totals
     num_sensor_errors: int
+    num_counter_faults: int
     num_violations: int
 
 

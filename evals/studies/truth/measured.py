@@ -22,6 +22,7 @@ from evals.studies import study
 from evals.studies.truth.games import GAMES, Player, coalitions, game_figures, inside
 from greenllm.core import Batch, Chunk, Request, SamplingParams
 from greenllm.core import Sequence as TokenSequence
+from greenllm.energy.account.power import WIDTHS
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
 from greenllm.runner.base import Runner
@@ -159,7 +160,7 @@ class AccountShares:
 
     def _tally(self, step: Step, duration_s: float, model: StepModel) -> WindowTally:
         """A step as the account notes it; the model learns its time."""
-        tally = WindowTally(self._shape, model, lambda tokens: 1.0)
+        tally = WindowTally(self._shape, model, [1.0] * WIDTHS)
         tally.add_step(self._steps[step], duration_s)
         return tally
 

@@ -75,6 +75,7 @@ class Account:
         self.spent_j: dict[Label, float] = {}
         self.num_sensor_errors = 0
         self.num_violations = 0
+        self.num_counter_faults = 0
         self._clock = clock
         self._receipt_wait_s = receipt_wait_s
         self._needs = frozenset(needs)
@@ -300,6 +301,7 @@ class Account:
         window = counter.advance(reading, self.learnt.idle_w(domain))
         if window is None:
             return
+        self._doubt(domain, before.reading, reading)
         is_gap = counter.is_gap or domain in reading.gaps
         counter.is_gap = False
         self.totals.meter_j += window.energy_j
@@ -315,6 +317,14 @@ class Account:
             self._share_out(domain, window, works, busy_s, is_seen=domain in reading.as_of_s)
         else:
             self._book_idle(before, reading, window)
+
+    def _doubt(self, domain: str, before: Reading, now: Reading) -> None:
+        """Mark who has work where a counter has said what cannot be true, though it was mended."""
+        num_faults = now.num_faults.get(domain, 0) - before.num_faults.get(domain, 0)
+        if num_faults > 0:
+            self.num_counter_faults += num_faults
+            for owner in self._timeline.owners:
+                self._bills[owner].is_doubtful = True
 
     def _forget(self, reading: Reading) -> None:
         """Drop work that every counter has counted; lost ones count as long as others do."""

@@ -33,6 +33,7 @@ class Curve:
     def __init__(self) -> None:
         self.values = [1.0] * KNOTS
         self._weights = [0.0] * KNOTS
+        self._nearest = list(range(KNOTS))
 
     def at(self, tokens: float) -> float:
         """The factor for a number of tokens."""
@@ -44,15 +45,22 @@ class Curve:
         knot, part = place_of(tokens)
         error = factor - self.at(tokens)
         for index, weight in ((knot, 1 - part), (knot + 1, part)):
+            if weight <= 0:
+                continue
+            is_new = not self._weights[index]
             self._weights[index] += weight
+            if is_new:
+                self._find_nearest()
             # At first the mean of all, later the mean of the last ones.
             rate = max(_RATE, 1 / (1 + self._weights[index]))
             self.values[index] += rate * weight * error
         self._spread()
 
     def _spread(self) -> None:
-        seen = [index for index, weight in enumerate(self._weights) if weight > 0]
-        for index, weight in enumerate(self._weights):
-            if weight <= 0:
-                nearest = min(seen, key=lambda other: abs(other - index))
+        for index, nearest in enumerate(self._nearest):
+            if nearest != index:
                 self.values[index] = self.values[nearest]
+
+    def _find_nearest(self) -> None:
+        seen = [index for index, weight in enumerate(self._weights) if weight]
+        self._nearest = [min(seen, key=lambda s: abs(s - index)) for index in range(KNOTS)]

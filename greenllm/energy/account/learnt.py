@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from greenllm.energy.account.certainty import WindowErrors
 from greenllm.energy.account.counter import DomainCounter
 from greenllm.energy.account.idle import IdlePower, busy_s
-from greenllm.energy.account.power import PowerFit
+from greenllm.energy.account.power import WIDTHS, PowerFit
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
 from greenllm.energy.meters.protocol import Meter, Reading
@@ -38,9 +38,13 @@ class Learnt:
         """An empty tally of work."""
         return WindowTally(self._shape, self.steps, self.watts)
 
-    def watts(self, tokens: float) -> float:
-        """Active power of all domains in a step with so many tokens; 1 where none is known."""
-        return sum(fit.at(tokens) for fit in self.power.values()) or 1.0
+    @property
+    def watts(self) -> list[float]:
+        """Active power of all domains by the width of steps; 1 where none is known."""
+        if not self.power:
+            return [1.0] * WIDTHS
+        fits = [fit.watts for fit in self.power.values()]
+        return [sum(watts) for watts in zip(*fits, strict=True)]
 
     def idle_w(self, domain: str) -> float:
         """Idle power of a domain; 0 where it is not known."""
@@ -48,11 +52,13 @@ class Learnt:
 
     def fit(self, domain: str) -> PowerFit:
         """The power of steps in a domain."""
-        return self.power.setdefault(domain, PowerFit())
+        if domain not in self.power:
+            self.power[domain] = PowerFit()
+        return self.power[domain]
 
     def part(self, domain: str) -> float:
         """A domain's part of the active power."""
-        return self.fit(domain).watts[0] / max(self.watts(1.0), 1e-12)
+        return self.fit(domain).watts[0] / max(self.watts[0], 1e-12)
 
     def learn_idle(self, before: DomainCounter, now: Reading) -> None:
         """Learn from a window without work: from the counter's last tick to that of a reading."""

@@ -14,13 +14,14 @@ from greenllm.energy.account.regression import OnlineFit
 DRAFTING = KNOTS
 WIDTHS = KNOTS + 1
 _MEMORY = 0.99
+_SOLVE_EVERY = 4
 
 
 class PowerFit:
     """Watts by width; widths that no window had are like the nearest one that some had."""
 
     def __init__(self) -> None:
-        self._fit = OnlineFit([1.0] * WIDTHS, memory=_MEMORY)
+        self._fit = OnlineFit([1.0] * WIDTHS, memory=_MEMORY, solve_every=_SOLVE_EVERY)
         self._seen_s = [0.0] * WIDTHS
         self.watts: list[float] = [1.0] * WIDTHS
 

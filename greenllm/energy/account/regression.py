@@ -12,6 +12,7 @@ _FIRST_ROUNDS = 200
 _LATER_ROUNDS = 10
 _FIRST = 50
 _KEPT = 0.95
+_CLOSE = 1e-6
 
 
 class OnlineFit:
@@ -108,6 +109,6 @@ def solve_nonnegative(
             new = max(0.0, (target[i] - rest) / row[i])
             moved = max(moved, abs(new - x[i]))
             x[i] = new
-        if moved < 1e-9:
+        if moved < _CLOSE:
             break
     return x

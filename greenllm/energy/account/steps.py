@@ -12,24 +12,23 @@ Pure functions on plain numbers. Not covered: which requests are which, and what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
-from greenllm.energy.account.curve import Curve
+from greenllm.energy.account.curve import Curve, between
 from greenllm.energy.account.regression import OnlineFit
 from greenllm.shape import ModelShape
 
 _MEMORY = 0.998
 _SOLVE_EVERY = 16
-_LEARN_FROM = 50
+_LEARN_FROM, _LEARN_ALL, _LEARN_EVERY = 50, 1000, 3
 _PULL = 1e-4
 _KEPT = 0.99
 _POINTS = 4
 _EXACT_UP_TO = 6
 
 
-@dataclass(frozen=True, slots=True)
 class Load:
-    """What one request has in a step.
+    """What one request has in a step, added up over its sequences; a plain object, for speed.
 
     Attributes:
         sequences: Sequences of it that run.
@@ -40,22 +39,32 @@ class Load:
         tokens: Tokens that run through the model.
     """
 
-    sequences: float = 0.0
-    prompts: float = 0.0
-    checks: float = 0.0
-    flops: float = 0.0
-    kv_bytes: float = 0.0
-    tokens: float = 0.0
+    __slots__ = ("checks", "flops", "kv_bytes", "prompts", "sequences", "tokens")
 
-    def __add__(self, other: Load) -> Load:
-        return Load(
-            self.sequences + other.sequences,
-            self.prompts + other.prompts,
-            self.checks + other.checks,
-            self.flops + other.flops,
-            self.kv_bytes + other.kv_bytes,
-            self.tokens + other.tokens,
-        )
+    def __init__(
+        self,
+        sequences: float = 0.0,
+        prompts: float = 0.0,
+        checks: float = 0.0,
+        flops: float = 0.0,
+        kv_bytes: float = 0.0,
+        tokens: float = 0.0,
+    ) -> None:
+        self.sequences = sequences
+        self.prompts = prompts
+        self.checks = checks
+        self.flops = flops
+        self.kv_bytes = kv_bytes
+        self.tokens = tokens
+
+    def add(self, other: Load) -> None:
+        """Add another one to it."""
+        self.sequences += other.sequences
+        self.prompts += other.prompts
+        self.checks += other.checks
+        self.flops += other.flops
+        self.kv_bytes += other.kv_bytes
+        self.tokens += other.tokens
 
     @property
     def features(self) -> tuple[float, ...]:
@@ -72,7 +81,7 @@ class StepModel:
         )
         self._curve = Curve()
         self._error = 0.0
-        self._num_errors = 0
+        self._num_errors = self._num_steps = 0
 
     @property
     def relative_error(self) -> float:
@@ -81,13 +90,20 @@ class StepModel:
 
     def own_s(self, load: Load) -> float:
         """The part of a step's time that is a request's own, before the curve."""
-        return sum(
-            c * feature
-            for c, feature in zip(self._fit.coefficients[1:], load.features, strict=True)
+        _, sequence, prompt, check, flop, byte = self._fit.coefficients
+        return (
+            sequence * load.sequences
+            + prompt * load.prompts
+            + check * load.checks
+            + flop * load.flops
+            + byte * load.kv_bytes
         )
 
     def learn(self, total: Load, duration_s: float) -> None:
         """Learn how long a step with so much in it took."""
+        self._num_steps += 1
+        if self._num_steps > _LEARN_ALL and self._num_steps % _LEARN_EVERY:
+            return
         features = (1.0, *total.features)
         if self._fit.num_observations >= _LEARN_FROM:
             ratio = duration_s / max(self._fit.predict(features), 1e-12)
@@ -100,85 +116,103 @@ class StepModel:
         keep = min(_KEPT, 1 - 1 / self._num_errors)
         self._error = (keep * self._error**2 + (1 - keep) * error**2) ** 0.5
 
-    def shares(self, loads: Sequence[Load], power: Callable[[float], float]) -> list[float]:
+    def shares(self, loads: Sequence[Load], watts: Sequence[float]) -> list[float]:
         """Each request's share of a step's joules; together they are 1.
+
+        Requests with as many tokens differ little: together they have the Shapley values of
+        players that are their mean, and divide them as a sum would.
 
         Args:
             loads: of each request.
-            power: watts, or something in proportion, of a step by its number of tokens.
+            watts: power at the knots of a curve, in any unit.
         """
-        if len(loads) == 1:
+        count = len(loads)
+        if count == 1:
             return [1.0]
-        step_s, curve = self._fit.coefficients[0], self._curve
+        step_s = self._fit.coefficients[0]
+        own = [self.own_s(load) for load in loads]
+        plain = [step_s / count + own_s for own_s in own]
+        groups: dict[float, list[int]] = {}
+        for i, load in enumerate(loads):
+            groups.setdefault(load.tokens, []).append(i)
+        if len(groups) > 1:
+            gain = [factor * w for factor, w in zip(self._curve.values, watts, strict=False)]
 
-        def worth(own_s: float, tokens: float) -> float:
-            return (step_s + own_s) * curve.at(tokens) * power(tokens)
+            def worth(own_s: float, tokens: float) -> float:
+                return (step_s + own_s) * between(gain, tokens)
 
-        found = shapley([(self.own_s(load), load.tokens) for load in loads], worth)
-        whole = sum(found)
-        return [value / whole for value in found] if whole > 0 else [1 / len(loads)] * len(loads)
+            players = [
+                (sum(own[i] for i in members) / len(members), tokens, len(members))
+                for tokens, members in groups.items()
+            ]
+            values = shapley(players, worth)
+            for value, members in zip(values, groups.values(), strict=True):
+                whole = sum(plain[i] for i in members)
+                factor = value * len(members) / whole if whole > 0 else 0.0
+                for i in members:
+                    plain[i] *= factor
+        whole = sum(plain)
+        return [value / whole for value in plain] if whole > 0 else [1 / count] * count
 
 
-Player = tuple[float, float]
+# Seconds of its own, tokens, and how many there are of the kind.
+Players = tuple[float, float, int]
+Worth = Callable[[float, float], float]
 
 
-def shapley(players: Sequence[Player], worth: Callable[[float, float], float]) -> list[float]:
-    """Shapley values of players with two quantities, in a game that depends on their sums only.
-
-    Nearly equal players get equal values, and are computed once.
-    """
-    total = (sum(p[0] for p in players), sum(p[1] for p in players))
-    largest = max(range(len(players)), key=lambda i: players[i])
-    known: dict[tuple[str, float, bool], float] = {}
-    values = []
-    for i, player in enumerate(players):
-        key = (f"{player[0]:.2e}", player[1], i == largest)
-        if key not in known:
-            known[key] = _value(
-                player, None if i == largest else players[largest], total, len(players), worth
-            )
-        values.append(max(0.0, known[key]))
-    return values
+def shapley(kinds: Sequence[Players], worth: Worth) -> list[float]:
+    """Shapley values of one player of each kind, in a game that depends on sums only."""
+    count = sum(kind[2] for kind in kinds)
+    total = (sum(k[0] * k[2] for k in kinds), sum(k[1] * k[2] for k in kinds))
+    largest = max(range(len(kinds)), key=lambda i: kinds[i][:2])
+    # Which one of several that are equally large makes no difference.
+    beside = kinds[largest]
+    return [
+        max(0.0, _value(kind, beside if i != largest or kind[2] > 1 else None, total, count, worth))
+        for i, kind in enumerate(kinds)
+    ]
 
 
 def _value(
-    own: Player,
-    largest: Player | None,
-    total: Player,
+    own: Players,
+    largest: Players | None,
+    total: tuple[float, float],
     count: int,
-    worth: Callable[[float, float], float],
+    worth: Worth,
 ) -> float:
     """The mean of what a player adds, by how many came before it."""
-    others = (total[0] - own[0], total[1] - own[1])
+    own_s, own_tokens, _ = own
+    rest_s, rest_tokens, num_rest = total[0] - own_s, total[1] - own_tokens, count - 1
     if largest is not None:
-        others = (others[0] - largest[0], others[1] - largest[1])
-    num_others = count - 1 - (largest is not None)
+        rest_s, rest_tokens = rest_s - largest[0], rest_tokens - largest[1]
+        num_rest -= 1
 
-    def added(before: float, with_largest: bool) -> float:
-        part = before / num_others if num_others else 0.0
-        seconds, tokens = others[0] * part, others[1] * part
-        if with_largest and largest is not None:
-            seconds, tokens = seconds + largest[0], tokens + largest[1]
-        return worth(seconds + own[0], tokens + own[1]) - worth(seconds, tokens)
+    def added(before: float, beside: Players | None) -> float:
+        part = before / num_rest if num_rest else 0.0
+        seconds, tokens = rest_s * part, rest_tokens * part
+        if beside is not None:
+            seconds, tokens = seconds + beside[0], tokens + beside[1]
+        return worth(seconds + own_s, tokens + own_tokens) - worth(seconds, tokens)
 
-    value = worth(*own) / count
+    value = worth(own_s, own_tokens) / count
     for before, weight in _positions(count):
         if largest is None:
-            value += weight * added(before, False)
+            value += weight * added(before, None)
             continue
         chance = before / (count - 1)
         if chance < 1:
-            value += weight * (1 - chance) * added(min(before, num_others), False)
-        value += weight * chance * added(before - 1, True)
+            value += weight * (1 - chance) * added(min(before, num_rest), None)
+        value += weight * chance * added(before - 1, largest)
     return value
 
 
-def _positions(count: int) -> list[tuple[float, float]]:
+@lru_cache(maxsize=64)
+def _positions(count: int) -> tuple[tuple[float, float], ...]:
     """How many came before, but for none, and how likely that is."""
     if count <= _EXACT_UP_TO:
-        return [(float(before), 1 / count) for before in range(1, count)]
+        return tuple((float(before), 1 / count) for before in range(1, count))
     width = (count - 1) / _POINTS
-    return [(0.5 + (point + 0.5) * width, width / count) for point in range(_POINTS)]
+    return tuple((0.5 + (point + 0.5) * width, width / count) for point in range(_POINTS))
 
 
 def prior_seconds(shape: ModelShape, *, flops_per_byte: float = 8.0) -> tuple[float, ...]:

@@ -9,12 +9,12 @@ Not covered: what the meter says of it (see `account`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Sample
 from greenllm.energy.account.attribution import Work
-from greenllm.energy.account.curve import place_of
+from greenllm.energy.account.curve import between, place_of
 from greenllm.energy.account.power import DRAFTING, WIDTHS
 from greenllm.energy.account.steps import Load, StepModel
 from greenllm.exits import ExitResult
@@ -29,26 +29,24 @@ class WindowTally:
     Args:
         shape: of the served model.
         model: tells shares in steps, and learns from their times.
-        power: watts of a step by its number of tokens, in any unit.
+        watts: power of steps by their width, in any unit.
     """
 
-    def __init__(
-        self, shape: ModelShape, model: StepModel, power: Callable[[float], float]
-    ) -> None:
+    def __init__(self, shape: ModelShape, model: StepModel, watts: Sequence[float]) -> None:
         self.busy_s = [0.0] * WIDTHS
         self._shape = shape
         self._model = model
-        self._power = power
-        self._works: dict[Key, Work] = {}
+        self._watts = watts
+        self._sums: dict[Key, _Sums] = {}
 
     @property
     def owners(self) -> set[str]:
         """Requests with work in it."""
-        return {request_id for request_id, _ in self._works}
+        return {request_id for request_id, _ in self._sums}
 
     def works(self) -> list[tuple[Key, Work]]:
         """The sums so far."""
-        return list(self._works.items())
+        return [(key, sums.work()) for key, sums in self._sums.items()]
 
     def add_step(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
         """A step of the served model, whose exit may have answered for some chunks."""
@@ -88,8 +86,9 @@ class WindowTally:
         if not num_steps:
             owners = {chunk.seq.request.request_id for chunk in asked}
             for owner in owners:
-                part_s = duration_s / len(owners)
-                self._add((owner, "draft"), Work(residence_s=part_s, present_s=duration_s))
+                sums = self._of((owner, "draft"))
+                sums.residence_s += duration_s / len(owners)
+                sums.present_s += duration_s
         for one in passes:
             self._add_draft_pass(one, shape, duration_s * one.num_steps / num_steps)
 
@@ -103,10 +102,7 @@ class WindowTally:
         learns: bool = False,
     ) -> None:
         """The work of each chunk; in several steps each runs one token after another."""
-        parts = [
-            (_key(chunk), _load(chunk, shape, steps), _flops(chunk, shape, steps))
-            for chunk in chunks
-        ]
+        parts = [(_key(chunk), _load(chunk, shape, steps)) for chunk in chunks]
         total = self._share_out(parts, duration_s)
         knot, part = place_of(total.tokens)
         self.busy_s[knot] += (1 - part) * duration_s
@@ -115,36 +111,62 @@ class WindowTally:
             self._model.learn(total, duration_s)
 
     def _add_draft_pass(self, one: DraftPass, shape: ModelShape, duration_s: float) -> None:
-        parts = []
+        parts: list[tuple[Key, Load]] = []
         for chunk in one.chunks:
-            flops = shape.flops(chunk.start, chunk.num_tokens, int(chunk.samples))
-            flops += sum(
-                shape.flops(place, 1, 1)
-                for place in range(chunk.end, chunk.end + one.num_steps - 1)
-            )
-            key: Key = (chunk.seq.request.request_id, "draft")
-            parts.append((key, _load(chunk, shape, 1), flops))
+            load = _load(chunk, shape, 1)
+            load.flops = shape.flops(chunk.start, chunk.num_tokens, int(chunk.samples))
+            for place in range(chunk.end, chunk.end + one.num_steps - 1):
+                load.flops += shape.flops(place, 1, 1)
+            parts.append(((chunk.seq.request.request_id, "draft"), load))
         self._share_out(parts, duration_s)
 
-    def _share_out(self, parts: Sequence[tuple[Key, Load, float]], duration_s: float) -> Load:
+    def _share_out(self, parts: Sequence[tuple[Key, Load]], duration_s: float) -> Load:
         """Divide a pass among its requests, and a request's share among its phases."""
         loads: dict[str, Load] = {}
-        for (owner, _), load, _ in parts:
-            loads[owner] = loads[owner] + load if owner in loads else load
-        total = sum(loads.values(), Load())
-        pass_j = duration_s * self._power(total.tokens)
-        shares = self._model.shares(list(loads.values()), self._power)
-        claim_of = {owner: pass_j * share for owner, share in zip(loads, shares, strict=True)}
-        for (owner, phase), load, flops in parts:
-            own_tokens = load.tokens / loads[owner].tokens
-            present_s = own_tokens * duration_s
-            residence_s = present_s / len(loads)
-            claim_j = claim_of[owner] * own_tokens
-            self._add((owner, phase), Work(claim_j, flops, residence_s, present_s))
+        total = Load()
+        for (owner, _), load in parts:
+            total.add(load)
+            if owner in loads:
+                loads[owner] = _together(loads[owner], load)
+            else:
+                loads[owner] = load
+        pass_j = duration_s * between(self._watts, total.tokens)
+        shares = self._model.shares(list(loads.values()), self._watts)
+        share_of = dict(zip(loads, shares, strict=True))
+        for key, load in parts:
+            owner = key[0]
+            of_own = load.tokens / loads[owner].tokens
+            sums = self._of(key)
+            sums.claim_j += pass_j * share_of[owner] * of_own
+            sums.flops += load.flops
+            sums.residence_s += of_own * duration_s / len(loads)
+            sums.present_s += of_own * duration_s
         return total
 
-    def _add(self, key: Key, work: Work) -> None:
-        self._works[key] = self._works[key] + work if key in self._works else work
+    def _of(self, key: Key) -> _Sums:
+        sums = self._sums.get(key)
+        if sums is None:
+            sums = self._sums[key] = _Sums()
+        return sums
+
+
+class _Sums:
+    """Work being added up; a step touches one for each request, so it is a plain object."""
+
+    __slots__ = ("claim_j", "flops", "present_s", "residence_s")
+
+    def __init__(self) -> None:
+        self.claim_j = self.flops = self.residence_s = self.present_s = 0.0
+
+    def work(self) -> Work:
+        return Work(self.claim_j, self.flops, self.residence_s, self.present_s)
+
+
+def _together(one: Load, other: Load) -> Load:
+    both = Load()
+    both.add(one)
+    both.add(other)
+    return both
 
 
 def _key(chunk: Chunk) -> Key:
@@ -161,12 +183,12 @@ def _whole(chunk: Chunk, result: ExitResult | None) -> Chunk:
 
 def _load(chunk: Chunk, shape: ModelShape, steps: int) -> Load:
     return Load(
-        sequences=1.0,
-        prompts=float(chunk.phase == "prefill"),
-        checks=float(bool(chunk.draft)),
-        flops=_flops(chunk, shape, steps),
-        kv_bytes=shape.kv_bytes(chunk.start, chunk.num_tokens),
-        tokens=float(chunk.num_tokens),
+        1.0,
+        1.0 if chunk.phase == "prefill" else 0.0,
+        1.0 if chunk.draft else 0.0,
+        _flops(chunk, shape, steps),
+        shape.kv_bytes(chunk.start, chunk.num_tokens),
+        chunk.num_tokens,
     )
 
 

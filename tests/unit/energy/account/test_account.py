@@ -121,7 +121,7 @@ def test_a_rehearsal_is_load_and_teaches_the_fit() -> None:
     rig.account.rehearse(batch, lambda _: rig.spend(0.5, cpu=9.0))
     assert rig.totals.load_j == pytest.approx(9.0)
     assert rig.account.learnt.num_windows == 1
-    assert rig.account.learnt.watts(4.0) == pytest.approx(18.0)
+    assert rig.account.learnt.fit("cpu").at(4.0) == pytest.approx(18.0)
 
 
 def test_idle_power_is_learnt_between_requests() -> None:
@@ -290,6 +290,22 @@ def test_what_a_meter_does_not_know_is_on_no_bill() -> None:
     assert receipt.total_j < 100, "a prediction"
     assert rig.totals.unattributed_j == pytest.approx(910.0)
     assert rig.totals.residual < 1e-9
+
+
+def test_a_window_with_a_glitch_is_degraded_and_counted() -> None:
+    rig = make_rig()
+    rig.open("before")
+    rig.step(("before", 0, 4), cpu=5.0)
+    rig.finish("before")
+    rig.settle()
+    rig.open("a")
+    rig.meter.num_faults = {"cpu": 1}
+    rig.step(("a", 0, 4), cpu=5.0)
+    rig.finish("a")
+    rig.settle()
+    quality = {name: receipt.attribution for name, receipt in rig.finals.items()}
+    assert quality == {"before": "ok", "a": "degraded"}
+    assert (rig.finals["a"].total_j, rig.account.num_counter_faults) == (5.0, 1)
 
 
 def test_a_process_that_was_stopped_does_not_pay_for_the_pause() -> None:
@@ -583,7 +599,7 @@ def test_a_rehearsal_lasts_until_a_slow_counter_has_ticked() -> None:
 
     assert rig.account.rehearse(rig.batch(("a", 4, 1)), run)
     assert len(runs) in (6, 7)
-    assert rig.account.learnt.watts(1.0) == pytest.approx(20.0, rel=0.05)
+    assert rig.account.learnt.fit("cpu").at(1.0) == pytest.approx(20.0, rel=0.05)
 
 
 def test_predicted_joules_are_not_called_measured() -> None:

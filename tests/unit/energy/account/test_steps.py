@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenllm.energy.account.steps import Load, Player, StepModel, prior_seconds, shapley
+from greenllm.energy.account.curve import KNOTS
+from greenllm.energy.account.steps import Load, Players, StepModel, prior_seconds, shapley
 from greenllm.shape import ModelShape
 
 SHAPE = ModelShape(900, 100, 2, 16, 64)
+FLAT = [100.0] * KNOTS
 seeds = st.integers(0, 2**32)
 Worth = Callable[[float, float], float]
+Player = tuple[float, float]
 
 
 def additive(seconds: float, tokens: float) -> float:
@@ -46,13 +49,20 @@ def misplaced(found: Sequence[float], truth: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(found, truth, strict=True)) / 2 / sum(truth)
 
 
+def values_of(players: Sequence[Player], worth: Worth) -> list[float]:
+    """One by one; equal ones together."""
+    kinds: list[Players] = [(*player, players.count(player)) for player in dict.fromkeys(players)]
+    found = dict(zip(dict.fromkeys(players), shapley(kinds, worth), strict=True))
+    return [found[player] for player in players]
+
+
 @settings(max_examples=20)
 @given(size=st.integers(2, 7), seed=seeds)
 def test_in_a_sum_it_is_ones_own_and_a_part_of_what_is_fixed(size: int, seed: int) -> None:
     chance = random.Random(seed)
     players = [(chance.uniform(0, 5), float(chance.randint(1, 40))) for _ in range(size)]
     expected = [3.0 / size + seconds for seconds, _ in players]
-    assert shapley(players, additive) == pytest.approx(expected, rel=0.01)
+    assert values_of(players, additive) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("worth", [concave, roofline])
@@ -66,14 +76,14 @@ def test_in_a_sum_it_is_ones_own_and_a_part_of_what_is_fixed(size: int, seed: in
     ],
 )
 def test_what_is_not_a_sum_is_met_closely(players: list[Player], worth: Worth) -> None:
-    assert misplaced(shapley(players, worth), by_definition(players, worth)) < 0.05
+    assert misplaced(values_of(players, worth), by_definition(players, worth)) < 0.05
 
 
 def test_shares_are_one_in_all_and_one_alone_has_all() -> None:
     model = StepModel(SHAPE)
     loads = [Load(1, 0, 0, 2000.0, 64.0, 1.0), Load(1, 1, 0, 9000.0, 640.0, 8.0)]
-    assert model.shares(loads[:1], lambda tokens: 1.0) == [1.0]
-    small, large = model.shares(loads, lambda tokens: 1.0)
+    assert model.shares(loads[:1], FLAT) == [1.0]
+    small, large = model.shares(loads, FLAT)
     assert small + large == pytest.approx(1.0)
     assert 0 < small < large
 
@@ -94,8 +104,8 @@ def test_times_of_steps_teach_what_a_prompt_costs_by_itself() -> None:
 def test_power_that_grows_with_width_is_owed_by_those_who_widen() -> None:
     model = StepModel(SHAPE)
     loads = [Load(1, 0, 0, 2000.0, 64.0, 1.0)] * 3 + [Load(1, 1, 0, 2000.0, 64.0, 64.0)]
-    flat = model.shares(loads, lambda tokens: 100.0)
-    growing = model.shares(loads, lambda tokens: 100.0 + tokens)
+    flat = model.shares(loads, FLAT)
+    growing = model.shares(loads, [100.0 + 2**knot for knot in range(KNOTS)])
     assert growing[3] > flat[3]
     assert growing[0] == growing[1] < flat[0]
 

@@ -21,6 +21,7 @@ from greenllm.core import (
     sequences_of,
 )
 from greenllm.energy.account.attribution import Work
+from greenllm.energy.account.power import WIDTHS
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.exits import ExitOffer, ExitResult
@@ -62,7 +63,7 @@ def make_chunk(
 
 
 def make_tally() -> WindowTally:
-    return WindowTally(SHAPE, StepModel(SHAPE), lambda tokens: 1.0)
+    return WindowTally(SHAPE, StepModel(SHAPE), [1.0] * WIDTHS)
 
 
 def tally(*steps: Iterable[tuple[Chunk, Sample]]) -> dict[Key, Work]:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 
 from greenllm.core import Batch
+from greenllm.energy.account.power import WIDTHS
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
 from greenllm.energy.account.timeline import Timeline
@@ -14,7 +15,7 @@ EVER = float("inf")
 
 
 def make_timeline(resolution_s: float = EVER) -> Timeline:
-    return Timeline(partial(WindowTally, SHAPE, StepModel(SHAPE), lambda tokens: 1.0), resolution_s)
+    return Timeline(partial(WindowTally, SHAPE, StepModel(SHAPE), [1.0] * WIDTHS), resolution_s)
 
 
 def add(timeline: Timeline, name: str, start_s: float, end_s: float) -> None:
