@@ -139,6 +139,8 @@ class Account:
         run_s = max(self._clock() - began_s, 1e-9)
         self._look()
         for domain, counter in before.items():
+            if domain not in self._last.joules:
+                continue  # it was lost meanwhile
             window = counter.advance(self._last, self.learnt.idle_w(domain))
             if window is not None:
                 # The counter's last tick need not be the end of the last run.

@@ -681,3 +681,16 @@ def test_with_a_failing_sensor_what_would_be_lost_is_as_of_the_last_reading() ->
     ((receipt,), totals) = rig.account.if_lost()
     assert receipt.total_j == pytest.approx(8.0)
     assert (totals.meter_j, totals.requests_j) == (pytest.approx(8.0), pytest.approx(8.0))
+
+
+def test_a_domain_that_is_lost_in_a_rehearsal_does_not_end_it() -> None:
+    rig = make_rig(domains=("cpu", "gpu"), serving=False)
+    rig.open("a")
+
+    def run(_: object) -> None:
+        rig.spend(0.5, cpu=9.0)
+        rig.meter.lost = {"gpu": "it fails"}
+
+    assert rig.account.rehearse(rig.batch(("a", 0, 4)), run)
+    assert rig.account.learnt.fit("cpu").num_windows == 1
+    assert rig.account.learnt.fit("gpu").num_windows == 0
