@@ -81,7 +81,7 @@ class Account:
         self._needs = frozenset(needs)
         self._bills: dict[str, Bill] = {}
         self._num_closing = 0
-        self._serving = False
+        self._serving_s = float("inf")
         ticks = meter.period_s >= _TICKING_S
         resolution_s = meter.period_s / _STRETCHES_PER_TICK if ticks else float("inf")
         self._timeline = Timeline(self.learnt.tally, resolution_s)
@@ -92,9 +92,9 @@ class Account:
         self._forget(self._last)
 
     def start_serving(self) -> None:
-        """Book everything so far as load."""
+        """Book everything so far as load, also what no counter has counted yet."""
         self._look()
-        self._serving = True
+        self._serving_s = self._tried_s
 
     def open(self, request: Request) -> None:
         """Start a bill. Energy until now belongs to whoever was there before."""
@@ -152,6 +152,9 @@ class Account:
         """Learn idle power before serving, where the meter does not know it beforehand."""
         if self.learnt.idle.watts or not self._last.joules:
             return
+        # A counter's last tick may be from before: so far it has counted something else.
+        if (late_s := self.meter.period_s + self.meter.lag_s) > 0:
+            wait(late_s)
         self._look()
         before = [replace(counter) for counter in self._counters.values()]
         wait(max(_REST_S, _REHEARSED_PERIODS * self.meter.period_s))
@@ -255,6 +258,8 @@ class Account:
         active_j: dict[Phase, float] = {}
         idle_j, pending = 0.0, Work()
         for domain in self.learnt.power:
+            if domain not in self._last.joules:
+                continue  # it is lost, and nothing is known of it
             counter = self._counters[domain]
             works = [(k[1], w) for k, w in self._uncounted(counter.as_of_s) if k[0] == own]
             pending = max(pending, total_work(w for _, w in works), key=lambda w: w.residence_s)
@@ -365,7 +370,7 @@ class Account:
 
     def _book_idle(self, before: DomainCounter, now: Reading, window: DomainWindow) -> None:
         own_j = window.idle_j + window.active_j
-        if not self._serving:
+        if before.as_of_s < self._serving_s:
             self.totals.load_j += own_j
             return
         self.totals.idle_j += own_j

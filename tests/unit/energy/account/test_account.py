@@ -694,3 +694,51 @@ def test_a_domain_that_is_lost_in_a_rehearsal_does_not_end_it() -> None:
     assert rig.account.rehearse(rig.batch(("a", 0, 4)), run)
     assert rig.account.learnt.fit("cpu").num_windows == 1
     assert rig.account.learnt.fit("gpu").num_windows == 0
+
+
+def test_what_a_failing_sensor_had_counted_before_serving_is_load() -> None:
+    rig = make_rig(serving=False)
+    rig.meter.idle_w, rig.account.learnt.idle = None, IdlePower(None)
+    rig.spend(20.0, cpu=4000.0)
+    rig.meter.failing = True
+    rig.account.start_serving()
+    rig.meter.failing = False
+    rig.spend(1.0, cpu=20.0)
+    rig.drain()
+    assert rig.totals.load_j == pytest.approx(4020.0)
+    rig.spend(1.0, cpu=20.0)
+    rig.drain()
+    assert rig.totals.idle_j == pytest.approx(20.0)
+    assert rig.account.learnt.idle.watts == {"cpu": pytest.approx(20.0)}
+
+
+def test_rest_does_not_take_the_end_of_loading_for_idle_power() -> None:
+    """A counter of 100 ms has ticked last while the model was loaded."""
+    rig = make_rig(serving=False, period_s=0.1)
+    rig.meter.idle_w, rig.account.learnt.idle = None, IdlePower(None)
+    rig.tick()
+    rig.spend(0.09, cpu=27.0)
+
+    def wait(seconds: float) -> None:
+        for _ in range(round(seconds / 0.01)):
+            rig.spend(0.01, cpu=0.7)
+            if round((rig.meter.now_s - 1000.0) / 0.01) % 10 == 0:
+                rig.tick()
+
+    rig.account.rest(wait)
+    assert rig.account.learnt.idle.watts == {"cpu": pytest.approx(70.0)}
+
+
+def test_a_provisional_receipt_predicts_nothing_of_a_lost_domain() -> None:
+    rig = make_rig(domains=("cpu", "gpu"))
+    rig.open("a", "b")
+    for at in range(10):
+        rig.step(("a", 4 + at, 1), seconds=0.2, cpu=2.0, gpu=60.0)
+    rig.meter.lost = {"gpu": "it fails"}
+    rig.drain()
+    rig.meter.failing = True
+    rig.step(("b", 4, 1), seconds=0.2, cpu=2.0)
+    rig.finish("b")
+    rig.spend(0.2)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.total_j) == ("provisional", pytest.approx(2.0))
