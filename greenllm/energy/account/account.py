@@ -238,8 +238,12 @@ class Account:
 
     def _finalise(self, bill: Bill) -> Receipt:
         self._remove(bill)
-        self.totals.requests_j += bill.total_j
-        return bill.final(self.meter)
+        receipt = bill.final(self.meter)
+        if receipt.status == "final":
+            self.totals.requests_j += bill.total_j
+        else:
+            self.totals.unattributed_j += bill.total_j
+        return receipt
 
     def _write_off(self, bill: Bill) -> None:
         """Close a bill whose joules will never be known; what was metered of it is nobody's."""

@@ -742,3 +742,15 @@ def test_a_provisional_receipt_predicts_nothing_of_a_lost_domain() -> None:
     rig.spend(0.2)
     (receipt,) = rig.settle()
     assert (receipt.status, receipt.total_j) == ("provisional", pytest.approx(2.0))
+
+
+def test_joules_that_an_unmetered_receipt_does_not_tell_are_nobodys() -> None:
+    """Those of requests are the sum of the final receipts, and of nothing else."""
+    rig = make_rig(needs=("gpu",))
+    rig.meter.lost = {"gpu": "no driver"}
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, cpu=30.0)
+    rig.finish("a")
+    rig.drain()
+    assert (rig.finals["a"].status, rig.finals["a"].total_j) == ("unmetered", None)
+    assert (rig.totals.requests_j, rig.totals.unattributed_j) == (0.0, pytest.approx(30.0))
