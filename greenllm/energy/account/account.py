@@ -207,15 +207,22 @@ class Account:
     def if_lost(self) -> tuple[list[Receipt], Totals]:
         """What to book should this process die now: every open bill as lost, and totals with them.
 
+        What is on no final receipt stays open.
+
         As of the last reading, which is made now unless one has just been made: what is used from
         then on would be on nobody's bill.
         """
         now_s = self._clock()
         if now_s - self._tried_s >= max(_SHORTEST_LOOK_S, self.meter.period_s):
             self._look()
-        receipts = [bill.if_lost(self.meter, now_s) for bill in self._bills.values()]
-        totals = replace(self.totals, open_j=0.0)
-        totals.requests_j += self.totals.open_j
+        uncounted = self._timeline.owners
+        receipts = [
+            bill.if_lost(self.meter, now_s, has_worked=request_id in uncounted)
+            for request_id, bill in self._bills.items()
+        ]
+        totals = replace(self.totals)
+        lost_j = sum(one.total_j or 0.0 for one in receipts if one.status == "final")
+        totals.requests_j, totals.open_j = totals.requests_j + lost_j, totals.open_j - lost_j
         return receipts, totals
 
     def _ready(self, wait_s: float) -> list[Receipt]:

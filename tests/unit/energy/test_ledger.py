@@ -787,3 +787,16 @@ def test_of_two_statuses_the_one_that_was_sent_last_stays_and_the_joules_do_too(
     ledger.record("s", [answered])
     ledger.record("s", [replace(answered, http_status=500, active_j=99.0)])
     assert ledger.receipt("a") == replace(answered, http_status=500)
+
+
+def test_lost_joules_that_nobody_knows_are_on_no_sum(ledger: Ledger) -> None:
+    """A note without joules makes a row without any, and leaves one with a prediction alone."""
+    unknown = replace(LOST, status="provisional", measured=False, active_j=None, idle_j=None)
+    early = make_receipt("early", status="provisional", active_j=3.0)
+    totals = Totals(meter_j=5.0, open_j=5.0)
+    noted = [unknown, replace(unknown, request_id="early")]
+    ledger.record("s", [early], totals, if_lost=noted)
+    assert ledger.close_lost("s") == ["lost"]
+    assert ledger.receipt("lost") == unknown
+    assert ledger.receipt("early") == early
+    assert ledger.sessions()[0].totals == totals

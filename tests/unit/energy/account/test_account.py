@@ -754,3 +754,27 @@ def test_joules_that_an_unmetered_receipt_does_not_tell_are_nobodys() -> None:
     rig.drain()
     assert (rig.finals["a"].status, rig.finals["a"].total_j) == ("unmetered", None)
     assert (rig.totals.requests_j, rig.totals.unattributed_j) == (0.0, pytest.approx(30.0))
+
+
+def test_what_no_counter_has_counted_is_unknown_when_it_is_lost_and_not_zero() -> None:
+    rig = make_rig(period_s=1.0)
+    rig.tick()
+    rig.open("a", "waits")
+    rig.step(("a", 0, 4), seconds=0.3, cpu=30.0)
+    receipts, _ = rig.account.if_lost()
+    assert [(one.status, one.measured, one.total_j) for one in receipts] == [
+        ("provisional", False, None),
+        ("final", True, 0.0),
+    ]
+
+
+def test_what_was_given_up_is_not_final_when_it_is_lost() -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.3, cpu=30.0)
+    rig.meter.failing = True
+    for _ in range(210):
+        rig.step(("a", 4, 1), seconds=0.3, cpu=30.0)
+    (receipt,), totals = rig.account.if_lost()
+    assert (receipt.status, receipt.measured, receipt.total_j) == ("provisional", False, None)
+    assert (totals.requests_j, totals.open_j) == (0.0, pytest.approx(30.0))
