@@ -320,7 +320,7 @@ class Account:
         if window is None:
             return
         self._doubt(domain, before.reading, reading)
-        is_gap = counter.is_gap or domain in reading.gaps
+        is_gap = counter.is_gap or domain in reading.gaps - reading.held
         counter.is_gap = False
         self.totals.meter_j += window.energy_j
         works = self._timeline.between(window.start_s, window.end_s)

@@ -778,3 +778,17 @@ def test_what_was_given_up_is_not_final_when_it_is_lost() -> None:
     (receipt,), totals = rig.account.if_lost()
     assert (receipt.status, receipt.measured, receipt.total_j) == ("provisional", False, None)
     assert (totals.requests_j, totals.open_j) == (0.0, pytest.approx(30.0))
+
+
+def test_joules_before_a_glitch_are_on_the_bill_and_doubtful() -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.meter.gaps = rig.meter.held = frozenset({"cpu"})
+    rig.meter.num_faults = {"cpu": 1}
+    rig.step(("a", 0, 4), seconds=1.1, cpu=10.0)
+    rig.meter.gaps = rig.meter.held = frozenset()
+    rig.finish("a")
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert (receipt.total_j, receipt.attribution) == (pytest.approx(10.0), "degraded")
+    assert rig.totals.unattributed_j == 0
