@@ -321,9 +321,14 @@ class Account:
             return
         self._doubt(domain, before.reading, reading)
         is_gap = counter.is_gap or domain in reading.gaps - reading.held
-        counter.is_gap = False
+        was_lost, counter.is_gap, counter.was_lost = counter.was_lost, False, False
         self.totals.meter_j += window.energy_j
         works = self._timeline.between(window.start_s, window.end_s)
+        if was_lost and not is_gap:
+            for (owner, _), _ in works:
+                self._bills[owner].miss({domain}, self._needs)
+            self.totals.unattributed_j += window.energy_j
+            return
         if is_gap or (works and reading.paused_s > before.reading.paused_s):
             self._give_up(works)
             self.totals.unattributed_j += window.energy_j
@@ -354,7 +359,7 @@ class Account:
             self._bills[owner].count(work)
             self._bills[owner].miss(missing, self._needs)
             for domain in missing & self._counters.keys():
-                self._counters[domain].is_gap = True
+                self._counters[domain].was_lost = True
         self._timeline.seal(max(live, default=float("-inf")))
 
     def _give_up_waiting(self) -> None:

@@ -792,3 +792,18 @@ def test_joules_before_a_glitch_are_on_the_bill_and_doubtful() -> None:
     receipt = rig.finals["a"]
     assert (receipt.total_j, receipt.attribution) == (pytest.approx(10.0), "degraded")
     assert rig.totals.unattributed_j == 0
+
+
+def test_a_domain_that_was_lost_for_a_moment_does_not_take_the_rest_of_the_bill_along() -> None:
+    rig = make_rig(domains=("cpu", "dram"))
+    rig.open("a")
+    for at in range(10):
+        rig.meter.lost = {"dram": "it fails"} if at == 5 else {}
+        rig.step(("a", 4 + at, 1), seconds=1.0, cpu=30.0, dram=3.0)
+    rig.finish("a")
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert (receipt.status, receipt.attribution) == ("final", "degraded")
+    assert receipt.domains_j["cpu"] == pytest.approx(300.0)
+    assert rig.totals.unattributed_j == pytest.approx(6.0), "two seconds of memory"
+    assert rig.totals.residual < 1e-9
