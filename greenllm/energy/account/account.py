@@ -102,9 +102,19 @@ class Account:
             self._look()
         self._bills[request.request_id] = Bill(request, self._clock())
 
-    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
-        """Note who took part in a step that just ran, and with how much work."""
-        self._note(duration_s, lambda tally: tally.add_step(batch, duration_s, samples))
+    def charge(
+        self,
+        batch: Batch,
+        duration_s: float,
+        samples: Sequence[Sample] = (),
+        *,
+        ago_s: float = 0.0,
+    ) -> None:
+        """Note who took part in a step that ended just now, or some time ago, with how much work.
+
+        Steps and drafts are noted in the order in which they ran.
+        """
+        self._note(duration_s, lambda tally: tally.add_step(batch, duration_s, samples), ago_s)
 
     def charge_draft(
         self,
@@ -116,9 +126,11 @@ class Account:
         """Note what drafting took; see `WindowTally.add_draft`."""
         self._note(duration_s, lambda tally: tally.add_draft(chunks, passes, shape, duration_s))
 
-    def _note(self, duration_s: float, note: Callable[[WindowTally], None]) -> None:
-        now_s = self._clock()
-        self._timeline.add(now_s - duration_s, now_s, note)
+    def _note(
+        self, duration_s: float, note: Callable[[WindowTally], None], ago_s: float = 0.0
+    ) -> None:
+        end_s = self._clock() - ago_s
+        self._timeline.add(end_s - duration_s, end_s, note)
 
     def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> bool:
         """Run a made-up batch before serving: its joules are load, and the fit learns from it.

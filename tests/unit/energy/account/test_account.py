@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from greenllm.core import AdapterRef, Request, SamplingParams
+from greenllm.core import AdapterRef, DraftPass, Request, SamplingParams
 from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.account.idle import IdlePower
@@ -807,3 +807,24 @@ def test_a_domain_that_was_lost_for_a_moment_does_not_take_the_rest_of_the_bill_
     assert receipt.domains_j["cpu"] == pytest.approx(300.0)
     assert rig.totals.unattributed_j == pytest.approx(6.0), "two seconds of memory"
     assert rig.totals.residual < 1e-9
+
+
+def test_a_step_that_ended_before_its_drafting_has_its_own_place_in_time() -> None:
+    """The counter has ticked where the step ended: what came after it is the draft's."""
+    rig = make_rig(period_s=0.1)
+    rig.tick()
+    rig.open("a")
+    rig.spend(0.3, cpu=30.0)
+    rig.tick()
+    rig.spend(0.2, cpu=10.0)
+    batch = rig.batch(("a", 0, 4))
+    rig.account.charge(batch, 0.3, ago_s=0.2)
+    rig.account.charge_draft(batch.chunks, [DraftPass(batch.chunks, 2)], SHAPE, 0.2)
+    rig.settle()
+    rig.finish("a")
+    rig.tick()
+    rig.spend(0.2)
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert receipt.prefill_j == pytest.approx(30.0)
+    assert receipt.draft_j == pytest.approx(10.0)
