@@ -828,3 +828,22 @@ def test_a_step_that_ended_before_its_drafting_has_its_own_place_in_time() -> No
     receipt = rig.finals["a"]
     assert receipt.prefill_j == pytest.approx(30.0)
     assert receipt.draft_j == pytest.approx(10.0)
+
+
+def test_what_a_lagging_counter_counts_after_work_is_not_idle_power() -> None:
+    rig = make_rig()
+    rig.meter.idle_w, rig.account.learnt.idle = None, IdlePower(None)
+    rig.meter.lag_s = 1.0
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, cpu=100.0)
+    rig.finish("a")
+    rig.drain()
+    rig.spend(0.9, cpu=90.0)
+    rig.drain()
+    assert rig.account.learnt.idle.watts == {}
+    rig.spend(0.5, cpu=10.0)
+    rig.drain()
+    assert rig.account.learnt.idle.watts == {}, "it began within the lag"
+    rig.spend(1.0, cpu=20.0)
+    rig.drain()
+    assert rig.account.learnt.idle.watts == {"cpu": pytest.approx(20.0)}

@@ -182,6 +182,15 @@ def test_a_single_meter_is_lost_in_the_same_way() -> None:
     assert meter.read().lost == {"cpu": "replay: recorded sensor failure"}
 
 
+def test_joules_of_two_counters_are_of_the_older_moment() -> None:
+    """Two parts may count one domain."""
+    parts = [
+        ReplayMeter([Reading(1.0, {"gpu": 1.0}, as_of_s={"gpu": moment_s})])
+        for moment_s in (0.4, 0.7)
+    ]
+    assert CombinedMeter(parts).read().as_of_s == {"gpu": 0.4}
+
+
 def test_a_gap_beside_a_failing_part_is_told_later() -> None:
     machine = Machine()
     machine.gpu.gaps = frozenset({"gpu"})
