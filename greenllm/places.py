@@ -30,6 +30,14 @@ def adapters_path(data_dir: Path | None = None) -> Path:
     return _data(data_dir).adapters_path
 
 
+def calibration_path() -> Path:
+    """The file of this machine's calibration, whether or not it exists.
+
+    It is the machine's and not a ledger's: `--data-dir` does not move it, the environment does.
+    """
+    return _data(None).data_path / "calibration.json"
+
+
 def cache_path() -> Path:
     """The folder of what can be made again, whether or not it exists."""
     return load(CacheOptions, flags={}, environment=places_of(CacheOptions)).cache_path

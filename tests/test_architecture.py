@@ -95,6 +95,7 @@ RAY = ("deploy", "ray_pool", "remote_ledger", "replica", "router")
 AT_HOME: dict[str, tuple[str, ...]] = {
     "sqlite3": ("greenllm/energy/ledger",),
     "pynvml": ("greenllm/energy/meters/nvml.py",),
+    "zeus": ("greenllm/energy/meters/zeus.py",),
     "fastapi": ("serving/",),
     "starlette": ("serving/",),
     "uvicorn": ("serving/",),

@@ -55,7 +55,8 @@ def row_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
     """Medians of an arm, and what its receipts say of themselves."""
 
     def median(values: Iterator[float | None]) -> float:
-        return float(statistics.median(value for value in values if value is not None))
+        known = [value for value in values if value is not None]
+        return statistics.median(known)
 
     return {
         "active_j": median(r.active_j for r in receipts),
@@ -71,8 +72,9 @@ def row_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
 
 def within(alone: Mapping[str, Any], receipts: Sequence[Receipt]) -> float:
     """The part of receipts whose interval has the median total of those that were alone."""
+    quiet_j: float = alone["total_j"]
     hits = [
-        abs((r.total_j or 0.0) - alone["total_j"]) <= (r.uncertainty or 0.0) * (r.total_j or 0.0)
+        abs((r.total_j or 0.0) - quiet_j) <= (r.uncertainty or 0.0) * (r.total_j or 0.0)
         for r in receipts
     ]
     return sum(hits) / len(hits)

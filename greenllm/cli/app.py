@@ -68,6 +68,11 @@ COMMANDS = {
         "Show what this machine can measure, which meter was chosen and why, and what could"
         " be better.",
     ),
+    "calibrate": CommandRow(
+        "greenllm.cli.calibrate:calibrate",
+        "Fit the watts of this machine to a meter at the wall, for joules where there is no"
+        " sensor.\n\nThe machine is loaded in stages meanwhile: let nothing else run.",
+    ),
     "bench serve": CommandRow(
         "evals.commands.bench:bench_serve",
         "Send requests to a server; print tokens/s, latencies, joules, CPU time and memory.",

@@ -1,9 +1,9 @@
 """`greenllm doctor`: what this machine can measure, what was chosen and why.
 
 Contract: looks, changes nothing, and succeeds also where only the model works. Versions come from
-package metadata; of what computes only OpenVINO is loaded, and asked for what it can do. Not
-covered: repairs; sensors `greenllm.energy.meters.choose` does not know; whether the GPU computes
-correctly.
+package metadata; of what computes only OpenVINO is loaded, and asked for what it can do. With
+`--cross-check` it keeps the processors busy for some seconds. Not covered: repairs; sensors
+`greenllm.energy.meters.choose` does not know; whether the GPU computes correctly.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from greenllm.clashes import find_clashes
+from greenllm.cli.calibrate import described
+from greenllm.cli.crosscheck import cross_check
 from greenllm.cli.options import DataDir
 from greenllm.config import ConfigError, variable
 from greenllm.energy.carbon.policy import intensity_source, world_warning
@@ -24,14 +28,15 @@ from greenllm.energy.forecast import Interval
 from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_schema import LedgerError
+from greenllm.energy.meters.calibrated import CalibrationError, read_calibration
 from greenllm.energy.meters.choose import WORKS, Rung, ladder, lost_domains
-from greenllm.energy.meters.limits import CpuShare, cpu_share
+from greenllm.energy.meters.limits import CpuShare, allowed_threads, cpu_share
 from greenllm.energy.meters.registry import DOMAINS, Domain
 from greenllm.energy.meters.scope import Scope
 from greenllm.figures import UNKNOWN, make_console, make_table, number, print_table
 from greenllm.model.spec import FAMILIES
 from greenllm.options import CarbonOptions
-from greenllm.places import cache_path, ledger_path
+from greenllm.places import cache_path, calibration_path, ledger_path
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
 from greenllm.runner.passes import remembered
 
@@ -56,7 +61,17 @@ RAPL_RECIPE = (
 )
 
 
-def doctor(data_dir: DataDir = None) -> None:
+def doctor(
+    data_dir: DataDir = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--cross-check",
+            help="Keep all processors busy for some seconds, and compare what each meter, and"
+            " CodeCarbon and Zeus where they are installed, count.",
+        ),
+    ] = False,
+) -> None:
     """Print everything there is to know."""
     console = make_console()
     cpu = read_cpu_info()
@@ -65,6 +80,7 @@ def doctor(data_dir: DataDir = None) -> None:
     if lost := lost_domains(ladders, Scope()):
         print_lines(console, "Lost", lost_lines(lost))
     lines = [*cpu_lines(cpu, vcpu_power(cpu)), *share_lines(cpu_share(cpu.num_vcpus))]
+    lines += calibration_lines(calibration_path(), cpu)
     print_lines(console, "Processor", lines)
     print_lines(console, "Carbon", carbon_lines(os.environ.get(variable("zone"))))
     rapl = next(rung for rung in ladders["cpu"] if rung.name == "rapl")
@@ -74,6 +90,8 @@ def doctor(data_dir: DataDir = None) -> None:
     print_lines(console, "Names", find_clashes() or ["no other package uses greenllm's names"])
     path = ledger_path(data_dir)
     print_lines(console, "Ledger", [str(path), ledger_state(path)])
+    if check:
+        cross_check(console, ladders, allowed_threads(cpu.num_vcpus))
 
 
 def print_lines(console: Console, heading: str, lines: Iterable[str]) -> None:
@@ -131,6 +149,17 @@ def share_lines(share: CpuShare | None) -> list[str]:
     if share is None:
         return []
     return [f"this process may use {share.num_cpus:g} of them: {share.key}"]
+
+
+def calibration_lines(path: Path, cpu: CpuInfo) -> list[str]:
+    """What a wall meter said of this machine, or why that does not count."""
+    try:
+        found = read_calibration(path, cpu)
+    except CalibrationError as error:
+        return [f"the calibration is not used: {error}"]
+    if found is None:
+        return ["not calibrated: `greenllm calibrate` fits these watts to a meter at the wall"]
+    return [described(found)]
 
 
 def carbon_lines(zone: str | None) -> list[str]:

@@ -22,7 +22,7 @@ from evals.studies import study
 from evals.studies.truth.games import GAMES, Player, coalitions, game_figures, inside
 from greenllm.core import Batch, Chunk, Request, SamplingParams
 from greenllm.core import Sequence as TokenSequence
-from greenllm.energy.account.power import WIDTHS
+from greenllm.energy.account.curve import WIDTHS
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
 from greenllm.runner.base import Runner

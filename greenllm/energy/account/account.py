@@ -27,12 +27,11 @@ from dataclasses import replace
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Request, Sample
 from greenllm.energy.account.attribution import Work, split, total_work
 from greenllm.energy.account.bill import Bill, Share, TokenCounts
-from greenllm.energy.account.counter import DomainCounter
 from greenllm.energy.account.learnt import Learnt
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.energy.account.timeline import Timeline
 from greenllm.energy.account.totals import CONSERVATION_TOLERANCE, Label, Totals
-from greenllm.energy.account.window import DomainWindow
+from greenllm.energy.account.window import DomainCounter, DomainWindow
 from greenllm.energy.meters.protocol import Meter, Reading, SensorError
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.shape import ModelShape

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greenllm.energy.account.certainty import WindowErrors
-from greenllm.energy.account.counter import DomainCounter
+from greenllm.energy.account.curve import WIDTHS, PowerFit
 from greenllm.energy.account.idle import IdlePower, busy_s
-from greenllm.energy.account.power import WIDTHS, PowerFit
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
+from greenllm.energy.account.window import DomainCounter
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.shape import ModelShape
 

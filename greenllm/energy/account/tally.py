@@ -14,8 +14,7 @@ from dataclasses import replace
 
 from greenllm.core import Batch, Chunk, DraftPass, Phase, Sample
 from greenllm.energy.account.attribution import Work
-from greenllm.energy.account.curve import between, place_of
-from greenllm.energy.account.power import DRAFTING, WIDTHS
+from greenllm.energy.account.curve import DRAFTING, WIDTHS, between, place_of
 from greenllm.energy.account.steps import Load, StepModel
 from greenllm.exits import ExitResult
 from greenllm.shape import ModelShape

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from greenllm.energy.account.attribution import Work
-from greenllm.energy.account.power import WIDTHS
+from greenllm.energy.account.curve import WIDTHS
 from greenllm.energy.account.tally import Key, WindowTally
 
 _TOUCHING_S = 0.005

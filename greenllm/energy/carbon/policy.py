@@ -77,13 +77,17 @@ def intensity_source(options: CarbonOptions) -> IntensitySource:
 
 
 def world_warning(options: CarbonOptions) -> str | None:
-    """What is wrong with grams at the world's average intensity, where that is what is used."""
-    table = IntensityTable.load()
-    if options.intensity_g_per_kwh is not None or table.lookup(options.zone).zone != WORLD:
+    """What is wrong with grams at the world's average intensity, where that is what is used.
+
+    Raises:
+        ConfigError: the zone is unknown.
+    """
+    used = intensity_source(options).intensity(0.0)
+    if used.zone != WORLD:
         return None
-    known = [intensity.g_per_kwh for intensity in table.by_zone.values()]
+    known = [intensity.g_per_kwh for intensity in IntensityTable.load().by_zone.values()]
     return (
-        f"grams of CO2e are at the world's average, {table.lookup(WORLD).g_per_kwh:.0f} g/kWh;"
+        f"grams of CO2e are at the world's average, {used.g_per_kwh:.0f} g/kWh;"
         f" grids have {min(known):.0f} to {max(known):.0f}: name yours with --zone"
     )
 

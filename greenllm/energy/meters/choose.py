@@ -4,7 +4,8 @@ Per domain the meters of `registry` are tried, best first: each is read, works h
 and is read again, so that counters that stand still are not taken. One that fails leaves its reason
 behind; `greenllm doctor` prints them. A GPU that computes and cannot be metered is a lost domain.
 
-Not covered: host-shared readings inside virtual machines, Redfish, AMD and Intel GPUs.
+Not covered: host-shared readings inside virtual machines, Redfish, Intel GPUs; AMD's are metered
+only when they are asked for (see `zeus`).
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def ladder(domain: Domain, scope: Scope, only: str | None = None) -> Iterator[Ru
     """Try the meters of a domain, best first, or only one of them; each when it is asked for."""
     roster = None if domain == "gpu" else scope.roster
     for entry in METERS:
-        if entry.domain == domain and only in (None, entry.name):
+        is_asked_for = entry.in_auto if only is None else entry.name == only
+        if entry.domain == domain and is_asked_for:
             make = partial(_make, entry, scope)
             yield try_meter(entry.name, make, domain, roster, scope.work)
 

@@ -54,6 +54,12 @@ def cpu_share(
     return None
 
 
+def allowed_threads(num_vcpus: int, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> int:
+    """How many hardware threads this process can keep busy at once, one at least."""
+    share = cpu_share(num_vcpus, proc, sys)
+    return num_vcpus if share is None else max(1, int(share.num_cpus))
+
+
 def _allowed(proc: Path) -> Iterator[int]:
     """The CPUs that this process may run on; none where that is not told."""
     for line in _text(proc / "self/status").splitlines():

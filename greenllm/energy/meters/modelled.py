@@ -5,20 +5,28 @@ processor family (see `hardware`). This is the method of Cloud Carbon Footprint,
 time of the whole machine instead of a billing estimate. A process that may use only a part of the
 machine (see `limits`) has the floor of that part, n hardware threads, and the CPU time used in it.
 
+A machine that was calibrated has the watts and the interval of that fit instead (see `calibrated`);
+a calibration that cannot be used here is left out with a warning.
+
 SPECpower measures whole servers, so memory, fans and power supply are inside the figure, at a Java
-load. Not covered: AVX peaks, frequency changes, what the host does for its other guests.
+load; a wall meter has all of that in it, too. Not covered: AVX peaks, frequency changes, what the
+host does for its other guests.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
-from greenllm.energy.hardware import VcpuPower, read_cpu_info, vcpu_power
+from greenllm.energy.hardware import CpuInfo, VcpuPower, read_cpu_info, vcpu_power
+from greenllm.energy.meters.calibrated import METHOD, CalibrationError, read_calibration
 from greenllm.energy.meters.cputime import CpuClock, CpuTimes
 from greenllm.energy.meters.limits import CpuShare, cpu_share
 from greenllm.energy.meters.protocol import Reading
 from greenllm.energy.meters.scope import Scope
+
+log = logging.getLogger(__name__)
 
 
 class ModelledMeter:
@@ -33,11 +41,13 @@ class ModelledMeter:
         power: VcpuPower,
         num_vcpus: int,
         *,
+        method: str | None = None,
         share: CpuShare | None = None,
         cpu: CpuClock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.method = "modelled:vcpu-constant" if power.is_generic else "modelled:vcpu-specpower"
+        usual = "modelled:vcpu-constant" if power.is_generic else "modelled:vcpu-specpower"
+        self.method = method or usual
         self.uncertainty = power.relative_uncertainty
         self._power = power
         self._idle_w = power.min_w * (num_vcpus if share is None else share.num_cpus)
@@ -71,8 +81,18 @@ class ModelledMeter:
 
 
 def modelled_meter(scope: Scope | None = None) -> ModelledMeter:
-    """The processors of this machine, by their family's watts per vCPU."""
+    """The processors of this machine, by its calibration, else by their family's watts per vCPU."""
     scope = scope or Scope()
     cpu = read_cpu_info(scope.proc / "cpuinfo")
     share = cpu_share(cpu.num_vcpus, scope.proc, scope.sys)
-    return ModelledMeter(vcpu_power(cpu), cpu.num_vcpus, share=share, cpu=scope.clock)
+    power, method = _power(scope, cpu)
+    return ModelledMeter(power, cpu.num_vcpus, method=method, share=share, cpu=scope.clock)
+
+
+def _power(scope: Scope, cpu: CpuInfo) -> tuple[VcpuPower, str | None]:
+    try:
+        if found := read_calibration(scope.calibration, cpu):
+            return found.power, METHOD
+    except CalibrationError as error:
+        log.warning("the calibration is not used: %s", error)
+    return vcpu_power(cpu), None

@@ -17,11 +17,15 @@ REPLAY = "replay:"
 
 @dataclass(frozen=True, slots=True)
 class MeterEntry:
-    """A meter's name, what it measures, and the function that makes one for a `Scope`."""
+    """A meter's name, what it measures, and the function that makes one for a `Scope`.
+
+    One that is not `in_auto` is tried only when it is asked for by its name.
+    """
 
     name: str
     domain: Domain
     maker: str
+    in_auto: bool = True
 
 
 METERS = (
@@ -29,6 +33,8 @@ METERS = (
     MeterEntry("nvml-power", "gpu", "greenllm.energy.meters.nvml:nvml_power_meter"),
     MeterEntry("rapl", "cpu", "greenllm.energy.meters.counters:rapl_meter"),
     MeterEntry("hwmon", "cpu", "greenllm.energy.meters.counters:hwmon_meter"),
+    MeterEntry("zeus-gpu", "gpu", "greenllm.energy.meters.zeus:zeus_gpu_meter", in_auto=False),
+    MeterEntry("zeus-soc", "cpu", "greenllm.energy.meters.zeus:zeus_soc_meter", in_auto=False),
     MeterEntry("modelled", "cpu", "greenllm.energy.meters.modelled:modelled_meter"),
 )
 METER_NAMES = ", ".join((AUTO, *(entry.name for entry in METERS))) + f" or {REPLAY}FILE"

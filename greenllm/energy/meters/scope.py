@@ -10,6 +10,7 @@ from pathlib import Path
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.cuda import cuda_uuids
 from greenllm.energy.meters.roster import Roster
+from greenllm.places import calibration_path
 
 
 def work_hard(seconds: float) -> None:
@@ -30,6 +31,7 @@ class Scope:
     sys: root of sysfs, where the kernel shows its counters.
     cuda: tells which GPUs CUDA sees, see `cuda_uuids`.
     proc: root of procfs, where it shows processors and limits.
+    calibration: the file with this machine's watts, where it was calibrated.
     work: works hard for so many seconds, so that counters have something to count.
     """
 
@@ -39,4 +41,5 @@ class Scope:
     sys: Path = Path("/sys")
     cuda: Callable[[], tuple[str, ...] | None] = cuda_uuids
     proc: Path = Path("/proc")
+    calibration: Path = field(default_factory=calibration_path)
     work: Callable[[float], None] = work_hard

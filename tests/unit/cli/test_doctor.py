@@ -244,3 +244,17 @@ def test_the_grid_is_named_and_the_worlds_average_is_warned_of() -> None:
     assert "name yours with --zone" in warning
     (unknown,) = doctor.carbon_lines("Atlantis")
     assert "no carbon intensity for zone 'Atlantis'" in unknown
+
+
+def test_the_cross_check_is_made_only_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checked: list[int] = []
+    found = {"gpu": [], "cpu": [BROKEN, MODELLED]}
+    monkeypatch.setattr(doctor, "ladder", lambda domain, scope: found[domain])
+    monkeypatch.setattr(doctor, "allowed_threads", lambda num_vcpus: 3)
+    monkeypatch.setattr(doctor, "cross_check", lambda console, ladders, n: checked.append(n))
+    assert "not calibrated" in run(monkeypatch, tmp_path)
+    assert checked == []
+    run(monkeypatch, tmp_path, "--cross-check")
+    assert checked == [3]

@@ -2,8 +2,15 @@
 
 import pytest
 
-from greenllm.energy.account.curve import KNOTS, Curve, between, place_of
-from greenllm.energy.account.power import DRAFTING, WIDTHS, PowerFit
+from greenllm.energy.account.curve import (
+    DRAFTING,
+    KNOTS,
+    WIDTHS,
+    Curve,
+    PowerFit,
+    between,
+    place_of,
+)
 
 
 @pytest.mark.parametrize(

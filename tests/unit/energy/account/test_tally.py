@@ -21,7 +21,7 @@ from greenllm.core import (
     sequences_of,
 )
 from greenllm.energy.account.attribution import Work
-from greenllm.energy.account.power import WIDTHS
+from greenllm.energy.account.curve import WIDTHS
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import Key, WindowTally
 from greenllm.exits import ExitOffer, ExitResult

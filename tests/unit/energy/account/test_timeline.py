@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from greenllm.core import Batch
-from greenllm.energy.account.power import WIDTHS
+from greenllm.energy.account.curve import WIDTHS
 from greenllm.energy.account.steps import StepModel
 from greenllm.energy.account.tally import WindowTally
 from greenllm.energy.account.timeline import Timeline

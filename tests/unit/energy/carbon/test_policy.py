@@ -138,3 +138,8 @@ def test_a_part_of_a_machine_pays_for_that_part(monkeypatch: pytest.MonkeyPatch)
     part = embodied_of("cpu", has_cuda=False)
     assert part is not None
     assert part.total_g == pytest.approx(EmbodiedModel.per_vcpu(1.5).total_g)
+
+
+def test_an_unknown_zone_is_told_before_any_warning() -> None:
+    with pytest.raises(ConfigError, match="--zone Atlantis"):
+        world_warning(CarbonOptions(zone="Atlantis"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greenllm.energy.meters.limits import CpuShare, cpu_share
+from greenllm.energy.meters.limits import CpuShare, allowed_threads, cpu_share
 
 V2 = "0::/system.slice/server.service\n"
 V1 = "5:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n1:name=systemd:/docker/a\n0::/docker/a\n"
@@ -131,3 +131,14 @@ def test_processors_that_are_off_are_nobodys(tmp_path: Path) -> None:
     found = share(tree(tmp_path, files), 128)
     assert found is not None
     assert (found.num_cpus, found.key) == (2, "cpus 0,1")
+
+
+def test_threads_that_can_be_busy_are_whole_and_one_at_least(tmp_path: Path) -> None:
+    assert allowed_threads(8, tmp_path, tmp_path) == 8
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text("Cpus_allowed_list:\t0-2\n")
+    assert allowed_threads(8, tmp_path, tmp_path) == 3
+    (tmp_path / "self/cgroup").write_text("0::/\n")
+    (tmp_path / "fs/cgroup").mkdir(parents=True)
+    (tmp_path / "fs/cgroup/cpu.max").write_text("50000 100000\n")
+    assert allowed_threads(8, tmp_path, tmp_path) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from greenllm.energy.hardware import VcpuPower
+from greenllm.energy.meters.calibrated import Calibration, write_calibration
 from greenllm.energy.meters.cputime import CpuClock, CpuTimes
 from greenllm.energy.meters.limits import CpuShare
 from greenllm.energy.meters.modelled import ModelledMeter, modelled_meter
@@ -88,3 +89,44 @@ def test_it_says_that_it_is_a_model_and_how_wide() -> None:
     assert (meter.method, meter.uncertainty) == ("modelled:vcpu-specpower", 0.3)
     assert meter.idle_w == {"cpu": 2.0}
     assert ModelledMeter(_power(is_generic=True), 1).method == "modelled:vcpu-constant"
+
+
+def _calibrated(tmp_path: Path, num_vcpus: int = 4) -> ModelledMeter:
+    """The meter of a machine with four hardware threads and a calibration."""
+    lines = (f"processor : {n}\nmodel name : A processor\n" for n in range(4))
+    (tmp_path / "cpuinfo").write_text("".join(lines))
+    path = tmp_path / "calibration.json"
+    if num_vcpus:
+        made = Calibration(40.0, 6.0, 0.08, 1.79e9, "A processor", num_vcpus, 96, "a plug")
+        write_calibration(path, made)
+    return modelled_meter(Scope(Cpu(), sys=tmp_path, proc=tmp_path, calibration=path))
+
+
+def test_a_calibrated_machine_has_the_watts_of_its_wall_meter(tmp_path: Path) -> None:
+    meter = _calibrated(tmp_path)
+    assert (meter.method, meter.uncertainty) == ("modelled:calibrated", 0.08)
+    assert meter.idle_w == {"cpu": pytest.approx(40.0)}
+    assert not meter.measured
+
+
+def test_busy_threads_add_the_dynamic_watts_of_the_calibration() -> None:
+    power = Calibration(40.0, 6.0, 0.08, 1.79e9, "A processor", 4, 96, "a plug").power
+    cpu, now = Cpu(), [0.0]
+    meter = ModelledMeter(power, 4, cpu=cpu, clock=lambda: now[0])
+    now[0], cpu.times = 10.0, CpuTimes(25.0, 25.0)
+    assert meter.read().total_j == pytest.approx(40.0 * 10 + 6.0 * 25)
+
+
+def test_the_calibration_of_another_machine_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _calibrated(tmp_path, num_vcpus=8).method == "modelled:vcpu-constant"
+    assert "the calibration is not used" in caplog.text
+    assert "of another machine (A processor, 8 hardware threads)" in caplog.text
+
+
+def test_without_a_calibration_nothing_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _calibrated(tmp_path, num_vcpus=0).method == "modelled:vcpu-constant"
+    assert caplog.text == ""

@@ -1,0 +1,1 @@
+"""Fits the model of a machine to a wall meter."""
