@@ -1,6 +1,6 @@
 """Reads docstrings in Google's style, for the reference pages.
 
-Not covered: what `Returns:` and `Raises:` say.
+Not covered: what `Returns:` says.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def attributes(owner: object) -> dict[str, str]:
 def arguments(owner: object) -> dict[str, str]:
     """What the section `Args:` says of each name."""
     return _entries(owner, "Args")
+
+
+def raises(owner: object) -> dict[str, str]:
+    """What the section `Raises:` says of each error."""
+    return _entries(owner, "Raises")
 
 
 def _entries(owner: object, heading: str) -> dict[str, str]:

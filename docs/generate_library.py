@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from docstrings import arguments, attributes, first, prose
+from docstrings import arguments, attributes, prose, raises
 
 from finetune.recipe import Recipe
 from greenllm.choices import Choice
@@ -79,6 +79,8 @@ def _class(
     if given := arguments(owner):
         yield f"`{owner.__name__}{_signature(vars(owner)['__init__'])}`"
         yield "\n".join(f"- `{name}`: {text}" for name, text in given.items())
+    if errors := raises(owner):
+        yield f"Raises {_errors(errors)}"
     own = fields(owner) if is_dataclass(owner) else ()
     # A config class repeats the options of those that it is made of; each is listed once.
     new = [field for field in own if not (_is_option(field) and field.name in seen)]
@@ -134,8 +136,20 @@ def _methods(owner: type, names: tuple[str, ...] | None) -> Iterator[tuple[str, 
 def _method(name: str, item: Any) -> str:
     if isinstance(item, property):
         kind = inspect.signature(item.fget).return_annotation if item.fget else ""
-        return f"- `{name}: {kind}` (property): {first(item)}"
-    return f"- `{name}{_signature(item)}`: {first(item)}"
+        return f"- `{name}: {kind}` (property): {_whole(item)}"
+    return f"- `{name}{_signature(item)}`: {_whole(item)}"
+
+
+def _whole(item: object) -> str:
+    """A docstring in an entry of a list: its paragraphs, and the errors."""
+    paragraphs = [" ".join(text.split()) for text in prose(item).split("\n\n")]
+    if errors := raises(item):
+        paragraphs.append(f"Raises {_errors(errors)}")
+    return "\n\n  ".join(paragraphs)
+
+
+def _errors(found: dict[str, str]) -> str:
+    return " ".join(f"`{name}`: {text}" for name, text in found.items())
 
 
 def _signature(function: Any) -> str:

@@ -7,11 +7,12 @@ generated from the same fields.
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -110,14 +111,22 @@ def load(
 
     for name, value in _from_file(file).items():
         if name not in names:
-            raise ConfigError(f"{file}: unknown option {name!r}")
+            raise ConfigError(f"{file}: unknown option {name!r}{_nearest(name, names)}")
         take(name, f"{file}: {name}", value)
     for key, name in _variables(environment or {}, names).items():
         take(name, key, (environment or {})[key])
     for name, value in flags.items():
+        if name not in names:
+            raise ConfigError(f"unknown option {name!r}{_nearest(name, names)}")
         if value is not None:
             take(name, flag(name), value)
     return config_type(**values)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: the one that was perhaps meant."""
+    found = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def variable(name: str) -> str:
@@ -131,7 +140,7 @@ def _variables(environment: Mapping[str, str], names: Sequence[str]) -> dict[str
     for key in environment:
         is_ours = key.startswith(ENVIRONMENT_PREFIX) and not key.startswith(TEST_PREFIX)
         if is_ours and key not in known:
-            raise ConfigError(f"{key}: no such option")
+            raise ConfigError(f"{key}: no such option{_nearest(key, known)}")
     return {key: name for key, name in known.items() if key in environment}
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -71,8 +71,8 @@ class SamplingParams:
         frequency_penalty: The same for each time that a token was generated. [-2 to 2]
         logit_bias: Added to the logits of single tokens, by id. [-100 to 100]
         seed: Makes the random numbers repeatable; None takes new ones.
-        stop: Texts that end the answer and are not part of it.
-        stop_token_ids: Tokens that end it.
+        stop: Texts that end the answer and are not part of it; kept as a tuple.
+        stop_token_ids: Tokens that end it; kept as a tuple.
         min_tokens: Until so many tokens nothing ends it.
         max_tokens: Tokens of an answer, at most.
         ignore_eos: Go on after the model's end token.
@@ -91,8 +91,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Collection[str] = ()
+    stop_token_ids: Collection[int] = ()
     min_tokens: int = 0
     max_tokens: int = 16
     ignore_eos: bool = False
@@ -119,20 +119,16 @@ class SamplingParams:
 
     def _check_types(self) -> None:
         """Python callers may give anything, and what a step chokes on ends others' requests too."""
-        for kind, what, names in _KINDS:
-            for name in names:
-                value = getattr(self, name)
-                if not isinstance(value, kind) and (value is not None or name not in _OPTIONAL):
-                    raise InvalidRequestError(f"{name} must be {what}, got {value!r}", name)
+        for name, kind, is_optional in _KIND_OF:
+            value = getattr(self, name)
+            if not kind.holds(value) and not (is_optional and value is None):
+                raise InvalidRequestError(f"{name} must be {kind.words}, got {value!r}", name)
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(self, name) or 0) < 0:
                 raise InvalidRequestError(f"{name} must not be negative", name)
-        stop: Any = self.stop
-        if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
-            raise InvalidRequestError(f"stop must be a tuple of texts, got {stop!r}", "stop")
-        for name in ("stop_token_ids", "logit_bias"):
-            if not all(isinstance(token_id, Integral) for token_id in getattr(self, name)):
-                raise InvalidRequestError(f"{name} must name tokens by their ids", name)
+        for name in ("stop", "stop_token_ids"):
+            # Frozen for callers; what they gave may be a list that they go on changing.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def is_greedy(self) -> bool:
@@ -173,26 +169,48 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 0, 2**31),
     ("n", 1, 128),
 )
-_KINDS: tuple[tuple[type[Any], str, tuple[str, ...]], ...] = (
-    (
-        Real,
-        "a number",
-        (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
+
+
+def _is(kind: type[Any]) -> Callable[[Any], bool]:
+    """Python counts True as a number; nobody who gives it means one."""
+    return lambda value: isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _all(kind: type[Any]) -> Callable[[Any], bool]:
+    def holds(values: Any) -> bool:
+        is_many = isinstance(values, Collection) and not isinstance(values, str | bytes)
+        return is_many and all(map(_is(kind), values))
+
+    return holds
+
+
+class _Kind(NamedTuple):
+    """What values of a type have to be, as a check and in words."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+# By the type that a field is declared with: a field of another type needs an entry here.
+_KINDS: Mapping[str, _Kind] = {
+    "bool": _Kind(_is(bool), "true or false"),
+    "float": _Kind(_is(Real), "a number"),
+    "int": _Kind(_is(Integral), "a whole number"),
+    "Collection[str]": _Kind(_all(str), "a tuple or list of texts"),
+    "Collection[int]": _Kind(_all(Integral), "a tuple or list of token ids"),
+    "Mapping[int, float]": _Kind(
+        lambda value: (
+            isinstance(value, Mapping) and _all(Integral)(value) and _all(Real)(value.values())
         ),
+        "numbers by token ids",
     ),
-    (
-        Integral,
-        "a whole number",
-        ("top_k", "min_tokens", "max_tokens", "n", "seed", "logprobs", "prompt_logprobs"),
-    ),
+    "Grammar": _Kind(_is(Grammar), "a Grammar"),
+}
+_KIND_OF: tuple[tuple[str, _Kind, bool], ...] = tuple(
+    (spec.name, _KINDS[declared.removesuffix(" | None")], declared.endswith(" | None"))
+    for spec in fields(SamplingParams)
+    for declared in (str(spec.type),)
 )
-_OPTIONAL = frozenset({"seed", "logprobs", "prompt_logprobs"})
 
 
 MOST_DRAFTED = 16

@@ -17,24 +17,21 @@ import asyncio
 import gc
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
-from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from greenllm.client import EngineClient, Query
-from greenllm.config import load
-from greenllm.core import InvalidRequestError, SamplingParams, Token
+from greenllm.client import EngineClient
+from greenllm.config import ConfigError, load
+from greenllm.core import SamplingParams, Token
 from greenllm.generation import Generation, Pieces, Stream, first_text
 from greenllm.options import EngineConfig
 from greenllm.places import places_of
+from greenllm.prompts import Encoder, Messages, Prompt, as_list
 
 if TYPE_CHECKING:
     from greenllm.model.adapters import AdapterInfo
-
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, str]]
 
 
 class LLM:
@@ -43,14 +40,16 @@ class LLM:
     Args:
         model: `bundled`, a model folder or a hub id.
         record: whether receipts go to the ledger in `data_dir`, as a server's do.
-        options: the engine's options by name, as in `greenllm serve --help` without HTTP's. Of the
-            environment only the folders are read.
+        options: the engine's options by name, as in `greenllm serve --help` without HTTP's; one
+            that is None keeps its default. Of the environment only the folders are read.
 
     Raises:
         GreenllmError: an option is wrong, or the model cannot be loaded.
     """
 
-    def __init__(self, model: str = "bundled", *, record: bool = False, **options: Any) -> None:
+    def __init__(
+        self, model: str | Path = "bundled", *, record: bool = False, **options: Any
+    ) -> None:
         from greenllm.energy.meters.choose import open_meter
         from greenllm.energy.meters.machine_roster import join_roster
         from greenllm.energy.meters.scope import Scope
@@ -60,6 +59,10 @@ class LLM:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from greenllm.load import load_engine
 
+        if not isinstance(model, str | Path):
+            raise ConfigError(
+                f"model must be bundled, a folder or a hub id, not {model!r}", "model"
+            )
         places = places_of(EngineConfig)
         config = load(EngineConfig, flags={"model": model, **options}, environment=places)
         roster = join_roster(config.roster)
@@ -74,6 +77,7 @@ class LLM:
                 self._ledger, session_id = open_ledger(config, meter, self._served.info.parameters)
             self._at_close = undo.pop_all()
         self._engine = self._served.engine
+        self._encoder = Encoder(self._served.tokenizer, self._served.info.context_length)
         self._engine.account.start_serving()
         recorder = self._ledger or NoLedger()
         self._client = EngineClient(self._engine, self._served.name, recorder, session_id)
@@ -109,13 +113,19 @@ class LLM:
     def load_adapter(self, name: str, folder: Path | str) -> AdapterInfo:
         """Make a LoRA adapter in a folder known under a name.
 
+        The folder has to be in `adapters` of `data_dir`, or in one of the option `adapter_dirs`.
+
         Raises:
-            GreenllmError: it does not fit the model, or the name is taken.
+            GreenllmError: it does not fit the model, the name is taken, or the folder is elsewhere.
         """
         return self._engine.adapters.add(name, Path(folder))
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; requests that use it finish."""
+        """Forget an adapter; requests that use it finish.
+
+        Raises:
+            GreenllmError: there is none of this name.
+        """
         self._engine.adapters.remove(name)
 
     @overload
@@ -141,28 +151,38 @@ class LLM:
     ) -> Generation | list[Generation]:
         """Continue one prompt, or several in one batch, each text or token ids.
 
-        `adapter` is one for all prompts, or one (or None) for each.
+        One prompt that is a text gets one answer, a list gets a list. `adapter` is one for all
+        prompts, or one (or None) for each. Without `sampling` it is `SamplingParams()`: drawn at
+        temperature 1, at most 16 tokens.
 
         Raises:
             InvalidRequestError: a prompt or a parameter cannot be served.
+            GreenllmError: there is no such adapter, or the model has been closed.
             GenerationError: the engine failed on one of them.
         """
-        queries = self._queries(_as_list(prompts), sampling, adapter)
+        queries = self._encoder.queries(as_list(prompts), sampling, adapter)
         answers = self._client.answers(self._client.submit(queries))
         return answers[0] if isinstance(prompts, str) else answers
 
     def chat(
         self,
-        messages: Messages,
+        messages: str | Messages,
         sampling: SamplingParams | None = None,
         *,
         adapter: str | None = None,
     ) -> Generation:
-        """Answer a conversation: dictionaries with `role` and `content`.
+        """Answer a conversation: dictionaries with `role` and `content`, or what the user says.
 
-        Without `sampling` the answer may fill the context.
+        Messages are those of HTTP: the roles `system`, `developer`, `user` and `assistant`, and a
+        content that is a text or a list of text parts. Without `sampling` it is drawn at
+        temperature 1, and may fill the context.
+
+        Raises:
+            InvalidRequestError: a message or a parameter cannot be served.
+            GreenllmError: there is no such adapter, or the model has been closed.
+            GenerationError: the engine failed on it.
         """
-        queries = self._queries([messages], sampling, adapter)
+        queries = self._encoder.chat(messages, sampling, adapter)
         return self._client.answers(self._client.submit(queries))[0]
 
     def stream(
@@ -172,7 +192,14 @@ class LLM:
         *,
         adapter: str | None = None,
     ) -> Stream:
-        """The same for one prompt or conversation, piece by piece; see `Stream`."""
+        """The same for one prompt or conversation, piece by piece; see `Stream`.
+
+        A text is a prompt that is continued, as in `generate`; messages are answered as in `chat`.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter cannot be served.
+            GreenllmError: there is no such adapter, or the model has been closed.
+        """
         pieces, client = Pieces(), self._client
         reader = weakref.ref(pieces)
 
@@ -182,7 +209,7 @@ class LLM:
             else:
                 client.abandon(pending)
 
-        pending = client.submit(self._queries([prompt], sampling, adapter), feed)
+        pending = client.submit(self._encoder.queries([prompt], sampling, adapter), feed)
         return Stream(pieces, lambda: client.answers(pending)[0], lambda: client.abandon(pending))
 
     @overload
@@ -207,19 +234,19 @@ class LLM:
         adapter: str | Sequence[str | None] | None = None,
     ) -> Generation | list[Generation]:
         """`generate` for asyncio; a task that is cancelled stops the work."""
-        queries = self._queries(_as_list(prompts), sampling, adapter)
+        queries = self._encoder.queries(as_list(prompts), sampling, adapter)
         answers = await self._client.answers_in_task(queries)
         return answers[0] if isinstance(prompts, str) else answers
 
     async def achat(
         self,
-        messages: Messages,
+        messages: str | Messages,
         sampling: SamplingParams | None = None,
         *,
         adapter: str | None = None,
     ) -> Generation:
         """`chat` for asyncio."""
-        queries = self._queries([messages], sampling, adapter)
+        queries = self._encoder.chat(messages, sampling, adapter)
         return (await self._client.answers_in_task(queries))[0]
 
     async def astream(
@@ -237,7 +264,7 @@ class LLM:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(pieces.put_nowait, token)
 
-        queries = self._queries([prompt], sampling, adapter)
+        queries = self._encoder.queries([prompt], sampling, adapter)
         pending = await self._client.submit_in_task(queries, feed)
         try:
             while (token := await pieces.get()) is not None:
@@ -247,53 +274,9 @@ class LLM:
         finally:
             self._client.abandon(pending)
 
-    def _queries(
-        self,
-        prompts: Sequence[Prompt | Messages],
-        sampling: SamplingParams | None,
-        adapter: str | Sequence[str | None] | None,
-    ) -> list[Query]:
-        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else adapter
-        if len(names) != len(prompts):
-            raise InvalidRequestError(
-                f"{len(prompts)} prompts, but {len(names)} adapters", "adapter"
-            )
-        return [self._query(*pair, sampling) for pair in zip(prompts, names, strict=True)]
-
-    def _query(
-        self, prompt: Prompt | Messages, adapter: str | None, sampling: SamplingParams | None
-    ) -> Query:
-        """Without `sampling` a conversation's answer has the rest of the context."""
-        tokenizer = self._served.tokenizer
-        if _is_conversation(prompt):
-            text = tokenizer.chat(prompt, add_generation_prompt=True)
-            ids = tokenizer.encode(text, add_special_tokens=False)
-            room = self._served.info.context_length - len(ids)
-            return Query(tuple(ids), sampling or SamplingParams(max_tokens=max(1, room)), adapter)
-        prompt = cast(Prompt, prompt)
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
-        return Query(tuple(token_ids), sampling or SamplingParams(), adapter)
-
 
 class NoLedger:
     """For receipts that are handed to the caller and written nowhere."""
 
     def record(self, *given: object, **options: object) -> None:
         """Write nothing."""
-
-
-def _as_list(prompts: str | Sequence[Prompt]) -> list[Prompt]:
-    return [prompts] if isinstance(prompts, str) else list(prompts)
-
-
-def _ids(prompt: Sequence[int]) -> list[int]:
-    """Token ids of any whole-number type; anything else would only fail in the step of others."""
-    try:
-        return [index(token_id) for token_id in prompt]
-    except TypeError as error:
-        wrong = "a prompt is a text, token ids, or messages with role and content"
-        raise InvalidRequestError(f"{wrong}: {error}", "prompt") from error
-
-
-def _is_conversation(prompt: Prompt | Messages) -> TypeGuard[Messages]:
-    return isinstance(prompt, Iterable) and any(isinstance(one, Mapping) for one in prompt)

@@ -8,7 +8,7 @@ Not covered: stop strings before `min_tokens` (they are ignored until then, as i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from greenllm.core import Event
 
@@ -25,7 +25,7 @@ class TextStream:
         step: Callable[[int], str | None],
         tail: Callable[[list[int]], str],
         *,
-        stop: tuple[str, ...] = (),
+        stop: Collection[str] = (),
         min_tokens: int = 0,
     ) -> None:
         self.stopped = False

@@ -80,8 +80,15 @@ class Tokenizer:
         return bool(self._hf.chat_template)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
-        ids: list[int] = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        """Ids of a text.
+
+        Raises:
+            InvalidRequestError: it is not valid Unicode, as half of a surrogate pair is not.
+        """
+        try:
+            ids: list[int] = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequestError("the text is not valid Unicode", "prompt") from error
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -115,7 +122,7 @@ class Tokenizer:
         """
         if not self.has_chat_template:
             raise InvalidRequestError(
-                "this model has no chat template; use /v1/completions", "messages"
+                "this model has no chat template: it only completes texts", "messages"
             )
         try:
             text: str = self._hf.apply_chat_template(

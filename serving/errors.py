@@ -82,4 +82,6 @@ def from_validation(error: ValidationError) -> ApiError:
         joint = " " if first["msg"].startswith("is ") else ": "
         message = f"{param}{joint}{first['msg']}"
         return ApiError(400, message, param=param, code="unsupported_parameter")
-    return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
+    return ApiError(
+        400, f"{param or 'the body'}: {first['msg']}", param=param, code="invalid_value"
+    )

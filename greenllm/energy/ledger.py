@@ -235,7 +235,9 @@ class Ledger:
         Raises:
             LedgerError: the file is locked or cannot be written.
         """
-        self._written.flush(_FLUSH_S)
+        if not self._written.flush(_FLUSH_S):
+            # Written afterwards, they would open the session again.
+            raise LedgerError(f"ledger {self.path}: session {session_id}: rows wait to be written")
         try:
             return self._written.do(lambda db: book_lost(db, session_id))
         except sqlite3.Error as error:

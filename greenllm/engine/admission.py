@@ -41,8 +41,8 @@ def refuse_grammar(request: Request) -> None:
     """
     if request.sampling.grammar is not None:
         raise InvalidRequestError(
-            'response_format is not supported by the native engine, only {"type": "text"};'
-            " --engine vllm holds answers to JSON",
+            "response_format (a grammar) is not supported by the native engine, only"
+            ' {"type": "text"}; the engine vllm holds answers to JSON',
             "response_format",
         )
 

@@ -23,7 +23,7 @@ class AdapterNameError(AdapterError):
 
 def is_name(name: str) -> bool:
     """Whether an adapter could have this name."""
-    return _NAME.fullmatch(name) is not None
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str, reserved: Collection[str] = ()) -> None:
@@ -55,7 +55,7 @@ def resolved(folder: Path, roots: Iterable[Path]) -> Path:
     for place in places:
         if not any(place.is_relative_to(root) for root in allowed):
             raise AdapterError(
-                f"{folder} is outside of the folders adapters may come from; see --adapter-dirs"
+                f"{folder} is outside of the folders adapters may come from (adapter_dirs)"
             )
     return places[0]
 

@@ -41,7 +41,7 @@ class UnknownAdapterError(AdapterError):
     """There is no adapter of this name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is no adapter {name!r}; GET /v1/models lists those there are")
+        super().__init__(f"there is no adapter {name!r}; the list of adapters has their names")
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,4 +314,5 @@ def no_adapters() -> AdapterRegistry:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is one step below a folder, and not a way out of it."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    is_step = isinstance(name, str) and name not in ("", ".", "..")
+    return is_step and "/" not in name and "\0" not in name

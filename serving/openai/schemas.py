@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from greenllm.core import MOST_DRAFTED, SpeculativeMethod
+from greenllm.messages import Role, plain, refusal_of_parts, refusal_of_role
 from serving.errors import UNSUPPORTED
 
 Positive = Annotated[int, Field(ge=0)]
@@ -35,20 +36,17 @@ def off(*allowed: Any) -> BeforeValidator:
 
 
 def _only_text(content: Any) -> Any:
-    """Refuse images, sound and files by their kind."""
-    parts = content if isinstance(content, list) else []
-    kinds = [part.get("type") for part in parts if isinstance(part, dict)]
-    other = next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None)
-    if other is not None:
-        message = "parts of type {kind} are not supported, only text"
-        raise PydanticCustomError(UNSUPPORTED, message, {"kind": other})
-    return content
+    return _unless(refusal_of_parts(content), content)
 
 
 def _no_tools(role: Any) -> Any:
-    if role in ("tool", "function"):
-        raise PydanticCustomError(UNSUPPORTED, "the role {role} is not supported", {"role": role})
-    return role
+    return _unless(refusal_of_role(role), role)
+
+
+def _unless(refusal: str | None, value: Any) -> Any:
+    if refusal is not None:
+        raise PydanticCustomError(UNSUPPORTED, "{refusal}", {"refusal": refusal})
+    return value
 
 
 class Body(BaseModel):
@@ -132,7 +130,7 @@ class TextPart(Body):
 class Message(Body):
     """One message of a conversation."""
 
-    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_no_tools)]
+    role: Annotated[Role, BeforeValidator(_no_tools)]
     content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)]
     name: str | None = None
     # What an answer's message carries beside its content, when a client sends it back.
@@ -144,10 +142,9 @@ class Message(Body):
 
     def plain(self) -> dict[str, str]:
         """The message as templates want it: one string."""
-        parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text, **({"name": self.name} if self.name else {})}
+        content = self.content
+        parts = [part.text for part in content] if isinstance(content, list) else content
+        return plain(self.role, parts, self.name)
 
 
 class TextFormat(Body):

@@ -147,6 +147,13 @@ def send(server: App, path: str, change: dict[str, Any]) -> httpx.Response:
     return server.http.post(path, content=json.dumps(body).encode())
 
 
+@pytest.mark.parametrize("content", [BODIES["list"], BODIES["null"], BODIES["text"]])
+def test_a_body_of_another_kind_is_called_the_body(server: App, content: bytes) -> None:
+    error = checked(server, server.http.post(CHAT, content=content))
+    assert error["message"].startswith("the body: ")
+    assert error["param"] is None
+
+
 @pytest.mark.parametrize(("path", "change", "name"), CASES)
 def test_refusals_name_the_parameter(
     server: App, path: str, change: dict[str, Any], name: str

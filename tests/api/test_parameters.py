@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from greenllm.core import Approximation, Request, SamplingParams, Speculation
+from greenllm.core import (
+    Approximation,
+    InvalidRequestError,
+    Request,
+    SamplingParams,
+    Speculation,
+)
+from greenllm.messages import conversation
 
 if TYPE_CHECKING:
     from tests.api.conftest import App
@@ -145,3 +152,15 @@ def test_what_is_not_supported_is_said_in_our_words(
 @pytest.mark.parametrize(("path", "change"), OFF)
 def test_values_that_mean_off_are_taken(server: App, path: str, change: dict[str, Any]) -> None:
     assert seen(server, path, **change).sampling == seen(server, path).sampling
+
+
+def test_the_library_takes_and_refuses_the_same_messages(server: App) -> None:
+    """In the same words, where HTTP's are its own."""
+    (prompt,) = seen(server, CHAT, messages=HISTORY).prompts
+    (same,) = seen(server, CHAT, messages=conversation(HISTORY)).prompts
+    assert prompt == same
+    refused = [(value, words) for _, name, value, words in UNSUPPORTED if name == "messages"]
+    assert len(refused) > 5
+    for value, words in refused:
+        with pytest.raises(InvalidRequestError, match=f"^{words}$"):
+            conversation(value)

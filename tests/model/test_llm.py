@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import numpy as np
 import pytest
 
 from greenllm import LLM, Generation, GreenllmError, SamplingParams
+from greenllm.config import ConfigError
 from greenllm.core import InvalidRequestError
 from greenllm.energy.ledger import Ledger
 from greenllm.inbox import EngineStoppedError
+from greenllm.tokenizer import load_tokenizer
+from tests.sampling_examples import REFUSED_AS, examples
 from tests.waiting import until
 
 # PEFT asks transformers for it by its old name.
@@ -142,6 +146,88 @@ def test_what_is_no_prompt_is_refused(llm: LLM) -> None:
     assert llm.generate([array], GREEDY)[0].receipt.prompt_tokens == 3
 
 
+NO_SAMPLING: Any = {"temperature": 0}
+NO_ADAPTER: Any = 3
+NO_MESSAGES: Any = [{"role": "user", "content": 5}]
+HALF = "a\ud800"
+MISTAKES: dict[str, tuple[Callable[[LLM, Any], object], Any, str]] = {
+    "generate, sampling": (lambda llm, it: llm.generate("a", it), NO_SAMPLING, "sampling"),
+    "stream, sampling": (lambda llm, it: llm.stream("a", it), NO_SAMPLING, "sampling"),
+    "chat, sampling": (lambda llm, it: llm.chat(FOX, it), NO_SAMPLING, "sampling"),
+    "generate, number": (lambda llm, it: llm.generate(it), 5, "prompt"),
+    "generate, None": (lambda llm, it: llm.generate(it), None, "prompt"),
+    "generate, message": (lambda llm, it: llm.generate(it), FOX[0], "prompt"),
+    "generate, surrogate": (lambda llm, it: llm.generate(it), HALF, "prompt"),
+    "stream, number": (lambda llm, it: llm.stream(it), 5, "prompt"),
+    "stream, None": (lambda llm, it: llm.stream(it), None, "prompt"),
+    "generate, adapter": (lambda llm, it: llm.generate("a", adapter=it), NO_ADAPTER, "adapter"),
+    "generate, adapters": (lambda llm, it: llm.generate(["a"], adapter=it), [3], "adapter"),
+    "chat, adapter": (lambda llm, it: llm.chat(FOX, adapter=it), NO_ADAPTER, "adapter"),
+    "chat, content": (lambda llm, it: llm.chat(it), NO_MESSAGES, "messages.0.content"),
+    "stream, content": (lambda llm, it: llm.stream(it), NO_MESSAGES, "messages.0.content"),
+    "chat, ids": (lambda llm, it: llm.chat(it), [5, 6], "messages.0"),
+    "agenerate": (lambda llm, it: asyncio.run(llm.agenerate(it)), 5, "prompt"),
+    "achat": (lambda llm, it: asyncio.run(llm.achat(it)), None, "messages"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_caller_s_mistake_is_told_in_a_sentence(llm: LLM, name: str) -> None:
+    ask, wrong, param = MISTAKES[name]
+    with pytest.raises(InvalidRequestError) as caught:
+        ask(llm, wrong)
+    assert caught.value.param == param
+    assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_may_be_a_text_or_have_parts(llm: LLM) -> None:
+    said = FOX[0]["content"]
+    parts = [{"role": "user", "content": [{"type": "text", "text": said}]}]
+    assert llm.chat(said, GREEDY).text == llm.chat(parts, GREEDY).text == llm.chat(FOX, GREEDY).text
+
+
+def test_an_option_that_is_none_of_the_engine_s_is_refused() -> None:
+    no_model: Any = None
+    with pytest.raises(ConfigError, match="did you mean 'quantize'"):
+        LLM("bundled", quantise="int8")
+    with pytest.raises(ConfigError, match="unknown option 'port'"):
+        LLM("bundled", port=80)
+    with pytest.raises(ConfigError, match="not None"):
+        LLM(no_model)
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in fields(SamplingParams)])
+def test_each_sampling_parameter_is_applied_or_refused(llm: LLM, name: str) -> None:
+    (eos,) = load_tokenizer(str(BUNDLED)).encode("<|im_end|>")
+    assert name in examples(eos), f"{name} needs an example in tests/sampling_examples.py"
+    without, given = (examples(eos)[name].without, examples(eos)[name].given)
+    if name in REFUSED_AS:
+        with pytest.raises(InvalidRequestError) as caught:
+            llm.generate(PROMPT, given)
+        assert caught.value.param == REFUSED_AS[name]
+        return
+    plain, again, other = (*llm.generate([PROMPT] * 2, without), llm.generate(PROMPT, given))
+    assert plain.choices == again.choices
+    assert plain.choices != other.choices, f"{name} is accepted and ignored"
+
+
+def test_what_is_wrong_with_an_adapter_is_said_for_python_callers(
+    llm: LLM, folder: Path, tmp_path: Path
+) -> None:
+    nothing: Any = 3
+    mistakes: list[Callable[[], object]] = [
+        lambda: llm.generate(PROMPT, adapter="nope"),
+        lambda: llm.unload_adapter("nope"),
+        lambda: llm.unload_adapter(nothing),
+        lambda: llm.load_adapter("south", tmp_path),
+        lambda: llm.load_adapter(nothing, folder / "south"),
+    ]
+    for mistake in mistakes:
+        with pytest.raises(GreenllmError) as caught:
+            mistake()
+        assert not re.search(r"--\w|GET|/v1", str(caught.value))
+
+
 def test_adapters_are_named_per_call_or_per_prompt(
     llm: LLM, alone: Generation, folder: Path
 ) -> None:
@@ -164,8 +250,6 @@ def test_a_prompt_too_long_is_refused_by_its_length(llm: LLM) -> None:
     for ask in (llm.stream, lambda ids: llm.generate([ids])):
         with pytest.raises(GreenllmError, match="100000"):
             ask([5] * 100_000)
-    with pytest.raises(GreenllmError, match="template"):
-        llm.chat([{"role": "user"}])
 
 
 def test_threads_and_tasks_get_their_own_answers(llm: LLM, alone: Generation) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,10 +89,15 @@ def replicas(server: Server) -> list[str]:
 
 
 def at_work(server: Server) -> bool:
-    """Whether both replicas have told what to book should they die."""
-    metrics = server.metrics()
-    open_j = [j for name, j in metrics.items() if name.startswith("greenllm_account_open_joules")]
-    return len(open_j) == 2 and min(open_j) > 0.02
+    """Whether both replicas have told what to book should they die, and that it is something."""
+    with contextlib.closing(sqlite3.connect(server.data_dir / "ledger.sqlite")) as db:
+        told = db.execute("SELECT if_lost FROM sessions WHERE NOT closed AND if_lost NOT NULL")
+        notes = [json.loads(note) for (note,) in told]
+        settled = {row[0] for row in db.execute("SELECT request_id FROM requests")}
+    open_j: list[float] = [
+        sum(one["active_j"] for one in note if one["request_id"] not in settled) for note in notes
+    ]
+    return sum(joules > 0.01 for joules in open_j) == 2
 
 
 def test_requests_fill_one_replica_and_then_the_other(served: Server) -> None:

@@ -71,6 +71,19 @@ def test_a_false_flag_was_given() -> None:
     assert config.prefix_cache is False
 
 
+def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
+    """From each source alike, also where the value is None."""
+    for value in ("int8", None):
+        with pytest.raises(ConfigError, match=r"^unknown option 'quantise'; did you mean 'quantiz"):
+            load(EngineConfig, flags={"quantise": value})
+    with pytest.raises(ConfigError, match=r"^unknown option 'port'$"):
+        load(EngineConfig, flags={"port": 80})
+    with pytest.raises(ConfigError, match="did you mean 'port'"):
+        load(ServeConfig, flags={}, file=toml(tmp_path, "prot = 8000\n"))
+    with pytest.raises(ConfigError, match="PROT: no such option; did you mean 'GREENLLM_PORT'"):
+        load(ServeConfig, flags={}, environment={"GREENLLM_PROT": "8000"})
+
+
 @pytest.mark.parametrize("text", ["prot = 8000\n", "[serve]\nport = 8000\n", '"" = 1\n'])
 def test_unknown_keys_are_named(tmp_path: Path, text: str) -> None:
     file = toml(tmp_path, text)

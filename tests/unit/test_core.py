@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenllm.core import Batch, Chunk, InvalidRequestError, SamplingParams, sequences_of
+from greenllm.core import (
+    Batch,
+    Chunk,
+    InvalidRequestError,
+    SamplingParams,
+    sequences_of,
+)
 from greenllm.energy.receipt import Receipt
 from tests.fake_engine import make_request
+from tests.sampling_examples import ADJUST_LOGITS, examples
 
 NO_EOS: frozenset[int] = frozenset()
 
@@ -52,6 +60,18 @@ NO_EOS: frozenset[int] = frozenset()
         ("stop", (5,)),
         ("stop_token_ids", ("5",)),
         ("logit_bias", {"5": 1.0}),
+        ("logit_bias", {5: "much"}),
+        ("logit_bias", None),
+        ("stop", None),
+        ("stop", b"END"),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", (True,)),
+        ("ignore_eos", "no"),
+        ("ignore_eos", 1),
+        ("logprobs", True),
+        ("n", True),
+        ("temperature", False),
+        ("grammar", {"type": "object"}),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
@@ -59,6 +79,36 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
     assert caught.value.param == name
     assert name in str(caught.value)
+
+
+def test_no_field_takes_a_value_of_any_kind() -> None:
+    nothing: Any = object()
+    for spec in fields(SamplingParams):
+        with pytest.raises(InvalidRequestError, match=f"^{spec.name} must be .*, got <object") as e:
+            SamplingParams(**{spec.name: nothing})
+        assert e.value.param == spec.name
+
+
+def test_stops_are_kept_as_they_were_given() -> None:
+    texts, ids = ["a", "b"], [3, 4]
+    params = SamplingParams(stop=texts, stop_token_ids=ids)
+    texts.append("")
+    ids.append(-1)
+    assert (params.stop, params.stop_token_ids) == (("a", "b"), (3, 4))
+    assert params == SamplingParams(stop=("a", "b"), stop_token_ids=(3, 4))
+
+
+def test_what_adjusts_logits_is_no_plain_choice() -> None:
+    """A step may take the largest logit as it is only where no field asks for another."""
+    found = {name for name, one in examples(0).items() if _adjusts(name, one.given)}
+    assert found == ADJUST_LOGITS
+    assert set(examples(0)) == {spec.name for spec in fields(SamplingParams)}
+
+
+def _adjusts(name: str, given: SamplingParams) -> bool:
+    alone = SamplingParams(**{"temperature": 0, name: getattr(given, name)})
+    assert not (alone.has_penalties and alone.takes_the_best)
+    return alone.has_penalties
 
 
 def test_min_tokens_beyond_max_tokens_is_refused() -> None:

@@ -104,6 +104,7 @@ class CpuClock:
         self._trainers = _Tree()
         self._looked_s = clock()
         self._others_s = 0.0
+        self._has_children = tree_of is not None
         self._busy: CounterTrack | None = None
         self._read_children()  # what they used before now is not ours to count
         self._machine()
@@ -112,14 +113,17 @@ class CpuClock:
     def read(self) -> CpuTimes:
         """Read both clocks."""
         now_s = self._clock()
-        if now_s - self._looked_s >= self._look_every_s:
+        is_due = now_s - self._looked_s >= self._look_every_s
+        if is_due:
             self._looked_s = now_s
             self._read_children()
         self._read_trainers()
         own_s = self._own() - self._started_s
         train_s = self._trainers.sum_s
         machine_s = self._machine()
-        self._others_s = max(self._others_s, machine_s - own_s - train_s)
+        # Until children are looked at again, what they use looks like somebody else's.
+        if is_due or not self._has_children:
+            self._others_s = max(self._others_s, machine_s - own_s - train_s)
         return CpuTimes(own_s, own_s + train_s + self._others_s, train_s)
 
     def _own(self) -> float:
@@ -147,7 +151,9 @@ class CpuClock:
             pids = [self._tree_of, *self._descendants(self._tree_of)]
             self._tree.look(sum(self._used_s(pid, with_ended=True) for pid in pids))
             return
-        for pid in self._descendants(os.getpid()):
+        pids = self._descendants(os.getpid())
+        self._has_children = bool(pids)
+        for pid in pids:
             self._children.look(pid, self._used_s(pid))
 
     def _read_trainers(self) -> None:

@@ -213,7 +213,7 @@ def test_paths_that_lead_outside_are_refused(shelf: Shelf) -> None:
 def test_a_link_at_home_that_leads_outside_is_refused(shelf: Shelf) -> None:
     link(shelf.put(shelf.root / "outside" / "x"), shelf.home / "x")
     registry = shelf.registry()
-    with pytest.raises(AdapterError, match="--adapter-dirs"):
+    with pytest.raises(AdapterError, match="adapter_dirs"):
         registry.acquire("x")
     assert names(registry) == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,7 @@ from greenllm.shape import ModelShape
 from greenllm.vllm.engine import Facts, VllmEngine
 from greenllm.vllm.schedule import Journal, Scheduled
 from tests.fake_engine import letters, ticking
+from tests.sampling_examples import examples
 
 SHAPE = ModelShape(1000, 500, 2, 8, 64)
 EOS = 0
@@ -59,6 +60,7 @@ class Counting:
     guesses: bool = False
     queued: dict[str, Queued] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
     loaded: list[tuple[str, Path]] = field(default_factory=list)
     num_free_blocks: int = 9
     error: Exception | None = None
@@ -67,6 +69,7 @@ class Counting:
     def add(
         self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
     ) -> None:
+        self.told.append(dict(values))
         self.queued[name] = Queued(
             list(prompt), len(prompt), values["max_tokens"], values["stop_token_ids"]
         )
@@ -305,3 +308,25 @@ def test_refusals_come_before_anything_is_queued(make: Make) -> None:
             Request("r", ((1,),), SamplingParams(), model="m", speculation=Speculation("auto"))
         )
     assert not engine.has_work
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in fields(SamplingParams)])
+def test_each_sampling_parameter_is_applied_or_refused(make: Make, name: str) -> None:
+    """By what vLLM is told, or by what becomes of its tokens."""
+    assert name in examples(EOS), f"{name} needs an example in tests/sampling_examples.py"
+    example = examples(EOS)[name]
+    found = [_effect(make, params) for params in (example.without, example.given)]
+    assert found[0] != found[1], f"{name} is accepted and ignored"
+
+
+def _effect(make: Make, params: SamplingParams) -> object:
+    engine, backend = make()
+    asked = Request("r", ((1, 2, 3),), params, model="m")
+    try:
+        engine.check(asked)
+    except InvalidRequestError as error:
+        return error.param
+    engine.prepare(asked)
+    engine.add_request(asked)
+    tokens, _ = run(engine)
+    return backend.told, [(token.token_id, token.text, token.finish_reason) for token in tokens]

@@ -138,6 +138,19 @@ def test_a_child_adds_what_it_used_since_the_last_look_and_keeps_it_after_its_en
     assert own_s == pytest.approx([1.0, 1.5, 1.5])
 
 
+def test_a_busy_child_is_nobody_else_until_it_is_looked_at(proc: Proc) -> None:
+    proc.process(os.getpid(), 0.0, "77")
+    proc.process(77, 0.0)
+    clock = proc.clock()
+    for tenth in range(1, 31):
+        proc.now_s = tenth / 10
+        proc.machine(tenth / 10)
+        proc.process(77, tenth / 10)
+        times = clock.read()
+        assert times.machine_s <= 3.0 + 1e-9
+    assert (times.own_s, times.machine_s) == (pytest.approx(3.0), pytest.approx(3.0))
+
+
 def test_what_a_child_used_before_the_clock_is_not_counted(proc: Proc) -> None:
     proc.process(os.getpid(), 0.0, children="100001")
     proc.process(100001, 50.0)
