@@ -90,11 +90,11 @@ class Server(Client):
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; returns the exit code."""
         self._closing.close()
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(number)
         return self.wait()
 
     def kill(self) -> None:

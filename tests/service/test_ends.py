@@ -46,8 +46,10 @@ def server_of(pid: int) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("signals", [[INT], [TERM, TERM], [HUP], [KILL]])
-def test_an_evaluation_leaves_no_server(tmp_path: Path, signals: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("signals", "code"), [([INT], 130), ([TERM, TERM], 130), ([HUP], 130), ([KILL], -KILL)]
+)
+def test_an_evaluation_leaves_no_server(tmp_path: Path, signals: list[int], code: int) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
     words = ["eval", "generated.upper", "--limit", "2000"]
     evaluation = Forked(words, out, err, environment())
@@ -55,7 +57,7 @@ def test_an_evaluation_leaves_no_server(tmp_path: Path, signals: list[int]) -> N
         server = until(lambda: server_of(evaluation.pid), "a server")
         for number in signals:
             evaluation.send_signal(number)
-        assert evaluation.wait() != 0
+        assert evaluation.wait() == code
     finally:
         evaluation.kill()
     until(lambda: not is_running(server), "the server's end")

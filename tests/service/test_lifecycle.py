@@ -54,6 +54,12 @@ def test_sigterm_lets_a_long_request_finish(start_server: StartServer, until: Un
     assert (row.status, row.http_status) == ("final", 200)
 
 
+def test_a_terminal_that_closes_ends_it_in_peace(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.stop(signal.SIGHUP) == 0
+    assert server.session().closed
+
+
 def test_sigterm_ends_what_does_not_finish(start_server: StartServer, until: Until) -> None:
     """After the drain time the rest is told so, and its joules are booked all the same."""
     server = start_server("--drain-timeout-s", "0.2", "--max-batch-tokens", "1", *ONE)
