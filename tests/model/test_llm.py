@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from greenllm.config import ConfigError
 from greenllm.core import InvalidRequestError
 from greenllm.energy.ledger import Ledger
 from greenllm.inbox import EngineStoppedError
-from greenllm.tokenizer import load_tokenizer
-from tests.sampling_examples import REFUSED_AS, examples
 from tests.waiting import until
 
 # PEFT asks transformers for it by its old name.
@@ -194,21 +192,6 @@ def test_an_option_that_is_none_of_the_engine_s_is_refused() -> None:
         LLM("bundled", port=80)
     with pytest.raises(ConfigError, match="not None"):
         LLM(no_model)
-
-
-@pytest.mark.parametrize("name", [spec.name for spec in fields(SamplingParams)])
-def test_each_sampling_parameter_is_applied_or_refused(llm: LLM, name: str) -> None:
-    (eos,) = load_tokenizer(str(BUNDLED)).encode("<|im_end|>")
-    assert name in examples(eos), f"{name} needs an example in tests/sampling_examples.py"
-    without, given = (examples(eos)[name].without, examples(eos)[name].given)
-    if name in REFUSED_AS:
-        with pytest.raises(InvalidRequestError) as caught:
-            llm.generate(PROMPT, given)
-        assert caught.value.param == REFUSED_AS[name]
-        return
-    plain, again, other = (*llm.generate([PROMPT] * 2, without), llm.generate(PROMPT, given))
-    assert plain.choices == again.choices
-    assert plain.choices != other.choices, f"{name} is accepted and ignored"
 
 
 def test_what_is_wrong_with_an_adapter_is_said_for_python_callers(
