@@ -139,8 +139,8 @@ def test_a_token_that_ends_an_answer_is_not_part_of_it(llm: LLM, alone: Generati
 def test_what_is_no_prompt_is_refused(llm: LLM) -> None:
     """By its caller's own error: the engine goes on for the others."""
     wrong: Any
-    for wrong in ([5, 6], [[1.5, 2]], [None], [[["user", "Hi"]]]):
-        with pytest.raises(InvalidRequestError, match="a prompt is"):
+    for wrong in ([5, 6], [[1.5, 2]], [[True]], [None], [[["user", "Hi"]]]):
+        with pytest.raises(InvalidRequestError, match="a prompt must be"):
             llm.generate(wrong, GREEDY)
     array: Any = np.array([5, 6, 7])
     assert llm.generate([array], GREEDY)[0].receipt.prompt_tokens == 3
@@ -221,6 +221,7 @@ def test_what_is_wrong_with_an_adapter_is_said_for_python_callers(
         lambda: llm.unload_adapter(nothing),
         lambda: llm.load_adapter("south", tmp_path),
         lambda: llm.load_adapter(nothing, folder / "south"),
+        lambda: llm.load_adapter("south", nothing),
     ]
     for mistake in mistakes:
         with pytest.raises(GreenllmError) as caught:
