@@ -17,7 +17,7 @@ help: ## list the targets
 serve: $(READY) ## serve the bundled model, or MODEL=, QUANT=, PORT=, ARGS="--option ..."
 	$(BIN)/greenllm serve $(MODEL) $(QUANT:%=--quantize %) $(PORT:%=--port %) $(ARGS)
 
-check: $(READY) ## what to run before a commit: a minute and a half
+check: $(READY) ## what to run before a commit: about a minute
 	$(MAKE) -j2 lint types imports fast ARGS='--hypothesis-profile quick'
 
 fix: $(READY) ## put the code into the one format, and repair what can be repaired

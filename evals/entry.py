@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from greenllm.core import GreenllmError
+from greenllm.interrupts import end_like_interrupts
 from greenllm.scorecard.origin import machine_name
 
 
@@ -24,6 +25,7 @@ class BenchError(GreenllmError):
 
 def finish(module: str, command: Callable[[], object]) -> None:
     """Run a command line; `module` is what is typed after `python -m`."""
+    end_like_interrupts()
     try:
         command()
     except GreenllmError as error:

@@ -2,7 +2,8 @@
 
 Contract: a server that ends, or does not answer in time, is a `BenchError` with the end of what it
 said. Whatever happens, nothing that was started is left running: first the server is asked to end,
-then everything in its session is killed. Not covered: servers elsewhere.
+then, or at a second interrupt, everything in its session is killed. A server whose asker was killed
+is asked to end, too. Not covered: servers elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from evals.entry import BenchError
+from greenllm.interrupts import ended_with_parent
 from greenllm.model.files import check_folder
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
@@ -96,7 +98,7 @@ def running(
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command,
+                ended_with_parent(command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -127,9 +129,15 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_S)
+    try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+    finally:
+        _kill_session(process)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
     # What it has started may have left its group and lost its parent, but not its session.
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -35,7 +36,7 @@ from finetune.recipe import Recipe
 from finetune.train import compare
 from finetune.train.evaluation import evaluate
 from finetune.train.model import device_of, load_base, num_parameters, num_trained, trainable
-from finetune.train.output import open_folder, save_weights
+from finetune.train.output import opened_folder, save_weights
 from finetune.train.processes import Processes, join, launched
 from finetune.train.setup import RunSetup, load_setup
 from finetune.train.training import load_last, make_trainer
@@ -81,7 +82,22 @@ def run(
     began = datetime.now(UTC).isoformat(timespec="seconds")
     processes = _begin(recipe)
     _require_meter(recipe, account, processes)
-    checkpoint = _open(recipe, processes, say)
+    # The main process makes the folder, and all of them find the same checkpoint in it.
+    with opened_folder(recipe) if processes.is_main else nullcontext():
+        processes.wait()
+        return _run(recipe, processes, account, grams, began, show, say)
+
+
+def _run(
+    recipe: Recipe,
+    processes: Processes,
+    account: PhaseAccount,
+    grams: Grams,
+    began: str,
+    show: Show,
+    say: Say,
+) -> dict[str, Any] | None:
+    checkpoint = _last_checkpoint(recipe, say)
     if recipe.resume and processes.is_main:
         reached = None if checkpoint is None else checkpoint.journal
         take_over(account, reached, RunJournal.read(recipe.folder / files.JOURNAL))
@@ -190,11 +206,7 @@ def _require_meter(recipe: Recipe, account: PhaseAccount, processes: Processes) 
         )
 
 
-def _open(recipe: Recipe, processes: Processes, say: Say) -> _Checkpoint | None:
-    """The main process makes the folder; all of them find the same checkpoint in it."""
-    if processes.is_main:
-        open_folder(recipe)
-    processes.wait()
+def _last_checkpoint(recipe: Recipe, say: Say) -> _Checkpoint | None:
     if not recipe.resume:
         return None
     for folder in reversed(files.complete(recipe.folder / files.CHECKPOINTS)):

@@ -2,7 +2,8 @@
 
 Contract: what is unknown prints as a dash, never as 0; everything else has four significant
 digits, or all its whole ones from a thousand on. Text is printed as it is: a model's name is
-neither markup nor an emoji.
+neither markup nor an emoji. A table that is wider than the terminal comes in parts, one below the
+other, each with the first column; figures are never folded, and text not below `_LEAST_TEXT`.
 
 Not covered: units, which belong into the headings.
 """
@@ -11,15 +12,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 UNKNOWN = "—"
 PIPE_WIDTH = 160
+_LEAST_TEXT = 24  # columns of a terminal; less only where all of a text is shorter
 
 
 def number(value: float | None) -> str:
@@ -56,6 +59,46 @@ def make_table(columns: Sequence[str], *, num_text: int = 1) -> Table:
 
 
 def print_table(console: Console, heading: str, table: Table) -> None:
-    """Print a heading of its own, which may be wider than the table."""
+    """Print a heading of its own, which may be wider than the table, and the table."""
     console.print(heading, style="bold", soft_wrap=True)
-    console.print(table)
+    for part in _parts(table, console.width):
+        console.print(part)
+
+
+def _parts(table: Table, width: int) -> Iterator[Table]:
+    """The table, or tables with its first column and as many others as fit."""
+    first, *others = table.columns
+    part: list[Column] = []
+    for column in others:
+        if part and _least_width([first, *part, column]) > width:
+            yield _part(table, [first, *part])
+            part = []
+        part.append(column)
+    yield _part(table, [first, *part])
+
+
+def _least_width(columns: Sequence[Column]) -> int:
+    """How narrow a table of these can be; each has a blank on both sides, and one is between."""
+    return sum(_least(column) + 3 for column in columns) + 1
+
+
+def _least(column: Column) -> int:
+    texts = (str(column.header), *map(str, column.cells))
+    longest = max(cell_len(text) for text in texts)
+    return longest if column.no_wrap else min(longest, _LEAST_TEXT)
+
+
+def _part(table: Table, columns: Sequence[Column]) -> Table:
+    part = Table(box=table.box)
+    for column in columns:
+        part.add_column(
+            column.header,
+            justify=column.justify,
+            overflow="fold",
+            no_wrap=column.no_wrap,
+            min_width=_least(column),
+        )
+    cells = zip(*(column.cells for column in columns), strict=True)
+    for row, texts in zip(table.rows, cells, strict=True):
+        part.add_row(*texts, end_section=row.end_section)
+    return part

@@ -126,6 +126,7 @@ def energy(http: HttpRequest) -> dict[str, Any]:
                     "energy_joules": row.total_j,
                     "gco2e": row.gco2e,
                     "unmetered_requests": row.unmetered,
+                    "refused_requests": row.refused,
                 }
             )
             for row in rows

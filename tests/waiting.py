@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 PATIENCE_S = 120.0
@@ -25,3 +26,11 @@ def until(condition: Callable[[], T | None], what: str, patience_s: float = PATI
         assert time.monotonic() < end_s, f"waited {patience_s:g} s for {what}"
         time.sleep(_LOOK_EVERY_S)
     return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; an orphan may wait for its reaper."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -48,7 +48,14 @@ class Unmetered(Account):
     def open(self, request: Request) -> None:
         """Ignore."""
 
-    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
+    def charge(
+        self,
+        batch: Batch,
+        duration_s: float,
+        samples: Sequence[Sample] = (),
+        *,
+        ago_s: float = 0.0,
+    ) -> None:
         """Ignore."""
 
     def finish(
@@ -71,10 +78,17 @@ class Timed(Account):
 
     spent_s = 0.0
 
-    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
+    def charge(
+        self,
+        batch: Batch,
+        duration_s: float,
+        samples: Sequence[Sample] = (),
+        *,
+        ago_s: float = 0.0,
+    ) -> None:
         """Charge, timed."""
         started_s = time.perf_counter()
-        super().charge(batch, duration_s, samples)
+        super().charge(batch, duration_s, samples, ago_s=ago_s)
         self.spent_s += time.perf_counter() - started_s
 
 

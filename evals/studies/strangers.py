@@ -24,6 +24,7 @@ from evals.studies.load import CHATS, Server, chat_body, serve
 from evals.tables import Column, table, text
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.receipt import Receipt
+from greenllm.interrupts import ended_with_parent
 
 ARMS = ("alone", "beside")
 _SETTLES_S = 1.5
@@ -32,7 +33,8 @@ _SETTLES_S = 1.5
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """So many loops of other processes."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    command = ended_with_parent([sys.executable, "-c", "while True: pass"])
+    loops = [subprocess.Popen(command) for _ in range(count)]
     try:
         time.sleep(_SETTLES_S if count else 0.0)
         yield

@@ -1,10 +1,14 @@
 """The folder a run leaves behind: adapter or model, report, plot, card; and what may be there.
 
-Contract: a folder with somebody else's files is refused; a finished run is not overwritten.
+Contract: a folder with somebody else's files is refused; a finished run is not overwritten; a run
+that fails before it wrote anything leaves no folder that it made.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +39,61 @@ _OWN = frozenset(
 )  # fmt: skip
 
 
-def open_folder(recipe: Recipe) -> None:
-    """Make the folder; what is half-written in it is removed.
+@contextmanager
+def opened_folder(recipe: Recipe) -> Iterator[None]:
+    """The folder, made; what is half-written in it is removed.
 
     Raises:
         ConfigError: there is something in it already, or nothing to resume.
     """
     folder = recipe.folder
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        _open(recipe)
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):  # something is in it
+                place.rmdir()
+        raise
+
+
+def _open(recipe: Recipe) -> None:
+    folder = recipe.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise ConfigError(f"--output {folder}: {error.strerror or error}") from error
+        raise ConfigError(f"{_where(recipe)}: {error.strerror or error}") from error
+    is_complete = (read_json(folder / REPORT) or {}).get("status") == "completed"
     if not recipe.resume:
         if found:
             raise ConfigError(
-                f"--output {folder} holds {found[0]} already: --resume goes on with an unfinished"
-                " run, or name another folder"
+                f"{_where(recipe)} holds {found[0]} already: {_ways(recipe, is_complete)}"
             )
         return
-    if (read_json(folder / REPORT) or {}).get("status") == "completed":
+    if is_complete:
         raise ConfigError(f"--resume: the run in {folder} is complete; see its {REPORT}")
     if other := [name for name in found if name.removesuffix(PART) not in _OWN]:
         raise ConfigError(f"--resume: {folder} holds {other[0]}, which no run has written")
     remove_incomplete(folder / CHECKPOINTS)
+
+
+def _where(recipe: Recipe) -> str:
+    """The option that says where, as it was given."""
+    if recipe.is_in_data_dir:
+        return f"--name {recipe.name}: {recipe.folder}"
+    return f"--output {recipe.folder}"
+
+
+def _ways(recipe: Recipe, is_complete: bool) -> str:
+    """What can be done about a folder that is in use."""
+    goes_on = "" if is_complete else "--resume goes on with an unfinished run, "
+    if not recipe.is_in_data_dir:
+        return f"{goes_on}{'or ' if goes_on else ''}name another folder"
+    remove = ["greenllm", "adapters", "remove", recipe.name or ""]
+    remove += ["--data-dir", str(recipe.data_dir)] if recipe.data_dir else []
+    return f"{goes_on}`{shlex.join(remove)}` deletes it, or choose another name"
 
 
 def save_weights(recipe: Recipe, model: Any, tokenizer: Any) -> int:

@@ -113,7 +113,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
 
         def note(number: int, frame: object) -> None:
             self._interrupted = True
-            signal.signal(number, before)
+            signal.signal(signal.SIGINT, before)
 
         try:
             before = signal.signal(signal.SIGINT, note)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,7 @@ from greenllm.model.spec import FAMILIES
 from greenllm.options import CarbonOptions
 from greenllm.places import cache_path, calibration_path, ledger_path
 from greenllm.runner.openvino.machine import TESTED, computes_bfloat16, is_tested
-from greenllm.runner.passes import remembered
+from greenllm.runner.passes import Passed, remembered
 
 PACKAGES = (
     *("greenllm", "torch", "transformers", "openvino", "bitsandbytes", "accelerate", "peft"),
@@ -119,7 +120,7 @@ def rung_cells(rung: Rung, *, chosen: bool) -> tuple[str, ...]:
     meter = rung.meter
     if meter is None:
         return rung.name, "no", UNKNOWN, UNKNOWN, rung.reason
-    state = "yes, chosen" if chosen else "yes"
+    state = "chosen" if chosen else "yes"
     period, spread = f"{meter.period_s * 1000:g} ms", f"{meter.uncertainty:.0%}"
     doubts = "" if rung.reason == WORKS else f": {rung.reason}"
     return rung.name, state, period, spread, f"{meter.method}{doubts}"
@@ -229,7 +230,16 @@ def selfcheck_lines(cache_dir: Path) -> list[str]:
     passes = remembered(cache_dir)
     if not passes:
         return [f"no self-check is remembered in {cache_dir}: it runs when a model first loads"]
-    return ["self-checks that passed:", *(f"  {passed}" for passed in passes)]
+    alike: dict[Passed, list[Passed]] = {}
+    for passed in passes:
+        alike.setdefault(replace(passed, difference=0.0), []).append(passed)
+    return ["self-checks that passed:", *(f"  {_worst(found)}" for found in alike.values())]
+
+
+def _worst(alike: Sequence[Passed]) -> str:
+    """One line for checks that differ in details only, or in versions of other packages."""
+    worst = max(alike, key=lambda passed: passed.difference)
+    return f"{worst}; the worst of {len(alike)} alike" if len(alike) > 1 else str(worst)
 
 
 def version_lines() -> list[str]:

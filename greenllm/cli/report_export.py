@@ -117,6 +117,7 @@ def _sums(sums: GroupSums) -> dict[str, Any]:
         "joules_per_token": sums.joules_per_token,
         "gco2e": sums.gco2e,
         "unmetered_requests": sums.unmetered,
+        "refused_requests": sums.refused,
     }
 
 

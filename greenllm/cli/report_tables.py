@@ -21,6 +21,7 @@ Columns = Mapping[str, Callable[[GroupSums], str]]
 
 _GROUP: Columns = {
     "requests": lambda row: f"{row.requests:,}",
+    "refused": lambda row: f"{row.refused:,}",
     "prompt tokens": lambda row: f"{row.prompt_tokens:,}",
     "completion tokens": lambda row: f"{row.completion_tokens:,}",
     "active J": lambda row: number(row.active_j),

@@ -72,10 +72,10 @@ class Session:
 class GroupSums:
     """Sums of a group of requests; joules are those of final receipts, None when there is none.
 
-    `unmetered` counts the others: refused, provisional, without a meter. Tokens that were lost with
-    their server are not counted as generated: nobody got them. `metered_tokens` are those of final
-    receipts, so that tokens that nobody metered do not make joules per token small; `running_s` is
-    the machine's time that these took.
+    `unmetered` counts the others: provisional, without a meter, or refused; `refused` the last of
+    these by themselves. Tokens that were lost with their server are not counted as generated:
+    nobody got them. `metered_tokens` are those of final receipts, so that tokens that nobody
+    metered do not make joules per token small; `running_s` is the machine's time that these took.
     """
 
     group: str | None = None
@@ -93,6 +93,7 @@ class GroupSums:
     metered_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    refused: int = 0
 
     @property
     def joules_per_token(self) -> float | None:
@@ -129,6 +130,7 @@ _SUMS = ", ".join(
         "coalesce(sum(iif(status = 'final' AND outcome != 'lost', completion_tokens, 0)), 0)",
         "coalesce(sum(drafted_tokens), 0)",
         "coalesce(sum(accepted_tokens), 0)",
+        "coalesce(sum(status != 'final' AND outcome = 'refused'), 0)",
     )
 )
 
@@ -233,7 +235,9 @@ class Ledger:
         Raises:
             LedgerError: the file is locked or cannot be written.
         """
-        self._written.flush(_FLUSH_S)
+        if not self._written.flush(_FLUSH_S):
+            # Written afterwards, they would open the session again.
+            raise LedgerError(f"ledger {self.path}: session {session_id}: rows wait to be written")
         try:
             return self._written.do(lambda db: book_lost(db, session_id))
         except sqlite3.Error as error:

@@ -154,7 +154,7 @@ def book_lost(db: sqlite3.Connection, session_id: str) -> list[str]:
     noted, requests_j, open_j, unattributed_j = found
     lost = [r for one in json.loads(noted or "[]") if (r := _lost(db, Receipt(**one)))]
     db.executemany(_UPSERT, [_values(session_id, receipt) for receipt in lost])
-    lost_j = sum(receipt.total_j or 0.0 for receipt in lost)
+    lost_j = sum(receipt.total_j or 0.0 for receipt in lost if receipt.status == "final")
     # A request that was given up meanwhile is not among the open ones any more.
     from_open_j = min(lost_j, max(open_j, 0.0))
     db.execute(
@@ -179,7 +179,7 @@ def _lost(db: sqlite3.Connection, noted: Receipt) -> Receipt | None:
     if row is None:
         return noted
     status, outcome, tokens, duration_s = row
-    if status != "provisional":
+    if status != "provisional" or noted.status == "provisional":
         return None
     return replace(noted, outcome=outcome, completion_tokens=tokens, duration_s=duration_s)
 

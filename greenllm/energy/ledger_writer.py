@@ -73,22 +73,28 @@ class LedgerWriter:
             return self._num_put
 
     def _merged(self, entry: Entry) -> Entry:
-        """Totals alone join the entry that waits last, so that they never pile up.
+        """Totals alone join what waits of their session, so that they never pile up.
 
-        That one may be on its way: writing its rows again changes nothing.
+        That is the entry which waits last, or totals that wait before those of other sessions. It
+        may be on its way: writing its rows again changes nothing.
         """
-        if entry.receipts or not self._waiting:
+        place = None if entry.receipts else self._last_place(entry.session_id)
+        if place is None:
             return entry
-        _, last = self._waiting[-1]
-        if last.session_id != entry.session_id:
-            return entry
-        self._waiting.pop()
+        _, last = self._waiting[place]
+        if last.receipts and place < len(self._waiting) - 1:
+            return entry  # its number says that its rows are written before those that follow
+        del self._waiting[place]
         return replace(
             last,
             totals=entry.totals or last.totals,
             closed=entry.closed,
             if_lost=last.if_lost if entry.if_lost is None else entry.if_lost,
         )
+
+    def _last_place(self, session_id: str) -> int | None:
+        places = range(len(self._waiting) - 1, -1, -1)
+        return next((i for i in places if self._waiting[i][1].session_id == session_id), None)
 
     def _drop_the_oldest(self) -> None:
         is_first = not self.state.num_dropped

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from greenllm.model.hub import require_on_hub
+from greenllm.model.hub import NOT_GGUF, require_on_hub
 from greenllm.model.info import LoadError
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ def check_folder(source: str, *, allow_pickle: bool) -> None:
 
     Raises:
         LoadError: no such folder or hub id, the hub cannot be reached, no config.json, or weights
-            that would have to be unpickled.
+            that are GGUF's or would have to be unpickled.
     """
     path = Path(source)
+    if is_gguf(path):
+        raise LoadError(f"{source}: {NOT_GGUF}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise LoadError(f"{source} has no config.json: not a model folder")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
     if looks_local and not path.is_dir():
         raise LoadError(
             f"no folder {source}; give a model folder, a hub id owner/name or 'bundled'"
@@ -51,6 +53,14 @@ def check_folder(source: str, *, allow_pickle: bool) -> None:
         raise LoadError(f"{source} has pickled weights, which can run code: see --allow-pickle")
     if not path.is_dir():
         require_on_hub(source)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether it is a GGUF file, or a folder that has weights in no other form."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".gguf"
+    others = (*path.glob("*.safetensors"), *path.glob("*.bin"))
+    return any(path.glob("*.gguf")) and not others
 
 
 def local_folder(source: str) -> Path:

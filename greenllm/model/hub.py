@@ -15,6 +15,10 @@ from greenllm.model.info import LoadError
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+NOT_GGUF = (
+    "GGUF files are not read; take the checkpoint that they were made of, or convert them (see"
+    " docs/models.md)"
+)
 
 
 @cache
@@ -44,7 +48,8 @@ def require_on_hub(source: str) -> None:
             f"the hub has no {source}; if it is private, log in with `hf auth login`"
         ) from error
     except EntryNotFoundError as error:
-        raise LoadError(f"{source} on the hub has no config.json: not a model") from error
+        why = NOT_GGUF if "gguf" in source.lower() else "not a model"
+        raise LoadError(f"{source} on the hub has no config.json: {why}") from error
     except Exception as error:
         _use_cache(source, error)
 

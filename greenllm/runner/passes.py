@@ -16,18 +16,23 @@ _FOLDER = "selfcheck"
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What was compared, how far it was apart, and how far it might have been."""
+    """What was compared, how far it was apart, and how far it might have been.
+
+    `shape` is what distinguishes models of a family; older records do not have it.
+    """
 
     family: str
     formats: str
     openvino: str
     difference: float
     allowed: float
+    shape: str = ""
 
     def __str__(self) -> str:
         """One line."""
+        what = ", ".join(filter(None, (self.family, self.shape, self.formats)))
         return (
-            f"{self.family}, {self.formats}: {self.difference:.2g} of the logits apart"
+            f"{what}: {self.difference:.2g} of the logits apart"
             f" (allowed {self.allowed:.2g}), OpenVINO {self.openvino}"
         )
 

@@ -124,7 +124,8 @@ def check_openvino(cache_dir: Path | None, plan: Blueprint) -> None:
         )
     if cache_dir is not None:
         about = (plan.spec.family, _formats(plan), version("openvino"))
-        remember(cache_dir, key, Passed(*about, difference, allowed))
+        passed = Passed(*about, difference, allowed, _shape(plan.spec))
+        remember(cache_dir, key, passed)
 
 
 def tolerance(precision: Precision) -> float:
@@ -140,6 +141,13 @@ def tolerance(precision: Precision) -> float:
 def _formats(plan: Blueprint) -> str:
     precision = plan.precision
     return f"{plan.options.quantization} weights, {precision.dtype_name}, kv {precision.kv_name}"
+
+
+def _shape(spec: DecoderSpec) -> str:
+    """What the tiny model has of the real one, as far as people tell models apart by it."""
+    shared = ", shared keys" if spec.num_kv_heads < spec.num_heads else ""
+    windows = ", sliding windows" if any(spec.windows) else ""
+    return f"heads of {spec.head_dim}{shared}{windows}, context {spec.context_length}"
 
 
 def _key(config: Mapping[str, Any], plan: Blueprint) -> str:

@@ -103,16 +103,19 @@ def measure_plan(
     for size in sizes:
         costs = _costs(partial(step, size), candidates, deadline, wall, cpu)
         if len(costs) < len(candidates):
-            log.warning(
-                "thread trials stopped at %g s: steps from %d tokens on are untried",
-                budget_s,
-                size,
-            )
             break
         tried.append(costs)
     first = rising([gain(costs, policy) for costs in tried])
     most = max(candidates) if first < len(tried) else min(candidates)
     chosen = [min(candidates)] * first + [most] * (len(sizes) - first)
+    if len(tried) < len(sizes):
+        log.warning(
+            "--threads %s: trials ended after %g s, before steps of %d tokens and more were timed:"
+            " the model is large for this machine, or something else runs. Such steps take %d"
+            " thread(s) until the next start; start again when nothing else runs, or give --threads"
+            " a number",
+            *(policy, budget_s, sizes[len(tried)], chosen[-1]),
+        )
     return ThreadPlan(tuple(sizes), tuple(chosen))
 
 

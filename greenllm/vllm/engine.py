@@ -161,15 +161,15 @@ class VllmEngine:
         """
         shape, own = self._facts.draft_shape, self._facts.shape
         drafting = [chunk for chunk in chunks if chunk.samples]
-        if shape is not None and drafting:
-            count = self._facts.speculation.num_tokens
-            claim = count * shape.num_parameters / own.num_parameters
-            drafted_s = duration_s * claim / (1 + claim)
-            self.account.charge_draft(
-                drafting, [DraftPass(tuple(drafting), count)], shape, drafted_s
-            )
-            duration_s -= drafted_s
-        self.account.charge(Batch(tuple(chunks)), duration_s)
+        batch = Batch(tuple(chunks))
+        if shape is None or not drafting:
+            self.account.charge(batch, duration_s)
+            return
+        count = self._facts.speculation.num_tokens
+        claim = count * shape.num_parameters / own.num_parameters
+        drafted_s = duration_s * claim / (1 + claim)
+        self.account.charge(batch, duration_s - drafted_s, ago_s=drafted_s)
+        self.account.charge_draft(drafting, [DraftPass(tuple(drafting), count)], shape, drafted_s)
 
     def _take(self, output: Any, chunk: Chunk | None) -> list[Token]:
         """Tokens of one of vLLM's outputs, up to the one that ends the answer."""

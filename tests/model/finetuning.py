@@ -50,7 +50,7 @@ def train(
     """A run on the example data; the report as it was written."""
     given = {"steps": STEPS, "batch_size": 4, "answers": 0, "threads": 1, "device": "cpu",
              "data": "example"}  # fmt: skip
-    recipe = Recipe(model=str(tiny), output=output, **{**given, **options})
+    recipe = Recipe(output=output, **{"model": str(tiny), **given, **options})
     grams = Grams(IntensityTable.load().lookup("WORLD"), 1.0, None)
     account = PhaseAccount(meter or modelled_meter(), bills_idle=recipe.bill_idle)
     found = finetune_run.run(recipe, account, grams, show, lambda text: None)

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from finetune.data.household import household_rows
 from finetune.files import JOURNAL, complete
+from finetune.recipe import Recipe
+from finetune.train.output import opened_folder
 from finetune.train.watch import Progress
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
@@ -165,6 +167,47 @@ def test_a_folder_with_something_in_it_is_refused(tiny: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"notes\.txt, which no run has written"):
         train(tiny, tmp_path, resume=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "options", [{"data": "none.jsonl"}, {"model": "./none"}, {"targets": ("q_proj", "wq")}]
+)
+def test_a_run_that_cannot_begin_leaves_what_was_there(
+    tiny: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(GreenllmError):
+        train(tiny, tmp_path / "new" / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with pytest.raises(GreenllmError):
+        train(tiny, mine, **options)
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize(
+    ("report", "advice"),
+    [
+        (
+            None,
+            r"already: --resume goes on with an unfinished run, `greenllm adapters remove home ",
+        ),
+        ('{"status": "completed"}', r"already: `greenllm adapters remove home --data-dir .*` del"),
+    ],
+)
+def test_a_name_in_use_is_refused_with_what_frees_it(
+    tiny: Path, tmp_path: Path, report: str | None, advice: str
+) -> None:
+    recipe = Recipe(model=str(tiny), data="example", name="home", data_dir=tmp_path)
+    recipe.folder.mkdir(parents=True)
+    (recipe.folder / "README.md").touch()
+    if report is not None:
+        (recipe.folder / "green_report.json").write_text(report)
+    with pytest.raises(ConfigError, match=advice) as refused, opened_folder(recipe):
+        pytest.fail("it was opened")
+    assert str(refused.value).startswith(f"--name home: {recipe.folder} holds README.md already: ")
+    assert "--output" not in str(refused.value)
+    assert (recipe.folder / "README.md").exists()
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(

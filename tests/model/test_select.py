@@ -179,6 +179,7 @@ def test_a_pass_is_remembered_for_what_was_checked(
     assert len(passed) == len(plans)
     assert all("difference" in path.read_text() for path in passed)
     assert [found.family for found in remembered(tmp_path)] == ["llama"] * len(plans)
+    assert all(found.shape.startswith("heads of ") for found in remembered(tmp_path))
     assert all(0 <= found.difference <= found.allowed for found in remembered(tmp_path))
 
     def forget(*_: Any) -> float:

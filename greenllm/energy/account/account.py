@@ -80,7 +80,7 @@ class Account:
         self._needs = frozenset(needs)
         self._bills: dict[str, Bill] = {}
         self._num_closing = 0
-        self._serving = False
+        self._serving_s = float("inf")
         ticks = meter.period_s >= _TICKING_S
         resolution_s = meter.period_s / _STRETCHES_PER_TICK if ticks else float("inf")
         self._timeline = Timeline(self.learnt.tally, resolution_s)
@@ -91,9 +91,9 @@ class Account:
         self._forget(self._last)
 
     def start_serving(self) -> None:
-        """Book everything so far as load."""
+        """Book everything so far as load, also what no counter has counted yet."""
         self._look()
-        self._serving = True
+        self._serving_s = self._tried_s
 
     def open(self, request: Request) -> None:
         """Start a bill. Energy until now belongs to whoever was there before."""
@@ -101,9 +101,19 @@ class Account:
             self._look()
         self._bills[request.request_id] = Bill(request, self._clock())
 
-    def charge(self, batch: Batch, duration_s: float, samples: Sequence[Sample] = ()) -> None:
-        """Note who took part in a step that just ran, and with how much work."""
-        self._note(duration_s, lambda tally: tally.add_step(batch, duration_s, samples))
+    def charge(
+        self,
+        batch: Batch,
+        duration_s: float,
+        samples: Sequence[Sample] = (),
+        *,
+        ago_s: float = 0.0,
+    ) -> None:
+        """Note who took part in a step that ended just now, or some time ago, with how much work.
+
+        Steps and drafts are noted in the order in which they ran.
+        """
+        self._note(duration_s, lambda tally: tally.add_step(batch, duration_s, samples), ago_s)
 
     def charge_draft(
         self,
@@ -115,9 +125,11 @@ class Account:
         """Note what drafting took; see `WindowTally.add_draft`."""
         self._note(duration_s, lambda tally: tally.add_draft(chunks, passes, shape, duration_s))
 
-    def _note(self, duration_s: float, note: Callable[[WindowTally], None]) -> None:
-        now_s = self._clock()
-        self._timeline.add(now_s - duration_s, now_s, note)
+    def _note(
+        self, duration_s: float, note: Callable[[WindowTally], None], ago_s: float = 0.0
+    ) -> None:
+        end_s = self._clock() - ago_s
+        self._timeline.add(end_s - duration_s, end_s, note)
 
     def rehearse(self, batch: Batch, run: Callable[[Batch], object]) -> bool:
         """Run a made-up batch before serving: its joules are load, and the fit learns from it.
@@ -138,6 +150,8 @@ class Account:
         run_s = max(self._clock() - began_s, 1e-9)
         self._look()
         for domain, counter in before.items():
+            if domain not in self._last.joules:
+                continue  # it was lost meanwhile
             window = counter.advance(self._last, self.learnt.idle_w(domain))
             if window is not None:
                 # The counter's last tick need not be the end of the last run.
@@ -149,6 +163,9 @@ class Account:
         """Learn idle power before serving, where the meter does not know it beforehand."""
         if self.learnt.idle.watts or not self._last.joules:
             return
+        # A counter's last tick may be from before: so far it has counted something else.
+        if (late_s := self.meter.period_s + self.meter.lag_s) > 0:
+            wait(late_s)
         self._look()
         before = [replace(counter) for counter in self._counters.values()]
         wait(max(_REST_S, _REHEARSED_PERIODS * self.meter.period_s))
@@ -201,15 +218,22 @@ class Account:
     def if_lost(self) -> tuple[list[Receipt], Totals]:
         """What to book should this process die now: every open bill as lost, and totals with them.
 
+        What is on no final receipt stays open.
+
         As of the last reading, which is made now unless one has just been made: what is used from
         then on would be on nobody's bill.
         """
         now_s = self._clock()
         if now_s - self._tried_s >= max(_SHORTEST_LOOK_S, self.meter.period_s):
             self._look()
-        receipts = [bill.if_lost(self.meter, now_s) for bill in self._bills.values()]
-        totals = replace(self.totals, open_j=0.0)
-        totals.requests_j += self.totals.open_j
+        uncounted = self._timeline.owners
+        receipts = [
+            bill.if_lost(self.meter, now_s, has_worked=request_id in uncounted)
+            for request_id, bill in self._bills.items()
+        ]
+        totals = replace(self.totals)
+        lost_j = sum(one.total_j or 0.0 for one in receipts if one.status == "final")
+        totals.requests_j, totals.open_j = totals.requests_j + lost_j, totals.open_j - lost_j
         return receipts, totals
 
     def _ready(self, wait_s: float) -> list[Receipt]:
@@ -232,8 +256,12 @@ class Account:
 
     def _finalise(self, bill: Bill) -> Receipt:
         self._remove(bill)
-        self.totals.requests_j += bill.total_j
-        return bill.final(self.meter)
+        receipt = bill.final(self.meter)
+        if receipt.status == "final":
+            self.totals.requests_j += bill.total_j
+        else:
+            self.totals.unattributed_j += bill.total_j
+        return receipt
 
     def _write_off(self, bill: Bill) -> None:
         """Close a bill whose joules will never be known; what was metered of it is nobody's."""
@@ -252,6 +280,8 @@ class Account:
         active_j: dict[Phase, float] = {}
         idle_j, pending = 0.0, Work()
         for domain in self.learnt.power:
+            if domain not in self._last.joules:
+                continue  # it is lost, and nothing is known of it
             counter = self._counters[domain]
             works = [(k[1], w) for k, w in self._uncounted(counter.as_of_s) if k[0] == own]
             pending = max(pending, total_work(w for _, w in works), key=lambda w: w.residence_s)
@@ -301,10 +331,15 @@ class Account:
         if window is None:
             return
         self._doubt(domain, before.reading, reading)
-        is_gap = counter.is_gap or domain in reading.gaps
-        counter.is_gap = False
+        is_gap = counter.is_gap or domain in reading.gaps - reading.held
+        was_lost, counter.is_gap, counter.was_lost = counter.was_lost, False, False
         self.totals.meter_j += window.energy_j
         works = self._timeline.between(window.start_s, window.end_s)
+        if was_lost and not is_gap:
+            for (owner, _), _ in works:
+                self._bills[owner].miss({domain}, self._needs)
+            self.totals.unattributed_j += window.energy_j
+            return
         if is_gap or (works and reading.paused_s > before.reading.paused_s):
             self._give_up(works)
             self.totals.unattributed_j += window.energy_j
@@ -335,7 +370,7 @@ class Account:
             self._bills[owner].count(work)
             self._bills[owner].miss(missing, self._needs)
             for domain in missing & self._counters.keys():
-                self._counters[domain].is_gap = True
+                self._counters[domain].was_lost = True
         self._timeline.seal(max(live, default=float("-inf")))
 
     def _give_up_waiting(self) -> None:
@@ -362,7 +397,7 @@ class Account:
 
     def _book_idle(self, before: DomainCounter, now: Reading, window: DomainWindow) -> None:
         own_j = window.idle_j + window.active_j
-        if not self._serving:
+        if before.as_of_s < self._serving_s:
             self.totals.load_j += own_j
             return
         self.totals.idle_j += own_j

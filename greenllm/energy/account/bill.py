@@ -175,12 +175,17 @@ class Bill:
         """The receipt once every window with its work is closed."""
         return self._priced(self._closing(), meter)
 
-    def if_lost(self, meter: Meter, now_s: float) -> Receipt:
-        """The receipt should its server be gone from now on: what has been metered is wasted."""
+    def if_lost(self, meter: Meter, now_s: float, *, has_worked: bool) -> Receipt:
+        """The receipt should its server be gone from now on: what has been metered is wasted.
+
+        Its joules are unknown where some will never be, or where it `has_worked` and none were yet.
+        """
         duration_s = now_s - self.opened_s
         closing = self.closing or self._unpriced(meter, "lost", TokenCounts(), duration_s)
         if not self.sent_provisional:  # else its client has had the answer
             closing = replace(closing, outcome="lost")
+        if self.lost or (has_worked and not self.domains_j):
+            return replace(closing, measured=False)
         return self._priced(closing, meter)
 
     def _priced(self, closing: Receipt, meter: Meter) -> Receipt:

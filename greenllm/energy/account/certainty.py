@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from greenllm.energy.account.window import DomainWindow
 
 Z90 = 1.645
-_SPLIT_IN_ALL, _SPLIT_IN_ONE = 0.95, 1.65
-_POWER = 1.75
+_SPLIT_IN_ALL, _SPLIT_IN_ONE = 0.88, 1.5
+_POWER = 1.4
 _TICK, _EDGE = 0.7, 0.6
 # Active joules that strangers may cause through shared caches, clocks and cores, for each joule.
 CONTENTION = 0.5

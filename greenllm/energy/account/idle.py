@@ -35,9 +35,12 @@ class IdlePower:
         self.know(known_w)
 
     def know(self, watts: Mapping[str, float] | None) -> None:
-        """Take what the meter knows by now; None is nothing."""
-        if watts is not None:
-            self._fixed, self.watts = True, dict(watts)
+        """Take what the meter knows by now; None is nothing, and then the floor is learnt (again).
+
+        What was learnt of a domain that the meter does not name stays, for it may come back.
+        """
+        self._fixed = watts is not None
+        self.watts |= watts or {}
 
     def error_w(self, domain: str) -> float:
         """By how many watts a floor that was learnt may be off, one standard deviation.

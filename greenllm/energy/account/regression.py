@@ -56,7 +56,7 @@ class OnlineFit:
     def observe(self, features: Sequence[float], value: float) -> None:
         """Learn that features had a value; what is not positive teaches nothing."""
         predicted = self.predict(features)
-        if value <= 0 or predicted <= 0:
+        if value <= 0 or not any(features):
             return
         if self.num_observations == 0:
             ratio = value / predicted

@@ -156,7 +156,8 @@ def take_apart(before: Reading, now: Reading, idle_w: Mapping[str, float]) -> Wi
 class DomainCounter:
     """The last tick of a domain, and the reading that showed it.
 
-    `is_gap` says that nobody will know who used what it counts until its next tick.
+    `is_gap` says that nobody will know who used what it counts until its next tick; `was_lost`,
+    that this is because it was lost while others told what was used.
     """
 
     domain: str
@@ -164,6 +165,7 @@ class DomainCounter:
     as_of_s: float
     reading: Reading
     is_gap: bool = False
+    was_lost: bool = False
 
     @classmethod
     def begin(cls, domain: str, reading: Reading) -> DomainCounter:

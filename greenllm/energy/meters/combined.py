@@ -153,7 +153,7 @@ class CombinedMeter:
                 continue
             if reading is not None:
                 readings.append(reading)
-                self._gaps |= reading.gaps
+                self._gaps |= reading.gaps - reading.held
         if failure is not None:
             raise failure
         gaps, self._gaps = self._gaps, frozenset()
@@ -164,6 +164,7 @@ class CombinedMeter:
         joules: dict[str, float] = {}
         as_of_s: dict[str, float] = {}
         num_faults: dict[str, int] = {}
+        held = frozenset[str]().union(*(reading.held for reading in readings)) - gaps
         for reading in readings:
             lost |= reading.lost
             num_faults |= reading.num_faults
@@ -178,7 +179,8 @@ class CombinedMeter:
             joules={domain: value for domain, value in joules.items() if domain not in lost},
             as_of_s=as_of_s,
             num_faults=num_faults,
-            gaps=gaps,
+            gaps=gaps | held,
+            held=held,
             lost=lost,
             paused_s=timed.paused_s + self._paused_s(),
         )

@@ -182,7 +182,7 @@ class FileCounterMeter(TrackedMeter):
             SensorError: there are none, or one of them cannot be read.
         """
         if not counters:
-            raise SensorError(f"{method}: no counters found")
+            raise SensorError(f"no {method.rpartition(':')[2]} counters found")
         self.method = method
         self.period_s = period_s
         super().__init__(

@@ -49,6 +49,8 @@ class Reading:
             without faults is not named.
         gaps: Domains whose joules since the last reading are held back, as the counter says what no
             hardware can do, or lack some: it was reset, or nobody looked at a power for long.
+        held: Those of the gaps whose joules here are true all the same, as only what comes after
+            them is held back.
         lost: Domains that are missing from `joules` although they are metered here, and why.
         paused_s: For how long this process has been stopped or suspended so far. [s]
     """
@@ -62,6 +64,7 @@ class Reading:
     as_of_s: Mapping[str, float] = field(default_factory=dict)
     num_faults: Mapping[str, int] = field(default_factory=dict)
     gaps: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(default_factory=dict)
     paused_s: float = 0.0
 
@@ -198,8 +201,8 @@ def _record(line: str) -> Reading | None:
         return None
     reading = Reading(**data)
     joules = {str(domain): float(value) for domain, value in reading.joules.items()}
-    gaps = frozenset(reading.gaps)
-    return replace(reading, at_s=float(reading.at_s), joules=joules, gaps=gaps)
+    gaps, held = frozenset(reading.gaps), frozenset(reading.held)
+    return replace(reading, at_s=float(reading.at_s), joules=joules, gaps=gaps, held=held)
 
 
 def _require_rising(records: list[Reading]) -> None:

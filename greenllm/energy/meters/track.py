@@ -214,10 +214,15 @@ class Tracks:
             self.as_of_s = sum(track.as_of_s for track in self._tracks) / len(moves)
         return now_s
 
-    def take_gap(self) -> bool:
-        """Whether joules are held back now, or were lost since this was last asked."""
+    def take_loss(self) -> bool:
+        """Whether joules were lost since this was last asked."""
         has_lost, self._has_lost = self._has_lost, False
-        return has_lost or any(track.is_at_fault for track in self._tracks)
+        return has_lost
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether joules are held back now, as a counter says what cannot be true."""
+        return any(track.is_at_fault for track in self._tracks)
 
     @property
     def num_faults(self) -> int:

@@ -87,11 +87,13 @@ class TrackedMeter:
             still_s = max(_STILL_S, _STILL_PERIODS * self.period_s)
             if names := self._tracks.still_since(now_s - still_s):
                 raise StillError(names, still_s)
-            gaps = frozenset({self._domain} if self._tracks.take_gap() else ())
+            has_lost, holds_back = self._tracks.take_loss(), self._tracks.holds_back
+            gaps = frozenset({self._domain} if has_lost or holds_back else ())
+            held = frozenset() if has_lost else gaps
             joules = {self._domain: self._tracks.joules}
             as_of_s = self._as_of_s(now_s)
             faults = {self._domain: count} if (count := self._tracks.num_faults) else {}
-        reading = Reading(now_s, joules, as_of_s=as_of_s, num_faults=faults, gaps=gaps)
+        reading = Reading(now_s, joules, as_of_s=as_of_s, num_faults=faults, gaps=gaps, held=held)
         if self._cpu is None:
             return reading
         times = self._cpu.read()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -25,6 +28,8 @@ from evals.studies.peers.measure import Plan, medians, take_turn
 from evals.studies.peers.report import page, plot
 from evals.studies.peers.words import VOCABULARY, merges, text_of, vocabulary, word_at, words
 from greenllm.core import GreenllmError
+from greenllm.model.files import check_folder
+from greenllm.model.options import BUNDLED_PATH
 
 PLAN = Plan((1, 8), 8, 64, 128, 512, 4, 2, (0, 1), 60.0)
 
@@ -119,6 +124,20 @@ def test_a_gguf_file_has_the_checkpoints_weights(tmp_path: Path) -> None:
     assert len(found) == len(weights)
     assert reader.fields["tokenizer.ggml.tokens"].contents() == vocabulary()
     assert reader.fields["llama.attention.head_count_kv"].contents() == 1
+
+
+def test_a_gguf_file_is_converted_as_the_page_says(tmp_path: Path) -> None:
+    """The page on models has the code; what comes out is the model that the file was made of."""
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    code = page.partition("GGUF files")[2].partition("```python\n")[2].partition("```")[0]
+    write_gguf(BUNDLED_PATH, tmp_path / "model.gguf")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    check_folder(str(tmp_path / "my-model"), allow_pickle=False)
+    weights = load_file(BUNDLED_PATH / "model.safetensors")
+    found = load_file(tmp_path / "my-model" / "model.safetensors")
+    for name, tensor in found.items():
+        assert torch.allclose(tensor, weights[name].float(), rtol=1e-2)
+    assert set(weights) - set(found) <= {"lm_head.weight"}
 
 
 def test_a_page_says_what_ran_and_what_did_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from greenllm.energy.ledger import Ledger
 from greenllm.energy.meters.choose import Rung, choose_meter
 from greenllm.energy.meters.limits import CpuShare
 from greenllm.energy.meters.protocol import Reading, ReplayMeter
+from greenllm.energy.meters.registry import Domain
 from greenllm.energy.meters.scope import Scope
+from greenllm.figures import print_table
 from greenllm.runner.openvino.machine import TESTED
 from greenllm.runner.passes import Passed, remember
 
 RAPL = ReplayMeter([Reading(0.0)], method="measured:rapl", period_s=0.001)
 MODEL = ReplayMeter([Reading(0.0)], method="modelled:x", measured=False, uncertainty=0.4)
 BROKEN = Rung("rapl", None, "energy_uj: permission denied; see greenllm doctor")
-ABSENT = Rung("rapl", None, "measured:rapl: no counters found")
+ABSENT = Rung("rapl", None, "no rapl counters found")
 MODELLED = Rung("modelled", MODEL, "works")
 
 
@@ -39,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, data_dir: Path, *arguments: str) -> str
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     output = run(monkeypatch, tmp_path)
-    assert "yes, chosen" in output
+    assert "chosen" in output
     assert "W per vCPU" in output
     assert "torch 2." in output
     assert f"openvino {version('openvino')}" in output
@@ -84,6 +87,23 @@ def test_an_openvino_that_is_broken_or_untested_is_said(monkeypatch: pytest.Monk
     assert failure == "OpenVINO does not work: libopenvino.so: cannot open"
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_meters_fit_a_terminal(width: int) -> None:
+    method = "modelled:vcpu-specpower"
+    model = ReplayMeter([Reading(0.0)], method=method, measured=False, uncertainty=0.4)
+    nvml = Rung("nvml-power", None, "nvml: NVML Shared Library Not Found")
+    ladders: dict[Domain, list[Rung]] = {
+        "gpu": [nvml],
+        "cpu": [ABSENT, Rung("modelled", model, "works")],
+    }
+    console = Console(width=width, markup=False, highlight=False)
+    with console.capture() as capture:
+        print_table(console, "Meters", doctor.rung_table(ladders))
+    rows = [line.split() for line in capture.get().splitlines()]
+    assert ["cpu", "modelled", "chosen", "0", "ms", "40%", method] in rows
+    assert sum(row[:1] == ["domain"] for row in rows) == 1
+
+
 def test_self_checks_that_passed_are_listed(tmp_path: Path) -> None:
     remember(tmp_path, "a", Passed("llama", "int8 weights, bfloat16", "2026.4.1", 0.012, 0.09))
     (tmp_path / "selfcheck" / "older.json").write_text('{"difference": 0.1}')
@@ -93,6 +113,19 @@ def test_self_checks_that_passed_are_listed(tmp_path: Path) -> None:
     assert line.strip() == (
         "llama, int8 weights, bfloat16: 0.012 of the logits apart (allowed 0.09), OpenVINO 2026.4.1"
     )
+
+
+def test_self_checks_say_what_they_differ_in_and_no_line_comes_twice(tmp_path: Path) -> None:
+    check = Passed("llama", "int8 weights", "2026.4.1", 0.01, 0.09, "heads of 64")
+    narrow, worse = replace(check, shape="heads of 32"), replace(check, difference=0.03)
+    for i, passed in enumerate([check, narrow, worse, replace(check, difference=0.02)]):
+        remember(tmp_path, str(i), passed)
+    _, *lines = doctor.selfcheck_lines(tmp_path)
+    figures = "of the logits apart (allowed 0.09), OpenVINO 2026.4.1"
+    assert [line.strip() for line in lines] == [
+        f"llama, heads of 32, int8 weights: 0.01 {figures}",
+        f"llama, heads of 64, int8 weights: 0.03 {figures}; the worst of 3 alike",
+    ]
 
 
 def test_only_the_model_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

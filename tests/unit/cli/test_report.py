@@ -88,10 +88,10 @@ def age(folder: Path, session_id: str, seconds: float) -> None:
     db.close()
 
 
-def run(data_dir: Path, *arguments: object) -> str:
-    """Output of a report that succeeds."""
+def run(data_dir: Path, *arguments: object, width: int = 160) -> str:
+    """Output of a report that succeeds, on a terminal of that width."""
     words = ["report", "--data-dir", str(data_dir), *map(str, arguments)]
-    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, words, catch_exceptions=False)
+    result = CliRunner(env={"COLUMNS": str(width)}).invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
@@ -117,13 +117,25 @@ def failure(
 
 def test_groups_and_their_sum(data_dir: Path) -> None:
     output = run(data_dir)
-    assert row(output, "small") == ["small", "2", "20", "40", "8", "12", "0.3", "1.5", "0"]
-    assert row(output, "large") == ["large", "1", "10", "20", "10", "12", "0.6", "0.75", "0"]
-    assert row(output, "all") == ["all", "4", "37", "60", "18", "24", "0.4", "2.25", "1"]
+    assert row(output, "small") == ["small", "2", "0", "20", "40", "8", "12", "0.3", "1.5", "0"]
+    assert row(output, "large") == ["large", "1", "0", "10", "20", "10", "12", "0.6", "0.75", "0"]
+    assert row(output, "all") == ["all", "4", "1", "37", "60", "18", "24", "0.4", "2.25", "1"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_models_and_sessions_are_readable_on_narrow_terminals(data_dir: Path, width: int) -> None:
+    output = run(data_dir, width=width)
+    rows = [line.split() for line in output.splitlines()]
+    assert all(["s-closed", "large"].count(name) <= 1 for (name, *_) in filter(None, rows))
+    for name, cells in {"large": {"10", "12", "0.6", "0.75"}, "s-closed": {"40", "24"}}.items():
+        assert cells <= {cell for row in rows if row[:1] == [name] for cell in row}
+    parts = [row[0] for row in rows if row[1:2] == ["requests"] or row[:1] == ["session"]]
+    assert parts.count("model") == 1
+    assert parts.count("session") == (1 if width > 120 else 2)
 
 
 def test_unknown_is_a_dash_and_not_zero(data_dir: Path) -> None:
-    assert row(run(data_dir), "refused") == ["refused", "1", "7", "0", "—", "—", "—", "—", "1"]
+    assert row(run(data_dir), "refused") == ["refused", "1", "1", "7", "0", "—", "—", "—", "—", "1"]
 
 
 def test_a_group_without_a_name_is_a_dash(data_dir: Path) -> None:
@@ -135,7 +147,7 @@ def test_a_group_without_a_name_is_a_dash(data_dir: Path) -> None:
 def test_tokens_nobody_metered_do_not_make_joules_per_token_small(tmp_path: Path) -> None:
     unmetered = replace(REFUSED, model="small", completion_tokens=1000)
     write(tmp_path, [METERED, unmetered])
-    assert row(run(tmp_path), "small")[6] == "0.3"
+    assert row(run(tmp_path), "small")[7] == "0.3"
 
 
 def test_guesses_have_a_table_where_there_were_any(tmp_path: Path, data_dir: Path) -> None:
@@ -253,7 +265,7 @@ def test_an_empty_ledger(tmp_path: Path) -> None:
     write(tmp_path, [])
     plot = tmp_path / "plot.png"
     output = run(tmp_path, "--plot", plot)
-    assert row(output, "all") == ["all", "0", "0", "0", "—", "—", "—", "—", "0"]
+    assert row(output, "all") == ["all", "0", "0", "0", "0", "—", "—", "—", "—", "0"]
     assert plot.exists()
 
 

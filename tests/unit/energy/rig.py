@@ -35,6 +35,7 @@ class HandMeter:
         self.train_cpu_s = 0.0
         self.failing = False
         self.gaps: frozenset[str] = frozenset()
+        self.held: frozenset[str] = frozenset()
         self.num_faults: Mapping[str, int] = {}
         self.lost: Mapping[str, str] = {}
         self.paused_s = 0.0
@@ -58,6 +59,7 @@ class HandMeter:
             self.train_cpu_s,
             as_of_s={} if self.ticked_s is None else dict.fromkeys(joules, self.ticked_s),
             gaps=self.gaps,
+            held=self.held,
             num_faults=self.num_faults,
             lost=self.lost,
             paused_s=self.paused_s,

@@ -358,6 +358,24 @@ def test_totals_that_wait_do_not_pile_up(waiting: Ledger, held: Callable[[], Non
     held()
 
 
+def test_totals_of_several_sessions_do_not_pile_up_either(
+    waiting: Ledger, held: Callable[[], None]
+) -> None:
+    """As those of replicas, which come in turns."""
+    waiting.record("s", [make_receipt("a")])
+    for joules in range(1000):
+        for session_id in ("s", "t", "u"):
+            waiting.record(session_id, [], Totals(idle_j=float(joules)))
+    assert waiting._writer is not None
+    assert len(waiting._writer._waiting) <= 4
+    held()
+    for session_id in ("s", "t", "u"):
+        waiting.open_session(session_id, method="x", measured=True, is_own=False)
+        waiting.record(session_id, [], Totals(idle_j=1000.0))
+    assert [one.totals.idle_j for one in waiting.sessions()] == [1000.0] * 3
+    assert ids(waiting) == ["a"]
+
+
 def test_a_row_that_is_refused_blocks_no_others(
     ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -787,3 +805,28 @@ def test_of_two_statuses_the_one_that_was_sent_last_stays_and_the_joules_do_too(
     ledger.record("s", [answered])
     ledger.record("s", [replace(answered, http_status=500, active_j=99.0)])
     assert ledger.receipt("a") == replace(answered, http_status=500)
+
+
+def test_lost_joules_that_nobody_knows_are_on_no_sum(ledger: Ledger) -> None:
+    """A note without joules makes a row without any, and leaves one with a prediction alone."""
+    unknown = replace(LOST, status="provisional", measured=False, active_j=None, idle_j=None)
+    early = make_receipt("early", status="provisional", active_j=3.0)
+    totals = Totals(meter_j=5.0, open_j=5.0)
+    noted = [unknown, replace(unknown, request_id="early")]
+    ledger.record("s", [early], totals, if_lost=noted)
+    assert ledger.close_lost("s") == ["lost"]
+    assert ledger.receipt("lost") == unknown
+    assert ledger.receipt("early") == early
+    assert ledger.sessions()[0].totals == totals
+
+
+def test_a_session_is_not_closed_before_its_rows_are_written(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Totals that are written later would open it again, and nobody would close it."""
+    ledger.record("s", [], Totals(meter_j=5.0, open_j=5.0), if_lost=[LOST])
+    monkeypatch.setattr(writer.LedgerWriter, "flush", lambda *_: False)
+    with pytest.raises(LedgerError, match="rows wait"):
+        ledger.close_lost("s")
+    monkeypatch.undo()
+    assert ledger.close_lost("s") == ["lost"]

@@ -81,6 +81,45 @@ def test_without_a_network_what_was_downloaded_is_used(
     assert constants.HF_HUB_OFFLINE  # nothing else waits for it
 
 
+def test_a_hub_id_of_gguf_files_says_so(hub: Answer) -> None:
+    hub(RemoteEntryNotFoundError("no", response=Mock()))
+    with pytest.raises(LoadError, match=r"has no config\.json: GGUF files are not read"):
+        check_folder("owner/name-GGUF", allow_pickle=False)
+
+
+@pytest.mark.parametrize("name", ["", "model.gguf", "MODEL.GGUF"])
+@pytest.mark.parametrize("has_config", [False, True])
+def test_gguf_files_are_refused_with_what_to_do(
+    hub: Answer, tmp_path: Path, name: str, has_config: bool
+) -> None:
+    (tmp_path / "model.gguf").touch()
+    if has_config:
+        (tmp_path / "config.json").write_text("{}")
+    asked = hub()
+    with pytest.raises(LoadError, match="GGUF files are not read; take the checkpoint"):
+        check_folder(str(tmp_path / name), allow_pickle=True)
+    assert not asked.called
+
+
+def test_gguf_files_beside_a_checkpoint_do_no_harm(tmp_path: Path) -> None:
+    for name in ("model.gguf", "model.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text("{}")
+    check_folder(str(tmp_path), allow_pickle=False)
+
+
+def test_a_file_below_a_folder_is_no_hub_id(
+    hub: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "weights").touch()
+    asked = hub()
+    with pytest.raises(LoadError, match="no folder models/weights"):
+        check_folder("models/weights", allow_pickle=False)
+    assert not asked.called
+
+
 def test_folders_are_not_asked_for(hub: Answer, tmp_path: Path) -> None:
     asked = hub()
     (tmp_path / "config.json").write_text("{}")

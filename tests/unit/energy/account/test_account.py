@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from greenllm.core import AdapterRef, Request, SamplingParams
+from greenllm.core import AdapterRef, DraftPass, Request, SamplingParams
 from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.account.idle import IdlePower
@@ -681,3 +681,169 @@ def test_with_a_failing_sensor_what_would_be_lost_is_as_of_the_last_reading() ->
     ((receipt,), totals) = rig.account.if_lost()
     assert receipt.total_j == pytest.approx(8.0)
     assert (totals.meter_j, totals.requests_j) == (pytest.approx(8.0), pytest.approx(8.0))
+
+
+def test_a_domain_that_is_lost_in_a_rehearsal_does_not_end_it() -> None:
+    rig = make_rig(domains=("cpu", "gpu"), serving=False)
+    rig.open("a")
+
+    def run(_: object) -> None:
+        rig.spend(0.5, cpu=9.0)
+        rig.meter.lost = {"gpu": "it fails"}
+
+    assert rig.account.rehearse(rig.batch(("a", 0, 4)), run)
+    assert rig.account.learnt.fit("cpu").num_windows == 1
+    assert rig.account.learnt.fit("gpu").num_windows == 0
+
+
+def test_what_a_failing_sensor_had_counted_before_serving_is_load() -> None:
+    rig = make_rig(serving=False)
+    rig.meter.idle_w, rig.account.learnt.idle = None, IdlePower(None)
+    rig.spend(20.0, cpu=4000.0)
+    rig.meter.failing = True
+    rig.account.start_serving()
+    rig.meter.failing = False
+    rig.spend(1.0, cpu=20.0)
+    rig.drain()
+    assert rig.totals.load_j == pytest.approx(4020.0)
+    rig.spend(1.0, cpu=20.0)
+    rig.drain()
+    assert rig.totals.idle_j == pytest.approx(20.0)
+    assert rig.account.learnt.idle.watts == {"cpu": pytest.approx(20.0)}
+
+
+def test_rest_does_not_take_the_end_of_loading_for_idle_power() -> None:
+    """A counter of 100 ms has ticked last while the model was loaded."""
+    rig = make_rig(serving=False, period_s=0.1)
+    rig.meter.idle_w, rig.account.learnt.idle = None, IdlePower(None)
+    rig.tick()
+    rig.spend(0.09, cpu=27.0)
+
+    def wait(seconds: float) -> None:
+        for _ in range(round(seconds / 0.01)):
+            rig.spend(0.01, cpu=0.7)
+            if round((rig.meter.now_s - 1000.0) / 0.01) % 10 == 0:
+                rig.tick()
+
+    rig.account.rest(wait)
+    assert rig.account.learnt.idle.watts == {"cpu": pytest.approx(70.0)}
+
+
+def test_a_provisional_receipt_predicts_nothing_of_a_lost_domain() -> None:
+    rig = make_rig(domains=("cpu", "gpu"))
+    rig.open("a", "b")
+    for at in range(10):
+        rig.step(("a", 4 + at, 1), seconds=0.2, cpu=2.0, gpu=60.0)
+    rig.meter.lost = {"gpu": "it fails"}
+    rig.drain()
+    rig.meter.failing = True
+    rig.step(("b", 4, 1), seconds=0.2, cpu=2.0)
+    rig.finish("b")
+    rig.spend(0.2)
+    (receipt,) = rig.settle()
+    assert (receipt.status, receipt.total_j) == ("provisional", pytest.approx(2.0))
+
+
+def test_joules_that_an_unmetered_receipt_does_not_tell_are_nobodys() -> None:
+    """Those of requests are the sum of the final receipts, and of nothing else."""
+    rig = make_rig(needs=("gpu",))
+    rig.meter.lost = {"gpu": "no driver"}
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, cpu=30.0)
+    rig.finish("a")
+    rig.drain()
+    assert (rig.finals["a"].status, rig.finals["a"].total_j) == ("unmetered", None)
+    assert (rig.totals.requests_j, rig.totals.unattributed_j) == (0.0, pytest.approx(30.0))
+
+
+def test_what_no_counter_has_counted_is_unknown_when_it_is_lost_and_not_zero() -> None:
+    rig = make_rig(period_s=1.0)
+    rig.tick()
+    rig.open("a", "waits")
+    rig.step(("a", 0, 4), seconds=0.3, cpu=30.0)
+    receipts, _ = rig.account.if_lost()
+    assert [(one.status, one.measured, one.total_j) for one in receipts] == [
+        ("provisional", False, None),
+        ("final", True, 0.0),
+    ]
+
+
+def test_what_was_given_up_is_not_final_when_it_is_lost() -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=0.3, cpu=30.0)
+    rig.meter.failing = True
+    for _ in range(210):
+        rig.step(("a", 4, 1), seconds=0.3, cpu=30.0)
+    (receipt,), totals = rig.account.if_lost()
+    assert (receipt.status, receipt.measured, receipt.total_j) == ("provisional", False, None)
+    assert (totals.requests_j, totals.open_j) == (0.0, pytest.approx(30.0))
+
+
+def test_joules_before_a_glitch_are_on_the_bill_and_doubtful() -> None:
+    rig = make_rig()
+    rig.open("a")
+    rig.meter.gaps = rig.meter.held = frozenset({"cpu"})
+    rig.meter.num_faults = {"cpu": 1}
+    rig.step(("a", 0, 4), seconds=1.1, cpu=10.0)
+    rig.meter.gaps = rig.meter.held = frozenset()
+    rig.finish("a")
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert (receipt.total_j, receipt.attribution) == (pytest.approx(10.0), "degraded")
+    assert rig.totals.unattributed_j == 0
+
+
+def test_a_domain_that_was_lost_for_a_moment_does_not_take_the_rest_of_the_bill_along() -> None:
+    rig = make_rig(domains=("cpu", "dram"))
+    rig.open("a")
+    for at in range(10):
+        rig.meter.lost = {"dram": "it fails"} if at == 5 else {}
+        rig.step(("a", 4 + at, 1), seconds=1.0, cpu=30.0, dram=3.0)
+    rig.finish("a")
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert (receipt.status, receipt.attribution) == ("final", "degraded")
+    assert receipt.domains_j["cpu"] == pytest.approx(300.0)
+    assert rig.totals.unattributed_j == pytest.approx(6.0), "two seconds of memory"
+    assert rig.totals.residual < 1e-9
+
+
+def test_a_step_that_ended_before_its_drafting_has_its_own_place_in_time() -> None:
+    """The counter has ticked where the step ended: what came after it is the draft's."""
+    rig = make_rig(period_s=0.1)
+    rig.tick()
+    rig.open("a")
+    rig.spend(0.3, cpu=30.0)
+    rig.tick()
+    rig.spend(0.2, cpu=10.0)
+    batch = rig.batch(("a", 0, 4))
+    rig.account.charge(batch, 0.3, ago_s=0.2)
+    rig.account.charge_draft(batch.chunks, [DraftPass(batch.chunks, 2)], SHAPE, 0.2)
+    rig.settle()
+    rig.finish("a")
+    rig.tick()
+    rig.spend(0.2)
+    rig.drain()
+    receipt = rig.finals["a"]
+    assert receipt.prefill_j == pytest.approx(30.0)
+    assert receipt.draft_j == pytest.approx(10.0)
+
+
+def test_what_a_lagging_counter_counts_after_work_is_not_idle_power() -> None:
+    rig = make_rig()
+    rig.meter.idle_w, rig.account.learnt.idle = None, IdlePower(None)
+    rig.meter.lag_s = 1.0
+    rig.open("a")
+    rig.step(("a", 0, 4), seconds=1.0, cpu=100.0)
+    rig.finish("a")
+    rig.drain()
+    rig.spend(0.9, cpu=90.0)
+    rig.drain()
+    assert rig.account.learnt.idle.watts == {}
+    rig.spend(0.5, cpu=10.0)
+    rig.drain()
+    assert rig.account.learnt.idle.watts == {}, "it began within the lag"
+    rig.spend(1.0, cpu=20.0)
+    rig.drain()
+    assert rig.account.learnt.idle.watts == {"cpu": pytest.approx(20.0)}

@@ -160,9 +160,10 @@ def test_what_would_be_lost_at_any_moment_adds_up_to_the_meter(seed: int) -> Non
             # What a client has had an answer to, with a provisional receipt, is not lost.
             answer = traffic.rig.receipts.get(receipt.request_id)
             assert receipt.outcome == ("lost" if answer is None else answer.outcome)
-        billed_j = sum(receipt.total_j for receipt in finals)
-        assert totals.requests_j == pytest.approx(billed_j, rel=1e-9, abs=1e-9)
-        assert totals.open_j == 0
+        known_j = [receipt.total_j for receipt in finals if receipt.status == "final"]
+        assert totals.requests_j == pytest.approx(sum(known_j), rel=1e-9, abs=1e-9)
+        if all(receipt.status == "final" for receipt in lost):
+            assert totals.open_j == pytest.approx(0, abs=1e-9)
         assert totals.residual <= CONSERVATION_TOLERANCE
     traffic.close()
     assert traffic.rig.account.if_lost()[0] == []

@@ -213,7 +213,7 @@ def test_in_company_a_request_has_its_share_of_the_window() -> None:
 def test_an_open_bill_that_is_lost_has_what_was_metered_so_far() -> None:
     bill = _bill()
     _add(bill, "prefill", active_j=3.0, idle_j=0.5, predicted_j=3.0)
-    receipt = bill.if_lost(METER, now_s=14.0)
+    receipt = bill.if_lost(METER, now_s=14.0, has_worked=False)
     assert (receipt.status, receipt.outcome) == ("final", "lost")
     assert (receipt.active_j, receipt.idle_j, receipt.duration_s) == (3.0, 0.5, 4.0)
     assert (receipt.prompt_tokens, receipt.completion_tokens) == (3, 0)
@@ -224,7 +224,7 @@ def test_an_open_bill_that_is_lost_has_what_was_metered_so_far() -> None:
 def test_a_closed_bill_that_is_lost_keeps_its_counts_and_its_duration() -> None:
     bill = _close(_bill())
     _add(bill, "decode", active_j=2.0, idle_j=0.25, predicted_j=2.0)
-    receipt = bill.if_lost(METER, now_s=99.0)
+    receipt = bill.if_lost(METER, now_s=99.0, has_worked=False)
     assert (receipt.status, receipt.outcome, receipt.duration_s) == ("final", "lost", 2.0)
     assert (receipt.cached_tokens, receipt.completion_tokens) == (1, 4)
     assert receipt.total_j == 2.25
@@ -232,5 +232,5 @@ def test_a_closed_bill_that_is_lost_keeps_its_counts_and_its_duration() -> None:
 
 
 def test_a_bill_that_is_lost_under_an_unknown_meter_knows_no_joules() -> None:
-    receipt = _bill().if_lost(NullMeter(lambda: 0.0), now_s=12.0)
+    receipt = _bill().if_lost(NullMeter(lambda: 0.0), now_s=12.0, has_worked=False)
     assert (receipt.status, receipt.outcome, receipt.total_j) == ("unmetered", "lost", None)

@@ -64,3 +64,17 @@ def test_the_error_of_a_floor_falls_with_the_windows() -> None:
         idle.learn(1.0, {"cpu": 20.0 + number % 2})
         errors.append(idle.error_w("cpu"))
     assert errors[0] > errors[5] > errors[-1] > 0
+
+
+def test_a_domain_that_comes_back_has_the_floor_that_was_learnt() -> None:
+    """While a GPU is lost the rest may know its idle power: that says nothing of the GPU."""
+    idle = IdlePower(None)
+    idle.learn(1.0, {"cpu": 20.0, "gpu": 70.0})
+    idle.know({"cpu": 21.0})
+    idle.learn(1.0, {"cpu": 50.0})
+    assert idle.watts == {"cpu": 21.0, "gpu": 70.0}
+    idle.know(None)
+    for _ in range(30):
+        idle.learn(1.0, {"cpu": 20.0, "gpu": 60.0})
+    assert idle.watts == {"cpu": 20.0, "gpu": 60.0}
+    assert idle.error_w("gpu") > 0

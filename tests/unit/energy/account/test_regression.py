@@ -127,3 +127,15 @@ def test_a_negative_solution_is_cut_at_zero() -> None:
     assert solve_nonnegative([[2.0, 1.0], [1.0, 2.0]], [3.0, 3.0], [0.0, 0.0]) == pytest.approx(
         [1.0, 1.0]
     )
+
+
+def test_a_coefficient_that_fell_to_zero_is_learnt_again() -> None:
+    """What is predicted to be nothing and is something teaches most of all."""
+    fit = OnlineFit([1.0, 1.0], memory=0.99)
+    for _ in range(40):
+        fit.observe([0.05, 0.05], 5.0)
+        fit.observe([0.0, 0.1], 12.0)
+    assert fit.coefficients[0] == 0
+    for _ in range(500):
+        fit.observe([0.1, 0.0], 4.0)
+    assert fit.coefficients[0] == pytest.approx(40.0, rel=0.1)

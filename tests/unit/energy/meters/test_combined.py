@@ -31,6 +31,7 @@ class Steady:
         self.uncertainty = uncertainty
         self.error: SensorError | None = None
         self.gaps: frozenset[str] = frozenset()
+        self.held: frozenset[str] = frozenset()
         self._domain = domain
         self._clock = clock
 
@@ -38,7 +39,8 @@ class Steady:
         if self.error is not None:
             raise self.error
         gaps, self.gaps = self.gaps, frozenset()
-        return Reading(self._clock(), {self._domain: self._clock()}, gaps=gaps)
+        joules = {self._domain: self._clock()}
+        return Reading(self._clock(), joules, gaps=gaps, held=gaps & self.held)
 
 
 class Machine:
@@ -180,6 +182,15 @@ def test_a_single_meter_is_lost_in_the_same_way() -> None:
     assert meter.read().lost == {"cpu": "replay: recorded sensor failure"}
 
 
+def test_joules_of_two_counters_are_of_the_older_moment() -> None:
+    """Two parts may count one domain."""
+    parts = [
+        ReplayMeter([Reading(1.0, {"gpu": 1.0}, as_of_s={"gpu": moment_s})])
+        for moment_s in (0.4, 0.7)
+    ]
+    assert CombinedMeter(parts).read().as_of_s == {"gpu": 0.4}
+
+
 def test_a_gap_beside_a_failing_part_is_told_later() -> None:
     machine = Machine()
     machine.gpu.gaps = frozenset({"gpu"})
@@ -188,6 +199,19 @@ def test_a_gap_beside_a_failing_part_is_told_later() -> None:
         machine.after(1.0)
     machine.cpu.error = None
     assert machine.after(1.0).gaps == {"gpu"}
+    assert machine.after(1.0).gaps == frozenset()
+
+
+def test_joules_that_are_only_held_back_are_no_gap_later() -> None:
+    machine = Machine()
+    machine.gpu.gaps = machine.gpu.held = frozenset({"gpu"})
+    reading = machine.after(1.0)
+    assert reading.gaps == reading.held == {"gpu"}
+    machine.gpu.gaps = frozenset({"gpu"})
+    machine.cpu.error = SensorError("busy")
+    with pytest.raises(SensorError):
+        machine.after(1.0)
+    machine.cpu.error = None
     assert machine.after(1.0).gaps == frozenset()
 
 

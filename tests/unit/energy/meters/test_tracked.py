@@ -66,6 +66,25 @@ def test_a_glitch_between_two_readings_is_counted_and_no_gap() -> None:
     assert not reading.gaps
 
 
+def test_a_glitch_in_a_reading_leaves_what_was_counted_before_it_true() -> None:
+    """The thread has seen the tick; the reading sees the glitch."""
+    counter = Counter()
+    meter = Meter(counter, looks=True)
+    counter.now_s, counter.joules = 1.0, 10.0
+    counter.wait_for_a_look()
+    quiet = Meter(counter)
+    counter.now_s, counter.joules = 2.0, 1e9
+    reading = meter.read()
+    assert reading.joules == {"cpu": 10.0}
+    assert reading.gaps == reading.held == {"cpu"}
+    counter.now_s = 3.0
+    assert quiet.read().held == {"cpu"}
+    counter.now_s = 4.0
+    confirmed = quiet.read()
+    assert confirmed.gaps == {"cpu"}, "what was used meanwhile is not known"
+    assert confirmed.held == frozenset()
+
+
 def test_the_moment_of_the_joules_never_goes_back() -> None:
     counter = Counter()
     meter = Meter(counter)
