@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from greenllm.client import EngineClient
 from greenllm.config import ConfigError, load
-from greenllm.core import SamplingParams, Token
+from greenllm.core import InvalidRequestError, SamplingParams, Token
 from greenllm.generation import Generation, Pieces, Stream, first_text
 from greenllm.options import EngineConfig
 from greenllm.places import places_of
@@ -44,7 +44,8 @@ class LLM:
             that is None keeps its default. Of the environment only the folders are read.
 
     Raises:
-        GreenllmError: an option is wrong, or the model cannot be loaded.
+        GreenllmError: an option is wrong (the message spells it as the command line does), or the
+            model cannot be loaded.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class LLM:
         Raises:
             GreenllmError: it does not fit the model, the name is taken, or the folder is elsewhere.
         """
+        if not isinstance(folder, str | Path):
+            raise InvalidRequestError(f"folder must be a path, not {folder!r:.80}", "folder")
         return self._engine.adapters.add(name, Path(folder))
 
     def unload_adapter(self, name: str) -> None:

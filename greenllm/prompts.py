@@ -106,12 +106,18 @@ def _with_adapters(queries: list[Query], adapter: Adapters) -> list[Query]:
 
 
 def _ids(prompt: Sequence[int]) -> list[int]:
-    """Token ids of any whole-number type."""
+    """Token ids of any whole-number type, which True is none of."""
     try:
-        return [index(token_id) for token_id in prompt]
-    except TypeError as error:
-        wrong = "a prompt is a text, token ids, or messages with role and content"
-        raise InvalidRequestError(f"{wrong}: {error}", "prompt") from error
+        ids = [index(token_id) for token_id in prompt if not isinstance(token_id, bool)]
+        if len(ids) == len(prompt):
+            return ids
+    except TypeError:
+        pass
+    raise InvalidRequestError(
+        "a prompt must be a text, token ids, or messages with role and content,"
+        f" not {prompt!r:.80}",
+        "prompt",
+    )
 
 
 def _is_conversation(prompt: Prompt | Messages) -> TypeGuard[Messages]:

@@ -41,7 +41,7 @@ class UnknownAdapterError(AdapterError):
     """There is no adapter of this name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is no adapter {name!r}; the list of adapters has their names")
+        super().__init__(f"there is no adapter {name!r}; see the list of adapters")
 
 
 @dataclass(frozen=True, slots=True)

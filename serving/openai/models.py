@@ -150,7 +150,8 @@ async def unload_lora_adapter(http: HttpRequest) -> dict[str, Any]:
     try:
         await asyncio.to_thread(state.models.default.engine.adapters.remove, body.lora_name)
     except UnknownAdapterError as error:
-        raise ApiError(404, str(error), param="lora_name", code="model_not_found") from error
+        message = f"{error}: GET /v1/models"
+        raise ApiError(404, message, param="lora_name", code="model_not_found") from error
     except AdapterError as error:
         raise ApiError(400, str(error), param="lora_name") from error
     return {"id": body.lora_name, "object": "model", "deleted": True}

@@ -1,11 +1,13 @@
-"""Every parameter that is documented either reaches the engine or is refused by its name."""
+"""Every documented parameter reaches the engine and is applied, or is refused by its name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from greenllm.core import (
     Approximation,
@@ -13,8 +15,14 @@ from greenllm.core import (
     Request,
     SamplingParams,
     Speculation,
+    TokenLogprob,
 )
+from greenllm.core import Sequence as TokenSequence
 from greenllm.messages import conversation
+from greenllm.runner.sampling import Draw, SamplingPosition, sample
+from tests.fake_engine import make_engine
+from tests.fake_model import EOS, VOCABULARY, FakeRunner
+from tests.sampling_examples import REFUSED_AS, examples
 
 if TYPE_CHECKING:
     from tests.api.conftest import App
@@ -164,3 +172,45 @@ def test_the_library_takes_and_refuses_the_same_messages(server: App) -> None:
     for value, words in refused:
         with pytest.raises(InvalidRequestError, match=f"^{words}$"):
             conversation(value)
+
+
+class Drawing(FakeRunner):
+    """The fake model with logits, from which the native engine's own sampling chooses."""
+
+    def choose(self, seq: TokenSequence, context: Sequence[int]) -> int:
+        return self._draw(seq, len(context)).token_id
+
+    def logprob(self, seq: TokenSequence, token_id: int) -> TokenLogprob:
+        found = self._draw(seq, len(seq.token_ids)).logprob
+        assert found is not None
+        return found
+
+    def _draw(self, seq: TokenSequence, position: int) -> Draw:
+        generator = torch.Generator().manual_seed(position)
+        logits = 2 * torch.randn((1, VOCABULARY), generator=generator)
+        logits[:, EOS] = -10.0
+        return sample(logits, [SamplingPosition(seq)])[0]
+
+
+def answer(params: SamplingParams) -> object:
+    """Of the native engine: its tokens, or the parameter that it refuses."""
+    engine = make_engine(Drawing(32, 4))
+    asked = Request("r", ((1, 2, 3),), params, model="fake")
+    try:
+        engine.check(asked)
+    except InvalidRequestError as error:
+        return error.param
+    engine.add_request(asked)
+    tokens = []
+    while engine.has_work:
+        tokens += engine.step()
+    return tokens
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in fields(SamplingParams)])
+def test_the_native_engine_applies_each_sampling_parameter_or_refuses_it(name: str) -> None:
+    assert name in examples(EOS), f"{name} needs an example in tests/sampling_examples.py"
+    without, given = answer(examples(EOS)[name].without), answer(examples(EOS)[name].given)
+    assert without != given, f"{name} is accepted and ignored"
+    if isinstance(given, str):
+        assert given == REFUSED_AS.get(name, name)

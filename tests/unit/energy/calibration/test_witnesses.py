@@ -77,7 +77,9 @@ def test_each_tells_joules_and_seconds(capsys: pytest.CaptureFixture[str]) -> No
     ]
     carbon, zeus, rapl = hear(witnesses, lambda: worked.append(1))
     assert worked == [1]
-    assert carbon.counted == {"cpu": Counted(pytest.approx(36.0), 4.0), "dram": Counted(18.0, 4.0)}
+    assert carbon.counted["cpu"].joules == pytest.approx(36.0)
+    assert carbon.counted["cpu"].seconds == 4.0
+    assert carbon.counted["dram"] == Counted(18.0, 4.0)
     assert zeus.counted == {"gpu": Counted(40.0, 2.0), "cpu": Counted(25.0, 2.0)}
     assert rapl == Statement("rapl", "measured:rapl", {"cpu": Counted(20.0, 2.0)})
     assert capsys.readouterr().out == ""

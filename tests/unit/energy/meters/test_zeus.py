@@ -224,8 +224,8 @@ def test_they_are_tried_only_when_they_are_asked_for(
 ) -> None:
     soc = Chip(JetsonMeasurement())
     _install(monkeypatch, gpus=AMDGPUs([1000]), soc=soc)
-    scope = _scope(tmp_path, work=lambda seconds: setattr(soc, "measurement", later))
     later = JetsonMeasurement(3000.0, 15_000.0)
+    scope = _scope(tmp_path, work=lambda seconds: setattr(soc, "measurement", later))
     names = {rung.name for domain in ("gpu", "cpu") for rung in ladder(domain, scope)}
     assert not any(name.startswith("zeus") for name in names)
     meter, first = open_meter(MeterOptions(meter="zeus-soc"), scope)
