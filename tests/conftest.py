@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ settings.load_profile("suite")
 
 # Before anything loads torch: its idle threads must not spin, on machines that tests share.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# What starts the tests in the background ignores these, and so would every program they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _make_adapter(
