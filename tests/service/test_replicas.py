@@ -95,7 +95,8 @@ def at_work(server: Server) -> bool:
         notes = [json.loads(note) for (note,) in told]
         settled = {row[0] for row in db.execute("SELECT request_id FROM requests")}
     open_j: list[float] = [
-        sum(one["active_j"] for one in note if one["request_id"] not in settled) for note in notes
+        sum(one.get("active_j") or 0.0 for one in note if one["request_id"] not in settled)
+        for note in notes
     ]
     return sum(joules > 0.01 for joules in open_j) == 2
 
