@@ -28,7 +28,7 @@ from evals.engines import Bench, load_bench
 from evals.studies import study
 from evals.studies.load import CHATS, Server, chat_body, serve, story_request
 from evals.studies.ratios import Figures, medians, over
-from greenllm.core import Batch, Request, Sample
+from greenllm.core import Request
 from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.ledger import Ledger
@@ -48,14 +48,7 @@ class Unmetered(Account):
     def open(self, request: Request) -> None:
         """Ignore."""
 
-    def charge(
-        self,
-        batch: Batch,
-        duration_s: float,
-        samples: Sequence[Sample] = (),
-        *,
-        ago_s: float = 0.0,
-    ) -> None:
+    def charge(self, *given: Any, **how: Any) -> None:
         """Ignore."""
 
     def finish(
@@ -78,17 +71,10 @@ class Timed(Account):
 
     spent_s = 0.0
 
-    def charge(
-        self,
-        batch: Batch,
-        duration_s: float,
-        samples: Sequence[Sample] = (),
-        *,
-        ago_s: float = 0.0,
-    ) -> None:
+    def charge(self, *given: Any, **how: Any) -> None:
         """Charge, timed."""
         started_s = time.perf_counter()
-        super().charge(batch, duration_s, samples, ago_s=ago_s)
+        super().charge(*given, **how)
         self.spent_s += time.perf_counter() - started_s
 
 

@@ -12,7 +12,7 @@ closed and another begun; steps within one are added up.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from greenllm.energy.account.attribution import Work
@@ -87,22 +87,25 @@ class Timeline:
     def between(self, start_s: float, end_s: float) -> list[tuple[Key, Work]]:
         """All work after one moment and up to another, by request and phase."""
         found: dict[Key, Work] = {}
-        for stretch in self._stretches:
-            part = stretch.part_in(start_s, end_s)
-            if part > 0:
-                for key, work in stretch.tally.works():
-                    scaled = work if part == 1 else work.scaled(part)
-                    found[key] = found[key] + scaled if key in found else scaled
+        for tally, part in self._parts(start_s, end_s):
+            for key, work in tally.works():
+                scaled = work if part == 1 else work.scaled(part)
+                found[key] = found[key] + scaled if key in found else scaled
         return list(found.items())
 
     def busy_s(self, start_s: float, end_s: float) -> list[float]:
         """For how long steps of each width ran after one moment and up to another."""
         total = [0.0] * WIDTHS
+        for tally, part in self._parts(start_s, end_s):
+            total = [a + part * b for a, b in zip(total, tally.busy_s, strict=True)]
+        return total
+
+    def _parts(self, start_s: float, end_s: float) -> Iterator[tuple[WindowTally, float]]:
+        """What lies between two moments, and which fraction of it."""
         for stretch in self._stretches:
             part = stretch.part_in(start_s, end_s)
             if part > 0:
-                total = [a + part * b for a, b in zip(total, stretch.tally.busy_s, strict=True)]
-        return total
+                yield stretch.tally, part
 
     def forget(self, until_s: float) -> list[tuple[Key, Work]]:
         """Drop and return what ended by a moment: every counter has counted it."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from greenllm.energy.meters.protocol import Reading
+from greenllm.energy.meters.protocol import Reading, cpu_between
 
 GPU = "gpu"
 
@@ -101,14 +101,11 @@ def _part_of_floor(before: Reading, now: Reading) -> float:
 
 def cpu_shares(before: Reading, now: Reading) -> CpuShares:
     """Shares of others and of training in the CPU time in between; none where it is not told."""
-    if None in (before.own_cpu_s, now.own_cpu_s, before.machine_cpu_s, now.machine_cpu_s):
+    cpu = cpu_between(before, now)
+    if cpu is None or cpu.machine_s <= 0:
         return CpuShares()
-    own_s = (now.own_cpu_s or 0.0) - (before.own_cpu_s or 0.0)
-    machine_s = (now.machine_cpu_s or 0.0) - (before.machine_cpu_s or 0.0)
-    if machine_s <= 0:
-        return CpuShares()
-    beside = min(1.0, max(0.0, 1 - own_s / machine_s))
-    training = min(beside, max(0.0, (now.train_cpu_s - before.train_cpu_s) / machine_s))
+    beside = min(1.0, max(0.0, 1 - cpu.own_s / cpu.machine_s))
+    training = min(beside, max(0.0, cpu.train_s / cpu.machine_s))
     return CpuShares(beside - training, training)
 
 

@@ -88,6 +88,26 @@ class Reading:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class CpuSeconds:
+    """CPU time: the server's, its training's, and the whole machine's."""
+
+    own_s: float = 0.0
+    train_s: float = 0.0
+    machine_s: float = 0.0
+
+
+def cpu_between(before: Reading, now: Reading) -> CpuSeconds | None:
+    """CPU time between two readings; None where it is not told."""
+    if None in (before.own_cpu_s, now.own_cpu_s, before.machine_cpu_s, now.machine_cpu_s):
+        return None
+    return CpuSeconds(
+        (now.own_cpu_s or 0.0) - (before.own_cpu_s or 0.0),
+        now.train_cpu_s - before.train_cpu_s,
+        (now.machine_cpu_s or 0.0) - (before.machine_cpu_s or 0.0),
+    )
+
+
 class Meter(Protocol):
     """Reads the counters of one machine."""
 

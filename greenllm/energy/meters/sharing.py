@@ -15,34 +15,13 @@ the mean of its own); GPUs, of which each server must have its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from greenllm.energy.meters.protocol import Meter, Reading
+from greenllm.energy.meters.protocol import CpuSeconds, Meter, Reading, cpu_between
 from greenllm.energy.meters.roster import Roster
 
 _SHORTEST_FLOOR_WINDOW_S = 0.2
 _ALONE = 1 - 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class _CpuSeconds:
-    """CPU time: the server's, its training's, and what the reading accounts for in all."""
-
-    own_s: float = 0.0
-    train_s: float = 0.0
-    machine_s: float = 0.0
-
-    @property
-    def used(self) -> float:
-        """The part of the machine's that is the server's and its training's."""
-        return min(1.0, (self.own_s + self.train_s) / self.machine_s) if self.machine_s > 0 else 0.0
-
-    def plus(self, more: _CpuSeconds, *, alone: bool) -> _CpuSeconds:
-        """With a window more; of a shared machine only what is the server's."""
-        machine_s = more.machine_s if alone else more.own_s + more.train_s
-        return _CpuSeconds(
-            self.own_s + more.own_s, self.train_s + more.train_s, self.machine_s + machine_s
-        )
 
 
 class SharedMeter:
@@ -59,7 +38,7 @@ class SharedMeter:
         self._joules: dict[str, float] = {}
         self._last = whole.read()
         self._floor_s = roster.seconds()[1]
-        self._cpu: _CpuSeconds | None = _CpuSeconds()
+        self._cpu: CpuSeconds | None = CpuSeconds()
         self._is_alone = False
         self._gaps: frozenset[str] = frozenset()
 
@@ -95,16 +74,16 @@ class SharedMeter:
         duration_s = max(0.0, now.at_s - self._last.at_s)
         portion = min(1.0, (floor_s - self._floor_s) / duration_s) if duration_s > 0 else 0.0
         self._is_alone = portion >= _ALONE
-        cpu = _between(self._last, now)
-        above = 1.0 if self._is_alone else portion if cpu is None else cpu.used
+        cpu = cpu_between(self._last, now)
+        above = 1.0 if self._is_alone else portion if cpu is None else _part_used(cpu)
         for domain, value in now.joules.items():
             energy_j = max(0.0, value - self._last.joules.get(domain, value))
             floor_j = min(energy_j, self._floor_w(domain, energy_j, duration_s) * duration_s)
             mine_j = floor_j * portion + (energy_j - floor_j) * above
             self._joules[domain] = self._joules.get(domain, 0.0) + mine_j
         self._last, self._floor_s = now, floor_s
-        known = self._cpu or _CpuSeconds()
-        self._cpu = None if cpu is None else known.plus(cpu, alone=self._is_alone)
+        known = self._cpu or CpuSeconds()
+        self._cpu = None if cpu is None else _plus(known, cpu, alone=self._is_alone)
 
     def _floor_w(self, domain: str, energy_j: float, duration_s: float) -> float:
         if self._whole.idle_w is not None:
@@ -113,12 +92,14 @@ class SharedMeter:
         return self._roster.lowest_w(domain, energy_j / duration_s if is_told else None)
 
 
-def _between(before: Reading, now: Reading) -> _CpuSeconds | None:
-    """CPU time between two readings, where it is told."""
-    if None in (before.own_cpu_s, now.own_cpu_s, before.machine_cpu_s, now.machine_cpu_s):
-        return None
-    return _CpuSeconds(
-        (now.own_cpu_s or 0.0) - (before.own_cpu_s or 0.0),
-        now.train_cpu_s - before.train_cpu_s,
-        (now.machine_cpu_s or 0.0) - (before.machine_cpu_s or 0.0),
+def _part_used(cpu: CpuSeconds) -> float:
+    """The part of the machine's CPU time that is the server's and its training's."""
+    return min(1.0, (cpu.own_s + cpu.train_s) / cpu.machine_s) if cpu.machine_s > 0 else 0.0
+
+
+def _plus(known: CpuSeconds, more: CpuSeconds, *, alone: bool) -> CpuSeconds:
+    """With a window more; of a shared machine only what is the server's."""
+    machine_s = more.machine_s if alone else more.own_s + more.train_s
+    return CpuSeconds(
+        known.own_s + more.own_s, known.train_s + more.train_s, known.machine_s + machine_s
     )
