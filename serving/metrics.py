@@ -90,7 +90,7 @@ class _EngineCollector:
     def _energy(self) -> Metric:
         family = CounterMetricFamily(
             "greenllm_energy_joules",
-            "Joules charged to requests, as of the last reading.",
+            "Joules on the final receipts of requests.",
             labels=["domain", "phase", "model", "adapter"],
         )
         for label, energy_j in dict(self._spent_j()).items():

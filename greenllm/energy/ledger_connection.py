@@ -5,6 +5,8 @@ looked at: where it leads to another file than the one that is open (it was move
 replaced), both connections let go of the old file, with all that was written in it, and begin the
 new one.
 
+A write that hangs (a network disk) does not keep `close` for longer than `_PATIENCE_S`.
+
 Not covered: SQLite keeps two more files by the name of the first; whoever replaces a ledger while
 another process has it open mixes them up.
 """
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BESIDE = ("-wal", "-shm")
+_PATIENCE_S = 5.0
 
 
 class LedgerConnection:
@@ -70,12 +73,15 @@ class LedgerConnection:
 
     def close(self) -> None:
         """Close both; the writing one last, for it to tidy up."""
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close()
-        with self._writing:
-            if self._db is not None:
-                self._db.close()
+        for lock, connection in ((self._reading, self._reader), (self._writing, self._db)):
+            if not lock.acquire(timeout=_PATIENCE_S):
+                log.error("ledger %s: the disk does not answer; it is left open", self.path)
+                continue
+            try:
+                if connection is not None:
+                    connection.close()
+            finally:
+                lock.release()
 
     def _begin_file(self) -> sqlite3.Connection:
         db = self._open_db()

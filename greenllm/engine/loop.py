@@ -129,7 +129,9 @@ class EngineLoop:
         tokens = self._engine.step() if self._engine.has_work else []
         receipts = self._stamped(self._engine.settle())
         is_due = time.monotonic() - self._noted_s >= self._record_every_s
-        if is_due and self._engine.has_work:
+        # What was noted of a request that is given up must not become its receipt.
+        is_given_up = any(receipt.status == "provisional" for receipt in receipts)
+        if is_given_up or (is_due and self._engine.has_work):
             self._note(receipts)
         elif receipts:
             self._record(receipts)
@@ -144,7 +146,7 @@ class EngineLoop:
                 command = self._commands.get(timeout=IDLE_TICK_S if due_s is None else due_s)
             except queue.Empty:
                 if due_s is None:
-                    self._record([])
+                    self._note([])
                 return
             command()
         while not self._commands.empty():

@@ -1,7 +1,9 @@
 """The keeper's ledger, as a replica sees it: written without waiting, read by asking.
 
 Contract: `record` is called by the engine's thread and sends what there is; what did not arrive
-(the keeper was being restarted) goes again with the next. Reads wait for the keeper.
+(the keeper was being restarted) goes again with the next. While a keeper hangs, no more than
+`_MOST_SENT` messages are under way; the rows wait here, and the oldest are dropped and counted when
+there are too many. Reads wait for the keeper for ten seconds.
 
 Not covered: rows that have not arrived when the replica ends are lost with it, and logged.
 """
@@ -18,12 +20,14 @@ from ray.exceptions import RayError
 
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums
+from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.ledger_writer import MAX_WAITING, LedgerState
 from greenllm.energy.receipt import Receipt
 from serving.cluster.keeper import Books
 
 log = logging.getLogger(__name__)
 _PATIENCE_S = 10.0
+_MOST_SENT = 256
 
 
 class RemoteLedger:
@@ -47,7 +51,7 @@ class RemoteLedger:
     ) -> None:
         """Begin a session; `replica` is the actor's name."""
         self._replica = replica
-        ray.get(self._keeper.open_session.remote(session_id, replica, method, measured, parameters))
+        _answer(self._keeper.open_session.remote(session_id, replica, method, measured, parameters))
 
     def record(
         self,
@@ -60,8 +64,10 @@ class RemoteLedger:
     ) -> None:
         """Send receipts and totals, and wait only when it is the last time."""
         self._look_after(0.0)
-        rows = [*self._unwritten, *receipts]
-        self._unwritten.clear()
+        self._keep(receipts)
+        if len(self._sent) >= _MOST_SENT and not closed:
+            return
+        rows, self._unwritten = self._unwritten, []
         books: Books = (rows, totals or Totals())
         ref = self._keeper.record.remote(session_id, self._replica, books, if_lost, closed)
         self._sent.append((ref, rows))
@@ -79,14 +85,17 @@ class RemoteLedger:
             try:
                 ray.get(ref)
             except RayError as error:
-                self._unwritten += rows
-                self._num_dropped += max(0, len(self._unwritten) - MAX_WAITING)
-                del self._unwritten[:-MAX_WAITING]
+                self._keep(rows)
                 log.error("the keeper of the ledger: %s; %d rows wait", error, len(rows))
+
+    def _keep(self, rows: Sequence[Receipt]) -> None:
+        self._unwritten += rows
+        self._num_dropped += max(0, len(self._unwritten) - MAX_WAITING)
+        del self._unwritten[:-MAX_WAITING]
 
     def receipt(self, request_id: str) -> Receipt | None:
         """One request's receipt, whichever replica made it."""
-        return cast(Receipt | None, ray.get(self._keeper.receipt.remote(request_id)))
+        return cast(Receipt | None, _answer(self._keeper.receipt.remote(request_id)))
 
     def sums(
         self,
@@ -98,11 +107,23 @@ class RemoteLedger:
     ) -> list[GroupSums]:
         """Sums over all replicas."""
         asked = self._keeper.sums.remote(group_by, since_s, until_s, key)
-        return cast(list[GroupSums], ray.get(asked))
+        return cast(list[GroupSums], _answer(asked))
 
     def totals(self) -> Totals:
         """Of all replicas of this deployment."""
-        return cast(Totals, ray.get(self._keeper.totals.remote()))
+        return cast(Totals, _answer(self._keeper.totals.remote()))
 
     def close(self) -> None:
         """Nothing is open here."""
+
+
+def _answer(asked: Any) -> Any:
+    """The keeper's answer.
+
+    Raises:
+        LedgerError: it does not come.
+    """
+    try:
+        return ray.get(asked, timeout=_PATIENCE_S)
+    except RayError as error:
+        raise LedgerError(f"the keeper of the ledger does not answer: {error}") from error

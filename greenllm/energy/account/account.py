@@ -257,21 +257,29 @@ class Account:
     def _finalise(self, bill: Bill) -> Receipt:
         self._remove(bill)
         receipt = bill.final(self.meter)
-        if receipt.status == "final":
-            self.totals.requests_j += bill.total_j
-        else:
-            self.totals.unattributed_j += bill.total_j
+        if receipt.status != "final":
+            self.totals.unattributed_j += bill.metered_j
+            return receipt
+        self.totals.requests_j += bill.total_j
+        self.totals.unattributed_j += bill.untold_j
+        self._label(bill)
         return receipt
+
+    def _label(self, bill: Bill) -> None:
+        request = bill.request
+        for (domain, name), energy_j in bill.told_j.items():
+            label = Label(domain, name, request.model, request.adapter_name or "")
+            self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j
 
     def _write_off(self, bill: Bill) -> None:
         """Close a bill whose joules will never be known; what was metered of it is nobody's."""
         self._remove(bill)
-        self.totals.unattributed_j += bill.total_j
+        self.totals.unattributed_j += bill.metered_j
 
     def _remove(self, bill: Bill) -> None:
         self._num_closing -= 1
         del self._bills[bill.request.request_id]
-        self.totals.open_j -= bill.total_j
+        self.totals.open_j -= bill.metered_j
 
     def _provisional(self, bill: Bill) -> Receipt:
         """A receipt with a prediction for what no counter has counted yet."""
@@ -429,13 +437,7 @@ class Account:
         for i, ((owner, phase), work) in enumerate(works):
             share = Share(domain, phase, work, active[i], idle[i], predicted[i])
             shares.setdefault(owner, []).append(share)
-            self._label(self._bills[owner].request, share)
         errors = self.learnt.errors(domain, busy_s, is_seen=is_seen)
         for owner, own in shares.items():
             self._bills[owner].add(own, window, errors)
         fit.observe(busy_s, window.active_j)
-
-    def _label(self, request: Request, share: Share) -> None:
-        for name, energy_j in ((share.phase, share.active_j), ("idle", share.idle_j)):
-            label = Label(share.domain, name, request.model, request.adapter_name or "")
-            self.spent_j[label] = self.spent_j.get(label, 0.0) + energy_j

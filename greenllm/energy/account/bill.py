@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import astuple, dataclass, field, replace
 from operator import add
+from typing import Literal
 
 from greenllm.core import Phase, Request
 from greenllm.energy.account.attribution import Work
@@ -15,6 +16,8 @@ from greenllm.energy.account.certainty import ErrorBudget, Part, WindowErrors
 from greenllm.energy.account.window import DomainWindow
 from greenllm.energy.meters.protocol import Meter
 from greenllm.energy.receipt import Attribution, Outcome, Receipt
+
+Use = Phase | Literal["idle"]
 
 SCALE_BOUNDS = (0.7, 1.4)
 # An attribution is `ok` up to this relative half-width, the sensor's part left out.
@@ -54,6 +57,8 @@ class Bill:
     """What a request has cost so far.
 
     Attributes:
+        parts_j: Its joules by domain and by phase or `idle`.
+        missed: Domains that were not metered for a part of its time: what was is not told.
         alone_j: Its active joules, each times the share it had of its window.
         unfitted_j: Active joules that were divided before the fit had seen enough windows.
         strangers_s: By domain, its time on the machine times the part that strangers used.
@@ -64,9 +69,8 @@ class Bill:
 
     request: Request
     opened_s: float
-    phase_j: dict[Phase, float] = field(default_factory=dict)
-    domains_j: dict[str, float] = field(default_factory=dict)
-    idle_j: float = 0.0
+    parts_j: dict[tuple[str, Use], float] = field(default_factory=dict)
+    missed: set[str] = field(default_factory=set)
     predicted_j: float = 0.0
     flops: float = 0.0
     resident_s: float = 0.0
@@ -82,9 +86,41 @@ class Bill:
     sent_provisional: bool = False
 
     @property
+    def metered_j(self) -> float:
+        """All joules that were booked on it, those of missed domains included."""
+        return sum(self.parts_j.values())
+
+    @property
+    def told_j(self) -> dict[tuple[str, Use], float]:
+        """The joules that its receipt tells: those of domains that were metered all the time."""
+        return {key: part_j for key, part_j in self.parts_j.items() if key[0] not in self.missed}
+
+    @property
+    def untold_j(self) -> float:
+        """The joules of missed domains, which its receipt does not tell."""
+        return sum(part_j for key, part_j in self.parts_j.items() if key[0] in self.missed)
+
+    @property
+    def domains_j(self) -> dict[str, float]:
+        """The joules of each domain that was metered all the time."""
+        domains_j: dict[str, float] = {}
+        for (domain, _), part_j in self.told_j.items():
+            domains_j[domain] = domains_j.get(domain, 0.0) + part_j
+        return domains_j
+
+    def spent_j(self, on: Use) -> float:
+        """The joules of a phase, or its share of the idle power."""
+        return sum(part_j for (_, name), part_j in self.told_j.items() if name == on)
+
+    @property
+    def idle_j(self) -> float:
+        """Its share of the idle power."""
+        return self.spent_j("idle")
+
+    @property
     def active_j(self) -> float:
         """Active joules of all phases."""
-        return sum(self.phase_j.values())
+        return sum(part_j for (_, name), part_j in self.told_j.items() if name != "idle")
 
     @property
     def total_j(self) -> float:
@@ -105,20 +141,23 @@ class Bill:
     def add(self, shares: Sequence[Share], window: DomainWindow, errors: WindowErrors) -> None:
         """Book its shares of one domain's window."""
         for share in shares:
-            self.phase_j[share.phase] = self.phase_j.get(share.phase, 0.0) + share.active_j
+            self._add_part(share.domain, share.phase, share.active_j)
+            self._add_part(share.domain, "idle", share.idle_j)
             self.predicted_j += share.predicted_j
         active_j = sum(share.active_j for share in shares)
         idle_j = sum(share.idle_j for share in shares)
         resident_s = sum(share.work.residence_s for share in shares)
         domain, strangers = shares[0].domain, window.cpu.others
-        self.idle_j += idle_j
-        self.domains_j[domain] = self.domains_j.get(domain, 0.0) + active_j + idle_j
         strangers_s = self.strangers_s.get(domain, 0.0)
         self.strangers_s[domain] = strangers_s + strangers * resident_s
         self.alone_j += active_j**2 / window.active_j if window.active_j > 0 else 0.0
         self.unfitted_j += 0.0 if errors.is_fitted else active_j
         present_s = sum(share.work.present_s for share in shares)
         self.errors.add(errors, window, Part(active_j, idle_j, resident_s, present_s))
+
+    def _add_part(self, domain: str, on: Use, part_j: float) -> None:
+        key = (domain, on)
+        self.parts_j[key] = self.parts_j.get(key, 0.0) + part_j
 
     def count(self, work: Work) -> None:
         """Note work that every counter has counted."""
@@ -127,6 +166,7 @@ class Bill:
 
     def miss(self, domains: Set[str], needed: Set[str]) -> None:
         """Note domains that were not metered while it ran; some tell too much to do without."""
+        self.missed |= domains
         self.is_unknown |= bool(domains & needed)
         self.is_doubtful |= bool(domains)
 
@@ -189,17 +229,20 @@ class Bill:
         return self._priced(closing, meter)
 
     def _priced(self, closing: Receipt, meter: Meter) -> Receipt:
-        if self.is_unknown or (not self.domains_j and meter.method == "unknown"):
+        domains_j = self.domains_j
+        is_all_missed = bool(self.missed) and not domains_j
+        if self.is_unknown or is_all_missed or (not domains_j and meter.method == "unknown"):
             return replace(closing, status="unmetered", measured=False)
         return replace(
             closing,
             status="final",
+            method=self._method(closing.method),
             active_j=self.active_j,
             idle_j=self.idle_j,
-            prefill_j=self.phase_j.get("prefill", 0.0),
-            decode_j=self.phase_j.get("decode", 0.0),
-            draft_j=self.phase_j.get("draft", 0.0),
-            domains_j=dict(self.domains_j),
+            prefill_j=self.spent_j("prefill"),
+            decode_j=self.spent_j("decode"),
+            draft_j=self.spent_j("draft"),
+            domains_j=domains_j,
             flops=self.flops,
             resident_s=self.resident_s * (1 - self.strangers_part),
             uncertainty=self._uncertainty(meter.uncertainty),
@@ -216,11 +259,12 @@ class Bill:
         closing = replace(self._closing(), measured=False)
         if pending_j is None or self.is_unknown:
             return closing
-        prefill_j = self.phase_j.get("prefill", 0.0) + pending_j.get("prefill", 0.0)
-        decode_j = self.phase_j.get("decode", 0.0) + pending_j.get("decode", 0.0)
-        draft_j = self.phase_j.get("draft", 0.0) + pending_j.get("draft", 0.0)
+        prefill_j = self.spent_j("prefill") + pending_j.get("prefill", 0.0)
+        decode_j = self.spent_j("decode") + pending_j.get("decode", 0.0)
+        draft_j = self.spent_j("draft") + pending_j.get("draft", 0.0)
         return replace(
             closing,
+            method=self._method(closing.method),
             active_j=prefill_j + decode_j + draft_j,
             idle_j=self.idle_j + pending_idle_j,
             prefill_j=prefill_j,
@@ -231,6 +275,12 @@ class Bill:
             uncertainty=1.0,
             attribution="degraded",
         )
+
+    def _method(self, method: str) -> str:
+        """The meter's method, with the domains that were not metered all the time."""
+        names = method.split("+")
+        missing = [f"unknown:{domain}" for domain in sorted(self.missed)]
+        return "+".join(dict.fromkeys([*names, *missing]))
 
     def _closing(self) -> Receipt:
         if self.closing is None:

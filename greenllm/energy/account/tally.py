@@ -134,7 +134,7 @@ class WindowTally:
         share_of = dict(zip(loads, shares, strict=True))
         for key, load in parts:
             owner = key[0]
-            of_own = load.tokens / loads[owner].tokens
+            of_own = load.tokens / max(loads[owner].tokens, 1)
             sums = self._of(key)
             sums.claim_j += pass_j * share_of[owner] * of_own
             sums.flops += load.flops

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,17 +36,26 @@ class CpuTimes:
 
 
 class _Tree:
-    """CPU seconds of processes that come and go, since each was first looked at."""
+    """CPU seconds of processes that come and go, since each was first looked at.
+
+    A process that is missing in two looks is forgotten, for its number may be given out again; in
+    one it may be missing because the list was read while it changed.
+    """
 
     def __init__(self) -> None:
         self.sum_s = 0.0
         self._seen: dict[int, float] = {}
+        self._missing: dict[int, float] = {}
 
-    def look(self, pid: int, used_s: float) -> None:
-        """Add what a process has used since the last look; it never decreases."""
-        before_s = self._seen.get(pid, 0.0)
-        self._seen[pid] = max(used_s, before_s)
-        self.sum_s += max(0.0, used_s - before_s)
+    def look(self, used_s: Mapping[int, float]) -> None:
+        """Add what each process has used since the last look; it never decreases."""
+        before = self._missing | self._seen
+        self._missing = {pid: s for pid, s in self._seen.items() if pid not in used_s}
+        self._seen = {}
+        for pid, now_s in used_s.items():
+            before_s = before.get(pid, 0.0)
+            self._seen[pid] = max(now_s, before_s)
+            self.sum_s += max(0.0, now_s - before_s)
 
 
 class _Whole:
@@ -153,13 +162,12 @@ class CpuClock:
             return
         pids = self._descendants(os.getpid())
         self._has_children = bool(pids)
-        for pid in pids:
-            self._children.look(pid, self._used_s(pid))
+        self._children.look({pid: self._used_s(pid) for pid in pids})
 
     def _read_trainers(self) -> None:
-        for trainer in tuple(self.training):
-            for pid in (trainer, *self._descendants(trainer)):
-                self._trainers.look(pid, self._used_s(pid))
+        trainers = tuple(self.training)
+        pids = [pid for trainer in trainers for pid in (trainer, *self._descendants(trainer))]
+        self._trainers.look({pid: self._used_s(pid) for pid in pids})
 
     def _descendants(self, pid: int) -> list[int]:
         """Processes below one, but for those that train."""

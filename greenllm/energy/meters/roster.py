@@ -1,5 +1,8 @@
 """Who shares a machine: a file that its servers share, with a line per coming and going.
 
+What somebody has told of a power holds for an hour: a counter's slip is forgotten then, and a floor
+that is true is told again.
+
 Contract: `Roster` is safe between processes (an exclusive lock per change) and survives members
 that die without leaving: the others strike them off when they notice, within `_LOOK_EVERY_S`.
 Moments are of CLOCK_MONOTONIC, which all processes of a machine share. Once a member has joined,
@@ -32,13 +35,14 @@ _MOST_BYTES = 16_384
 _COMES, _GOES, _BEGINS = "+", "-", "!"
 _ENDED = ("Z", "X")
 _WORTH_TELLING = 0.01
+_POWERS_HOLD_S = 3600.0
 _FIELDS, _END = 4, "."
 
 
 class Roster:
     """One line per coming (`+`) and going (`-`), with the moment; `!` begins a shortened file.
 
-    Lines with a domain's name instead of a sign tell a power in watts, the lowest seen by then.
+    Lines with a domain's name instead of a sign tell a power in watts, the lowest of its hour.
     When somebody has removed the file, its members begin another one.
     """
 
@@ -80,13 +84,19 @@ class Roster:
         return now_s, self._seconds
 
     def lowest_w(self, domain: str, now_w: float | None = None) -> float:
-        """The lowest power that anybody has seen, `now_w` included; 0 where nobody has."""
-        seen = [float(w) for _, sign, w in self._events_or_rejoin() if sign == domain]
-        lowest_w = min(seen, default=None)
+        """The lowest power that anybody has seen of late, `now_w` included; 0 where nobody has."""
+        powers = self._powers(self._events_or_rejoin())
+        lowest_w = min((w for _, name, w in powers if name == domain), default=None)
         if now_w is not None and (lowest_w is None or now_w < (1 - _WORTH_TELLING) * lowest_w):
             self._try_to_note(domain, f"{now_w:.6f}")
             return now_w
         return lowest_w or 0.0
+
+    def _powers(self, events: Sequence[Event]) -> list[tuple[float, str, float]]:
+        """Moment, domain and watts of what was told of powers and still holds."""
+        since_s = self._clock() - _POWERS_HOLD_S
+        told = [event for event in events if event[1] not in (_COMES, _GOES, _BEGINS)]
+        return [(at_s, name, float(watts)) for at_s, name, watts in told if at_s >= since_s]
 
     def leave(self) -> None:
         """Share no longer; the last takes the file along."""
@@ -175,10 +185,10 @@ class Roster:
             for name in sorted(_present(events))
             if self._is_alive(name)
         ]
-        lowest = {sign for _, sign, _ in events} - {_COMES, _GOES, _BEGINS}
-        for domain in sorted(lowest):
-            watts = min(float(w) for _, sign, w in events if sign == domain)
-            lines.append(f"{now} {domain} {watts:.6f} {_END}")
+        powers = self._powers(events)
+        for domain in sorted({name for _, name, _ in powers}):
+            watts, at_s = min((w, at_s) for at_s, name, w in powers if name == domain)
+            lines.append(f"{at_s:.6f} {domain} {watts:.6f} {_END}")
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         new.write_text("\n".join(lines), encoding="ascii")
         new.replace(self._path)

@@ -125,7 +125,8 @@ class CounterTrack:
         return 0 <= raw_j - doubt.raw_j <= self._most_j(doubt.since_s, at_s)
 
     def _has_slipped(self, raw_j: float) -> bool:
-        return 0 < self._highest_j - raw_j <= self._slip_j
+        """Whether it went back a little; a young counter that begins again has lost most of it."""
+        return 0 < self._highest_j - raw_j <= min(self._slip_j, self._highest_j / 2)
 
     def _wrapped_j(self, raw_j: float, at_s: float) -> float | None:
         """What was counted if the counter has wrapped; None if it cannot have."""

@@ -2,8 +2,11 @@
 
 Contract: as `Meter` says, and safe between threads. Where `wait_s` is given, a thread looks at the
 counters between readings: a tick is then known to within the time between two looks, and nothing
-that a counter does is missed, however rarely the meter is read. Counters that say the same for ten
+that a counter does is missed, however rarely the meter is read. A look that does not come back
+makes readings fail after a second. Counters that say the same for ten
 seconds and twenty periods raise `StillError`.
+
+Not covered: a sensor that does not come back when it is read, and not between readings.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from greenllm.energy.meters.cputime import CpuClock
@@ -22,6 +25,7 @@ from greenllm.energy.meters.weakly import repeat
 _STILL_S, _STILL_PERIODS = 10.0, 20
 # A counter that ticks more often than this is of the moment at which it is read.
 _FINE_S = 0.005
+_PATIENCE_S = 1.0
 
 
 class TrackedMeter:
@@ -77,12 +81,22 @@ class TrackedMeter:
 
     def still_since(self, moment_s: float) -> tuple[str, ...]:
         """Names of the counters that have said the same since a moment."""
-        with self._looking:
+        with self._not_looking():
             return self._tracks.still_since(moment_s)
+
+    @contextlib.contextmanager
+    def _not_looking(self) -> Iterator[None]:
+        """Keep the thread from looking; a driver that hangs there must not hang its reader too."""
+        if not self._looking.acquire(timeout=_PATIENCE_S):
+            raise SensorError(f"{self.method}: the sensor has not answered for {_PATIENCE_S:g} s")
+        try:
+            yield
+        finally:
+            self._looking.release()
 
     def read(self) -> Reading:
         """What the counters have counted since the meter was made."""
-        with self._looking:
+        with self._not_looking():
             now_s = self._read_s = self._tracks.look()
             still_s = max(_STILL_S, _STILL_PERIODS * self.period_s)
             if names := self._tracks.still_since(now_s - still_s):

@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from greenllm.energy import ledger_connection
 from greenllm.energy import ledger_rows as rows
 from greenllm.energy import ledger_schema as schema
 from greenllm.energy import ledger_writer as writer
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GroupSums, Ledger
+from greenllm.energy.ledger_connection import LedgerConnection
 from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.receipt import Receipt
 from tests.unit.energy.rig import make_receipt
@@ -830,3 +832,24 @@ def test_a_session_is_not_closed_before_its_rows_are_written(
         ledger.close_lost("s")
     monkeypatch.undo()
     assert ledger.close_lost("s") == ["lost"]
+
+
+def test_a_write_that_hangs_does_not_hang_who_closes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_connection, "_PATIENCE_S", 0.01)
+    connection = LedgerConnection(path)
+    hangs, may_go_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> None:
+        hangs.set()
+        may_go_on.wait(60)
+
+    hanging = threading.Thread(target=connection.write, args=(hang,))
+    hanging.start()
+    assert hangs.wait(60)
+    connection.close()
+    assert "the disk does not answer" in caplog.text
+    may_go_on.set()
+    hanging.join()
+    connection.close()

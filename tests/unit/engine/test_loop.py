@@ -21,6 +21,7 @@ from greenllm.engine import loop as engine_loop
 from greenllm.engine.loop import EngineLoop
 from greenllm.engine.native import NativeEngine
 from tests.fake_engine import alone, make_engine, make_request, make_runner
+from tests.unit.energy.rig import make_receipt
 from tests.waiting import PATIENCE_S, until
 
 
@@ -366,6 +367,24 @@ def test_what_would_be_lost_is_noted_while_there_is_work(house: House) -> None:
     assert noted[0] == ["a"], "with the first step"
     assert set(map(tuple, noted)) == {("a",)}
     assert len(noted) == 3, "and no more once it is over"
+
+
+def test_what_was_noted_of_a_request_that_is_given_up_is_forgotten_at_once(house: House) -> None:
+    """Its client was told a provisional receipt: a killed server must not leave a final one."""
+    house.loop.stop(PATIENCE_S)
+    notes: list[object] = []
+
+    class Listening:
+        def record(
+            self, *given: object, if_lost: Sequence[Receipt] | None = None, **options: object
+        ) -> None:
+            notes.append(if_lost)
+
+    loop = EngineLoop(house.engine, Listening(), "s", house, record_every_s=math.inf)
+    house.engine.settle = lambda: [make_receipt(status="provisional")]  # type: ignore[method-assign]
+    loop.submit(make_request("a", [1], ignore_eos=True, max_tokens=1))
+    loop._turn()
+    assert notes[-1] is not None
 
 
 def test_totals_are_recorded_at_the_start(house: House) -> None:

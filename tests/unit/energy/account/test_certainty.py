@@ -41,6 +41,14 @@ def test_power_matters_for_those_who_were_not_there_all_the_time() -> None:
     assert 0 < half_width_j(power=0.1, busy_s=1.5) < half_width_j(power=0.1, busy_s=2.0)
 
 
+def test_errors_of_power_fall_with_the_square_of_the_absence() -> None:
+    absent_half, absent_all_but = (
+        half_width_j(power=0.1, busy_s=2.0),
+        half_width_j(power=0.1, busy_s=1e9),
+    )
+    assert absent_all_but == pytest.approx(4 * absent_half, rel=1e-6)
+
+
 def test_ticks_are_independent_and_one_edge_is_everybodys() -> None:
     alone, beside = half_width_j(share=1.0, tick_s=0.01), half_width_j(tick_s=0.01)
     assert 0 < alone < beside

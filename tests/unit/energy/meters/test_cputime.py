@@ -270,3 +270,24 @@ def test_a_real_child_that_ended_unseen_is_counted() -> None:
     code = "import time\nwhile time.process_time() < 0.4: pass"
     subprocess.run([sys.executable, "-c", code], check=True)
     until(lambda: clock.read().own_s - before_s >= 0.35, "the child's time")
+
+
+def test_a_number_that_is_given_out_again_is_another_process(proc: Proc) -> None:
+    clock = proc.clock()
+    looks = [("100001", 5.0), ("", 5.0), ("", 5.0), ("100001", 3.0)]
+    for second, (children, used_s) in enumerate(looks, 1):
+        proc.process(os.getpid(), 0.0, children=children)
+        proc.process(100001, used_s)
+        proc.now_s = float(second)
+        times = clock.read()
+    assert times.own_s == pytest.approx(8.0)
+
+
+def test_a_child_that_is_missing_in_one_look_is_not_counted_twice(proc: Proc) -> None:
+    clock = proc.clock()
+    for second, children in enumerate(["100001", "", "100001"], 1):
+        proc.process(os.getpid(), 0.0, children=children)
+        proc.process(100001, 5.0 + second)
+        proc.now_s = float(second)
+        times = clock.read()
+    assert times.own_s == pytest.approx(8.0)

@@ -501,8 +501,8 @@ def test_a_name_that_is_no_process_is_struck_off(path: Path) -> None:
 def test_a_roster_stays_short_and_every_moment_is_shared_once(hand: Hand, path: Path) -> None:
     first = hand.join(path, 1)
     began_s, others_s = hand.now_s, 0.0
-    first.lowest_w("cpu", 7.5)
     for number in range(2, 1500):
+        first.lowest_w("cpu", 7.5)
         hand.now_s += 0.5
         other = hand.join(path, number)
         hand.now_s += 1.0
@@ -514,6 +514,17 @@ def test_a_roster_stays_short_and_every_moment_is_shared_once(hand: Hand, path: 
     assert path.stat().st_size < 20_000
     assert first.lowest_w("cpu") == 7.5
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_power_that_was_seen_once_is_forgotten_after_an_hour(hand: Hand, path: Path) -> None:
+    """A counter that had slipped would else keep the floor down for ever."""
+    first = hand.join(path, 1)
+    assert first.lowest_w("cpu", 0.5) == 0.5
+    hand.now_s += 1800.0
+    assert first.lowest_w("cpu", 30.0) == 0.5
+    hand.now_s += 1801.0
+    assert first.lowest_w("cpu", 30.0) == 30.0
+    assert hand.join(path, 2).lowest_w("cpu") == 30.0
 
 
 def test_a_huge_file_of_garbage_is_not_read_whole(hand: Hand, path: Path) -> None:

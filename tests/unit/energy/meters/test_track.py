@@ -81,6 +81,16 @@ def test_a_counter_that_slips_back_counts_no_joule_twice(repeats: int) -> None:
     assert track.num_faults == 0
 
 
+def test_a_young_counter_that_begins_again_has_not_slipped() -> None:
+    """It had counted less than a slip may be; its new joules are not held back for that."""
+    track = _track(0.0)
+    track.see(50.0, 1.0)
+    track.see(1.0, 2.0)
+    assert track.see(2.0, 2.2), "what it counted before it began again is missing"
+    track.see(5.0, 2.4)
+    assert (track.sum_j, track.num_faults) == (55.0, 1)
+
+
 def test_a_fall_is_believed_a_period_later_and_not_before() -> None:
     track = _track(START_J)
     for now_s, raw_j in ((1.0, 0.0), (1.05, 5.0)):

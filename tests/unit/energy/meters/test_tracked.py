@@ -1,5 +1,11 @@
 """A meter whose counters are followed between readings, by a thread that the test can be."""
 
+import threading
+
+import pytest
+
+from greenllm.energy.meters import tracked, weakly
+from greenllm.energy.meters.protocol import SensorError
 from greenllm.energy.meters.track import Tracks
 from greenllm.energy.meters.tracked import TrackedMeter
 from tests.waiting import until
@@ -31,11 +37,11 @@ class Counter:
 
 class Meter(TrackedMeter):
     method = "measured:test"
-    period_s = 0.1
     uncertainty = 0.05
 
-    def __init__(self, counter: Counter, *, looks: bool = False) -> None:
-        tracks = Tracks([counter], period_s=self.period_s, clock=counter.clock)
+    def __init__(self, counter: Counter, *, looks: bool = False, period_s: float = 0.1) -> None:
+        self.period_s = period_s
+        tracks = Tracks([counter], period_s=period_s, clock=counter.clock)
         wait_s = (lambda *ages_s: 0.001) if looks else None
         super().__init__("cpu", tracks, clock=counter.clock, wait_s=wait_s)
 
@@ -96,6 +102,17 @@ def test_the_moment_of_the_joules_never_goes_back() -> None:
     assert moments[-1] <= 0.4
 
 
+def test_a_fine_counter_that_pauses_does_not_take_back_that_it_was_read_now() -> None:
+    counter = Counter()
+    meter = Meter(counter, period_s=0.001)
+    counter.now_s, counter.joules = 0.1, 1.0
+    assert meter.read().as_of_s == {}, "of the moment at which it is read"
+    counter.now_s += 0.004
+    assert meter.read().as_of_s == {}
+    counter.now_s += 0.1
+    assert meter.read().as_of_s == {"cpu": pytest.approx(0.104)}
+
+
 def test_a_meter_that_is_read_rarely_does_not_take_a_reset_for_standing_still() -> None:
     counter = Counter()
     counter.joules = 900.0
@@ -104,3 +121,42 @@ def test_a_meter_that_is_read_rarely_does_not_take_a_reset_for_standing_still() 
     assert meter.read().joules == {"cpu": 0.0}
     counter.now_s, counter.joules = 61.0, 15.0
     assert meter.read().joules["cpu"] > 0
+
+
+def test_a_driver_that_hangs_between_readings_does_not_hang_its_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracked, "_PATIENCE_S", 0.01)
+    counter, hangs, may_go_on = Counter(), threading.Event(), threading.Event()
+    meter = Meter(counter, looks=True)
+
+    def read_j() -> float:
+        hangs.set()
+        may_go_on.wait(60)
+        return counter.joules
+
+    counter.read_j = read_j  # type: ignore[method-assign]
+    assert hangs.wait(60)
+    with pytest.raises(SensorError, match="has not answered"):
+        meter.read()
+    may_go_on.set()
+    until(lambda: meter.read() is not None, "a reading")
+
+
+def test_a_thread_goes_on_after_an_error_that_nobody_expected(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(weakly, "_AFTER_ERROR_S", 0.001)
+    turns: list[int] = []
+
+    class Worker:
+        def turn(self) -> float:
+            turns.append(1)
+            if len(turns) == 1:
+                raise RuntimeError("what the driver never does")
+            return 0.001
+
+    worker = Worker()
+    weakly.repeat("counter", worker.turn)
+    until(lambda: len(turns) > 2, "a turn after the error")
+    assert "what the driver never does" in caplog.text
