@@ -100,6 +100,10 @@ class BlockManager:
         """Free blocks left once `shared` has been taken."""
         return len(self._free) - sum(1 for block in shared if self._references[block] == 0)
 
+    def num_own(self, blocks: SequenceOf[int]) -> int:
+        """How many of a sequence's blocks nobody else refers to."""
+        return sum(1 for block in blocks if self._references[block] == 1)
+
     def take(self, blocks: SequenceOf[int]) -> None:
         """Refer to remembered blocks (from `match`)."""
         for block in blocks:

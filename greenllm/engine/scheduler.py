@@ -7,6 +7,9 @@ the youngest running sequence is preempted: it loses its blocks, returns to the 
 and is computed again, with what the prefix cache still remembers. Where a remembered block fits
 only in part, that part is copied.
 
+Places and blocks are shared among clients (see `fairness`). One that has less than its share of
+them takes a place from the one that has most, whose youngest sequence is preempted for it.
+
 A newcomer is admitted only while each running sequence could still get one more block, and never
 in a step that had to preempt: otherwise the two would evict each other in turns.
 
@@ -17,16 +20,15 @@ Where an answer may be approximate, its newest token may leave the model early; 
 computed after its prompt is shared. What such tokens left undone comes on top of the step's limit
 of tokens when it is caught up with, at most `MOST_PENDING + EXIT_RUN` for a sequence.
 
-Waiting is first come, first served with aging: a sequence that does not fit may be overtaken by
-smaller ones, but not once it has waited `max_overtaken_s`.
+A sequence that does not fit may be overtaken by smaller ones, but not once it has waited
+`max_overtaken_s`.
 
-Not covered: priorities between clients, swapping blocks to other memory. No torch, no HTTP.
+Not covered: swapping blocks to other memory. No torch, no HTTP.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
@@ -43,6 +45,7 @@ from greenllm.core import (
     TokenLogprob,
 )
 from greenllm.engine.blocks import ROOT, BlockManager
+from greenllm.engine.fairness import Room, Shares, WaitingQueue, client_of, num_running
 
 
 class Scheduler:
@@ -64,7 +67,8 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
         self.max_overtaken_s = max_overtaken_s
-        self.waiting: deque[Sequence] = deque()
+        self._shares = Shares()
+        self.waiting = WaitingQueue(self._shares)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._clock = clock
@@ -85,18 +89,21 @@ class Scheduler:
         if self.blocks.blocks_for(seq.max_len) > self.blocks.num_blocks:
             raise ValueError(f"{seq.max_len} tokens exceed the KV cache")
         seq.queued_s = self._clock()
+        self._shares.enter(client_of(seq.request))
         self.waiting.append(seq)
 
     def schedule(self) -> Batch:
         """Choose the next batch and reserve the blocks it writes to."""
+        if self.waiting:
+            self._make_place()
         chunks: list[Chunk] = []
         preemptions = self.num_preemptions
         for seq in [seq for seq in self.running if seq.in_decode]:
             if seq in self.running and self._reserve_next(seq):
                 chunks.append(_next_token(seq))
         budget = self.max_batch_tokens - len(chunks)
-        for seq in self.running:
-            if budget and not seq.in_decode:
+        for seq in self._prompts():
+            if budget:
                 chunks.append(_next_chunk(seq, budget))
                 budget -= chunks[-1].num_tokens
         may_admit = budget > 0 and preemptions == self.num_preemptions
@@ -105,16 +112,40 @@ class Scheduler:
             budget -= chunks[-1].num_tokens
             if not budget:
                 break
+        for chunk in chunks:
+            self._shares.charge(client_of(chunk.seq.request), chunk.num_tokens)
         self._give_room(chunks, budget)
         copies, self._copies = tuple(self._copies), []
         return Batch(tuple(chunks), copies)
+
+    def _prompts(self) -> list[Sequence]:
+        """Running sequences with a prompt to compute, in the order in which it is their turn."""
+        prompts = [seq for seq in self.running if not seq.in_decode]
+        if len(prompts) > 1 and self._shares.num_clients > 1:
+            running = num_running(self.running)
+            ranks = {client: self._shares.rank(client, running[client]) for client in running}
+            prompts.sort(key=lambda seq: ranks[client_of(seq.request)])
+        return prompts
+
+    def _make_place(self) -> None:
+        """Give the next one in turn what its client's share is, if another client has too much."""
+        count = num_running(self.running)
+        if self._shares.num_clients < 2 or max(count.values(), default=0) < 2:
+            return
+        seq = self.waiting.next(count)
+        if not _leader_computes(seq):
+            for victim in self._shares.who_yields(seq, self.running, self._room()):
+                self._preempt(victim)
+
+    def _room(self) -> Room:
+        return Room(self.blocks, self.max_num_seqs)
 
     def _reserve_next(self, seq: Sequence) -> bool:
         """Make room for the newest token; False when the sequence itself had to yield."""
         if len(seq.token_ids) <= len(seq.block_table) * self.blocks.block_size:
             return True
         while not self.blocks.num_free:
-            victim = self.running[-1]
+            victim = self._shares.who_runs_out(seq, self.running, self._room())
             self._preempt(victim)
             if victim is seq:
                 return False
@@ -158,13 +189,16 @@ class Scheduler:
 
     def _admit(self) -> Iterator[Sequence]:
         """Move sequences from waiting to running, in order, one for each that is asked for."""
-        now_s = self._clock()
-        for seq in list(self.waiting):
+        if len(self.running) >= self.max_num_seqs or not self.waiting:
+            return
+        now_s, running = self._clock(), num_running(self.running)
+        for seq in self.waiting.in_turn(running):
             if len(self.running) >= self.max_num_seqs:
                 return
             if _leader_computes(seq):
                 continue
             if self._try_admit(seq):
+                running[client_of(seq.request)] += 1
                 yield seq
             elif now_s - seq.queued_s >= self.max_overtaken_s:
                 return
@@ -187,7 +221,7 @@ class Scheduler:
             seq.num_computed += count
         if seq.num_cached is None:
             seq.num_cached = seq.num_computed
-        self.waiting.remove(seq)
+        self.waiting.discard((seq,))
         self.running.append(seq)
         return True
 
@@ -245,6 +279,7 @@ class Scheduler:
     def _retire(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self._release(seq)
+        self._shares.leave(client_of(seq.request))
 
     def abort(
         self, request_id: str, reason: FinishReason = "abort", error: str = ""
@@ -253,12 +288,16 @@ class Scheduler:
 
         Each ends with a token that carries `error`.
         """
-        ended = [seq for seq in (*self.running, *self.waiting) if _belongs(seq, request_id)]
-        self.waiting = deque(seq for seq in self.waiting if not _belongs(seq, request_id))
+        waiting = [seq for seq in self.waiting if _belongs(seq, request_id)]
+        running = [seq for seq in self.running if _belongs(seq, request_id)]
+        ended = [*running, *waiting]
+        self.waiting.discard(waiting)
+        for seq in waiting:
+            self._shares.leave(client_of(seq.request))
+        for seq in running:
+            self._retire(seq)
         for seq in ended:
             seq.finish_reason = reason
-            if seq in self.running:
-                self._retire(seq)
         return [
             Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
         ]

@@ -86,6 +86,7 @@ def arrivals(draw: st.DrawFn) -> Arrival:
         prompts=tuple(map(tuple, draw(st.lists(prompts, min_size=1, max_size=2)))),
         work=params,
         model="fake",
+        key=draw(st.sampled_from([None, None, "one", "two"])),
         adapter=draw(st.sampled_from([None, None, AdapterRef("a", "digest")])),
     )
     leaves_after = draw(st.one_of(st.none(), st.integers(0, 12)))
