@@ -319,6 +319,12 @@ class Request:
         return self.asked_model or self.model
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens that its sequences come to at most, each with its prompt."""
+        params = self.sampling
+        return params.n * sum(len(prompt) + params.max_tokens for prompt in self.prompts)
+
+    @property
     def needs_preparation(self) -> bool:
         """Whether its first step would wait for something that `Engine.prepare` does before."""
         asked = (self.speculation, self.approximation, self.sampling.grammar)

@@ -20,11 +20,36 @@ from serving.outcome import status_of
 
 
 class QueueFullError(Exception):
-    """Too many requests in flight; `retry_after_s` says when to come back."""
+    """Too much is in flight; `retry_after_s` says when to come back."""
 
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__("too many requests in flight")
+    def __init__(self, reason: str, retry_after_s: int) -> None:
+        super().__init__(reason)
         self.retry_after_s = retry_after_s
+
+
+_MOST_OF_ONE_KEY = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may be in flight at once: requests, and the tokens that they may come to.
+
+    One key has at most three quarters of either, so that there is always room for others.
+    """
+
+    max_requests: int = 256
+    max_tokens: int = 4_000_000
+
+    def reason_against(
+        self, request: Request, in_flight: Sequence[Request], part: float
+    ) -> str | None:
+        """What there is too much of for another request within a part of the limits."""
+        if len(in_flight) >= max(1, int(part * self.max_requests)):
+            return f"{len(in_flight)} requests"
+        tokens = sum(one.most_tokens for one in in_flight)
+        if in_flight and tokens + request.most_tokens > part * self.max_tokens:
+            return f"requests for up to {tokens} tokens"
+        return None
 
 
 class EngineDownError(Exception):
@@ -88,9 +113,9 @@ class Submission:
 class Bridge:
     """Keeps the requests in flight, and brings them what the engine thread has for them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, max_in_flight: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: QueueLimits) -> None:
         self._loop = loop
-        self._max_in_flight = max_in_flight
+        self._limits = limits
         self._open: dict[str, Submission] = {}
         self._mean_duration_s = 1.0
 
@@ -103,22 +128,27 @@ class Bridge:
         """Ids of the requests without a receipt."""
         return list(self._open)
 
-    def check_room(self) -> None:
-        """Refuse when there is no room for another request.
+    def check_room(self, request: Request) -> None:
+        """Refuse when there is no room for a request; an empty queue has room for any.
 
         Raises:
-            QueueFullError: too many requests are in flight.
+            QueueFullError: too much is in flight, in all or of the request's key.
         """
-        if len(self._open) >= self._max_in_flight:
-            raise QueueFullError(max(1, round(self._mean_duration_s)))
+        others = [submission.request for submission in self._open.values()]
+        own = [one for one in others if one.key is not None and one.key == request.key]
+        for found, part, whose in ((others, 1.0, ""), (own, _MOST_OF_ONE_KEY, " of this key")):
+            reason = self._limits.reason_against(request, found, part)
+            if reason is not None:
+                retry_after_s = max(1, round(self._mean_duration_s))
+                raise QueueFullError(f"{reason}{whose} are in flight", retry_after_s)
 
     def open(self, request: Request, *, streaming: bool) -> Submission:
         """Expect results for a request that is about to go to the engine.
 
         Raises:
-            QueueFullError: too many requests are in flight.
+            QueueFullError: there is no room for it.
         """
-        self.check_room()
+        self.check_room(request)
         submission = Submission(request, streaming=streaming)
         self._open[request.request_id] = submission
         return submission

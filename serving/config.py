@@ -21,6 +21,9 @@ class HttpOptions(Options):
     port: int = option(8000, "Port to listen on.")
     api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
+    max_queue_tokens: int = option(
+        4_000_000, "Tokens that the requests in flight may come to before new ones get 429."
+    )
     max_body_mb: float = option(8.0, "Largest request body, in megabytes.")
     max_file_mb: float = option(512.0, "Largest uploaded file, in megabytes.")
     keep_alive_s: float = option(15.0, "Seconds between keep-alive comments in a silent stream.")
@@ -32,7 +35,8 @@ class HttpOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
-        self.require_above_zero("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s")
+        self.require_above_zero("max_queue", "max_queue_tokens", "max_body_mb", "max_file_mb")
+        self.require_above_zero("keep_alive_s")
         for name in ("stream_interval_s", "drain_timeout_s"):
             self.require(getattr(self, name) >= 0, name, "must not be negative")
 

@@ -58,22 +58,22 @@ def _check(state: ServerState, target: Target, request: Request) -> None:
     if state.draining or not state.loop.is_alive:
         raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
     target.served.engine.check(request)
-    _with_room(state, state.bridge.check_room)
+    _with_room(lambda: state.bridge.check_room(request))
 
 
 def _hand_over(state: ServerState, request: Request, *, streaming: bool) -> Submission:
-    submission = _with_room(state, lambda: state.bridge.open(request, streaming=streaming))
+    submission = _with_room(lambda: state.bridge.open(request, streaming=streaming))
     state.loop.submit(request)
     return submission
 
 
-def _with_room(state: ServerState, act: Callable[[], T]) -> T:
+def _with_room(act: Callable[[], T]) -> T:
     try:
         return act()
     except QueueFullError as error:
         raise ApiError(
             429,
-            f"{state.config.max_queue} requests are in flight; try again later",
+            f"{error}; try again later",
             code="queue_full",
             headers={"Retry-After": str(error.retry_after_s)},
         ) from error

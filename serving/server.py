@@ -23,7 +23,7 @@ from greenllm.engine.loop import RECORD_EVERY_S, EngineLoop
 from greenllm.load import load_engine
 from greenllm.served import Served
 from serving.app import create_app
-from serving.bridge import Bridge, Listeners
+from serving.bridge import Bridge, Listeners, QueueLimits
 from serving.config import ServeConfig
 from serving.front_door import FrontDoor, take_port
 from serving.intake import cancel_all
@@ -84,7 +84,7 @@ def make_state(
     """
     workplace = workplace or config.data_path
     engine = parts.served.engine
-    bridge = Bridge(loop, max_in_flight=config.max_queue)
+    bridge = Bridge(loop, QueueLimits(config.max_queue, config.max_queue_tokens))
     metrics = Metrics(
         engine.stats,
         lambda: engine.account.spent_j,

@@ -229,6 +229,7 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("receipt_wait_s", [0, 2.5], [-0.1]),
         ("port", [0, 65535], [-1, 65536]),
         ("max_queue", [1], [0, -1]),
+        ("max_queue_tokens", [1], [0, -1]),
         ("max_body_mb", [0.5], [0, -1.0]),
         ("keep_alive_s", [0.1], [0, -1.0]),
         ("drain_timeout_s", [0, 1], [-0.5]),

@@ -12,7 +12,7 @@ import pytest
 from greenllm.core import FinishReason, Request, SamplingParams, Token
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.served import Served
-from serving.bridge import Bridge, Submission
+from serving.bridge import Bridge, QueueLimits, Submission
 from serving.openai.forms import ChatForm
 from serving.openai.stream import events
 from serving.outcome import failure_of, outcome_of
@@ -27,7 +27,7 @@ def receipt(outcome: Outcome) -> Receipt:
 @pytest.fixture
 def bridge() -> Iterator[Bridge]:
     loop = asyncio.new_event_loop()
-    yield Bridge(loop, max_in_flight=8)
+    yield Bridge(loop, QueueLimits(max_requests=8))
     loop.close()
 
 
