@@ -43,7 +43,7 @@ VLLM_WITHOUT := torchvision torchaudio torchcodec triton
 VLLM_PLUGINS := vllm-bnb-plugin==0.0.3 torchao==0.18.0
 
 test-vllm: $(VLLM_READY) ## the tests on vLLM's CPU build, in an environment of its own
-	GREENLLM_ENGINES=vllm $(VLLM)/bin/pytest -n 2 --dist loadfile tests/service/test_contract.py tests/service/test_contract_guesses.py \
+	GREENLLM_ENGINES=vllm $(VLLM)/bin/pytest -n $(WORKERS) --dist loadfile tests/service/test_contract.py tests/service/test_contract_guesses.py \
 	  tests/service/test_vllm.py
 
 $(VLLM_READY): pyproject.toml Makefile

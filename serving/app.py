@@ -36,10 +36,12 @@ def create_app(make_state: MakeState) -> FastAPI:
         app.state.server = state
         state.loop.start()
         jobs = asyncio.create_task(state.jobs.run())
+        supervising = asyncio.create_task(state.supervisor.run())
         try:
             yield
         finally:
             state.draining = True
+            supervising.cancel()
             await state.jobs.stop(state.config.drain_timeout_s)
             await jobs
             await asyncio.to_thread(state.loop.stop)

@@ -31,13 +31,24 @@ class HttpOptions(Options):
         0.025, "Shortest time between two writes to a stream; tokens of one interval go together."
     )
     drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
+    step_timeout_s: float = option(
+        300.0, "Seconds after which a step that does not end stops the server; 0 for never."
+    )
+    min_free_memory_mb: float = option(
+        256.0, "Megabytes of free memory below which new requests get 503; 0 for never."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
         self.require_above_zero("max_queue", "max_queue_tokens", "max_body_mb", "max_file_mb")
         self.require_above_zero("keep_alive_s")
-        for name in ("stream_interval_s", "drain_timeout_s"):
+        for name in (
+            "stream_interval_s",
+            "drain_timeout_s",
+            "step_timeout_s",
+            "min_free_memory_mb",
+        ):
             self.require(getattr(self, name) >= 0, name, "must not be negative")
 
     @property

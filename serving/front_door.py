@@ -59,6 +59,7 @@ class FrontDoor(uvicorn.Server):
         self._drain_timeout_s = drain_timeout_s
         self._on_signal = on_signal
         self._on_drained = on_drained
+        self.failure: str | None = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests finish; end the rest, each with an answer and a receipt."""
@@ -66,6 +67,11 @@ class FrontDoor(uvicorn.Server):
         alarm = loop.call_later(self._drain_timeout_s, self._on_drained)
         await super().shutdown(sockets)
         alarm.cancel()
+
+    def fail(self, reason: str) -> None:
+        """Stop, because there is nothing to serve with any more."""
+        self.failure = reason
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; uvicorn would raise the signal again at the end, and a clean stop exits with 0."""

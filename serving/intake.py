@@ -57,6 +57,13 @@ def cancel_all(state: ServerState) -> None:
 def _check(state: ServerState, target: Target, request: Request) -> None:
     if state.draining or not state.loop.is_alive:
         raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
+    if state.supervisor.is_short_of_memory:
+        raise ApiError(
+            503,
+            "the server is short of memory; try again later",
+            code="out_of_memory",
+            headers={"Retry-After": "5"},
+        )
     target.served.engine.check(request)
     _with_room(lambda: state.bridge.check_room(request))
 

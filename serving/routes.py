@@ -166,10 +166,17 @@ async def health(http: HttpRequest) -> Response:
 
 @router.get("/ready")
 async def ready(http: HttpRequest) -> Response:
-    """Whether new requests are taken."""
+    """Whether new requests are taken, and can be booked; if not, why."""
     state = state_of(http)
-    takes = state.loop.is_alive and not state.draining
-    return JSONResponse({"ready": takes, "time": time.time()}, status_code=200 if takes else 503)
+    troubles = {
+        "the engine has stopped": not state.loop.is_alive,
+        "the server is shutting down": state.draining,
+        "the server is short of memory": state.supervisor.is_short_of_memory,
+        "the ledger cannot be written": not state.ledger.state.is_writable,
+    }
+    reasons = [reason for reason, holds in troubles.items() if holds]
+    body = {"ready": not reasons, "reasons": reasons, "time": time.time()}
+    return JSONResponse(body, status_code=503 if reasons else 200)
 
 
 @router.get("/metrics")

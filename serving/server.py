@@ -10,12 +10,14 @@ Who calls whom: routes -> `intake` -> `EngineLoop` (a queue) -> the engine threa
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI
 
+from greenllm.core import GreenllmError
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.meters.protocol import Meter, Reading
 from greenllm.energy.session import open_ledger
@@ -33,8 +35,14 @@ from serving.jobs.store import JobStore
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 from serving.state import ServerLedger, ServerState
+from serving.supervisor import Supervisor
 
+_LAST_WORDS_S = 10.0
 OpenLedger = Callable[[ServeConfig, Meter, int], tuple[ServerLedger, str]]
+
+
+class EngineFailedError(GreenllmError):
+    """The engine cannot go on, so that the process ends; whatever runs it may start it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,13 @@ def make_state(
     workplace: Path | None = None,
     record_every_s: float = RECORD_EVERY_S,
     totals: Callable[[], Totals] | None = None,
+    on_failed: Callable[[str], None] = lambda reason: None,
 ) -> ServerState:
     """Connect the parts on a running event loop.
 
     `follow` is told which processes train. Files and jobs are under `workplace`, by default the
-    data folder; `totals` are by default the engine's own; for `record_every_s` see `EngineLoop`.
+    data folder; `totals` are by default the engine's own. For `record_every_s` see `EngineLoop`,
+    for `on_failed` `Supervisor`.
     """
     workplace = workplace or config.data_path
     engine = parts.served.engine
@@ -108,6 +118,12 @@ def make_state(
         files=FileStore(workplace / "files"),
         jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, follow),
         totals=totals or (lambda: engine.stats().totals),
+        supervisor=Supervisor(
+            engine_loop,
+            on_failed,
+            step_timeout_s=config.step_timeout_s,
+            min_free_bytes=config.min_free_memory_mb * 1e6,
+        ),
     )
 
 
@@ -121,12 +137,14 @@ def serve(
     """Serve until a signal comes; `on_ready` is told when requests are taken.
 
     Raises:
-        GreenllmError: the server cannot start.
+        GreenllmError: the server cannot start, or its engine has stopped.
     """
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(lambda loop: make_state(config, parts, loop, follow))
+        app = create_app(
+            lambda loop: make_state(config, parts, loop, follow, on_failed=server.fail)
+        )
         server = FrontDoor(
             app,
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
@@ -135,6 +153,10 @@ def serve(
             on_drained=lambda: cancel_all(app.state.server),
         )
         server.run(sockets=[listener])
+        if server.failure is not None:
+            # A thread that hangs in a kernel must not keep the process from ending.
+            faulthandler.dump_traceback_later(_LAST_WORDS_S, exit=True)
+            raise EngineFailedError(f"the engine has stopped: {server.failure}")
     finally:
         listener.close()
 

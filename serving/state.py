@@ -21,6 +21,7 @@ from serving.jobs.files import FileStore
 from serving.jobs.runner import JobRunner
 from serving.metrics import Metrics
 from serving.registry import ServedModels
+from serving.supervisor import Supervisor
 
 
 class ServerLedger(Recorder, Protocol):
@@ -64,6 +65,7 @@ class ServerState:
     files: FileStore
     jobs: JobRunner
     totals: Callable[[], Totals]
+    supervisor: Supervisor
     draining: bool = False
 
     def key_of(self, http: HttpRequest) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 _LOOK_EVERY_S = 0.01
 T = TypeVar("T")
 

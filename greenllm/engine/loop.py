@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from greenllm.core import Request, Token
+from greenllm.core import GreenllmError, Request, Token
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Engine
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 IDLE_TICK_S = 30.0
 RECORD_EVERY_S = 1.0
+
+
+class EngineStuckError(GreenllmError):
+    """The engine's thread does not come back from a step."""
 
 
 class Listener(Protocol):
@@ -80,12 +86,27 @@ class EngineLoop:
         # passed while it looked, and receipts that are due would wait with it.
         self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
         self._stopping = False
+        self._num_turns = 0
+        self._is_waiting = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def is_alive(self) -> bool:
         """Whether the engine still turns."""
         return self._thread.is_alive() and self.error is None
+
+    @property
+    def turn(self) -> int | None:
+        """The number of the turn that it is in; None while there is nothing to do."""
+        return None if self._is_waiting else self._num_turns
+
+    def give_up(self, reason: str) -> None:
+        """Take the engine for stopped, as its thread does not come back."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        where = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        log.critical("the engine is given up: %s\n%s", reason, where)
+        self.error = EngineStuckError(reason)
+        self._listener.failed()
 
     def start(self) -> None:
         """Start the thread."""
@@ -104,9 +125,10 @@ class EngineLoop:
         self._commands.put(lambda: self._record([receipt]))
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """Finish the step, close the books and end the thread."""
+        """Finish the step, close the books and end the thread; one that is given up stays."""
         self._commands.put(self._stop)
-        self._thread.join(timeout_s)
+        if not isinstance(self.error, EngineStuckError):
+            self._thread.join(timeout_s)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -125,6 +147,7 @@ class EngineLoop:
 
     def _turn(self) -> None:
         """Carry out commands, run a step, settle receipts; block when there is nothing to do."""
+        self._num_turns += 1
         self._obey()
         tokens = self._engine.step() if self._engine.has_work else []
         receipts = self._stamped(self._engine.settle())
@@ -143,11 +166,14 @@ class EngineLoop:
         if not self._engine.has_work:
             due_s = self._engine.settle_in_s()
             try:
+                self._is_waiting = True
                 command = self._commands.get(timeout=IDLE_TICK_S if due_s is None else due_s)
             except queue.Empty:
+                self._is_waiting = False
                 if due_s is None:
                     self._note([])
                 return
+            self._is_waiting = False
             command()
         while not self._commands.empty():
             self._commands.get()()

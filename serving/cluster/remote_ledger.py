@@ -3,7 +3,7 @@
 Contract: `record` is called by the engine's thread and sends what there is; what did not arrive
 (the keeper was being restarted) goes again with the next. While a keeper hangs, no more than
 `_MOST_SENT` messages are under way; the rows wait here, and the oldest are dropped and counted when
-there are too many. Reads wait for the keeper for ten seconds.
+there are too many. Reads wait for the keeper for half a minute.
 
 Not covered: rows that have not arrived when the replica ends are lost with it, and logged.
 """
@@ -26,7 +26,7 @@ from greenllm.energy.receipt import Receipt
 from serving.cluster.keeper import Books
 
 log = logging.getLogger(__name__)
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 _MOST_SENT = 256
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from greenllm.energy.ledger import Ledger
+from greenllm.energy.ledger_writer import LedgerState
 from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
 from tests.waiting import PATIENCE_S, until
 
@@ -209,6 +211,26 @@ def test_an_engine_that_dies_is_told_to_everybody(
     assert server.http.post(TEXT, json=body).status_code == 503
     row = server.row(answer.headers["X-Request-Id"])
     assert (row.outcome, row.completion_tokens) == ("failed", 0)
+
+
+def test_a_server_that_is_short_of_memory_refuses_what_comes(server: App) -> None:
+    server.supervisor.is_short_of_memory = True
+    answer = server.http.post(TEXT, json=server.completion())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert server.http.get("/ready").json()["reasons"] == ["the server is short of memory"]
+    assert server.http.get("/health").status_code == 200
+    server.supervisor.is_short_of_memory = False
+    assert server.http.post(TEXT, json=server.completion()).status_code == 200
+
+
+def test_a_ledger_that_cannot_be_written_is_a_reason_not_to_be_ready(
+    server: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ledger, "state", LedgerState(is_writable=False))
+    answer = server.http.get("/ready")
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
+    assert answer.json()["reasons"] == ["the ledger cannot be written"]
 
 
 class Broken(SlowTokenizer):

@@ -18,7 +18,7 @@ import pytest
 
 from finetune.data.household import household_rows
 from tests.service.processes import Forked
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 SHORT = ("--data", "example", "--answers", "0", "--steps", "16", "--save-every", "4")
@@ -26,8 +26,9 @@ Greenllm = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    patience_s = 10 * PATIENCE_S  # training computes for minutes, and on a busy machine for long
     return subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, timeout=600, check=False
+        arguments, env=environment, capture_output=True, text=True, timeout=patience_s, check=False
     )
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 if TYPE_CHECKING:
     from tests.service.conftest import Server
 
@@ -111,7 +113,9 @@ async def storm(url: str) -> Outcomes:
             await run(http, next_plan, outcomes)
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as http:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=PATIENCE_S, limits=limits, trust_env=False
+    ) as http:
         await asyncio.gather(*(worker(http) for _ in range(CONCURRENCY)))
     return outcomes
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.api.shapes import CHAT, assert_golden, texts_of
+from tests.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server
@@ -46,7 +47,7 @@ def test_a_hundred_megabytes_are_refused(server: Server, announced: bool) -> Non
     ids=["garbage", "binary", "half a body", "bad chunk", "negative length"],
 )
 def test_broken_connections_do_no_harm(server: Server, data: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         connection.sendall(data)
     assert server.http.get("/health").status_code == 200
     server.wait_idle()

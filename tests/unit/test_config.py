@@ -233,6 +233,8 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("max_body_mb", [0.5], [0, -1.0]),
         ("keep_alive_s", [0.1], [0, -1.0]),
         ("drain_timeout_s", [0, 1], [-0.5]),
+        ("step_timeout_s", [0, 1], [-0.5]),
+        ("min_free_memory_mb", [0, 1], [-0.5]),
         ("replicas", [None, 1, 9], [0, -1]),
     ],
 )

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from greenllm.cgroups import cgroups, text_of
+
 _BUSY_FIELDS = (1, 2, 3, 6, 7)
 _QUOTA_V1, _PERIOD_V1 = "cpu.cfs_quota_us", "cpu.cfs_period_us"
 
@@ -39,7 +41,7 @@ def cpu_share(
     num_vcpus: int, proc: Path = Path("/proc"), sys: Path = Path("/sys")
 ) -> CpuShare | None:
     """The share of a machine with so many hardware threads; None for all of it."""
-    online = frozenset(_numbers(_text(sys / "devices/system/cpu/online")))
+    online = frozenset(_numbers(text_of(sys / "devices/system/cpu/online")))
     allowed = frozenset(_allowed(proc))
     allowed = (allowed & online) or allowed or frozenset(range(num_vcpus))
     num_allowed = min(len(allowed), num_vcpus)
@@ -62,7 +64,7 @@ def allowed_threads(num_vcpus: int, proc: Path = Path("/proc"), sys: Path = Path
 
 def _allowed(proc: Path) -> Iterator[int]:
     """The CPUs that this process may run on; none where that is not told."""
-    for line in _text(proc / "self/status").splitlines():
+    for line in text_of(proc / "self/status").splitlines():
         name, _, value = line.partition(":")
         if name == "Cpus_allowed_list":
             yield from _numbers(value)
@@ -78,51 +80,28 @@ def _numbers(ranges: str) -> Iterator[int]:
 
 def _quotas(proc: Path, sys: Path) -> Iterator[tuple[Path, float]]:
     """The CPU quotas of this process's cgroup and of those above it, each with its folder."""
-    for folder in _groups(proc, sys):
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
+    for folder in cgroups("cpu", proc, sys):
+        quota, _, period = text_of(folder / "cpu.max").partition(" ")
         if not quota:
-            quota, period = _text(folder / _QUOTA_V1), _text(folder / _PERIOD_V1)
+            quota, period = text_of(folder / _QUOTA_V1), text_of(folder / _PERIOD_V1)
         if quota.isdecimal() and period.isdecimal() and int(quota) * int(period):
             yield folder, int(quota) / int(period)
 
 
-def _groups(proc: Path, sys: Path) -> Iterator[Path]:
-    """The folders of this process's cgroup with CPU files, and of those above it.
-
-    A container sees its own as the root, whatever its path is called outside.
-    """
-    for line in _text(proc / "self/cgroup").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        names = controllers.split(",")
-        if controllers and "cpu" not in names:
-            continue
-        for root in (controllers, "cpu", "cpu,cpuacct") if controllers else ("", "unified"):
-            mounted = sys / "fs/cgroup" / root
-            own = mounted / path.strip("/")
-            yield from (own, *own.parents[: len(own.parts) - len(mounted.parts)])
-
-
 def _used_by_group_s(group: Path) -> float | None:
     """CPU seconds of all processes of a cgroup."""
-    for line in _text(group / "cpu.stat").splitlines():
+    for line in text_of(group / "cpu.stat").splitlines():
         name, _, value = line.partition(" ")
         if name == "usage_usec":
             return int(value) * 1e-6
-    used_ns = _text(group / "cpuacct.usage")
+    used_ns = text_of(group / "cpuacct.usage")
     return int(used_ns) * 1e-9 if used_ns.isdecimal() else None
 
 
 def _used_on_cpus_s(proc: Path, cpus: frozenset[int]) -> float | None:
     """CPU seconds that some CPUs were busy."""
     names = {f"cpu{number}" for number in cpus}
-    lines = [line.split() for line in _text(proc / "stat").splitlines()]
+    lines = [line.split() for line in text_of(proc / "stat").splitlines()]
     found = [words for words in lines if words and words[0] in names]
     ticks = sum(int(words[field]) for words in found for field in _BUSY_FIELDS)
     return ticks / os.sysconf("SC_CLK_TCK") if found else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from greenllm import __version__
 from greenllm.cli.app import COMMANDS, app
+from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -33,7 +34,7 @@ def test_the_help_of_the_program_imports_no_command(arguments: list[str]) -> Non
         "print([n for n in ('serving', 'finetune', 'evals', 'torch') if n in sys.modules])\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     assert run.stdout.splitlines()[-1] == "[]"
 

@@ -408,3 +408,26 @@ def test_totals_wait_for_their_time(house: House, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: next(ticks))
         assert 4 <= totals_recorded(house, 0.5) <= 8, "not in each of twenty turns"
+
+
+def test_a_turn_has_a_number_while_it_lasts(house: House) -> None:
+    until(lambda: house.loop.turn is None, "an idle engine")
+    house.gate.opened.clear()
+    house.loop.submit(make_request("a", [1], ignore_eos=True, max_tokens=2))
+    assert house.gate.reached.wait(PATIENCE_S)
+    assert house.loop.turn == house.loop.turn is not None
+    house.gate.opened.set()
+    until(lambda: house.loop.turn is None, "an idle engine again")
+
+
+def test_an_engine_that_is_given_up_is_told_and_not_waited_for(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.gate.opened.clear()
+    house.loop.submit(make_request("a", [1]))
+    assert house.gate.reached.wait(PATIENCE_S)
+    house.loop.give_up("a step has not ended for 3 s")
+    assert house.has_failed.is_set()
+    assert not house.loop.is_alive
+    assert "on_run" in caplog.text, "where it hangs"
+    house.loop.stop()
