@@ -1,11 +1,13 @@
 # `make help` lists the targets. Each makes the environment first where it is not there yet.
 # MODEL, QUANT, PORT and ARGS are optional: what is not set is left to the environment and --config.
+# Tests run in WORKERS processes.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help serve check fix test test-vllm fast unit lint types imports docs clean
