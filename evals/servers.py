@@ -27,7 +27,7 @@ from greenllm.model.files import check_folder
 from greenllm.model.info import LoadError
 from greenllm.model.options import resolve
 
-_START_S, _STOP_S = 120.0, 60.0
+_START_S, _STOP_S = 600.0, 60.0
 _TAIL = 1500
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Answer = TypeVar("Answer")
