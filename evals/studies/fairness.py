@@ -23,13 +23,14 @@ import httpx
 import typer
 
 from evals.studies import study
-from evals.studies.load import COMPLETIONS, Body, Server, completion_body, random_prompt, serve
+from evals.studies.load import COMPLETIONS, Body, Server, random_bodies, serve
 from evals.tables import Column, table, text
 
 ARMS = ("alone", "beside one request", "beside many requests")
 HOG, OTHER = "hog-0123456789abcdef", "other-0123456789abcdef"
-_HOG_IS_AT_WORK_S = 1.0
-_ANSWERS = 128
+_HOG_IS_AT_WORK_S = 3.0
+_PROMPTS, _ANSWERS = 8, 128
+_REQUESTS = 256
 _ENDLESS_TOKENS = 400
 
 
@@ -41,15 +42,15 @@ class Waits:
     last_s: float
 
 
-def hog_bodies(arm: str, model: str, sequences: int, source: random.Random) -> list[Body]:
-    """What the hog of an arm asks for."""
+def hog_bodies(arm: str, model: str, source: random.Random) -> list[Body]:
+    """What the hog of an arm asks for: 1,024 sequences at once, or as many requests as it may."""
     if arm == ARMS[0]:
         return []
-    prompts = [random_prompt(64, source) for _ in range(sequences)]
+    count = _REQUESTS if arm == ARMS[2] else _PROMPTS
+    bodies = random_bodies(model, count, _ENDLESS_TOKENS, source)
     if arm == ARMS[2]:
-        return [completion_body(model, prompt, _ENDLESS_TOKENS) for prompt in prompts]
-    body = completion_body(model, prompts[0], _ENDLESS_TOKENS)
-    return [{**body, "prompt": prompts[: sequences // _ANSWERS], "n": _ANSWERS}]
+        return bodies
+    return [{**bodies[0], "prompt": [body["prompt"] for body in bodies], "n": _ANSWERS}]
 
 
 async def wait_beside(server: Server, hog: Sequence[Body], body: Body) -> Waits:
@@ -116,7 +117,6 @@ STUDY = study.Study("fairness", page=page)
 
 def main(
     rounds: study.Rounds = 9,
-    sequences: Annotated[int, typer.Option(help="Sequences that the hog asks for.")] = 1024,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the other's prompt.")] = 256,
     tokens: study.Tokens = 16,
     threads: study.Threads = 2,
@@ -126,16 +126,16 @@ def main(
     """Measure how long a short request waits beside a hog."""
     options = ["--threads", str(threads), "--no-prefix-cache", "--api-keys", f"{HOG},{OTHER}"]
     source = random.Random(5)
-    with serve(model, *options, "--max-queue", str(2 * sequences)) as server:
+    with serve(model, *options) as server:
 
         def turn(arm: str, _: int) -> Waits:
-            hog = hog_bodies(arm, server.model, sequences, source)
-            body = completion_body(server.model, random_prompt(prompt_tokens, source), tokens)
+            hog = hog_bodies(arm, server.model, source)
+            (body,) = random_bodies(server.model, 1, tokens, source, prompt_tokens=prompt_tokens)
             return asyncio.run(wait_beside(server, hog, body))
 
         taken = study.interleave(turn, rounds, list(ARMS), warm_up=True)
     rows: dict[str, Any] = {arm: row_of(waits) for arm, waits in taken.items()}
-    STUDY.report({"rounds": rounds, "sequences": sequences, "rows": rows}, name)
+    STUDY.report({"rounds": rounds, "rows": rows}, name)
 
 
 if __name__ == "__main__":
