@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check fix test test-vllm fast unit lint types imports docs clean
+.PHONY: help serve check fix test test-vllm fast unit lint types imports docs lock audit sbom clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -78,5 +78,24 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
+# The tools that look after dependencies have an environment of their own.
+SUPPLY := .venv-supply
+SUPPLY_READY := $(SUPPLY)/.ready
+
+lock: $(SUPPLY_READY) ## write requirements.lock anew: constraints.txt with the hashes of all files
+	$(SUPPLY)/bin/uv pip compile --quiet pyproject.toml --constraint constraints.txt --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file requirements.lock
+
+audit: $(SUPPLY_READY) ## look for known vulnerabilities in what requirements.lock pins
+	$(SUPPLY)/bin/pip-audit --disable-pip --require-hashes --requirement requirements.lock
+
+sbom: $(READY) $(SUPPLY_READY) ## write sbom.json: what the environment is made of, as CycloneDX
+	$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python
+
+$(SUPPLY_READY): Makefile
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet uv==0.13.9 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $(SUPPLY_READY)
+
 clean: ## remove the environments
-	rm -rf $(VENV) $(VLLM) build dist
+	rm -rf $(VENV) $(VLLM) $(SUPPLY) build dist

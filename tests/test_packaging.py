@@ -108,3 +108,19 @@ def test_the_metadata_has_the_command_and_the_licence(wheel: zipfile.ZipFile) ->
     assert "Name: greenllm\n" in metadata
     assert "Requires-Python: >=3.11\n" in metadata
     assert "Classifier: Private :: Do Not Upload\n" in metadata
+
+
+def test_the_lock_has_a_hash_for_every_package_and_the_versions_of_the_constraints() -> None:
+    locked = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
+    packages = [line.split() for line in locked if line and not line.lstrip().startswith("#")]
+    assert all(any(word.startswith("--hash=sha256:") for word in words) for words in packages)
+    pinned = dict(
+        line.partition("==")[::2]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    versions = dict(words[0].partition("==")[::2] for words in packages)
+    assert versions.keys() >= {"fastapi", "torch", "transformers"}
+    both = {name: version for name, version in versions.items() if name in pinned}
+    assert both == {name: pinned[name] for name in both}
+    assert len(both) > 50
