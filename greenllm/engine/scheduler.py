@@ -17,6 +17,8 @@ Where an answer may be approximate, its newest token may leave the model early; 
 computed after its prompt is shared. What such tokens left undone comes on top of the step's limit
 of tokens when it is caught up with, at most `MOST_PENDING + EXIT_RUN` for a sequence.
 
+What raises while one sequence is scheduled or advanced ends that sequence's request, and no other.
+
 Waiting is first come, first served with aging: a sequence that does not fit may be overtaken by
 smaller ones, but not once it has waited `max_overtaken_s`.
 
@@ -30,6 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 
 from greenllm.core import (
@@ -43,6 +46,7 @@ from greenllm.core import (
     TokenLogprob,
 )
 from greenllm.engine.blocks import ROOT, BlockManager
+from greenllm.fence import fenced
 
 
 class Scheduler:
@@ -70,6 +74,7 @@ class Scheduler:
         self._clock = clock
         self._num_drafts = num_drafts
         self._copies: list[tuple[int, int]] = []
+        self._failed: list[Token] = []
 
     @property
     def has_work(self) -> bool:
@@ -88,12 +93,15 @@ class Scheduler:
         self.waiting.append(seq)
 
     def schedule(self) -> Batch:
-        """Choose the next batch and reserve the blocks it writes to."""
+        """Choose the next batch and reserve the blocks it writes to.
+
+        The batch is empty where all that could run has failed; see `take_failed`.
+        """
         chunks: list[Chunk] = []
         preemptions = self.num_preemptions
         for seq in [seq for seq in self.running if seq.in_decode]:
-            if seq in self.running and self._reserve_next(seq):
-                chunks.append(_next_token(seq))
+            if seq in self.running:
+                chunks += self._fenced(seq, partial(self._decode, seq))
         budget = self.max_batch_tokens - len(chunks)
         for seq in self.running:
             if budget and not seq.in_decode:
@@ -107,7 +115,24 @@ class Scheduler:
                 break
         self._give_room(chunks, budget)
         copies, self._copies = tuple(self._copies), []
-        return Batch(tuple(chunks), copies)
+        return Batch(tuple(chunk for chunk in chunks if not chunk.seq.is_finished), copies)
+
+    def take_failed(self) -> list[Token]:
+        """The last tokens of requests that failed while they were scheduled."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _fenced(self, seq: Sequence, work: Callable[[], list[Chunk]]) -> list[Chunk]:
+        """The chunks of one sequence; none where its request fails, and ends, meanwhile."""
+        return fenced(work, partial(self._fail, seq))
+
+    def _fail(self, seq: Sequence, error: str) -> list[Chunk]:
+        self._failed += self.abort(seq.request.request_id, "error", error)
+        return []
+
+    def _decode(self, seq: Sequence) -> list[Chunk]:
+        """The newest token's chunk; none when the sequence had to yield."""
+        return [_next_token(seq)] if self._reserve_next(seq) else []
 
     def _reserve_next(self, seq: Sequence) -> bool:
         """Make room for the newest token; False when the sequence itself had to yield."""
@@ -125,10 +150,12 @@ class Scheduler:
         """Share what prompts and newcomers have left of the step among decoding sequences."""
         for i, chunk in enumerate(chunks):
             if budget and chunk.seq.in_decode and _may_have_room(chunk):
-                room = self._reserve_room(chunk.seq, budget)
-                if room:
-                    chunks[i] = replace(chunk, room=room)
-                    budget -= room
+                for roomy in self._fenced(chunk.seq, partial(self._with_room, chunk, budget)):
+                    chunks[i] = roomy
+                    budget -= roomy.room
+
+    def _with_room(self, chunk: Chunk, budget: int) -> list[Chunk]:
+        return [replace(chunk, room=self._reserve_room(chunk.seq, budget))]
 
     def _reserve_room(self, seq: Sequence, budget: int) -> int:
         """Make room for draft tokens after the newest one, as far as no other needs it."""
@@ -162,11 +189,11 @@ class Scheduler:
         for seq in list(self.waiting):
             if len(self.running) >= self.max_num_seqs:
                 return
-            if _leader_computes(seq):
+            if seq.is_finished or _leader_computes(seq):
                 continue
-            if self._try_admit(seq):
+            if fenced(partial(self._try_admit, seq), partial(self._fail, seq)):
                 yield seq
-            elif now_s - seq.queued_s >= self.max_overtaken_s:
+            elif not seq.is_finished and now_s - seq.queued_s >= self.max_overtaken_s:
                 return
 
     def _try_admit(self, seq: Sequence) -> bool:
@@ -176,6 +203,7 @@ class Scheduler:
         if fresh + len(self.running) > self.blocks.num_free_after(shared):
             return False
         self.blocks.take(shared)
+        seq.block_table = shared
         seq.num_computed = len(shared) * self.blocks.block_size
         seq.num_remembered = len(shared)
         seq.digest = self.blocks.digest_of(shared[-1]) if shared else _salt(seq)
@@ -201,16 +229,18 @@ class Scheduler:
     def commit(self, batch: Batch, samples: SequenceOf[Sample]) -> list[Token]:
         """Take the runner's results: advance, append, finish. Returns the tokens to send.
 
-        An error ends all sequences of its request with reason `error`.
+        An error, in a sample or in what is done with it here, ends all sequences of its request
+        with reason `error`.
         """
         tokens: list[Token] = []
         for chunk, sample in zip(batch.chunks, samples, strict=True):
             if chunk.seq.is_finished:
                 continue  # a sibling's error has ended it
+            end = partial(self.abort, chunk.seq.request.request_id, "error")
             if sample.error:
-                tokens += self.abort(chunk.seq.request.request_id, "error", sample.error)
+                tokens += end(sample.error)
             else:
-                tokens += self._advance(chunk, sample)
+                tokens += fenced(partial(self._advance, chunk, sample), end)
         return tokens
 
     def _advance(self, chunk: Chunk, sample: Sample) -> list[Token]:
@@ -258,7 +288,8 @@ class Scheduler:
         for seq in ended:
             seq.finish_reason = reason
             if seq in self.running:
-                self._retire(seq)
+                self.running.remove(seq)
+            self._release(seq)
         return [
             Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
         ]
