@@ -26,6 +26,8 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_characters()
+# Ids that are no text yet; no character needs as many, and each is looked at with every new one.
+_MOST_UNTOLD = 64
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -37,7 +39,8 @@ class _FastSteps:
     """Incremental decoding that survives ids no text could have produced.
 
     The decoder raises a bare Exception when a byte sequence turns invalid after the fact; then what
-    it had not told yet is decoded at once, and a fresh decoder goes on.
+    it had not told yet is decoded at once, and a fresh decoder goes on. So it is when it has told
+    nothing for too long.
     """
 
     def __init__(self, fast: FastTokenizer, decode: Callable[[list[int]], str]) -> None:
@@ -52,11 +55,16 @@ class _FastSteps:
         try:
             text = self._decoder.step(self._fast, token_id)
         except Exception:
-            text = self._decode(self._untold)
-            self._decoder = DecodeStream(skip_special_tokens=True)
+            text = self._told_at_once()
+        if text is None and len(self._untold) >= _MOST_UNTOLD:
+            text = self._told_at_once()
         if text is not None:
             self._untold.clear()
         return text
+
+    def _told_at_once(self) -> str:
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        return self._decode(self._untold)
 
 
 class Tokenizer:

@@ -164,7 +164,6 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
 _TRANSLATED: Mapping[str, Callable[[Any], Any]] = {
     "top_k": lambda count: 0 if count == -1 else count,
     "stop": lambda stop: (stop,) if isinstance(stop, str) else tuple(stop),
-    "stop_token_ids": tuple,
     "logit_bias": _logit_bias,
 }
 
