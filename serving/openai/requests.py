@@ -40,10 +40,8 @@ def chat_request(body: ChatBody, target: Target, *, request_id: str, key: str | 
     """Render the messages and make a request; without a limit the answer may fill the context."""
     _check_chat(body)
     tokenizer, context = target.served.tokenizer, target.served.info.context_length
-    text = tokenizer.chat(
-        [message.plain() for message in body.messages], add_generation_prompt=True
-    )
-    prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
+    messages = [message.plain() for message in body.messages]
+    prompt = tuple(tokenizer.chat_ids(messages, add_generation_prompt=True))
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if limit is None:
         limit = max(1, context - len(prompt))
