@@ -145,15 +145,19 @@ def _best(logits: Tensor) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:
-    """Log probabilities of given tokens and of the `counts[i]` most probable ones of each row."""
+    """Log probabilities of given tokens and of the `counts[i]` most probable ones of each row.
+
+    Tokens that cannot come are not among the most probable ones.
+    """
     logprobs = torch.log_softmax(logits, dim=-1)
     index = torch.tensor(token_ids, device=logits.device)
     chosen: list[float] = logprobs.gather(1, index[:, None])[:, 0].tolist()
     top = torch.topk(logprobs, min(max(counts), logits.shape[-1]), dim=-1)
-    values, ids = top.values.tolist(), top.indices.tolist()
+    best = zip(top.indices.tolist(), top.values.tolist(), counts, strict=True)
+    tops = [tuple(zip(ids[:count], values[:count], strict=True)) for ids, values, count in best]
     return [
-        TokenLogprob(token, value, tuple(zip(ids[i][:count], values[i][:count], strict=True)))
-        for i, (token, value, count) in enumerate(zip(token_ids, chosen, counts, strict=True))
+        TokenLogprob(token, value, tuple(pair for pair in top if pair[1] > -math.inf))
+        for token, value, top in zip(token_ids, chosen, tops, strict=True)
     ]
 
 

@@ -39,9 +39,9 @@ from greenllm.energy.account.totals import Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.admission import check_request
+from greenllm.engine.answers import append_all
 from greenllm.engine.in_flight import InFlight
 from greenllm.engine.protocol import Stats
-from greenllm.engine.scheduler import append_all
 from greenllm.fence import fenced
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
@@ -123,8 +123,8 @@ class VllmEngine:
     def add_request(self, request: Request) -> list[Token]:
         """Open a bill and queue the request's sequences."""
         sequences = self._in_flight.open(request, self.info)
-        give_up = partial(self._give_up, request.request_id)
-        return fenced(partial(self._queue, request, sequences), give_up)
+        work = partial(self._queue, request, sequences)
+        return fenced(work, partial(self._give_up, request.request_id))
 
     def _queue(self, request: Request, sequences: SequenceOf[Sequence]) -> list[Token]:
         digest = None if request.adapter is None else request.adapter.digest
@@ -152,11 +152,9 @@ class VllmEngine:
         chunks = [self._chunk(one) for one in self._journal.take() if one.sequence_id in self]
         self._charge(chunks, self._clock() - began_s)
         of_chunk = {_name(chunk.seq): chunk for chunk in chunks}
-        tokens = [
-            token
-            for output in outputs
-            for token in self._fenced(output, of_chunk.get(output.request_id))
-        ]
+        tokens: list[Token] = []
+        for output in outputs:
+            tokens += self._fenced(output, of_chunk.get(output.request_id))
         self._end([name for name, seq in self._sequences.items() if seq.is_finished])
         return tokens
 
@@ -205,9 +203,8 @@ class VllmEngine:
             return []
         count = seq.sampling.logprobs or 0
         logprobs = logprobs_of(ids, choice.logprobs[: len(ids)] if choice.logprobs else None, count)
-        tokens = (
-            append_all(seq, Sample(ids, logprobs)) if ids or not seq.sampling.max_tokens else []
-        )
+        is_due = ids or not seq.sampling.max_tokens
+        tokens = append_all(seq, Sample(ids, logprobs)) if is_due else []
         if output.finished and not seq.is_finished:
             text = f"vLLM ended it ({choice.finish_reason})"
             return tokens + self._in_flight.end(seq.request.request_id, "error", text)

@@ -358,6 +358,15 @@ def test_a_row_without_any_chance_is_an_error() -> None:
     assert found.error
 
 
+def test_tokens_that_cannot_come_are_not_reported() -> None:
+    """Some models have logits of minus infinity, for which JSON has no number."""
+    logits = torch.full((1, 8), -math.inf)
+    logits[0, 2:4] = torch.tensor([1.0, 2.0])
+    [found] = sample(logits, [_row(SamplingParams(temperature=0, logprobs=5))])
+    assert found.logprob is not None
+    assert [token_id for token_id, _ in found.logprob.top] == [3, 2]
+
+
 ENDS: dict[str, tuple[Any, ...]] = {
     "temperature": (0.0, GREEDY_BELOW, 2.0),
     "top_p": (2e-38, 1.0),
