@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from greenllm.text import TextStream
 from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
 from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
+    from greenllm.core import SamplingParams
     from greenllm.energy.receipt import Receipt
     from greenllm.tokenizer import Tokenizer
     from tests.api.conftest import App, StartApp
@@ -209,6 +212,39 @@ def test_an_engine_that_dies_is_told_to_everybody(
     assert server.http.post(TEXT, json=body).status_code == 503
     row = server.row(answer.headers["X-Request-Id"])
     assert (row.outcome, row.completion_tokens) == ("failed", 0)
+
+
+class Choking(SlowTokenizer):
+    """A bug in the text of answers with a certain stop string, at their third token."""
+
+    def stream(self, params: SamplingParams) -> TextStream:
+        steps = iter("ab")
+        if "choke" in params.stop:
+            return TextStream(lambda token_id: next(steps), lambda ids: "", stop=params.stop)
+        found: TextStream = self._real.stream(params)
+        return found
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_fails_for_one_of_many_is_told_to_it_alone(
+    start_app: StartApp, tokenizer: Tokenizer, stream: bool
+) -> None:
+    server = start_app(tokenizer=Choking(tokenizer))
+    good = [server.completion(f"number {n}", max_tokens=8) for n in range(8)]
+    bad = server.completion("bad", max_tokens=8, stop=["choke"], n=2, stream=stream)
+    with server.machine.held(), ThreadPoolExecutor(9) as pool:
+        jobs = [pool.submit(server.http.post, TEXT, json=body) for body in (*good, bad)]
+        until(lambda: server.metric("requests_in_flight") == 9, "all of them")
+        server.machine.go_on()
+        *answers, failed = (job.result(PATIENCE_S) for job in jobs)
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {8}
+    assert failed.status_code == (200 if stream else 500)
+    assert "generation failed: StopIteration" in failed.text
+    server.wait_idle()
+    outcomes = [row.outcome for row in server.rows()]
+    assert sorted(outcomes) == ["completed"] * 8 + ["failed"]
+    assert server.metric("kv_blocks_free") == server.metric("kv_blocks")
 
 
 class Broken(SlowTokenizer):
