@@ -87,8 +87,7 @@ def task_prompts(tokenizer: Tokenizer, count: int) -> list[Prompt]:
     for name in names:
         for example in held_out_examples(name, each, SEED, exact=False):
             turns = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
-            text = tokenizer.chat(turns, add_generation_prompt=True)
-            ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+            ids = tuple(tokenizer.chat_ids(turns, add_generation_prompt=True))
             found.append(Prompt(ids, example.answer if example.exact else None))
     return random.Random(SEED).sample(found, min(count, len(found)))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from greenllm.core import GreenllmError
+from greenllm.given_files import MOST_JSON_BYTES, read_text
 
 REPORT, PAGE, PLOT = "green_report.json", "green_report.md", "green_report.svg"
 JOURNAL, OUTCOME, SWEEP, WAIT = "journal.json", "outcome.json", "sweep.json", "wait.json"
@@ -45,8 +46,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A file's object; None where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_text(path, MOST_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

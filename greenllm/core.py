@@ -1,7 +1,7 @@
 """The vocabulary: what a request asks, what runs in a step, what comes back and what it cost.
 
-Everything else in greenllm speaks in these values. Only `exits` and the standard library are
-imported here.
+Everything else in greenllm speaks in these values. Only `exits`, `values` and the standard library
+are imported here.
 
 Not covered: text (token ids only), HTTP, tensors.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from greenllm.exits import ExitOffer, ExitResult, ExitState
+from greenllm.values import KINDS, SHOWN_CHARACTERS, Kind, is_a
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Phase = Literal["prefill", "decode", "draft"]
@@ -41,8 +41,11 @@ class InvalidRequestError(GreenllmError):
 TOO_LONG = "context_length_exceeded"
 
 
-# Below this, dividing logits by the temperature leaves the range of float32.
-GREEDY_BELOW = 1e-5
+GREEDY_BELOW = 1e-5  # a temperature: what is drawn so is the most probable token
+# What is looked at for every token.
+MOST_STOP_CHARACTERS = 1024
+_MOST: Mapping[str, int] = {"stop": 16, "stop_token_ids": 1024, "logit_bias": 1024}
+MOST_GRAMMAR_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,13 @@ class Grammar:
 
     kind: Literal["json_schema"]
     source: str
+
+    def __post_init__(self) -> None:
+        if len(self.source) > MOST_GRAMMAR_CHARACTERS:
+            raise InvalidRequestError(
+                f"the schema has {len(self.source)} characters, at most {MOST_GRAMMAR_CHARACTERS}",
+                "response_format",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +76,14 @@ class SamplingParams:
         top_k: Only so many of the most probable tokens; 0 is all.
         min_p: Only tokens with at least this part of the highest probability. [0 to 1]
         repetition_penalty: Divides the positive logits of tokens seen before, and multiplies the
-            negative ones. [above 0, to 100]
+            negative ones. [0.01 to 100]
         presence_penalty: Taken off the logits of generated tokens. [-2 to 2]
         frequency_penalty: The same for each time that a token was generated. [-2 to 2]
-        logit_bias: Added to the logits of single tokens, by id. [-100 to 100]
+        logit_bias: Added to the logits of single tokens, by id. [-100 to 100; 1,024 tokens]
         seed: Makes the random numbers repeatable; None takes new ones.
-        stop: Texts that end the answer and are not part of it; kept as a tuple.
-        stop_token_ids: Tokens that end it; kept as a tuple.
+        stop: Texts that end the answer and are not part of it; kept as a tuple. [16 texts, of 1,024
+            characters together]
+        stop_token_ids: Tokens that end it; kept as a frozenset. [1,024 tokens]
         min_tokens: Until so many tokens nothing ends it.
         max_tokens: Tokens of an answer, at most.
         ignore_eos: Go on after the model's end token.
@@ -102,33 +113,50 @@ class SamplingParams:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
+        self._check_sizes()
         self._check_types()
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InvalidRequestError(f"{name} must be in [{low}, {high}], got {value}", name)
-        if self.repetition_penalty == 0 or self.top_p == 0:
-            name = "top_p" if self.top_p == 0 else "repetition_penalty"
-            raise InvalidRequestError(f"{name} must be greater than 0", name)
+        if self.top_p == 0:
+            raise InvalidRequestError("top_p must be greater than 0", "top_p")
         if self.min_tokens > self.max_tokens:
             raise InvalidRequestError("min_tokens is greater than max_tokens", "min_tokens")
-        if any(text == "" for text in self.stop):
-            raise InvalidRequestError("stop holds an empty string", "stop")
         if any(not -100 <= bias <= 100 for bias in self.logit_bias.values()):
             raise InvalidRequestError("logit_bias values must be in [-100, 100]", "logit_bias")
+        self._check_stop()
+
+    def _check_sizes(self) -> None:
+        """Before their items are looked at: each of them costs time, here and at every token."""
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            is_text = isinstance(value, str | bytes)
+            if isinstance(value, Sized) and not is_text and len(value) > most:
+                raise InvalidRequestError(f"{name} may hold {most} at most, got {len(value)}", name)
+
+    def _check_stop(self) -> None:
+        if any(text == "" for text in self.stop):
+            raise InvalidRequestError("stop holds an empty string", "stop")
+        if sum(map(len, self.stop)) > MOST_STOP_CHARACTERS:
+            raise InvalidRequestError(
+                f"stop may hold {MOST_STOP_CHARACTERS} characters at most, all texts together",
+                "stop",
+            )
 
     def _check_types(self) -> None:
-        """Python callers may give anything, and what a step chokes on ends others' requests too."""
+        """Python callers may give anything, and a step computes with what is kept here."""
         for name, kind, is_optional in _KIND_OF:
             value = getattr(self, name)
-            if not kind.holds(value) and not (is_optional and value is None):
-                raise InvalidRequestError(f"{name} must be {kind.words}, got {value!r}", name)
+            if is_optional and value is None:
+                continue
+            if not kind.holds(value):
+                shown = f"{value!r:.{SHOWN_CHARACTERS}}"
+                raise InvalidRequestError(f"{name} must be {kind.words}, got {shown}", name)
+            object.__setattr__(self, name, kind.keep(value))
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(self, name) or 0) < 0:
                 raise InvalidRequestError(f"{name} must not be negative", name)
-        for name in ("stop", "stop_token_ids"):
-            # Frozen for callers; what they gave may be a list that they go on changing.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def is_greedy(self) -> bool:
@@ -162,7 +190,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("top_p", 0, 1),
     ("top_k", 0, 2**31),
     ("min_p", 0, 1),
-    ("repetition_penalty", 0, 100),
+    ("repetition_penalty", 0.01, 100),
     ("presence_penalty", -2, 2),
     ("frequency_penalty", -2, 2),
     ("min_tokens", 0, 2**31),
@@ -171,42 +199,9 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 )
 
 
-def _is(kind: type[Any]) -> Callable[[Any], bool]:
-    """Python counts True as a number; nobody who gives it means one."""
-    return lambda value: isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _all(kind: type[Any]) -> Callable[[Any], bool]:
-    def holds(values: Any) -> bool:
-        is_many = isinstance(values, Collection) and not isinstance(values, str | bytes)
-        return is_many and all(map(_is(kind), values))
-
-    return holds
-
-
-class _Kind(NamedTuple):
-    """What values of a type have to be, as a check and in words."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-# By the type that a field is declared with: a field of another type needs an entry here.
-_KINDS: Mapping[str, _Kind] = {
-    "bool": _Kind(_is(bool), "true or false"),
-    "float": _Kind(_is(Real), "a number"),
-    "int": _Kind(_is(Integral), "a whole number"),
-    "Collection[str]": _Kind(_all(str), "a tuple or list of texts"),
-    "Collection[int]": _Kind(_all(Integral), "a tuple or list of token ids"),
-    "Mapping[int, float]": _Kind(
-        lambda value: (
-            isinstance(value, Mapping) and _all(Integral)(value) and _all(Real)(value.values())
-        ),
-        "numbers by token ids",
-    ),
-    "Grammar": _Kind(_is(Grammar), "a Grammar"),
-}
-_KIND_OF: tuple[tuple[str, _Kind, bool], ...] = tuple(
+# A field of a type without a kind needs one in `values.KINDS`.
+_KINDS = {**KINDS, "Grammar": Kind(is_a(Grammar), "a Grammar", lambda grammar: grammar)}
+_KIND_OF: tuple[tuple[str, Kind, bool], ...] = tuple(
     (spec.name, _KINDS[declared.removesuffix(" | None")], declared.endswith(" | None"))
     for spec in fields(SamplingParams)
     for declared in (str(spec.type),)

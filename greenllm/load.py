@@ -62,7 +62,11 @@ def load_engine(
     source = resolve(config.model)
     check_folder(source, allow_pickle=config.allow_pickle)
     check_draft_model(config)
-    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        source,
+        trust_remote_code=config.trust_remote_code,
+        parse_special=config.parse_special,
+    )
 
     def account_of(shape: ModelShape, device: str) -> Account:
         return Account(

@@ -310,6 +310,10 @@ class EngineOptions(Options):
         "auto", "auto, u8, bfloat16 or float32: keys and values of the openvino runner."
     )
     prefix_cache: bool = option(True, "Reuse keys and values of common prompt beginnings.")
+    parse_special: bool = option(
+        False,
+        "Special tokens written in messages, such as <|im_end|>, are tokens; else they are text.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

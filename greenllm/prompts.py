@@ -77,8 +77,7 @@ class Encoder:
 
     def _answer_to(self, messages: str | Messages, sampling: SamplingParams | None) -> Query:
         """Without `sampling` a conversation's answer has the rest of the context."""
-        text = self.tokenizer.chat(conversation(messages), add_generation_prompt=True)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self.tokenizer.chat_ids(conversation(messages), add_generation_prompt=True)
         room = max(1, self.context_length - len(ids))
         return Query(tuple(ids), sampling or SamplingParams(max_tokens=room))
 

@@ -1,20 +1,22 @@
 """Text to ids and back, and chat templates, through the model's own tokenizer.
 
-Not covered: images and audio in messages, tools in templates.
+Contract: special tokens in a text to complete are tokens; those in messages are text, unless
+`parse_special`. Templates are rendered in Jinja's immutable sandbox, as transformers makes it; what
+they raise is the request's fault. Not covered: images and audio in messages, tools in templates.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
-import jinja2
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import DecodeStream
 
 from greenllm.core import GreenllmError, InvalidRequestError, SamplingParams
+from greenllm.special_text import SpecialText
 from greenllm.text import TextStream
 
 
@@ -26,6 +28,9 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_characters()
+# Ids that are no text yet; no character needs as many, and each is looked at with every new one.
+_MOST_UNTOLD = 64
+_LONGEST_REASON = 500
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -37,7 +42,8 @@ class _FastSteps:
     """Incremental decoding that survives ids no text could have produced.
 
     The decoder raises a bare Exception when a byte sequence turns invalid after the fact; then what
-    it had not told yet is decoded at once, and a fresh decoder goes on.
+    it had not told yet is decoded at once, and a fresh decoder goes on. So it is when it has told
+    nothing for too long.
     """
 
     def __init__(self, fast: FastTokenizer, decode: Callable[[list[int]], str]) -> None:
@@ -52,18 +58,24 @@ class _FastSteps:
         try:
             text = self._decoder.step(self._fast, token_id)
         except Exception:
-            text = self._decode(self._untold)
-            self._decoder = DecodeStream(skip_special_tokens=True)
+            text = self._told_at_once()
+        if text is None and len(self._untold) >= _MOST_UNTOLD:
+            text = self._told_at_once()
         if text is not None:
             self._untold.clear()
         return text
+
+    def _told_at_once(self) -> str:
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        return self._decode(self._untold)
 
 
 class Tokenizer:
     """A thin face over a transformers tokenizer."""
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: Any, *, parse_special: bool = False) -> None:
         self._hf = hf
+        self._parse_special = parse_special
         self._fast: FastTokenizer | None = getattr(hf, "backend_tokenizer", None)
         self._special_ids = frozenset(hf.all_special_ids)
         self._is_byte_level = self._fast is not None and "ByteLevel" in repr(self._fast.decoder)
@@ -114,7 +126,29 @@ class Tokenizer:
         """Whether an id is left out of decoded text."""
         return token_id in self._special_ids
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+    def chat_ids(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+    ) -> list[int]:
+        """Ids of messages, rendered with the model's template.
+
+        Raises:
+            InvalidRequestError: see `chat`; or they hold what cannot be encoded.
+        """
+        render = partial(self.chat, add_generation_prompt=add_generation_prompt)
+        special = self._special_text
+        texts = (text for message in messages for text in message.values())
+        if self._parse_special or not special.is_in(texts):
+            return self.encode(render(messages), add_special_tokens=False)
+        marked = [{key: special.mark(text) for key, text in one.items()} for one in messages]
+        return special.encode(render(marked))
+
+    @cached_property
+    def _special_text(self) -> SpecialText:
+        added = self._hf.added_tokens_decoder.items()
+        tokens = {token.content: token_id for token_id, token in added if token.special}
+        return SpecialText(tokens, self._fast, partial(self.encode, add_special_tokens=False))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """Render messages with the model's template.
 
         Raises:
@@ -130,8 +164,10 @@ class Tokenizer:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (jinja2.TemplateError, ValueError) as error:
-            raise InvalidRequestError(f"the chat template says: {error}", "messages") from error
+        except Exception as error:
+            # A template is a program of the model's: it may raise anything.
+            reason = f"{error}"[:_LONGEST_REASON]
+            raise InvalidRequestError(f"the chat template says: {reason}", "messages") from error
         return text
 
     def stream(self, params: SamplingParams) -> TextStream:
@@ -173,7 +209,9 @@ class Tokenizer:
         }
 
 
-def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Tokenizer:
+def load_tokenizer(
+    source: str, *, trust_remote_code: bool = False, parse_special: bool = False
+) -> Tokenizer:
     """Load the tokenizer of a model folder or hub id.
 
     Raises:
@@ -186,4 +224,4 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Tokenizer
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TokenizerError(f"cannot load the tokenizer of {source}: {reason}") from error
-    return Tokenizer(hf)
+    return Tokenizer(hf, parse_special=parse_special)

@@ -48,11 +48,8 @@ async def _served(state: ServerState, asked: str | None) -> Served:
 def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
     if body.messages is None:
         return tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
-    text = tokenizer.chat(
-        [message.plain() for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt,
-    )
-    return tokenizer.encode(text, add_special_tokens=False)
+    messages = [message.plain() for message in body.messages]
+    return tokenizer.chat_ids(messages, add_generation_prompt=body.add_generation_prompt)
 
 
 @router.post("/detokenize", openapi_extra=body_schema(DetokenizeBody))

@@ -87,8 +87,7 @@ def chat_prompts(tokenizer: Tokenizer, count: int, seed: int) -> list[Prompt]:
     each = -(-count // len(KINDS))
     texts = [text for kind in KINDS for text in prompts(kind, each, seed)]
     turns = [[{"role": "user", "content": text}] for text in texts[:count]]
-    chats = [tokenizer.chat(turn, add_generation_prompt=True) for turn in turns]
-    return [tuple(tokenizer.encode(chat, add_special_tokens=False)) for chat in chats]
+    return [tuple(tokenizer.chat_ids(turn, add_generation_prompt=True)) for turn in turns]
 
 
 def random_sampling(

@@ -166,7 +166,7 @@ def random_bodies(
 
 def story_request(tokenizer: Tokenizer, request_id: str, max_tokens: int) -> Request:
     """A chat turn for an engine in this process."""
-    text = tokenizer.chat([{"role": "user", "content": PROMPT}], add_generation_prompt=True)
-    prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
+    messages = [{"role": "user", "content": PROMPT}]
+    prompt = tuple(tokenizer.chat_ids(messages, add_generation_prompt=True))
     sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     return Request(request_id, (prompt,), sampling, model="bench", created_s=time.time())

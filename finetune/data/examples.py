@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from greenllm.config import ConfigError
+from greenllm.given_files import read_text
 
 Form = Literal["messages", "prompt", "text", "preference", "preferred_output"]
 _KEYS: Mapping[Form, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ _KEYS: Mapping[Form, tuple[str, ...]] = {
     "preferred_output": ("input", "preferred_output", "non_preferred_output"),
 }
 _ROLES = ("system", "user", "assistant")
+MOST_BYTES = 2**32
 
 
 class DataError(ConfigError):
@@ -73,7 +75,7 @@ def read_examples(path: Path) -> list[DataLine]:
         DataError: the file cannot be read, a line cannot be used, or there is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     lines = ((f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
@@ -103,7 +105,7 @@ def _checked(name: str, found: Iterator[DataLine]) -> list[DataLine]:
 def _parse(where: str, line: str) -> DataLine:
     try:
         return example_of(where, json.loads(line))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}") from error
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from evals.tasks.generated.stories import story
 from finetune.data.encoding import Encoded, Encoder
-from finetune.data.examples import DataError, DataLine, Turn
+from finetune.data.examples import MOST_BYTES, DataError, DataLine, Turn
 from finetune.recipe import Recipe
+from greenllm.given_files import read_text
 
 _SIZE = 32
 _LENGTH = 256
@@ -41,7 +42,7 @@ def _stories() -> list[str]:
 
 def _paragraphs(path: Path) -> Sequence[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--probe: cannot read {path}: {error}", "probe") from error
     found = [part.strip() for part in text.split("\n\n") if part.strip()][:_SIZE]

@@ -17,6 +17,7 @@ import typer
 from greenllm.cli.report_export import writing
 from greenllm.config import ConfigError
 from greenllm.core import GreenllmError
+from greenllm.given_files import MOST_JSON_BYTES, read_text
 from greenllm.scorecard.card import Card
 from greenllm.scorecard.huggingface import front_matter
 from greenllm.scorecard.reading import card_of
@@ -93,10 +94,10 @@ def _json(found: Mapping[str, Any]) -> str:
 
 def _object(file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file, MOST_JSON_BYTES))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file} holds no JSON object, and so no report")

@@ -87,7 +87,7 @@ class Shares:
 
     def rank(self, client: str, num_running: int) -> Rank:
         """The lower, the sooner it is a client's turn."""
-        return self._tokens[client] // QUANTUM_TOKENS, num_running
+        return self._tokens.get(client, 0) // QUANTUM_TOKENS, num_running
 
     def who_yields(
         self, seq: Sequence, running: SequenceOf[Sequence], room: Room

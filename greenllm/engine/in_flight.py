@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
-from greenllm.core import AdapterRef, AnswerSink, Request, SamplingParams, Sequence, sequences_of
+from greenllm.core import (
+    AdapterRef,
+    AnswerSink,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Sequence,
+    Token,
+    sequences_of,
+)
 from greenllm.energy.account.account import Account
 from greenllm.energy.account.bill import TokenCounts
 from greenllm.energy.account.totals import Totals
@@ -66,16 +75,27 @@ class InFlight:
         return self._open[request_id].sequences
 
     def open(self, request: Request, info: ModelInfo) -> SequenceOf[Sequence]:
-        """Start a request's bill; its sequences, each with its text."""
+        """Start a request's bill; its sequences, still without their texts (see `read`)."""
         self.account.open(request)
         sequences = sequences_of(
             request, eos_token_ids=info.eos_token_ids, max_len=info.context_length
         )
-        for seq in sequences:
-            seq.text = self.text_stream(request.sampling)
         self._open[request.request_id] = _Open(request, sequences)
         self.num_speculating += request.asks_for_drafts
         return sequences
+
+    def read(self, seq: Sequence) -> None:
+        """Give a sequence what turns its tokens into text."""
+        seq.text = self.text_stream(seq.sampling)
+
+    def end(self, request_id: str, reason: FinishReason, error: str = "") -> list[Token]:
+        """End what is left of a request; each sequence with a token that carries `error`."""
+        ended = [seq for seq in self.sequences(request_id) if not seq.is_finished]
+        for seq in ended:
+            seq.finish_reason = reason
+        return [
+            Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
+        ]
 
     def close(self, request_id: str, outcome: Outcome, num_layers: int) -> None:
         """End a request's bill; `num_layers` is how many layers the model has."""

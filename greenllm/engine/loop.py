@@ -114,7 +114,11 @@ class EngineLoop:
 
     def submit(self, request: Request) -> None:
         """Queue a request that passed the engine's `check`."""
-        self._commands.put(lambda: self._engine.add_request(request))
+        self._commands.put(lambda: self._add(request))
+
+    def _add(self, request: Request) -> None:
+        if failed := self._engine.add_request(request):
+            self._listener.publish(failed, ())
 
     def abort(self, request_id: str) -> None:
         """End a request between two steps."""

@@ -3,8 +3,8 @@
     schedule -> draft -> run -> charge -> commit
 
 Contract: see `protocol.Engine`. A runner that fails ends the requests of its batch with reason
-`error`, an error in place of a sample ends its request. Their energy stays on their bill and the
-engine goes on.
+`error`. What fails in the work of one request, from queue to text, ends that request alone (see
+`fence`). Their energy stays on their bill and the engine goes on.
 
 Not covered: threads and waiting (see `loop`), HTTP.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from functools import partial
 
 from greenllm.core import AnswerSink, Batch, Request, SamplingParams, Sequence, Speculation, Token
 from greenllm.energy.account.account import Account
@@ -24,6 +26,7 @@ from greenllm.engine.blocks import BlockManager
 from greenllm.engine.in_flight import InFlight
 from greenllm.engine.protocol import BatchLimits, Stats
 from greenllm.engine.scheduler import Scheduler
+from greenllm.fence import fenced
 from greenllm.model.adapters import AdapterRegistry, no_adapters
 from greenllm.model.info import ModelInfo
 from greenllm.runner.base import Runner
@@ -102,10 +105,23 @@ class NativeEngine:
         """Do what requests that name no way of drafting would wait for."""
         self._prepare(self._speculator.default)
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: Request) -> list[Token]:
         """Open a bill and queue the request's sequences."""
-        for seq in self._in_flight.open(request, self.info):
+        sequences = self._in_flight.open(request, self.info)
+        return fenced(partial(self._queue, sequences), partial(self._give_up, request.request_id))
+
+    def _queue(self, sequences: SequenceOf[Sequence]) -> list[Token]:
+        for seq in sequences:
+            self._in_flight.read(seq)
             self.scheduler.add(seq)
+        return []
+
+    def _give_up(self, request_id: str, error: str) -> list[Token]:
+        """End a request that could not be queued as a whole."""
+        tokens = self.scheduler.abort(request_id, "error", error)
+        tokens += self._in_flight.end(request_id, "error", error)
+        self._close_finished(tokens)
+        return tokens
 
     @property
     def _speculates(self) -> bool:
@@ -118,10 +134,18 @@ class NativeEngine:
 
     def step(self) -> list[Token]:
         """Run one batch: schedule, draft, compute, account, commit."""
-        began_s = started_s = self._clock()
+        started_s = self._clock()
         if speculates := self._speculates:
             self._speculator.begin(len(self.scheduler.running))
         batch = self.scheduler.schedule()
+        tokens = self.scheduler.take_failed()
+        if batch.chunks:
+            tokens += self._run(batch, started_s, speculates=speculates)
+        self._close_finished(tokens)
+        return tokens
+
+    def _run(self, batch: Batch, began_s: float, *, speculates: bool) -> list[Token]:
+        started_s = began_s
         try:
             if batch.copies:
                 self.runner.copy_blocks(batch.copies)
@@ -136,8 +160,9 @@ class NativeEngine:
         self.account.charge(batch, self._clock() - started_s, samples)
         tokens = self.scheduler.commit(batch, samples)
         if speculates:
-            self._speculator.learn(batch, samples, self._clock() - began_s)
-        self._close_finished({t.request_id: t for t in tokens if t.finish_reason})
+            took_s = self._clock() - began_s
+            # What is learnt is an extra, as draft tokens are: nobody's answer hangs on it.
+            fenced(partial(self._speculator.learn, batch, samples, took_s), str)
         return tokens
 
     def _with_drafts(self, batch: Batch, started_s: float) -> tuple[Batch, float]:
@@ -156,7 +181,6 @@ class NativeEngine:
         tokens: list[Token] = []
         for request_id in {chunk.seq.request.request_id for chunk in batch.chunks}:
             tokens += self.scheduler.abort(request_id, "error", f"{type(error).__name__}: {error}")
-            self._close(request_id, "failed")
         return tokens
 
     def abort(self, request_id: str) -> list[Token]:
@@ -167,8 +191,9 @@ class NativeEngine:
         self._close(request_id, "aborted")
         return tokens
 
-    def _close_finished(self, ends: dict[str, Token]) -> None:
-        """Close requests without a sequence left; `ends` has a last token of each."""
+    def _close_finished(self, tokens: SequenceOf[Token]) -> None:
+        """Close the requests without a sequence left."""
+        ends = {token.request_id: token for token in tokens if token.finish_reason}
         for request_id, last in ends.items():
             reasons = {seq.finish_reason for seq in self._in_flight.sequences(request_id)}
             if "error" in reasons:

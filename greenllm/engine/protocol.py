@@ -83,8 +83,11 @@ class Engine(Protocol):
             InvalidRequestError: only now it was found that it cannot be answered.
         """
 
-    def add_request(self, request: Request) -> None:
-        """Queue a request that passed `check`; its adapter is the engine's to release now."""
+    def add_request(self, request: Request) -> list[Token]:
+        """Queue a request that passed `check`; its adapter is the engine's to release now.
+
+        Returns its last tokens where it failed at once: no other request hears of that.
+        """
 
     def abort(self, request_id: str) -> list[Token]:
         """End a request wherever it is."""

@@ -20,6 +20,8 @@ Where an answer may be approximate, its newest token may leave the model early; 
 computed after its prompt is shared. What such tokens left undone comes on top of the step's limit
 of tokens when it is caught up with, at most `MOST_PENDING + EXIT_RUN` for a sequence.
 
+What raises while one sequence is scheduled or advanced ends that sequence's request, and no other.
+
 A sequence that does not fit may be overtaken by smaller ones, but not once it has waited
 `max_overtaken_s`.
 
@@ -32,20 +34,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from itertools import zip_longest
+from functools import partial
 
-from greenllm.core import (
-    Batch,
-    Chunk,
-    Event,
-    FinishReason,
-    Sample,
-    Sequence,
-    Token,
-    TokenLogprob,
-)
+from greenllm.core import Batch, Chunk, FinishReason, Sample, Sequence, Token
+from greenllm.engine.answers import append_all
 from greenllm.engine.blocks import ROOT, BlockManager
 from greenllm.engine.fairness import Room, Shares, WaitingQueue, client_of, num_running
+from greenllm.fence import fenced
 
 
 class Scheduler:
@@ -74,6 +69,7 @@ class Scheduler:
         self._clock = clock
         self._num_drafts = num_drafts
         self._copies: list[tuple[int, int]] = []
+        self._failed: list[Token] = []
 
     @property
     def has_work(self) -> bool:
@@ -93,14 +89,17 @@ class Scheduler:
         self.waiting.append(seq)
 
     def schedule(self) -> Batch:
-        """Choose the next batch and reserve the blocks it writes to."""
+        """Choose the next batch and reserve the blocks it writes to.
+
+        The batch is empty where all that could run has failed; see `take_failed`.
+        """
         if self.waiting:
             self._make_place()
         chunks: list[Chunk] = []
         preemptions = self.num_preemptions
         for seq in [seq for seq in self.running if seq.in_decode]:
-            if seq in self.running and self._reserve_next(seq):
-                chunks.append(_next_token(seq))
+            if seq in self.running:
+                chunks += self._fenced(seq, partial(self._decode, seq))
         budget = self.max_batch_tokens - len(chunks)
         for seq in self._prompts():
             if budget:
@@ -112,11 +111,29 @@ class Scheduler:
             budget -= chunks[-1].num_tokens
             if not budget:
                 break
+        chunks = [chunk for chunk in chunks if not chunk.seq.is_finished]
         for chunk in chunks:
             self._shares.charge(client_of(chunk.seq.request), chunk.num_tokens)
         self._give_room(chunks, budget)
         copies, self._copies = tuple(self._copies), []
-        return Batch(tuple(chunks), copies)
+        return Batch(tuple(chunk for chunk in chunks if not chunk.seq.is_finished), copies)
+
+    def take_failed(self) -> list[Token]:
+        """The last tokens of requests that failed while they were scheduled."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _fenced(self, seq: Sequence, work: Callable[[], list[Chunk]]) -> list[Chunk]:
+        """The chunks of one sequence; none where its request fails, and ends, meanwhile."""
+        return fenced(work, partial(self._fail, seq))
+
+    def _fail(self, seq: Sequence, error: str) -> list[Chunk]:
+        self._failed += self.abort(seq.request.request_id, "error", error)
+        return []
+
+    def _decode(self, seq: Sequence) -> list[Chunk]:
+        """The newest token's chunk; none when the sequence had to yield."""
+        return [_next_token(seq)] if self._reserve_next(seq) else []
 
     def _prompts(self) -> list[Sequence]:
         """Running sequences with a prompt to compute, in the order in which it is their turn."""
@@ -156,10 +173,12 @@ class Scheduler:
         """Share what prompts and newcomers have left of the step among decoding sequences."""
         for i, chunk in enumerate(chunks):
             if budget and chunk.seq.in_decode and _may_have_room(chunk):
-                room = self._reserve_room(chunk.seq, budget)
-                if room:
-                    chunks[i] = replace(chunk, room=room)
-                    budget -= room
+                for roomy in self._fenced(chunk.seq, partial(self._with_room, chunk, budget)):
+                    chunks[i] = roomy
+                    budget -= roomy.room
+
+    def _with_room(self, chunk: Chunk, budget: int) -> list[Chunk]:
+        return [replace(chunk, room=self._reserve_room(chunk.seq, budget))]
 
     def _reserve_room(self, seq: Sequence, budget: int) -> int:
         """Make room for draft tokens after the newest one, as far as no other needs it."""
@@ -195,12 +214,12 @@ class Scheduler:
         for seq in self.waiting.in_turn(running):
             if len(self.running) >= self.max_num_seqs:
                 return
-            if _leader_computes(seq):
+            if seq.is_finished or _leader_computes(seq):
                 continue
-            if self._try_admit(seq):
+            if fenced(partial(self._try_admit, seq), partial(self._fail, seq)):
                 running[client_of(seq.request)] += 1
                 yield seq
-            elif now_s - seq.queued_s >= self.max_overtaken_s:
+            elif not seq.is_finished and now_s - seq.queued_s >= self.max_overtaken_s:
                 return
 
     def _try_admit(self, seq: Sequence) -> bool:
@@ -210,6 +229,7 @@ class Scheduler:
         if fresh + len(self.running) > self.blocks.num_free_after(shared):
             return False
         self.blocks.take(shared)
+        seq.block_table = shared
         seq.num_computed = len(shared) * self.blocks.block_size
         seq.num_remembered = len(shared)
         seq.digest = self.blocks.digest_of(shared[-1]) if shared else _salt(seq)
@@ -235,16 +255,18 @@ class Scheduler:
     def commit(self, batch: Batch, samples: SequenceOf[Sample]) -> list[Token]:
         """Take the runner's results: advance, append, finish. Returns the tokens to send.
 
-        An error ends all sequences of its request with reason `error`.
+        An error, in a sample or in what is done with it here, ends all sequences of its request
+        with reason `error`.
         """
         tokens: list[Token] = []
         for chunk, sample in zip(batch.chunks, samples, strict=True):
             if chunk.seq.is_finished:
                 continue  # a sibling's error has ended it
+            end = partial(self.abort, chunk.seq.request.request_id, "error")
             if sample.error:
-                tokens += self.abort(chunk.seq.request.request_id, "error", sample.error)
+                tokens += end(sample.error)
             else:
-                tokens += self._advance(chunk, sample)
+                tokens += fenced(partial(self._advance, chunk, sample), end)
         return tokens
 
     def _advance(self, chunk: Chunk, sample: Sample) -> list[Token]:
@@ -292,12 +314,11 @@ class Scheduler:
         running = [seq for seq in self.running if _belongs(seq, request_id)]
         ended = [*running, *waiting]
         self.waiting.discard(waiting)
-        for seq in waiting:
-            self._shares.leave(client_of(seq.request))
-        for seq in running:
-            self._retire(seq)
+        self.running = [seq for seq in self.running if seq not in running]
         for seq in ended:
             seq.finish_reason = reason
+            self._release(seq)
+            self._shares.leave(client_of(seq.request))
         return [
             Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
         ]
@@ -343,53 +364,3 @@ def _next_chunk(seq: Sequence, budget: int) -> Chunk:
     num_tokens = min(budget, len(seq.token_ids) - seq.num_computed)
     samples = seq.num_computed + num_tokens == len(seq.token_ids)
     return Chunk(seq, seq.num_computed, num_tokens, samples)
-
-
-def append_all(seq: Sequence, sample: Sample) -> list[Token]:
-    """Add the sampled tokens to their sequence, up to the one that ends it."""
-    if not sample.token_ids:
-        return [_append(seq, None, None)]
-    tokens: list[Token] = []
-    for token_id, logprob in zip_longest(sample.token_ids, sample.logprobs):
-        tokens.append(_append(seq, token_id, logprob))
-        if seq.is_finished:
-            break
-    return tokens
-
-
-def _append(seq: Sequence, token_id: int | None, logprob: TokenLogprob | None) -> Token:
-    """Add a token to its sequence and decide whether the sequence ends."""
-    events: tuple[Event, ...] = ()
-    if token_id is not None:
-        seq.token_ids.append(token_id)
-        seq.output_counts[token_id] = seq.output_counts.get(token_id, 0) + 1
-        if seq.mask is not None:
-            seq.mask.push(token_id)
-        if _ends_by_id(seq, token_id):
-            seq.finish_reason = "stop"
-        elif seq.text is not None:
-            events = seq.text.push(token_id)
-            if seq.text.stopped:
-                seq.finish_reason = "stop"
-    if seq.finish_reason is None and len(seq.token_ids) >= seq.max_len:
-        seq.finish_reason = "length"
-    if seq.is_finished and seq.text is not None:
-        events += seq.text.flush()
-        seq.finish_reason = "stop" if seq.text.stopped else seq.finish_reason
-    first = seq.num_generated <= 1
-    return Token(
-        request_id=seq.request.request_id,
-        index=seq.index,
-        token_id=token_id,
-        events=events,
-        logprob=logprob,
-        finish_reason=seq.finish_reason,
-        prompt_logprobs=tuple(seq.prompt_logprobs) if first else (),
-    )
-
-
-def _ends_by_id(seq: Sequence, token_id: int) -> bool:
-    if token_id in seq.sampling.stop_token_ids:
-        return seq.num_generated >= seq.sampling.min_tokens
-    is_eos = token_id in seq.eos_token_ids and not seq.sampling.ignore_eos
-    return is_eos and seq.num_generated >= seq.sampling.min_tokens

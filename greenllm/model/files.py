@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from greenllm.given_files import MOST_JSON_BYTES, read_start, read_text
 from greenllm.model.hub import NOT_GGUF, require_on_hub
 from greenllm.model.info import LoadError
+from greenllm.model.tensor_files import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", _WEIGHTS]
 _SUBFOLDERS = ["*/*"]
+_SETTINGS = (".json", ".jinja", ".txt", ".model")
+_CARD_BYTES = 1 << 16
 _HASH_CHUNK = 1 << 22
 
 
@@ -43,6 +47,8 @@ def check_folder(source: str, *, allow_pickle: bool) -> None:
         raise LoadError(f"{source}: {NOT_GGUF}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise LoadError(f"{source} has no config.json: not a model folder")
+    if path.is_dir():
+        _check_files(path)
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
     if looks_local and not path.is_dir():
         raise LoadError(
@@ -53,6 +59,17 @@ def check_folder(source: str, *, allow_pickle: bool) -> None:
         raise LoadError(f"{source} has pickled weights, which can run code: see --allow-pickle")
     if not path.is_dir():
         require_on_hub(source)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse files that would be waited for, or read for ever, whoever reads them."""
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise LoadError(f"cannot load {folder}: {path.name} is no regular file")
+        if path.suffix in _SETTINGS and path.stat().st_size > MOST_JSON_BYTES:
+            raise LoadError(
+                f"cannot load {folder}: {path.name} is larger than {MOST_JSON_BYTES} bytes"
+            )
 
 
 def is_gguf(path: Path) -> bool:
@@ -111,7 +128,10 @@ def _shards(folder: Path) -> set[str]:
     names = read_json(folder, _INDEX).get("weight_map", {})
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise LoadError(f"cannot load {folder}: {_INDEX} names no files")
-    return set(names.values())
+    found = set(names.values())
+    if any(Path(name).name != name for name in found):
+        raise LoadError(f"cannot load {folder}: {_INDEX} names files in other folders")
+    return found
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -124,8 +144,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path, MOST_JSON_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"cannot load {folder}: {name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise LoadError(f"cannot load {folder}: {name} holds no JSON object")
@@ -148,10 +168,11 @@ def eos_ids(*holders: Mapping[str, Any]) -> frozenset[int]:
 
 def licence_of(folder: Path) -> str | None:
     """The `license` field of a model card's front matter, where there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
+    try:
+        start = read_start(folder / "README.md", _CARD_BYTES)
+    except OSError:
         return None
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]
+    lines = start.decode("utf-8", errors="replace").splitlines()[:40]
     return next((ln.partition(":")[2].strip() for ln in lines if ln.startswith("license:")), None)
 
 
@@ -166,8 +187,15 @@ class Weights:
         self.files = weight_files(folder)
         self._file_of: dict[str, Path] = {}
         for path in self.files:
+            self._check(path)
             with self._opened(path) as handle:
                 self._file_of |= dict.fromkeys(handle.keys(), path)
+
+    def _check(self, path: Path) -> None:
+        try:
+            check_header(path)
+        except OSError as error:
+            raise LoadError(f"cannot load {self._folder}: {path.name}: {error}") from error
 
     def _opened(self, path: Path) -> Any:
         try:

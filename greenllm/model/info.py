@@ -19,7 +19,8 @@ class ModelInfo:
     """Identity and size of a model as it sits in memory.
 
     `weight_bytes` counts parameters, buffers and quantization constants. `kept_layers` names
-    linear layers that quantization left alone, because their width does not suit the kernel.
+    linear layers that quantization left alone, because their width does not suit the kernel. Ends
+    that are not in the vocabulary, as some configurations name them, are left out.
     """
 
     name: str
@@ -37,3 +38,7 @@ class ModelInfo:
     runner: str = "torch"
     licence: str | None = None
     created_s: int = 0
+
+    def __post_init__(self) -> None:
+        known = frozenset(one for one in self.eos_token_ids if 0 <= one < self.vocab_size)
+        object.__setattr__(self, "eos_token_ids", known)

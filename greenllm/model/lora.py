@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from greenllm.given_files import MOST_SETTINGS_BYTES, read_bytes
 from greenllm.model.lora_config import CONFIG_NAME, AdapterError, LoraConfig, read_config
-from greenllm.model.lora_layout import Pair, Targets, pair_up, weights_file
+from greenllm.model.lora_layout import Pair, Targets, inspect_lora, pair_up, weights_file
 
 # float16 has the least range of the types that runners compute with.
 _LARGEST = torch.finfo(torch.float16).max
@@ -55,8 +56,11 @@ def read_lora(folder: Path, targets: Targets | None) -> LoraWeights:
     """
     config = read_config(folder)
     path = weights_file(folder)
+    # Its header first: what does not fit is not read into memory.
+    inspect_lora(folder, targets)
     try:
-        settings, data = (folder / CONFIG_NAME).read_bytes(), path.read_bytes()
+        settings = read_bytes(folder / CONFIG_NAME, MOST_SETTINGS_BYTES)
+        data = read_bytes(path, path.stat().st_size)
         tensors = load(data)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise AdapterError(f"cannot read {path}: {error}") from error

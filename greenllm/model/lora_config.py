@@ -1,20 +1,29 @@
 """`adapter_config.json`, as PEFT writes it: what changes the sum an adapter adds, or a refusal.
 
 Contract: an option that changes what the adapter computes is either honoured or refused by name;
-options that only matter for training are not looked at. Not covered: other methods than LoRA.
+options that only matter for training are not looked at. The file is a regular one of a few
+megabytes at most. Not covered: other methods than LoRA.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from greenllm.core import GreenllmError
+from greenllm.given_files import MOST_SETTINGS_BYTES, read_text
+from greenllm.model.lora_patterns import (
+    LONGEST_KEY,
+    MOST_EXPRESSIONS,
+    Patterns,
+    is_name,
+    is_safe,
+    patterns,
+)
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -60,29 +69,24 @@ class AdapterError(GreenllmError):
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """What is needed to turn two matrices into a sum; patterns are PEFT's, by end of path."""
+    """What is needed to turn two matrices into a sum."""
 
     rank: int
     alpha: float
     rank_stabilized: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    ranks: Patterns[int]
+    alphas: Patterns[float]
     base: str
 
     def rank_of(self, path: str) -> int:
         """Rank of one module."""
-        return _by_pattern(self.rank_pattern, path, self.rank)
+        return self.ranks.of(path, self.rank)
 
     def scale_of(self, path: str) -> float:
         """What one module's product is multiplied by."""
         rank = self.rank_of(path)
-        alpha = _by_pattern(self.alpha_pattern, path, self.alpha)
+        alpha = self.alphas.of(path, self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
-
-
-def _by_pattern(pattern: Mapping[str, T], path: str, default: T) -> T:
-    """The first pattern that matches the end of a path, as PEFT looks it up."""
-    return next((pattern[key] for key in pattern if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -98,14 +102,8 @@ def read_config(folder: Path) -> LoraConfig:
         rank=_rank(found.get("r"), f"{path}: r"),
         alpha=_number(found.get("lora_alpha"), f"{path}: lora_alpha"),
         rank_stabilized=_boolean(found.get("use_rslora", False), f"{path}: use_rslora"),
-        rank_pattern={
-            key: _rank(value, f"{path}: rank_pattern[{key!r}]")
-            for key, value in _pattern(found, "rank_pattern", path).items()
-        },
-        alpha_pattern={
-            key: _number(value, f"{path}: alpha_pattern[{key!r}]")
-            for key, value in _pattern(found, "alpha_pattern", path).items()
-        },
+        ranks=_patterns(found, "rank_pattern", path, _rank),
+        alphas=_patterns(found, "alpha_pattern", path, _number),
         base=str(found.get("base_model_name_or_path") or ""),
     )
     return config
@@ -113,7 +111,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path, MOST_SETTINGS_BYTES))
     except FileNotFoundError as error:
         raise AdapterError(
             f"{path.parent} has no {path.name}: not an adapter folder as PEFT writes it"
@@ -141,16 +139,28 @@ def _refuse_unsupported(found: Mapping[str, Any], path: Path) -> None:
             raise AdapterError(f"{path}: {name} is not supported by the server; {MERGE_HINT}")
 
 
-def _pattern(found: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    pattern = found.get(name) or {}
-    if not isinstance(pattern, dict):
+def _patterns(
+    found: Mapping[str, Any], name: str, path: Path, value_of: Callable[[Any, str], T]
+) -> Patterns[T]:
+    given = found.get(name) or {}
+    if not isinstance(given, dict):
         raise AdapterError(f"{path}: {name} must be an object")
-    for key in pattern:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise AdapterError(f"{path}: {name}: {key!r} is no pattern: {error}") from error
-    return pattern
+    _refuse_unsafe(given, f"{path}: {name}")
+    return patterns({key: value_of(one, f"{path}: {name}[{key!r}]") for key, one in given.items()})
+
+
+def _refuse_unsafe(keys: Mapping[str, Any], where: str) -> None:
+    for key in keys:
+        if not is_safe(key):
+            raise AdapterError(
+                f"{where}: {key[:LONGEST_KEY]!r} is no pattern that is searched here: a module's"
+                " name or the end of its path, with '.', '\\d' and one '*' or '+'; name the"
+                f" modules one by one, or {MERGE_HINT}"
+            )
+    if sum(not is_name(key) for key in keys) > MOST_EXPRESSIONS:
+        raise AdapterError(
+            f"{where} may hold {MOST_EXPRESSIONS} expressions at most beside names of modules"
+        )
 
 
 def _rank(value: Any, where: str) -> int:

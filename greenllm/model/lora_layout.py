@@ -21,11 +21,13 @@ from greenllm.model.lora_config import (
     LoraConfig,
     read_config,
 )
+from greenllm.model.tensor_files import check_header
 
 Shape = tuple[int, ...]
 Targets = Mapping[str, tuple[int, int]]
 _PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+_LONGEST_NAME = 512
 _ENDS_OF_MODEL = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe"})
 
 
@@ -95,6 +97,7 @@ def weights_file(folder: Path) -> Path:
 
 def _read_shapes(path: Path) -> dict[str, Shape]:
     try:
+        check_header(path)
         with safe_open(path, framework="np") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -126,6 +129,8 @@ def pair_up(
 
 def _place(key: str, folder: Path) -> tuple[str, str]:
     """Module path and half of a tensor."""
+    if len(key) > _LONGEST_NAME:
+        raise AdapterError(f"{folder}: {key[:80]}... is no tensor's name: {len(key)} characters")
     if "lora_embedding" in key:
         raise AdapterError(f"{folder}: {key} adapts an embedding; {MERGE_HINT}")
     for ending, half in _HALVES.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import islice
 
 from torch import Tensor
 
-from greenllm.core import Chunk, Sample, TokenLogprob
+from greenllm.core import Chunk, Sample
+from greenllm.fence import fenced
 from greenllm.runner.sampling import Draw, SamplingPosition, complaint, sample, token_logprobs
 
 
@@ -37,11 +39,12 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
     places: list[SamplingPosition] = []
     counts: list[int] = []
     needed: list[int] = []
-    prompts: list[tuple[TokenLogprob, ...]] = []
+    prompts: list[Sample] = []
     end = 0
     for chunk, wanted in zip(chunks, rows, strict=True):
         begin, end = end, end + len(wanted)
-        prompts.append(_score_prompt(chunk, logits[begin:end]))
+        score = partial(_score_prompt, chunk, logits[begin:end])
+        prompts.append(fenced(score, lambda error: Sample(error=error)))
         counts.append(1 + len(chunk.draft) if _draws(chunk) else 0)
         places += [SamplingPosition(chunk.seq, chunk.draft[:i]) for i in range(counts[-1])]
         needed += range(end - counts[-1], end)
@@ -52,10 +55,11 @@ def read_out(chunks: list[Chunk], rows: list[range], logits: Tensor) -> list[Sam
     ]
 
 
-def _checked(chunk: Chunk, choices: list[Draw], prompt: tuple[TokenLogprob, ...]) -> Sample:
+def _checked(chunk: Chunk, choices: list[Draw], scored: Sample) -> Sample:
     """The choices up to the first that rejects a draft token, inclusive; the others never were."""
-    if not all(math.isfinite(score.logprob) for score in prompt):
-        return Sample(error=complaint(chunk.seq))
+    if scored.error:
+        return scored
+    prompt = scored.prompt
     taken: list[Draw] = []
     for choice, drafted in zip(choices, (*chunk.draft, None), strict=False):
         if choice.error and not taken:
@@ -74,12 +78,14 @@ def _draws(chunk: Chunk) -> bool:
     return chunk.samples and len(chunk.seq.token_ids) < chunk.seq.max_len
 
 
-def _score_prompt(chunk: Chunk, logits: Tensor) -> tuple[TokenLogprob, ...]:
+def _score_prompt(chunk: Chunk, logits: Tensor) -> Sample:
     """Log probabilities of the prompt tokens that the chunk's rows predict."""
     count = chunk.seq.sampling.prompt_logprobs
     last = min(chunk.end, chunk.seq.prompt_len - 1)
     if count is None or chunk.start >= last:
-        return ()
+        return Sample()
     targets = chunk.seq.token_ids[chunk.start + 1 : last + 1]
     scores = token_logprobs(logits[: len(targets)], targets, [count] * len(targets))
-    return tuple(scores)
+    if not all(math.isfinite(score.logprob) for score in scores):
+        return Sample(error=complaint(chunk.seq))
+    return Sample(prompt=tuple(scores))

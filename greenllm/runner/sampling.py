@@ -5,8 +5,9 @@ Each row is independent of the others in its batch: its draw is one uniform numb
 The order of operations is the usual one: bias, forbidden ends (min_tokens), the grammar's mask,
 penalties, temperature, min_p, top_k, top_p. Reported log probabilities are of the raw logits.
 
-Logits that are not finite are an error of their row, not a token. Not covered: beams; making
-masks of grammars.
+What goes wrong in one row is an error of that row, not a token: logits that are not finite, before
+or after they were adjusted, and whatever is raised. Every other row has a token of the vocabulary.
+Not covered: beams; making masks of grammars.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from greenllm.core import SamplingParams, Sequence, TokenLogprob
+from greenllm.fence import fenced
 
 # How many of the best tokens are looked at first when a filter is on.
 FEW = 256
@@ -83,27 +86,45 @@ def sample(logits: Tensor, rows: list[SamplingPosition]) -> list[Draw]:
     """
     if not rows:
         return []
-    adjusted = _adjust(logits, rows)
+    adjusted, errors = _adjust(logits, rows)
     best = _best(adjusted)
+    largest = adjusted.gather(1, best[:, None])
     # The largest tells of a NaN, an infinity or a row without any chance, without another pass.
-    sound: list[bool] = torch.isfinite(logits.gather(1, best[:, None])[:, 0]).tolist()
+    for i, is_sound in enumerate(torch.isfinite(largest)[:, 0].tolist()):
+        if not is_sound and i not in errors:
+            errors[i] = complaint(rows[i].seq)
     chosen: list[int] = best.tolist()
-    drawn = [i for i, row in enumerate(rows) if sound[i] and not row.sampling.is_greedy]
+    drawn = [i for i, row in enumerate(rows) if i not in errors and not row.sampling.is_greedy]
     if drawn:
-        picks = _draw(adjusted[drawn], [rows[i] for i in drawn])
-        for i, token_id in zip(drawn, picks, strict=True):
+        # At most 0, so that no temperature takes them out of float32's range.
+        below = adjusted[drawn].sub_(largest[drawn])
+        for i, token_id in zip(drawn, _draw(below, [rows[i] for i in drawn]), strict=True):
             chosen[i] = token_id
-    wanted = [i for i, row in enumerate(rows) if sound[i] and row.sampling.logprobs is not None]
     choices = [
-        Draw(token_id, error="" if fine else complaint(row.seq))
-        for token_id, fine, row in zip(chosen, sound, rows, strict=True)
+        Draw(token_id, error=errors.get(i, "")) if 0 <= token_id < logits.shape[-1] else _outside
+        for i, token_id in enumerate(chosen)
     ]
-    if wanted:
-        counts = [rows[i].sampling.logprobs or 0 for i in wanted]
-        reports = token_logprobs(logits[wanted], [chosen[i] for i in wanted], counts)
-        for i, report in zip(wanted, reports, strict=True):
-            choices[i] = Draw(chosen[i], report)
+    _report(choices, logits, rows)
     return choices
+
+
+_outside = Draw(0, error="no token of the vocabulary was chosen")
+
+
+def _report(choices: list[Draw], logits: Tensor, rows: list[SamplingPosition]) -> None:
+    """Add log probabilities where they are asked for."""
+    wanted = [
+        i
+        for i, choice in enumerate(choices)
+        if not choice.error and rows[i].sampling.logprobs is not None
+    ]
+    if not wanted:
+        return
+    counts = [rows[i].sampling.logprobs or 0 for i in wanted]
+    reports = token_logprobs(logits[wanted], [choices[i].token_id for i in wanted], counts)
+    for i, report in zip(wanted, reports, strict=True):
+        error = "" if math.isfinite(report.logprob) else complaint(rows[i].seq)
+        choices[i] = Draw(report.token_id, report, error)
 
 
 def complaint(seq: Sequence) -> str:
@@ -124,27 +145,30 @@ def _best(logits: Tensor) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:
-    """Log probabilities of given tokens and of the `counts[i]` most probable ones of each row."""
+    """Log probabilities of given tokens and of the `counts[i]` most probable ones of each row.
+
+    Tokens that cannot come are not among the most probable ones.
+    """
     logprobs = torch.log_softmax(logits, dim=-1)
     index = torch.tensor(token_ids, device=logits.device)
     chosen: list[float] = logprobs.gather(1, index[:, None])[:, 0].tolist()
     top = torch.topk(logprobs, min(max(counts), logits.shape[-1]), dim=-1)
-    values, ids = top.values.tolist(), top.indices.tolist()
+    best = zip(top.indices.tolist(), top.values.tolist(), counts, strict=True)
+    tops = [tuple(zip(ids[:count], values[:count], strict=True)) for ids, values, count in best]
     return [
-        TokenLogprob(token, value, tuple(zip(ids[i][:count], values[i][:count], strict=True)))
-        for i, (token, value, count) in enumerate(zip(token_ids, chosen, counts, strict=True))
+        TokenLogprob(token, value, tuple(pair for pair in top if pair[1] > -math.inf))
+        for token, value, top in zip(token_ids, chosen, tops, strict=True)
     ]
 
 
-def _adjust(logits: Tensor, rows: list[SamplingPosition]) -> Tensor:
-    """Apply bias, penalties and what is forbidden; the input is left alone."""
+def _adjust(logits: Tensor, rows: list[SamplingPosition]) -> tuple[Tensor, dict[int, str]]:
+    """Apply bias, penalties and what is forbidden, with the errors of rows; the input stays."""
     touched = [i for i, row in enumerate(rows) if row.is_adjusted]
     if not touched:
-        return logits
+        return logits, {}
     adjusted = logits.clone()
-    for i in touched:
-        _adjust_row(adjusted[i], rows[i])
-    return adjusted
+    found = {i: fenced(partial(_adjust_row, adjusted[i], rows[i]), str) for i in touched}
+    return adjusted, {i: error for i, error in found.items() if error is not None}
 
 
 def _adjust_row(logits: Tensor, place: SamplingPosition) -> None:
@@ -168,7 +192,7 @@ def _adjust_row(logits: Tensor, place: SamplingPosition) -> None:
 
 
 def _draw(logits: Tensor, rows: list[SamplingPosition]) -> list[int]:
-    """Draw one token per row from its filtered distribution."""
+    """Draw one token per row from its filtered distribution; each row's largest logit is 0."""
     params = [row.sampling for row in rows]
     temperature = logits.new_tensor([p.temperature for p in params])[:, None]
     logprobs = torch.log_softmax(logits / temperature, dim=-1)

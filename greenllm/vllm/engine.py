@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from greenllm.core import (
     Batch,
     Chunk,
     DraftPass,
-    FinishReason,
     Request,
     Sample,
     SamplingParams,
@@ -39,9 +39,10 @@ from greenllm.energy.account.totals import Totals
 from greenllm.energy.carbon.policy import CarbonPolicy
 from greenllm.energy.receipt import Outcome, Receipt
 from greenllm.engine.admission import check_request
+from greenllm.engine.answers import append_all
 from greenllm.engine.in_flight import InFlight
 from greenllm.engine.protocol import Stats
-from greenllm.engine.scheduler import append_all
+from greenllm.fence import fenced
 from greenllm.model.adapters import AdapterRegistry
 from greenllm.model.info import ModelInfo
 from greenllm.shape import ModelShape
@@ -119,15 +120,28 @@ class VllmEngine:
         with self._lock:
             self._backend.load(ref.digest, ref.name, folder)
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: Request) -> list[Token]:
         """Open a bill and queue the request's sequences."""
         sequences = self._in_flight.open(request, self.info)
+        work = partial(self._queue, request, sequences)
+        return fenced(work, partial(self._give_up, request.request_id))
+
+    def _queue(self, request: Request, sequences: SequenceOf[Sequence]) -> list[Token]:
         digest = None if request.adapter is None else request.adapter.digest
         with self._lock:
             for seq in sequences:
-                self._sequences[_name(seq)] = seq
+                self._in_flight.read(seq)
                 prompt = seq.token_ids[: seq.prompt_len]
                 self._backend.add(_name(seq), prompt, sampling_values(seq), digest)
+                self._sequences[_name(seq)] = seq
+        return []
+
+    def _give_up(self, request_id: str, error: str) -> list[Token]:
+        """End a request that could not be queued as a whole."""
+        ended = self._in_flight.end(request_id, "error", error)
+        self._forget(request_id)
+        self._close(request_id, "failed")
+        return ended
 
     def step(self) -> list[Token]:
         """Run one step of vLLM, charge it, take its tokens."""
@@ -138,11 +152,9 @@ class VllmEngine:
         chunks = [self._chunk(one) for one in self._journal.take() if one.sequence_id in self]
         self._charge(chunks, self._clock() - began_s)
         of_chunk = {_name(chunk.seq): chunk for chunk in chunks}
-        tokens = [
-            token
-            for output in outputs
-            for token in self._take(output, of_chunk.get(output.request_id))
-        ]
+        tokens: list[Token] = []
+        for output in outputs:
+            tokens += self._fenced(output, of_chunk.get(output.request_id))
         self._end([name for name, seq in self._sequences.items() if seq.is_finished])
         return tokens
 
@@ -171,11 +183,16 @@ class VllmEngine:
         self.account.charge(batch, duration_s - drafted_s, ago_s=drafted_s)
         self.account.charge_draft(drafting, [DraftPass(tuple(drafting), count)], shape, drafted_s)
 
-    def _take(self, output: Any, chunk: Chunk | None) -> list[Token]:
-        """Tokens of one of vLLM's outputs, up to the one that ends the answer."""
+    def _fenced(self, output: Any, chunk: Chunk | None) -> list[Token]:
+        """Tokens of one of vLLM's outputs; what fails with it ends its request alone."""
         seq = self._sequences.get(output.request_id)
         if seq is None or seq.is_finished:
             return []
+        end = partial(self._in_flight.end, seq.request.request_id, "error")
+        return fenced(partial(self._take, seq, output, chunk), end)
+
+    def _take(self, seq: Sequence, output: Any, chunk: Chunk | None) -> list[Token]:
+        """Tokens of an output, up to the one that ends the answer."""
         (choice,) = output.outputs
         if seq.num_cached is None:
             seq.num_cached = output.num_cached_tokens or 0
@@ -186,12 +203,11 @@ class VllmEngine:
             return []
         count = seq.sampling.logprobs or 0
         logprobs = logprobs_of(ids, choice.logprobs[: len(ids)] if choice.logprobs else None, count)
-        tokens = (
-            append_all(seq, Sample(ids, logprobs)) if ids or not seq.sampling.max_tokens else []
-        )
+        is_due = ids or not seq.sampling.max_tokens
+        tokens = append_all(seq, Sample(ids, logprobs)) if is_due else []
         if output.finished and not seq.is_finished:
             text = f"vLLM ended it ({choice.finish_reason})"
-            return tokens + self._finish(seq.request.request_id, "error", text)
+            return tokens + self._in_flight.end(seq.request.request_id, "error", text)
         if chunk is not None and chunk.draft:
             seq.num_drafted += len(chunk.draft)
             seq.num_accepted += min(len(tokens), len(ids) - 1)
@@ -219,23 +235,18 @@ class VllmEngine:
         """End a request wherever it is; unknown ids are ignored, they have just finished."""
         if request_id not in self._in_flight:
             return []
-        ended = self._finish(request_id, "abort")
+        ended = self._in_flight.end(request_id, "abort")
+        self._forget(request_id)
+        self._close(request_id, "aborted")
+        return ended
+
+    def _forget(self, request_id: str) -> None:
+        """Have vLLM end a request's sequences, whatever became of them."""
         names = [_name(seq) for seq in self._in_flight.sequences(request_id)]
         with self._lock:
             self._backend.abort(names)
         for name in names:
             self._sequences.pop(name, None)
-        self._close(request_id, "aborted")
-        return ended
-
-    def _finish(self, request_id: str, reason: FinishReason, error: str = "") -> list[Token]:
-        """End what is left of a request; each sequence with a token that carries `text`."""
-        ended = [seq for seq in self._in_flight.sequences(request_id) if not seq.is_finished]
-        for seq in ended:
-            seq.finish_reason = reason
-        return [
-            Token(request_id, seq.index, None, finish_reason=reason, error=error) for seq in ended
-        ]
 
     def _close(self, request_id: str, outcome: Outcome) -> None:
         self._in_flight.close(request_id, outcome, self._facts.shape.num_layers)

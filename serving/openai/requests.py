@@ -40,10 +40,8 @@ def chat_request(body: ChatBody, target: Target, *, request_id: str, key: str | 
     """Render the messages and make a request; without a limit the answer may fill the context."""
     _check_chat(body)
     tokenizer, context = target.served.tokenizer, target.served.info.context_length
-    text = tokenizer.chat(
-        [message.plain() for message in body.messages], add_generation_prompt=True
-    )
-    prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
+    messages = [message.plain() for message in body.messages]
+    prompt = tuple(tokenizer.chat_ids(messages, add_generation_prompt=True))
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if limit is None:
         limit = max(1, context - len(prompt))
@@ -164,7 +162,6 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
 _TRANSLATED: Mapping[str, Callable[[Any], Any]] = {
     "top_k": lambda count: 0 if count == -1 else count,
     "stop": lambda stop: (stop,) if isinstance(stop, str) else tuple(stop),
-    "stop_token_ids": tuple,
     "logit_bias": _logit_bias,
 }
 

@@ -39,7 +39,6 @@ from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.server import Parts, make_state
-from serving.supervisor import Supervisor
 from tests.api.asgi import AppTransport, Exchange
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
@@ -115,12 +114,6 @@ class App(Client):
     def begin(self, path: str, body: dict[str, Any]) -> Exchange:
         """Post a request, to leave before its answer is there."""
         return self._transport.begin(self.http.build_request("POST", path, json=body))
-
-    @property
-    def supervisor(self) -> Supervisor:
-        """What looks after it."""
-        found: Supervisor = self._app.state.server.supervisor
-        return found
 
     def stop_taking(self) -> None:
         """What SIGTERM does first."""

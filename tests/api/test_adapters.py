@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import sys
@@ -298,3 +300,26 @@ def test_a_broken_adapter_of_the_data_folder_says_why(adapted: App, shelf: Path)
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (400, "adapter_unusable")
     assert "cannot read" in error["message"]
+
+
+def test_a_pipe_in_the_data_folder_holds_nobody_up(adapted: App, shelf: Path) -> None:
+    """Nobody writes to it: who opened it would wait for ever."""
+    home = adapted.data_dir / "adapters" / "pipe"
+    home.mkdir(parents=True)
+    os.mkfifo(home / "adapter_config.json")
+    assert "pipe" not in models(adapted)
+    answer = adapted.http.post(TEXT, json=adapted.completion(model="pipe"))
+    assert answer.status_code == 400, answer.text
+    assert "not a regular file" in answer.json()["error"]["message"]
+
+
+def test_a_pattern_without_end_is_refused_by_name(adapted: App, shelf: Path) -> None:
+    """Searched for in a module's path, it would hold the interpreter's lock for ever."""
+    home = adapted.data_dir / "adapters" / "endless"
+    shutil.copytree(shelf / "a02", home)
+    config = json.loads((home / "adapter_config.json").read_text())
+    config["rank_pattern"] = {"([a-z0-9_.]+)+!": 4}
+    (home / "adapter_config.json").write_text(json.dumps(config))
+    answer = adapted.http.post(TEXT, json=adapted.completion(model="endless"))
+    assert answer.status_code == 400, answer.text
+    assert "rank_pattern" in answer.json()["error"]["message"]

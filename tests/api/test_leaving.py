@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,10 +13,12 @@ import pytest
 
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_writer import LedgerState
+from greenllm.text import TextStream
 from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
 from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
+    from greenllm.core import SamplingParams
     from greenllm.energy.receipt import Receipt
     from greenllm.tokenizer import Tokenizer
     from tests.api.conftest import App, StartApp
@@ -213,15 +216,18 @@ def test_an_engine_that_dies_is_told_to_everybody(
     assert (row.outcome, row.completion_tokens) == ("failed", 0)
 
 
-def test_a_server_that_is_short_of_memory_refuses_what_comes(server: App) -> None:
-    server.supervisor.is_short_of_memory = True
+def test_a_server_that_is_short_of_memory_refuses_what_comes(start_app: StartApp) -> None:
+    server = start_app(min_free_memory_mb=1e12)
+
+    def reasons() -> list[str]:
+        found: list[str] = server.http.get("/ready").json()["reasons"]
+        return found
+
+    assert until(reasons, "its first look") == ["the server is short of memory"]
     answer = server.http.post(TEXT, json=server.completion())
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
     assert int(answer.headers["Retry-After"]) > 0
-    assert server.http.get("/ready").json()["reasons"] == ["the server is short of memory"]
     assert server.http.get("/health").status_code == 200
-    server.supervisor.is_short_of_memory = False
-    assert server.http.post(TEXT, json=server.completion()).status_code == 200
 
 
 def test_a_ledger_that_cannot_be_written_is_a_reason_not_to_be_ready(
@@ -231,6 +237,39 @@ def test_a_ledger_that_cannot_be_written_is_a_reason_not_to_be_ready(
     answer = server.http.get("/ready")
     assert (answer.status_code, answer.json()["ready"]) == (503, False)
     assert answer.json()["reasons"] == ["the ledger cannot be written"]
+
+
+class Choking(SlowTokenizer):
+    """A bug in the text of answers with a certain stop string, at their third token."""
+
+    def stream(self, params: SamplingParams) -> TextStream:
+        steps = iter("ab")
+        if "choke" in params.stop:
+            return TextStream(lambda token_id: next(steps), lambda ids: "", stop=params.stop)
+        found: TextStream = self._real.stream(params)
+        return found
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_fails_for_one_of_many_is_told_to_it_alone(
+    start_app: StartApp, tokenizer: Tokenizer, stream: bool
+) -> None:
+    server = start_app(tokenizer=Choking(tokenizer))
+    good = [server.completion(f"number {n}", max_tokens=8) for n in range(8)]
+    bad = server.completion("bad", max_tokens=8, stop=["choke"], n=2, stream=stream)
+    with server.machine.held(), ThreadPoolExecutor(9) as pool:
+        jobs = [pool.submit(server.http.post, TEXT, json=body) for body in (*good, bad)]
+        until(lambda: server.metric("requests_in_flight") == 9, "all of them")
+        server.machine.go_on()
+        *answers, failed = (job.result(PATIENCE_S) for job in jobs)
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {8}
+    assert failed.status_code == (200 if stream else 500)
+    assert "generation failed: StopIteration" in failed.text
+    server.wait_idle()
+    outcomes = [row.outcome for row in server.rows()]
+    assert sorted(outcomes) == ["completed"] * 8 + ["failed"]
+    assert server.metric("kv_blocks_free") == server.metric("kv_blocks")
 
 
 class Broken(SlowTokenizer):

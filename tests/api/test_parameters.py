@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,13 @@ from greenllm.core import (
 from greenllm.core import Sequence as TokenSequence
 from greenllm.messages import conversation
 from greenllm.runner.sampling import Draw, SamplingPosition, sample
+from tests.api.machine import Talker
 from tests.fake_engine import make_engine
 from tests.fake_model import EOS, VOCABULARY, FakeRunner
 from tests.sampling_examples import REFUSED_AS, examples
 
 if TYPE_CHECKING:
-    from tests.api.conftest import App
+    from tests.api.conftest import App, StartApp
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "Hello"}
@@ -190,6 +192,47 @@ class Drawing(FakeRunner):
         logits = 2 * torch.randn((1, VOCABULARY), generator=generator)
         logits[:, EOS] = -10.0
         return sample(logits, [SamplingPosition(seq)])[0]
+
+
+# The ends of what is taken, and what is just outside of it.
+EXTREMES: dict[str, tuple[Any, ...]] = {
+    "temperature": (0, 1e-40, 1e-5, 2),
+    "top_p": (1e-46, 1e-37, 1),
+    "top_k": (-1, 1, 2**31),
+    "min_p": (0, 1e-300, 1),
+    "repetition_penalty": (1e-40, 0.01, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "logit_bias": ({}, {"5": 100, "6": -100}, {"5": 1e-46}, {"5": 1e39}),
+    "logprobs": (None, 5),
+}
+
+
+def test_extreme_parameters_are_served_or_refused(
+    start_app: StartApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one and in several hundred combinations, with the native engine's own sampling."""
+
+    def choose(runner: Talker, seq: TokenSequence, context: Sequence[int]) -> int:
+        generator = torch.Generator().manual_seed(len(context))
+        logits = 1e4 * torch.randn((1, runner.info.vocab_size), generator=generator)
+        (found,) = sample(logits, [SamplingPosition(seq)])
+        assert not found.error
+        return found.token_id
+
+    monkeypatch.setattr(Talker, "choose", choose)
+    server, chance = start_app(), random.Random(5)
+    alone = [{name: value} for name, values in EXTREMES.items() for value in values]
+    together = [{k: chance.choice(values) for k, values in EXTREMES.items()} for _ in range(300)]
+    statuses = []
+    for change in [*alone, *together]:
+        found = server.http.post(TEXT, json=server.completion("Hi", max_tokens=2, **change))
+        statuses.append(found.status_code)
+        if found.status_code == 400:
+            assert found.json()["error"]["param"] in change, found.text
+    assert set(statuses) == {200, 400}
+    assert statuses[: len(alone)].count(400) == 6
+    assert statuses[len(alone) :].count(200) > 10
 
 
 def answer(params: SamplingParams) -> object:

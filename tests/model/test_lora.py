@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,6 +125,24 @@ def write(name: str, content: bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def grow(name: str, size: int) -> Change:
+    """A file of any size that takes no room on the disk."""
+
+    def change(folder: Path) -> None:
+        with (folder / name).open("ab") as file:
+            file.truncate(size)
+
+    return change
+
+
+def to_pipe(name: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
 def remove(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
@@ -156,6 +175,24 @@ BAD: dict[str, tuple[Change, str]] = {
     "rslora is text": (edit_config(use_rslora="yes"), "use_rslora must be true or false"),
     "pattern is a list": (edit_config(rank_pattern=[1]), "rank_pattern must be an object"),
     "pattern is no pattern": (edit_config(rank_pattern={"(": 1}), "is no pattern"),
+    "pattern without end": (
+        edit_config(alpha_pattern={"([a-z0-9_.]+)+!": 1}),
+        r"alpha_pattern: '\(\[a-z0-9_.\]\+\)\+!' is no pattern that is searched here",
+    ),
+    "long pattern": (edit_config(rank_pattern={"q" * 9999: 1}), "is no pattern"),
+    "many patterns": (
+        edit_config(rank_pattern={f"{i}.*q_proj": 1 for i in range(65)}),
+        "rank_pattern may hold 64 expressions",
+    ),
+    "config is a pipe": (to_pipe(CONFIG_NAME), "cannot read .*: not a regular file"),
+    "config is large": (grow(CONFIG_NAME, 2**40), "cannot read .*: larger than 4194304 bytes"),
+    "weights are a pipe": (to_pipe(WEIGHTS_NAME), "has no adapter_model.safetensors"),
+    "weights are large": (grow(WEIGHTS_NAME, 2**40), "cannot read .*adapter_model"),
+    "large header": (
+        write(WEIGHTS_NAME, (2**25).to_bytes(8, "little") + b" " * 2**25),
+        "its header has 33554432 bytes, at most 16777216",
+    ),
+    "long name": (add("base_model.model." + "x" * 600, 4), "is no tensor's name: 617 characters"),
     "pattern of text": (edit_config(alpha_pattern={"q": "x"}), r"alpha_pattern\['q'\] must be"),
     "dora": (edit_config(use_dora=True), "use_dora .*greenllm adapters merge"),
     "bias": (edit_config(bias="all"), "bias is 'all'.*greenllm adapters merge"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from greenllm.core import AdapterRef, Chunk, Request, SamplingParams, Sequence
+from greenllm.core import GREEDY_BELOW, AdapterRef, Chunk, Request, SamplingParams, Sequence
 from greenllm.runner.readout import read_out
 from greenllm.runner.sampling import SamplingPosition, sample, token_logprobs, uniform
 from greenllm.runner.torch import TorchRunner
@@ -294,10 +295,9 @@ def test_greedy_ignores_the_seed(seeded: Callable[..., list[tuple[int, ...]]]) -
 @pytest.mark.parametrize(
     "extreme",
     [
-        {"temperature": 1e-46},
-        {"temperature": 1e-38},
+        {"temperature": 2e-38},
         {"temperature": 2e-5},
-        {"top_p": 1e-46},
+        {"top_p": 2e-38},
         {"min_p": 1.0},
         {"top_k": 2**31},
         {"logit_bias": dict.fromkeys(range(len(LOGITS)), -100.0)},
@@ -356,6 +356,91 @@ def test_a_bad_logit_anywhere_is_an_error_of_its_row(bad: float) -> None:
 def test_a_row_without_any_chance_is_an_error() -> None:
     [found] = sample(torch.full((1, 50), -math.inf), [_row(SamplingParams(temperature=0))])
     assert found.error
+
+
+def test_tokens_that_cannot_come_are_not_reported() -> None:
+    """Some models have logits of minus infinity, for which JSON has no number."""
+    logits = torch.full((1, 8), -math.inf)
+    logits[0, 2:4] = torch.tensor([1.0, 2.0])
+    [found] = sample(logits, [_row(SamplingParams(temperature=0, logprobs=5))])
+    assert found.logprob is not None
+    assert [token_id for token_id, _ in found.logprob.top] == [3, 2]
+
+
+ENDS: dict[str, tuple[Any, ...]] = {
+    "temperature": (0.0, GREEDY_BELOW, 2.0),
+    "top_p": (2e-38, 1.0),
+    "top_k": (0, 1, 2**31),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "logit_bias": ({}, {0: 100.0, EOS: -100.0}),
+}
+
+
+def test_parameters_at_their_ends_always_choose_a_token() -> None:
+    """Alone and together, from logits of any size that float32 has room to adjust."""
+    rows = [
+        _row(SamplingParams(logprobs=1, **dict(zip(ENDS, values, strict=True))), answer=(1, 2, 2))
+        for values in product(*ENDS.values())
+    ]
+    for scale in (1e-30, 1.0, 1e4, 1e30):
+        table = torch.tensor(LOGITS).mul(scale).expand(len(rows), -1)
+        draws = sample(table, rows)
+        assert {draw.error for draw in draws} == {""}
+        assert {draw.token_id for draw in draws} <= set(range(len(LOGITS)))
+
+
+def test_logits_that_leave_their_range_are_an_error_of_their_row() -> None:
+    """What counts are logits after they were adjusted, whatever adjusts them."""
+    logits = torch.tensor(LOGITS).mul(1e38).expand(3, -1)
+    params = [SamplingParams(repetition_penalty=p, seed=1) for p in (1.0, 0.01, 1.0)]
+    first, broken, last = sample(logits, [_row(one) for one in params])
+    assert broken.error == "the model returned logits that are not finite"
+    assert [first, last] == sample(logits[::2], [_row(params[0])] * 2)
+    assert not first.error
+
+
+class BrokenMask:
+    """A grammar that nothing can be asked of."""
+
+    def allowed(self, ahead: tuple[int, ...]) -> bytearray:
+        raise KeyError("no such state")
+
+    def push(self, token_id: int) -> None:
+        raise AssertionError("no token was allowed")
+
+
+@pytest.mark.parametrize("how", [{"temperature": 0}, {"seed": 1}, {"logprobs": 2}])
+def test_a_row_that_cannot_be_adjusted_fails_alone(how: dict[str, Any]) -> None:
+    params = SamplingParams(**how)
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    rows = [_row(params) for _ in range(3)]
+    expected = sample(logits, rows)
+    rows[1].seq.mask = BrokenMask()
+    first, broken, last = sample(logits, rows)
+    assert broken.error == "KeyError: 'no such state'"
+    assert [first, last] == expected[::2]
+
+
+def test_a_token_outside_the_vocabulary_never_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greenllm.runner.sampling._draw", lambda logits, rows: [len(LOGITS), -1])
+    params = [SamplingParams(seed=1, logprobs=1)] * 2
+    draws = sample(torch.tensor([LOGITS] * 2), [_row(one) for one in params])
+    assert [draw.error for draw in draws] == ["no token of the vocabulary was chosen"] * 2
+
+
+def test_a_prompt_that_cannot_be_scored_fails_alone() -> None:
+    scored = SamplingParams(prompt_logprobs=0)
+    logits = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    chunks = [
+        Chunk(_row(scored, prompt=(1, 99)).seq, 0, 2, samples=True),
+        Chunk(_row(scored, prompt=(1, 2)).seq, 0, 2, samples=True),
+    ]
+    broken, fine = read_out(chunks, [range(2), range(2)], logits)
+    assert "IndexError" in broken.error or "RuntimeError" in broken.error
+    assert (len(fine.prompt), len(fine.token_ids), fine.error) == (1, 1, "")
 
 
 def test_an_error_names_the_adapter() -> None:

@@ -17,6 +17,7 @@ from greenllm.model.options import LoadOptions
 from greenllm.runner.openvino import single
 from greenllm.runner.openvino.constants import Constants
 from greenllm.runner.openvino.drafter import UnrolledDrafter
+from greenllm.runner.openvino.exit_graphs import ExitGraphs
 from greenllm.runner.openvino.graph import GraphOptions, Sizes, build_graph
 from greenllm.runner.openvino.inputs import Rotation
 from greenllm.runner.openvino.load import KvCacheOptions, load_openvino_runner
@@ -195,6 +196,28 @@ def test_two_that_are_prepared_at_once_are_both_kept(
         for job in jobs:
             job.result(PATIENCE_S)
     assert [_size(decoders, number) for number in (4, 5, 6, 9, 10)] == [5, 5, 9, 9, None]
+
+
+@pytest.mark.parametrize("kind", ["single", "exits"])
+def test_what_is_there_does_not_wait_for_what_others_compile(kind: str) -> None:
+    """A request that needs nothing new would be held up by one that does."""
+    factory = cast(Any, SlowFactory())
+    make = SingleDecoders if kind == "single" else ExitGraphs
+    graphs = make(factory, Rotation([1.0]), ThreadPlan.fixed(1))
+    factory.go.set()
+    graphs.prepare(2)
+    factory.begun.clear()
+    factory.go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        new = pool.submit(graphs.prepare, 3)
+        assert factory.begun.wait(PATIENCE_S)
+        known = pool.submit(graphs.prepare, 2)
+        try:
+            known.result(PATIENCE_S)
+            assert not new.done()
+        finally:
+            factory.go.set()
+        new.result(PATIENCE_S)
 
 
 def test_an_adapter_has_no_such_graph(slow: tuple[SlowFactory, SingleDecoders]) -> None:

@@ -60,6 +60,27 @@ def test_random_ids_stream_to_their_decoding(bundled: Tokenizer, ids: list[int])
     assert "".join(pieces) + rest == bundled.decode(ids)
 
 
+@pytest.mark.parametrize("piece", [b"\xbf", b"<|im_end|>"])
+def test_ids_that_are_no_text_are_not_looked_at_again_and_again(
+    bundled: Tokenizer, piece: bytes
+) -> None:
+    """Bytes that begin no character, ends that do not end: each step costs the same."""
+    token_id = next(i for i in range(1024) if bundled.token_bytes(i) == piece)
+    word = bundled.encode(" fox", add_special_tokens=False)
+    longest: list[int] = []
+
+    class Watched(Tokenizer):
+        def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+            longest.append(len(token_ids))
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    ids = [*[token_id] * 500, *word]
+    pieces, rest = _streamed(Watched(bundled._hf), ids)
+    assert "".join(pieces) + rest == bundled.decode(ids)
+    assert 3 < len(longest) < 20
+    assert max(longest) <= 64
+
+
 def test_foreign_tokenizers_stream_too(foreign: Tokenizer) -> None:
     ids = foreign.encode(TEXT)
     pieces, rest = _streamed(foreign, ids)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 from greenllm.core import (
     Batch,
     Chunk,
+    Grammar,
     InvalidRequestError,
     SamplingParams,
     sequences_of,
 )
 from greenllm.energy.receipt import Receipt
-from tests.fake_engine import make_request
+from tests.fake_engine import make_request, make_runner
+from tests.fake_model import VOCABULARY
 from tests.sampling_examples import ADJUST_LOGITS, examples
 
 NO_EOS: frozenset[int] = frozenset()
@@ -36,6 +40,14 @@ NO_EOS: frozenset[int] = frozenset()
         ("top_k", 10**400),
         ("min_p", 1.5),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-40),
+        ("repetition_penalty", 0.009),
+        ("temperature", 1e-46),
+        ("top_p", 1e-40),
+        ("min_p", 1e-300),
+        ("frequency_penalty", 1e300),
+        ("presence_penalty", Fraction(1, 10**50)),
+        ("logit_bias", {1: 1e-46}),
         ("repetition_penalty", math.inf),
         ("presence_penalty", -2.5),
         ("frequency_penalty", 3),
@@ -94,8 +106,65 @@ def test_stops_are_kept_as_they_were_given() -> None:
     params = SamplingParams(stop=texts, stop_token_ids=ids)
     texts.append("")
     ids.append(-1)
-    assert (params.stop, params.stop_token_ids) == (("a", "b"), (3, 4))
+    assert (params.stop, params.stop_token_ids) == (("a", "b"), {3, 4})
     assert params == SamplingParams(stop=("a", "b"), stop_token_ids=(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "too_many"),
+    [
+        ("stop", ("x",) * 16, ("x",) * 17),
+        ("stop", ("x" * 1000, "y" * 24), ("x" * 1000, "y" * 25)),
+        ("stop_token_ids", range(1024), range(1025)),
+        ("logit_bias", dict.fromkeys(range(1024), 1.0), dict.fromkeys(range(1025), 1.0)),
+    ],
+)
+def test_what_every_token_is_compared_with_is_bounded(name: str, most: Any, too_many: Any) -> None:
+    assert SamplingParams(**{name: most})
+    with pytest.raises(InvalidRequestError, match=f"^{name} may hold .* at most") as caught:
+        SamplingParams(**{name: too_many})
+    assert caught.value.param == name
+
+
+def test_a_list_is_measured_before_its_items_are_looked_at() -> None:
+    class Long(list[int]):
+        def __len__(self) -> int:
+            return 10**7
+
+        def __iter__(self) -> Iterator[int]:
+            raise AssertionError("nobody should look")
+
+    with pytest.raises(InvalidRequestError, match="at most, got 10000000"):
+        SamplingParams(stop_token_ids=Long())
+
+
+def test_a_schema_is_bounded() -> None:
+    with pytest.raises(InvalidRequestError, match="70000 characters") as caught:
+        Grammar("json_schema", "x" * 70_000)
+    assert caught.value.param == "response_format"
+
+
+def test_numbers_are_kept_as_python_has_them() -> None:
+    """A step computes with them, together with those of other requests."""
+    biases: Any = {5: Fraction(1, 2)}
+    half: Any = Fraction(1, 2)
+    params = SamplingParams(temperature=half, logit_bias=biases)
+    biases[6] = Fraction(1)
+    assert (params.temperature, params.logit_bias) == (0.5, {5: 0.5})
+    kept = [params.temperature, *params.logit_bias.values()]
+    assert [type(number) for number in kept] == [float, float]
+
+
+def test_a_refusal_does_not_repeat_what_is_long() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(stop=("x" * 10_000, 5))  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
+
+
+def test_ends_that_the_model_does_not_have_end_nothing() -> None:
+    """A sampler would look for their logits."""
+    info = replace(make_runner().info, eos_token_ids=frozenset({-1, 0, VOCABULARY - 1, VOCABULARY}))
+    assert info.eos_token_ids == {0, VOCABULARY - 1}
 
 
 def test_what_adjusts_logits_is_no_plain_choice() -> None:

@@ -45,17 +45,24 @@ class ExitGraphs:
         self._decoders: dict[_Graph, Decoder] = {}
 
     def prepare(self, layer: int) -> None:
-        """Compile an exit's graphs; callable from any thread."""
-        singles = (False, True) if self._factory.is_small else (False,)
+        """Compile an exit's graphs; callable from any thread.
+
+        What is there already does not wait for what others have compiled meanwhile.
+        """
+        if self._graphs(layer) <= set(self._decoders):
+            return
         with self._lock:
-            wanted = {
-                _Graph(layer, threads, steps, single)
-                for threads in self._plan.threads
-                for steps in (1, EXIT_RUN)
-                for single in singles
-            }
-            for graph in wanted - set(self._decoders):
+            for graph in self._graphs(layer) - set(self._decoders):
                 self._decoders = {**self._decoders, graph: self._compile(graph)}
+
+    def _graphs(self, layer: int) -> set[_Graph]:
+        singles = (False, True) if self._factory.is_small else (False,)
+        return {
+            _Graph(layer, threads, steps, single)
+            for threads in self._plan.threads
+            for steps in (1, EXIT_RUN)
+            for single in singles
+        }
 
     def use_threads(self, plan: ThreadPlan) -> None:
         """Drop what the plan does not need; what it needs is compiled when it is."""

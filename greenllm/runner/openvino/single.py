@@ -42,8 +42,12 @@ class SingleDecoders:
         self._decoders: dict[tuple[int, int], Decoder] = {}
 
     def prepare(self, *num_tokens: int) -> None:
-        """Compile the graphs of so many tokens; callable from any thread."""
-        if self._factory.is_small:
+        """Compile the graphs of so many tokens; callable from any thread.
+
+        What is there already does not wait for what others have compiled meanwhile.
+        """
+        there = {number for number, _ in self._decoders}
+        if self._factory.is_small and not there.issuperset(num_tokens):
             with self._lock:
                 self._compile(num_tokens)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from greenllm.core import Event, Reasoning, Sample, ToolCall, sequences_of
-from greenllm.engine.scheduler import append_all
+from greenllm.engine.answers import append_all
 from tests.fake_engine import make_request
 
 CALL = ToolCall(0, "{}", "call-1", "time")

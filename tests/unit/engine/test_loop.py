@@ -302,8 +302,8 @@ class AlwaysDue:
         self.turns += 1
         return []
 
-    def add_request(self, request: Request) -> None:
-        """Nothing."""
+    def add_request(self, request: Request) -> list[Token]:
+        return []
 
 
 def test_a_wait_that_is_over_before_it_begins_ends() -> None:

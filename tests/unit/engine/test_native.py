@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,18 @@ from greenllm.core import (
     InvalidRequestError,
     Sample,
     SamplingParams,
+    Sequence,
+    Speculation,
     Token,
 )
 from greenllm.energy.meters.protocol import NullMeter, Reading, SensorError
 from greenllm.energy.receipt import Receipt
+from greenllm.engine.blocks import BlockManager
 from greenllm.engine.native import NativeEngine
 from greenllm.runner.base import Runner
-from tests.fake_engine import alone, make_engine, make_request, make_runner
+from greenllm.speculation.speculator import PromptLookup, Speculator
+from greenllm.text import TextStream
+from tests.fake_engine import alone, letters, make_engine, make_request, make_runner
 
 
 def run(engine: NativeEngine) -> tuple[list[Token], dict[str, Receipt]]:
@@ -226,6 +232,106 @@ def test_an_error_of_one_row_ends_its_whole_request_and_no_other(
     assert engine.stats().num_free_blocks == 32
     assert engine.stats().num_violations == 0
     assert "request bad failed: not a number" in caplog.text
+
+
+class Choking:
+    """A text that fails at its second token, where the request's stop string says so."""
+
+    stopped = False
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._fails = "choke" in params.stop
+        self._num_tokens = 0
+
+    def push(self, token_id: int) -> tuple[str, ...]:
+        self._num_tokens += 1
+        if self._fails and self._num_tokens == 2:
+            raise UnicodeError("no such text")
+        return (str(token_id),)
+
+    def flush(self) -> tuple[str, ...]:
+        return ()
+
+
+def refuses_to_choke(params: SamplingParams) -> TextStream:
+    if "choke" in params.stop:
+        raise UnicodeError("no such text")
+    return letters(params)
+
+
+def chokes_while_drafting(seq: Sequence) -> int:
+    if "choke" in seq.sampling.stop and seq.num_generated > 1:
+        raise UnicodeError("no such text")
+    return 0
+
+
+def break_text(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._in_flight, "text_stream", Choking)
+
+
+def break_queue(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._in_flight, "text_stream", refuses_to_choke)
+
+
+def break_drafts(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.scheduler, "_num_drafts", chokes_while_drafting)
+
+
+def break_admission(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its blocks have been taken, and before they are the sequence's."""
+    real = BlockManager.match_part
+
+    def match_part(blocks: BlockManager, token_ids: SequenceOf[int], parent: bytes) -> Any:
+        if token_ids[-1] == 7:
+            raise UnicodeError("no such text")
+        return real(blocks, token_ids, parent)
+
+    monkeypatch.setattr(BlockManager, "match_part", match_part)
+
+
+@pytest.mark.parametrize("break_", [break_text, break_queue, break_drafts, break_admission])
+def test_what_fails_in_the_work_of_one_request_ends_it_alone(
+    monkeypatch: pytest.MonkeyPatch, break_: Callable[..., None]
+) -> None:
+    """Queued, scheduled or read: one terminal answer, one receipt, and the books are right."""
+    engine = make_engine(max_num_seqs=6)
+    engine.add_request(make_request("before", [1] * 9, max_tokens=1))
+    _, earlier = run(engine)
+    break_(engine, monkeypatch)
+    good = [make_request(f"good {n}", [1, 2, n], ignore_eos=True) for n in range(3)]
+    bad = make_request("bad", [1] * 9 + [7], [6, 7], n=2, stop=("choke",), ignore_eos=True)
+    tokens: list[Token] = []
+    for request in [*good[:2], bad, *good[2:]]:
+        tokens += engine.add_request(request)
+    more, receipts = run(engine)
+    tokens += more
+    ends = [token for token in tokens if token.request_id == "bad" and token.finish_reason]
+    assert sorted(token.index for token in ends) == [0, 1, 2, 3]
+    assert {(t.finish_reason, t.error) for t in ends} == {("error", "UnicodeError: no such text")}
+    assert receipts["bad"].outcome == "failed"
+    for request in good:
+        assert ids(tokens, request.request_id) == alone(request)[0][0]
+        assert receipts[request.request_id].outcome == "completed"
+    stats = engine.stats()
+    assert stats.num_free_blocks == 32
+    assert stats.num_violations == 0
+    assert stats.totals.open_j == pytest.approx(0)
+    spent_j = sum(receipt.total_j or 0 for receipt in (*earlier.values(), *receipts.values()))
+    assert spent_j == pytest.approx(stats.totals.requests_j)
+
+
+def test_what_cannot_be_learnt_ends_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    speculator = Speculator({"prompt_lookup": PromptLookup()}, Speculation("prompt_lookup"))
+    engine = make_engine(speculator=speculator)
+    monkeypatch.setattr(Speculator, "learn", lambda *step: 1 / 0)
+    request = make_request("a", [1, 2, 3])
+    engine.add_request(request)
+    tokens, receipts = run(engine)
+    assert ids(tokens, "a") == alone(request)[0][0]
+    assert receipts["a"].outcome == "completed"
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_request_fails_though_a_sibling_has_answered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,14 @@ from typing import Any
 import pytest
 from huggingface_hub.utils._paths import filter_repo_objects
 
-from greenllm.model.files import eos_ids, local_folder, weight_files
+from greenllm.model.files import (
+    Weights,
+    check_folder,
+    eos_ids,
+    local_folder,
+    read_json,
+    weight_files,
+)
 from greenllm.model.info import LoadError
 
 SMALL = {
@@ -73,6 +81,44 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 )
 def test_one_checkpoint_arrives(offered: set[str], taken: set[str], hub: Hub) -> None:
     assert hub(SMALL | NOT_READ | offered) == SMALL | taken
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "chat_template.jinja"])
+def test_a_pipe_is_no_part_of_a_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    check_folder(str(tmp_path), allow_pickle=False)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(LoadError, match=f"{name} is no regular file"):
+        check_folder(str(tmp_path), allow_pickle=False)
+
+
+def test_settings_without_end_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(LoadError, match=r"config.json is larger than 134217728 bytes"):
+        check_folder(str(tmp_path), allow_pickle=False)
+    with pytest.raises(LoadError, match="larger than 134217728 bytes"):
+        read_json(tmp_path, "config.json")
+
+
+def test_settings_without_bottom_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(LoadError, match="not valid JSON"):
+        read_json(tmp_path, "config.json")
+
+
+def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(LoadError, match="names files in other folders"):
+        weight_files(tmp_path)
+
+
+def test_a_header_of_any_size_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write((2**26).to_bytes(8, "little"))
+        file.truncate(2**27)
+    with pytest.raises(LoadError, match="its header has 67108864 bytes"):
+        Weights(tmp_path)
 
 
 @pytest.mark.parametrize("index", [{"weight_map": ["a"]}, {"weight_map": {"a": 1}}])

@@ -330,3 +330,46 @@ def _effect(make: Make, params: SamplingParams) -> object:
     engine.add_request(asked)
     tokens, _ = run(engine)
     return backend.told, [(token.token_id, token.text, token.finish_reason) for token in tokens]
+
+
+class Choking:
+    """A text that fails at its first token."""
+
+    stopped = False
+
+    def push(self, token_id: int) -> tuple[str, ...]:
+        raise UnicodeError("no such text")
+
+    def flush(self) -> tuple[str, ...]:
+        return ()
+
+
+def choke(params: SamplingParams) -> Any:
+    return Choking() if params.stop else letters(params)
+
+
+def refuse(params: SamplingParams) -> Any:
+    if params.stop:
+        raise UnicodeError("no such text")
+    return letters(params)
+
+
+@pytest.mark.parametrize("text_stream", [choke, refuse])
+def test_what_fails_in_the_work_of_one_request_ends_it_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch, text_stream: Any
+) -> None:
+    engine, _ = make()
+    monkeypatch.setattr(engine._in_flight, "text_stream", text_stream)
+    tokens = engine.add_request(request("good", 1, 2))
+    tokens += engine.add_request(request("bad", 1, 2, n=2, temperature=1, stop=("x",)))
+    more, receipts = run(engine)
+    tokens += more
+    ends = [token for token in tokens if token.request_id == "bad"]
+    assert [token.index for token in ends] == [0, 1]
+    assert {(t.finish_reason, t.error) for t in ends} == {("error", "UnicodeError: no such text")}
+    assert [t.token_id for t in tokens if t.request_id == "good"] == [3, 4, 5, 6]
+    assert {name: receipt.outcome for name, receipt in receipts.items()} == {
+        "good": "completed",
+        "bad": "failed",
+    }
+    assert engine.stats().totals.open_j == pytest.approx(0)
