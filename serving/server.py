@@ -28,8 +28,10 @@ from serving.config import ServeConfig
 from serving.front_door import FrontDoor, take_port
 from serving.intake import cancel_all
 from serving.jobs.files import FileStore
+from serving.jobs.quota import Quota
 from serving.jobs.runner import Follow, JobRunner
 from serving.jobs.store import JobStore
+from serving.keys.access import open_access
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 from serving.state import ServerLedger, ServerState
@@ -85,6 +87,7 @@ def make_state(
     workplace = workplace or config.data_path
     engine = parts.served.engine
     bridge = Bridge(loop, max_in_flight=config.max_queue)
+    access = open_access(config, lambda since_s: parts.ledger.sums("key", since_s=since_s))
     metrics = Metrics(
         engine.stats,
         lambda: engine.account.spent_j,
@@ -95,9 +98,11 @@ def make_state(
         engine,
         parts.ledger,
         parts.session_id,
-        Listeners(metrics, bridge),
+        Listeners(metrics, bridge, access.limiter),
         record_every_s=record_every_s,
     )
+    quota = Quota(config.max_files, round(config.max_stored_mb * 1e6), config.max_open_jobs)
+    jobs = JobStore(workplace / "fine_tuning", quota)
     return ServerState(
         config=config,
         models=ServedModels(parts.served),
@@ -105,9 +110,10 @@ def make_state(
         loop=engine_loop,
         bridge=bridge,
         metrics=metrics,
-        files=FileStore(workplace / "files"),
-        jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, follow),
+        files=FileStore(workplace / "files", quota, jobs.data_bytes),
+        jobs=JobRunner(jobs, config.adapters_path, follow, 3600 * config.max_job_hours),
         totals=totals or (lambda: engine.stats().totals),
+        access=access,
     )
 
 

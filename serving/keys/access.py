@@ -1,0 +1,55 @@
+"""What a server has to decide who may ask what: keys, limits, wrong keys, the audit log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from greenllm.energy.ledger import GroupSums
+from serving.config import ServeConfig
+from serving.keys.attempts import Attempts
+from serving.keys.audit import FILE_NAME, AuditLog
+from serving.keys.limits import DAY_S, Limiter
+from serving.keys.ring import KeyRing
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """See the module."""
+
+    keys: KeyRing
+    limiter: Limiter
+    attempts: Attempts
+    audit: AuditLog
+
+
+def ring_of(config: ServeConfig) -> KeyRing:
+    """The keys that a configuration names.
+
+    Raises:
+        KeyFileError: the keys file cannot be used.
+    """
+    return KeyRing(
+        config.api_keys or (),
+        config.keys_path,
+        time.monotonic,
+        time.time,
+        share_cache=config.share_prefix_cache,
+    )
+
+
+def open_access(config: ServeConfig, sums_by_key: Callable[[float], Sequence[GroupSums]]) -> Access:
+    """Everything, with what each key has used today; `sums_by_key` asks the ledger, from a time on.
+
+    Raises:
+        KeyFileError: the keys file cannot be used.
+    """
+    today = sums_by_key(time.time() // DAY_S * DAY_S)
+    spent = {row.group: (row.total_j or 0.0, row.gco2e or 0.0) for row in today}
+    return Access(
+        ring_of(config),
+        Limiter(time.monotonic, time.time, spent),
+        Attempts(time.monotonic),
+        AuditLog(config.data_path / FILE_NAME, time.time),
+    )
