@@ -108,7 +108,9 @@ _REPLICAS = (
 )
 _HEADERS = (
     "A stream's headers leave before its energy is known: it has those with a star, and the energy"
-    " object in a comment `: energy {...}` before `data: [DONE]`."
+    " object in a comment `: energy {...}` before `data: [DONE]`. Answers to a key with limits also"
+    " have `x-ratelimit-limit-*`, `x-ratelimit-remaining-*` and `x-ratelimit-reset-*`: see"
+    " [keys](../keys.md#limits)."
 )
 _OBJECT = (
     "`usage.energy` in answers, in the last chunk of a stream with `include_usage`, and in the"

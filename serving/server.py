@@ -87,7 +87,13 @@ def make_state(
     workplace = workplace or config.data_path
     engine = parts.served.engine
     bridge = Bridge(loop, max_in_flight=config.max_queue)
-    access = open_access(config, lambda since_s: parts.ledger.sums("key", since_s=since_s))
+    quota = Quota(config.max_files, round(config.max_stored_mb * 1e6), config.max_open_jobs)
+    jobs = JobStore(workplace / "fine_tuning", quota)
+    access = open_access(
+        config,
+        lambda since_s: parts.ledger.sums("key", since_s=since_s),
+        jobs.spent_since,
+    )
     metrics = Metrics(
         engine.stats,
         lambda: engine.account.spent_j,
@@ -101,8 +107,6 @@ def make_state(
         Listeners(metrics, bridge, access.limiter),
         record_every_s=record_every_s,
     )
-    quota = Quota(config.max_files, round(config.max_stored_mb * 1e6), config.max_open_jobs)
-    jobs = JobStore(workplace / "fine_tuning", quota)
     return ServerState(
         config=config,
         models=ServedModels(parts.served),
@@ -111,7 +115,13 @@ def make_state(
         bridge=bridge,
         metrics=metrics,
         files=FileStore(workplace / "files", quota, jobs.data_bytes),
-        jobs=JobRunner(jobs, config.adapters_path, follow, 3600 * config.max_job_hours),
+        jobs=JobRunner(
+            jobs,
+            config.adapters_path,
+            follow,
+            longest_s=3600 * config.max_job_hours,
+            spend=access.limiter.charge,
+        ),
         totals=totals or (lambda: engine.stats().totals),
         access=access,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.bill.journal import RunJournal
@@ -29,3 +30,10 @@ def energy_of_journal(journal: RunJournal) -> dict[str, Any]:
         "by_phase_joules": journal.by_phase_j,
         "predicted_joules": journal.predicted_j,
     }
+
+
+def spent_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float, float]:
+    """Joules and grams by which one `energy` object exceeds another; unknown ones are none."""
+    names = ("energy_joules", "operational_gco2e")
+    joules, grams = (max(0.0, (now.get(n) or 0.0) - (before.get(n) or 0.0)) for n in names)
+    return joules, grams

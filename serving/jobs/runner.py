@@ -22,30 +22,39 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.bill.journal import RunJournal
 from finetune.bill.outcome import RunError, RunOutcome
 from finetune.files import JOURNAL, OUTCOME, REPORT
-from serving.jobs.energy import energy_of, energy_of_journal
+from serving.jobs.energy import energy_of, energy_of_journal, spent_since
 from serving.jobs.models import disown, install
-from serving.jobs.store import Job, JobStatus, JobStore
+from serving.jobs.store import Job, JobStatus, JobStore, next_of
 
 log = logging.getLogger(__name__)
 _POLL_S, _RETRY_S = 0.25, 5.0
 _LOWEST_PRIORITY = 19
 Follow = Callable[[int, bool], None]
+Spend = Callable[[str, float, float], None]
 
 
 class JobRunner:
     """Owns the queue; `follow(pid, is_training)` is told when a job's process comes and goes."""
 
     def __init__(
-        self, store: JobStore, adapters: Path, follow: Follow, longest_s: float = math.inf
+        self,
+        store: JobStore,
+        adapters: Path,
+        follow: Follow,
+        *,
+        longest_s: float = math.inf,
+        spend: Spend = lambda owner, joules, grams: None,
     ) -> None:
+        """`spend(owner, joules, grams)` is told what training has used since the last time."""
         self.store = store
+        self._spend = spend
         self._longest_s = longest_s
         self._adapters = adapters
         self._follow = follow
@@ -178,7 +187,14 @@ class JobRunner:
                 self._seen_steps = step
                 data = {"step": step, "train_loss": loss, "valid_loss": scores.get(step)}
                 self.store.note(job.id, f"step {step}: loss {loss:.4f}", data)
-        self.store.change(job.id, energy=energy_of_journal(journal))
+        self._keep_energy(job.id, energy_of_journal(journal))
+
+    def _keep_energy(self, job_id: str, energy: Mapping[str, Any]) -> None:
+        """Keep the joules of a job so far; its owner has spent what is new of them."""
+        job = self.store.find(job_id)
+        if job is not None and job.owner is not None:
+            self._spend(job.owner, *spent_since(job.energy or {}, energy))
+        self.store.change(job_id, energy=energy)
 
     def _conclude(self, job: Job, code: int) -> None:
         """A job whose end cannot be kept has failed; on a full disk it is tried again."""
@@ -194,6 +210,8 @@ class JobRunner:
         outcome = self._outcome(job)
         bill = None if outcome is None else outcome.bill
         energy: dict[str, Any] = {} if bill is None else {"energy": energy_of(bill)}
+        if bill is not None:
+            self._keep_energy(job.id, energy["energy"])
         if job.wanted == "cancel":
             self._finish(job, "cancelled", **energy)
         elif outcome is not None and outcome.is_done:
@@ -271,14 +289,6 @@ class JobRunner:
                 self._put_back(job)
         except Exception:  # the server that comes back finds it as it is
             log.exception("job %s at the stop of the server", job and job.id)
-
-
-def next_of(waiting: Sequence[Job], jobs: Sequence[Job]) -> Job:
-    """The waiting job whose owner's last one began longest ago; of one owner the oldest."""
-    last: dict[str | None, int] = {}
-    for job in jobs:
-        last[job.owner] = max(last.get(job.owner, 0), job.started_at or 0)
-    return min(waiting, key=lambda job: (last[job.owner], job.created_at, job.id))
 
 
 def _kill_stale(pid: int, recipe: Path) -> None:

@@ -18,12 +18,13 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.jobs.energy import spent_since
 from serving.jobs.files import time_ordered_id
 from serving.jobs.quota import UNLIMITED, Quota, QuotaError
 
@@ -117,6 +118,16 @@ class JobStore:
         paths = [self.folder(job.id) / name for job in own for name in DATA_FILES]
         return sum(path.stat().st_size for path in paths if path.is_file())
 
+    def spent_since(self, since_s: float) -> dict[str, tuple[float, float]]:
+        """Joules and grams by owner of the jobs that are open, or have ended since then."""
+        found: dict[str, tuple[float, float]] = {}
+        for job in self.all():
+            if job.owner is not None and (job.is_open or (job.finished_at or 0) >= since_s):
+                joules, grams = spent_since({}, job.energy or {})
+                before = found.get(job.owner, (0.0, 0.0))
+                found[job.owner] = before[0] + joules, before[1] + grams
+        return found
+
     def drop_data(self, job_id: str) -> None:
         """Delete the data that it has copied: a job that has ended needs none."""
         for name in DATA_FILES:
@@ -206,6 +217,14 @@ class JobStore:
         """The last step that an event told of; 0 before the first."""
         found = (event["data"] for event in self.events(job_id) if event["data"] is not None)
         return next((int(data["step"]) for data in found), 0)
+
+
+def next_of(waiting: Sequence[Job], jobs: Sequence[Job]) -> Job:
+    """The waiting job whose owner's last one began longest ago; of one owner the oldest."""
+    last: dict[str | None, int] = {}
+    for job in jobs:
+        last[job.owner] = max(last.get(job.owner, 0), job.started_at or 0)
+    return min(waiting, key=lambda job: (last[job.owner], job.created_at, job.id))
 
 
 def new_job_id() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from greenllm.energy.ledger import GroupSums
@@ -39,14 +39,23 @@ def ring_of(config: ServeConfig) -> KeyRing:
     )
 
 
-def open_access(config: ServeConfig, sums_by_key: Callable[[float], Sequence[GroupSums]]) -> Access:
-    """Everything, with what each key has used today; `sums_by_key` asks the ledger, from a time on.
+def open_access(
+    config: ServeConfig,
+    sums_by_key: Callable[[float], Sequence[GroupSums]],
+    trained: Callable[[float], Mapping[str, tuple[float, float]]],
+) -> Access:
+    """Everything, with what each key has used today.
+
+    `sums_by_key` asks the ledger, from a time on, and `trained` the jobs, for joules and grams.
 
     Raises:
         KeyFileError: the keys file cannot be used.
     """
-    today = sums_by_key(time.time() // DAY_S * DAY_S)
-    spent = {row.group: (row.total_j or 0.0, row.gco2e or 0.0) for row in today}
+    midnight_s = time.time() // DAY_S * DAY_S
+    spent: dict[str | None, tuple[float, float]] = dict(trained(midnight_s).items())
+    for row in sums_by_key(midnight_s):
+        joules, grams = spent.get(row.group, (0.0, 0.0))
+        spent[row.group] = joules + (row.total_j or 0.0), grams + (row.gco2e or 0.0)
     return Access(
         ring_of(config),
         Limiter(time.monotonic, time.time, spent),

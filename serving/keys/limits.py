@@ -5,8 +5,8 @@ costs is known when it has ended. A minute's allowance comes back steadily, and 
 it is paid back first. So in any t minutes a key gets at most t + 1 allowances, and what ran
 when they were spent. Days are UTC's, and begin with what `spent` says was used before.
 
-Not covered: requests at once, which whoever has them in flight counts; joules that nobody metered,
-and those of training; several servers, each of which counts for itself.
+Not covered: requests at once, which whoever has them in flight counts; joules that nobody metered;
+several servers, each of which counts for itself.
 """
 
 from __future__ import annotations
@@ -125,6 +125,13 @@ class Limiter:
                 account.tokens.used += tokens
                 account.joules += joules or 0.0
                 account.grams += grams or 0.0
+
+    def charge(self, name: str, joules: float, grams: float) -> None:
+        """Count what a key's training has used, whether or not it has asked anything since."""
+        with self._lock:
+            account = self._account(name)
+            account.joules += joules
+            account.grams += grams
 
     def standings(self, name: str, limits: Limits) -> dict[str, Standing]:
         """Where a key stands with each limit that it has."""

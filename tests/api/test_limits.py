@@ -107,6 +107,18 @@ def test_a_days_joules_outlive_the_server(start_app: StartApp, tmp_path: Path) -
     assert As(again, "ada").train(file_id).status_code == 429, "training needs joules too"
 
 
+def test_training_spends_joules_too(start_app: StartApp, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.json", limited("ada", joules_per_day=1.5))
+    first = start_app(folder=tmp_path, keys_file=keys)
+    ada = As(first, "ada")
+    made = ada.train(ada.upload()).json()["id"]
+    until(lambda: ada.get(f"{JOBS}/{made}").json()["fine_tuned_model"], "a model of two joules")
+    assert ada.complete().status_code == 429
+    first.stop()
+    again = As(start_app(folder=tmp_path, keys_file=keys), "ada")
+    assert again.complete().status_code == 429
+
+
 def test_wrong_keys_are_counted(app: App) -> None:
     def counted() -> float:
         text = As(app, "watch").get("/metrics").text

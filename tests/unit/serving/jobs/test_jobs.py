@@ -15,12 +15,21 @@ from hypothesis import strategies as st
 
 from finetune.bill.journal import RunJournal
 from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.bill.phases import PhaseEnergy
 from finetune.files import JOURNAL, OUTCOME
 from serving.jobs import store as store_module
 from serving.jobs.files import FileStore
 from serving.jobs.quota import Quota, QuotaError
-from serving.jobs.runner import JobRunner, next_of
-from serving.jobs.store import Job, JobStore, adapter_folder, model_name, new_job_id, toml_of
+from serving.jobs.runner import JobRunner
+from serving.jobs.store import (
+    Job,
+    JobStore,
+    adapter_folder,
+    model_name,
+    new_job_id,
+    next_of,
+    toml_of,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"))
 VALUE = st.one_of(
@@ -258,3 +267,28 @@ def test_files_that_come_at_once_keep_to_the_quota(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
     assert len(list(tmp_path.iterdir())) == 6, "three files, each with what is known of it"
     assert store.add(io.BytesIO(b"x"), "b", "bob").owner == "bob"
+
+
+def test_owners_are_told_each_joule_of_their_training_once(tmp_path: Path) -> None:
+    """As it goes on, after a pause, and when it was done while the server was away."""
+    spent: list[tuple[str, float, float]] = []
+
+    def runner() -> JobRunner:
+        return JobRunner(
+            JobStore(tmp_path / "jobs"), tmp_path / "adapters", lambda pid, is_training: None,
+            spend=lambda *told: spent.append(told),
+        )  # fmt: skip
+
+    made = ran(tmp_path, COMPLETED, owner="ada", energy={"energy_joules": 1.0}, finished_at=None)
+    store = JobStore(tmp_path / "jobs")
+    journal = RunJournal(energy={"training": PhaseEnergy(active_j=2.5)})
+    journal.write(store.output(made.id) / JOURNAL)
+    assert store.spent_since(0) == {"ada": (1.0, 0.0)}
+    runner().turn()
+    assert stands(tmp_path, made).status == "succeeded"
+    assert sum(joules for _, joules, _ in spent) == 2.0, "of the bill's three, one was told before"
+    assert sum(grams for _, _, grams in spent) == 1.0
+    assert {owner for owner, *_ in spent} == {"ada"}
+    ended_s = stands(tmp_path, made).finished_at or 0
+    assert store.spent_since(ended_s) == {"ada": (3.0, 1.0)}
+    assert store.spent_since(ended_s + 1) == {}
