@@ -7,6 +7,7 @@ from pathlib import Path
 
 from greenllm.config import Options, option
 from greenllm.options import DataOptions, EngineConfig
+from serving.jobs.quota import Quota
 
 # What requests that were cut off get for their last words.
 ABORT_TIMEOUT_S = 10
@@ -78,6 +79,11 @@ class KeyOptions(DataOptions):
             "has no key in it; leave it out for an open server",
         )
         self.require_above_zero("max_files", "max_stored_mb", "max_open_jobs", "max_job_hours")
+
+    @property
+    def quota(self) -> Quota:
+        """What each key may keep."""
+        return Quota(self.max_files, round(self.max_stored_mb * 1e6), self.max_open_jobs)
 
     @property
     def keys_path(self) -> Path | None:

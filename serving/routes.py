@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm.energy.account.totals import Totals
-from greenllm.energy.ledger import GROUPS
+from greenllm.energy.ledger import GROUPS, GroupSums
 from greenllm.energy.period import parse_moment
 from greenllm.energy.units import rounded
 from greenllm.served import Served
@@ -111,24 +111,24 @@ def energy(state: Server, caller: Asking, http: HttpRequest) -> dict[str, Any]:
     return {
         "object": "energy.report",
         "group_by": group_by,
-        "data": [
-            rounded(
-                {
-                    "group": row.group,
-                    "requests": row.requests,
-                    "prompt_tokens": row.prompt_tokens,
-                    "completion_tokens": row.completion_tokens,
-                    "active_joules": row.active_j,
-                    "energy_joules": row.total_j,
-                    "gco2e": row.gco2e,
-                    "unmetered_requests": row.unmetered,
-                    "refused_requests": row.refused,
-                }
-            )
-            for row in rows
-        ],
+        "data": [_sums(row) for row in rows],
         "session": _session(state.totals()) if caller.is_admin else None,
     }
+
+
+def _sums(row: GroupSums) -> dict[str, Any]:
+    figures = {
+        "group": row.group,
+        "requests": row.requests,
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "active_joules": row.active_j,
+        "energy_joules": row.total_j,
+        "gco2e": row.gco2e,
+        "unmetered_requests": row.unmetered,
+        "refused_requests": row.refused,
+    }
+    return rounded(figures)
 
 
 def _session(totals: Totals) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -28,10 +29,9 @@ from serving.config import ServeConfig
 from serving.front_door import FrontDoor, take_port
 from serving.intake import cancel_all
 from serving.jobs.files import FileStore
-from serving.jobs.quota import Quota
 from serving.jobs.runner import Follow, JobRunner
 from serving.jobs.store import JobStore
-from serving.keys.access import open_access
+from serving.keys.access import Access, open_access
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 from serving.state import ServerLedger, ServerState
@@ -87,13 +87,8 @@ def make_state(
     workplace = workplace or config.data_path
     engine = parts.served.engine
     bridge = Bridge(loop, max_in_flight=config.max_queue)
-    quota = Quota(config.max_files, round(config.max_stored_mb * 1e6), config.max_open_jobs)
-    jobs = JobStore(workplace / "fine_tuning", quota)
-    access = open_access(
-        config,
-        lambda since_s: parts.ledger.sums("key", since_s=since_s),
-        jobs.spent_since,
-    )
+    jobs = JobStore(workplace / "fine_tuning", config.quota)
+    access = open_access(config, partial(parts.ledger.sums, "key"), jobs.spent_since)
     metrics = Metrics(
         engine.stats,
         lambda: engine.account.spent_j,
@@ -114,16 +109,20 @@ def make_state(
         loop=engine_loop,
         bridge=bridge,
         metrics=metrics,
-        files=FileStore(workplace / "files", quota, jobs.data_bytes),
-        jobs=JobRunner(
-            jobs,
-            config.adapters_path,
-            follow,
-            longest_s=3600 * config.max_job_hours,
-            spend=access.limiter.charge,
-        ),
+        files=FileStore(workplace / "files", config.quota, jobs.data_bytes),
+        jobs=_job_runner(config, jobs, follow, access),
         totals=totals or (lambda: engine.stats().totals),
         access=access,
+    )
+
+
+def _job_runner(config: ServeConfig, jobs: JobStore, follow: Follow, access: Access) -> JobRunner:
+    return JobRunner(
+        jobs,
+        config.adapters_path,
+        follow,
+        longest_s=3600 * config.max_job_hours,
+        spend=access.limiter.charge,
     )
 
 

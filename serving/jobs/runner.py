@@ -265,6 +265,8 @@ class JobRunner:
         self.store.note(job.id, "queued again: its process ended before its training did")
 
     def _finish(self, job: Job, status: JobStatus, error: str | None = None, **more: Any) -> None:
+        if error is not None:  # where the server keeps things is its own affair
+            error = error.replace(f"{self.store.folder(job.id)}{os.sep}", "")
         ended = {"status": status, "error": error, "finished_at": int(time.time()), **more}
         self.store.change(job.id, wanted=None, pid=None, **ended)
         said = status if error is None else f"{status}: {error}"

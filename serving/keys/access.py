@@ -41,19 +41,19 @@ def ring_of(config: ServeConfig) -> KeyRing:
 
 def open_access(
     config: ServeConfig,
-    sums_by_key: Callable[[float], Sequence[GroupSums]],
+    sums_by_key: Callable[..., Sequence[GroupSums]],
     trained: Callable[[float], Mapping[str, tuple[float, float]]],
 ) -> Access:
     """Everything, with what each key has used today.
 
-    `sums_by_key` asks the ledger, from a time on, and `trained` the jobs, for joules and grams.
+    `sums_by_key(since_s=...)` asks the ledger, and `trained` the jobs, for joules and grams.
 
     Raises:
         KeyFileError: the keys file cannot be used.
     """
     midnight_s = time.time() // DAY_S * DAY_S
     spent: dict[str | None, tuple[float, float]] = dict(trained(midnight_s).items())
-    for row in sums_by_key(midnight_s):
+    for row in sums_by_key(since_s=midnight_s):
         joules, grams = spent.get(row.group, (0.0, 0.0))
         spent[row.group] = joules + (row.total_j or 0.0), grams + (row.gco2e or 0.0)
     return Access(

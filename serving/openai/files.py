@@ -24,6 +24,7 @@ from serving.keys.caller import Caller
 from serving.state import ServerState
 
 router = APIRouter()
+_LONGEST_NAME = 255
 
 
 @router.post("/v1/files")
@@ -48,6 +49,8 @@ async def upload(state: Server, caller: Asking, http: HttpRequest) -> dict[str, 
         if (file.size or 0) > state.config.max_file_mb * 1_000_000:
             raise _too_large(state)
         name = Path(file.filename or "upload").name
+        if len(name) > _LONGEST_NAME:
+            raise ApiError(400, f"its name may have {_LONGEST_NAME} characters", param="file")
         try:
             stored = await asyncio.to_thread(state.files.add, file.file, name, caller.owner)
         except OSError as error:
