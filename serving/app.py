@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -19,8 +19,10 @@ from starlette.requests import ClientDisconnect
 from greenllm import __version__
 from greenllm.core import InvalidRequestError, new_request_id
 from serving import routes
+from serving.auth import admit
 from serving.errors import ApiError, from_invalid_request
 from serving.http import CLIENT_CLOSED_REQUEST
+from serving.keys.headers import LimitHeaders
 from serving.openai import files, fine_tuning, generation, models
 from serving.state import ServerState
 
@@ -52,7 +54,9 @@ def create_app(make_state: MakeState) -> FastAPI:
         version=__version__,
         summary="OpenAI-compatible inference; every answer carries its joules.",
         lifespan=lifespan,
+        dependencies=[Depends(admit)],
     )
+    app.add_middleware(LimitHeaders)
     app.include_router(generation.router)
     app.include_router(models.router)
     app.include_router(files.router)

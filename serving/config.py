@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from greenllm.config import Options, option
-from greenllm.options import EngineConfig
+from greenllm.options import DataOptions, EngineConfig
+from serving.jobs.quota import Quota
 
 # What requests that were cut off get for their last words.
 ABORT_TIMEOUT_S = 10
@@ -19,7 +21,6 @@ class HttpOptions(Options):
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
-    api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
     max_queue_tokens: int = option(
         4_000_000, "Tokens that the requests in flight may come to before new ones get 429."
@@ -55,6 +56,60 @@ class HttpOptions(Options):
     def longest_stop_s(self) -> float:
         """From SIGTERM to the end at most: requests, their last words, then a fine-tuning job."""
         return 2 * self.drain_timeout_s + ABORT_TIMEOUT_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyOptions(DataOptions):
+    """Who may ask, and what each key may keep here."""
+
+    panel = "Keys and quotas"
+
+    api_keys: tuple[str, ...] | None = option(
+        None,
+        "Keys with every scope but admin, comma-separated; as a flag, other users of this machine"
+        " see them.",
+    )
+    keys_file: Path | None = option(
+        None,
+        "File that `greenllm keys` writes; default is DATA_DIR/keys.json where there is one.",
+    )
+    share_prefix_cache: bool = option(
+        False,
+        "Let keys share the prefix cache: cheaper where prompts begin alike, but each can then find"
+        " out what others have asked.",
+    )
+    max_files: int = option(200, "Uploaded files that each key may keep.")
+    max_stored_mb: float = option(
+        4096.0, "Megabytes of uploaded files, and of what its waiting jobs copied, for each key."
+    )
+    max_job_hours: float = option(24.0, "Hours after which a fine-tuning job is ended.")
+    max_open_jobs: int = option(16, "Fine-tuning jobs of each key that wait, run or are paused.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keys = self.api_keys
+        self.require(
+            keys is None or bool(keys),
+            "api_keys",
+            "has no key in it; leave it out for an open server",
+        )
+        self.require_above_zero("max_files", "max_stored_mb", "max_open_jobs", "max_job_hours")
+
+    @property
+    def quota(self) -> Quota:
+        """What each key may keep."""
+        return Quota(self.max_files, round(self.max_stored_mb * 1e6), self.max_open_jobs)
+
+    @property
+    def keys_path(self) -> Path | None:
+        """The keys file, where keys come from one."""
+        usual = self.data_path / "keys.json"
+        return self.keys_file or (usual if usual.exists() else None)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self.api_keys) or self.keys_path is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +152,7 @@ class ReplicaOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(EngineConfig, HttpOptions, ReplicaOptions):
+class ServeConfig(EngineConfig, HttpOptions, KeyOptions, ReplicaOptions):
     """Everything `greenllm serve` can be told."""
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from greenllm.core import InvalidRequestError
 UNSUPPORTED = "unsupported"  # the type of pydantic's error for what is refused by name
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",

@@ -14,7 +14,6 @@ from serving.state import ServerState, state_of
 
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
-UNAUTHORIZED = 401
 # Encoding the text of a body this long takes so long that it leaves the event loop.
 LONG_BODY_BYTES = 100_000
 
@@ -25,27 +24,20 @@ def body_schema(model: type[BaseModel]) -> dict[str, object]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
-async def authorized(http: HttpRequest) -> ServerState:
-    """The server, for a caller with a valid key.
-
-    Raises:
-        ApiError: keys are required and this is none of them.
-    """
-    state = state_of(http)
-    state.key_of(http)
-    return state
+async def server(http: HttpRequest) -> ServerState:
+    """The server; a coroutine, because others are called in threads."""
+    return state_of(http)
 
 
-Server = Annotated[ServerState, Depends(authorized)]
+Server = Annotated[ServerState, Depends(server)]
 
 
 async def parsed_body(http: HttpRequest, state: ServerState, kind: type[B]) -> B:
-    """Authenticate, read and validate.
+    """Read and validate.
 
     Raises:
-        ApiError: no valid key, too large, or not as declared.
+        ApiError: too large, or not as declared.
     """
-    state.key_of(http)
     return validated(kind, await read_body(http, state.config.max_body_mb))
 
 

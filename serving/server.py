@@ -13,6 +13,7 @@ import asyncio
 import faulthandler
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -32,6 +33,7 @@ from serving.intake import cancel_all
 from serving.jobs.files import FileStore
 from serving.jobs.runner import Follow, JobRunner
 from serving.jobs.store import JobStore
+from serving.keys.access import Access, open_access
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 from serving.state import ServerLedger, ServerState
@@ -95,6 +97,8 @@ def make_state(
     workplace = workplace or config.data_path
     engine = parts.served.engine
     bridge = Bridge(loop, QueueLimits(config.max_queue, config.max_queue_tokens))
+    jobs = JobStore(workplace / "fine_tuning", config.quota)
+    access = open_access(config, partial(parts.ledger.sums, "key"), jobs.spent_since)
     metrics = Metrics(
         engine.stats,
         lambda: engine.account.spent_j,
@@ -105,7 +109,7 @@ def make_state(
         engine,
         parts.ledger,
         parts.session_id,
-        Listeners(metrics, bridge),
+        Listeners(metrics, bridge, access.limiter),
         record_every_s=record_every_s,
     )
     return ServerState(
@@ -115,8 +119,8 @@ def make_state(
         loop=engine_loop,
         bridge=bridge,
         metrics=metrics,
-        files=FileStore(workplace / "files"),
-        jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, follow),
+        files=FileStore(workplace / "files", config.quota, jobs.data_bytes),
+        jobs=_job_runner(config, jobs, follow, access),
         totals=totals or (lambda: engine.stats().totals),
         supervisor=Supervisor(
             engine_loop,
@@ -124,6 +128,17 @@ def make_state(
             step_timeout_s=config.step_timeout_s,
             min_free_bytes=config.min_free_memory_mb * 1e6,
         ),
+        access=access,
+    )
+
+
+def _job_runner(config: ServeConfig, jobs: JobStore, follow: Follow, access: Access) -> JobRunner:
+    return JobRunner(
+        jobs,
+        config.adapters_path,
+        follow,
+        longest_s=3600 * config.max_job_hours,
+        spend=access.limiter.charge,
     )
 
 

@@ -89,6 +89,10 @@ class Shares:
         """The lower, the sooner it is a client's turn."""
         return self._tokens.get(client, 0) // QUANTUM_TOKENS, num_running
 
+    def has_had_less(self, client: str, other: str) -> bool:
+        """Whether a client has had a quantum less than another."""
+        return self.rank(client, 0) < self.rank(other, 0)
+
     def who_yields(
         self, seq: Sequence, running: SequenceOf[Sequence], room: Room
     ) -> list[Sequence]:

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from greenllm.core import Batch, Chunk, FinishReason, Sample, Sequence, Token
 from greenllm.engine.answers import append_all
@@ -93,20 +94,16 @@ class Scheduler:
 
         The batch is empty where all that could run has failed; see `take_failed`.
         """
-        if self.waiting:
-            self._make_place()
         chunks: list[Chunk] = []
         preemptions = self.num_preemptions
         for seq in [seq for seq in self.running if seq.in_decode]:
             if seq in self.running:
                 chunks += self._fenced(seq, partial(self._decode, seq))
+        may_admit = preemptions == self.num_preemptions
+        if may_admit and self.waiting and (victims := self._make_place()):
+            chunks = [chunk for chunk in chunks if chunk.seq not in victims]
         budget = self.max_batch_tokens - len(chunks)
-        for seq in self._prompts():
-            if budget:
-                chunks.append(_next_chunk(seq, budget))
-                budget -= chunks[-1].num_tokens
-        may_admit = budget > 0 and preemptions == self.num_preemptions
-        for seq in self._admit() if may_admit else ():
+        for seq in self._with_prompts(may_admit=may_admit) if budget else ():
             chunks.append(_next_chunk(seq, budget))
             budget -= chunks[-1].num_tokens
             if not budget:
@@ -135,6 +132,20 @@ class Scheduler:
         """The newest token's chunk; none when the sequence had to yield."""
         return [_next_token(seq)] if self._reserve_next(seq) else []
 
+    def _with_prompts(self, *, may_admit: bool) -> Iterator[Sequence]:
+        """Sequences with a prompt to compute: running ones, then newcomers if any may come.
+
+        A newcomer whose client has had less than that of the first prompt comes before it.
+        """
+        prompts = self._prompts()
+        if may_admit and prompts and self.waiting:
+            first = self.waiting.next(num_running(self.running))
+            if self._shares.has_had_less(client_of(first.request), client_of(prompts[0].request)):
+                yield from islice(self._admit(), 1)
+        yield from prompts
+        if may_admit:
+            yield from self._admit()
+
     def _prompts(self) -> list[Sequence]:
         """Running sequences with a prompt to compute, in the order in which it is their turn."""
         prompts = [seq for seq in self.running if not seq.in_decode]
@@ -144,15 +155,19 @@ class Scheduler:
             prompts.sort(key=lambda seq: ranks[client_of(seq.request)])
         return prompts
 
-    def _make_place(self) -> None:
-        """Give the next one in turn what its client's share is, if another client has too much."""
+    def _make_place(self) -> list[Sequence]:
+        """Preempt for the next one in turn, if its client has less than its share."""
         count = num_running(self.running)
         if self._shares.num_clients < 2 or max(count.values(), default=0) < 2:
-            return
+            return []
         seq = self.waiting.next(count)
-        if not _leader_computes(seq):
-            for victim in self._shares.who_yields(seq, self.running, self._room()):
-                self._preempt(victim)
+        has_place = len(self.running) < self.max_num_seqs
+        if _leader_computes(seq) or (has_place and self._fits(seq, self._shared(seq))):
+            return []
+        victims = self._shares.who_yields(seq, self.running, self._room())
+        for victim in victims:
+            self._preempt(victim)
+        return victims
 
     def _room(self) -> Room:
         return Room(self.blocks, self.max_num_seqs)
@@ -222,12 +237,23 @@ class Scheduler:
             elif not seq.is_finished and now_s - seq.queued_s >= self.max_overtaken_s:
                 return
 
-    def _try_admit(self, seq: Sequence) -> bool:
-        scored = seq.sampling.prompt_logprobs is not None
-        shared = [] if scored else self.blocks.match(seq.token_ids, salt=_salt(seq))
+    def _shared(self, seq: Sequence) -> list[int]:
+        """Remembered blocks that it can use; a scored prompt is computed as a whole."""
+        if seq.sampling.prompt_logprobs is not None:
+            return []
+        return self.blocks.match(seq.token_ids, salt=_salt(seq))
+
+    def _fits(self, seq: Sequence, shared: SequenceOf[int]) -> bool:
+        """Whether there are blocks for it, and one more for each running sequence."""
         fresh = self.blocks.blocks_for(len(seq.token_ids)) - len(shared)
-        if fresh + len(self.running) > self.blocks.num_free_after(shared):
+        return fresh + len(self.running) <= self.blocks.num_free_after(shared)
+
+    def _try_admit(self, seq: Sequence) -> bool:
+        shared = self._shared(seq)
+        if not self._fits(seq, shared):
             return False
+        fresh = self.blocks.blocks_for(len(seq.token_ids)) - len(shared)
+        scored = seq.sampling.prompt_logprobs is not None
         self.blocks.take(shared)
         seq.block_table = shared
         seq.num_computed = len(shared) * self.blocks.block_size
@@ -329,11 +355,12 @@ def _belongs(seq: Sequence, request_id: str) -> bool:
 
 
 def _salt(seq: Sequence) -> bytes:
-    """Keys and values depend on the adapter's content, so adapters never share blocks."""
-    adapter = seq.request.adapter
-    if adapter is None:
+    """Keys and values depend on the adapter's content, and tenants must not find each other's."""
+    adapter, salt = seq.request.adapter, seq.request.cache_salt
+    if adapter is None and salt is None:
         return ROOT
-    return hashlib.blake2b(adapter.digest.encode(), digest_size=16).digest()
+    digest = "" if adapter is None else adapter.digest
+    return hashlib.blake2b(f"{digest}\0{salt or ''}".encode(), digest_size=16).digest()
 
 
 def _leader_computes(seq: Sequence) -> bool:

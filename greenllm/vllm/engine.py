@@ -128,11 +128,12 @@ class VllmEngine:
 
     def _queue(self, request: Request, sequences: SequenceOf[Sequence]) -> list[Token]:
         digest = None if request.adapter is None else request.adapter.digest
+        salt = request.cache_salt
         with self._lock:
             for seq in sequences:
                 self._in_flight.read(seq)
                 prompt = seq.token_ids[: seq.prompt_len]
-                self._backend.add(_name(seq), prompt, sampling_values(seq), digest)
+                self._backend.add(_name(seq), prompt, sampling_values(seq), digest, salt)
                 self._sequences[_name(seq)] = seq
         return []
 

@@ -44,6 +44,7 @@ from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.front_door import FrontDoor, StartError, take_port
+from serving.keys.access import ring_of
 
 log = logging.getLogger(__name__)
 _STATS_EVERY_S = 2.0
@@ -251,6 +252,7 @@ def _absolute(config: ServeConfig) -> ServeConfig:
         adapter_dirs=tuple(folder.absolute() for folder in config.adapter_dirs),
         cache_dir=config.cache_path.absolute(),
         data_dir=config.data_path.absolute(),
+        keys_file=None if config.keys_path is None else config.keys_path.absolute(),
         meter=meter,
     )
 
@@ -276,7 +278,7 @@ def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady)
     found = asyncio.run(pool.describe())
     base = frozenset(name for one in found for name in one["names"])
     limits = FrontLimits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
-    app = create_front(lambda: pool, limits)
+    app = create_front(lambda: pool, limits, ring_of(config))
     door = FrontDoor(
         app,
         on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),

@@ -7,7 +7,8 @@ that replica is lost before the answer has begun, the request goes to another on
 replica after the other, so that the rest serve meanwhile; where one refuses, those that had done it
 undo it. Fine-tuning jobs and files need one server and are refused by name.
 
-Not covered: keys are checked by the replicas; where none is there, nothing is.
+Not covered: keys are checked by the replicas, but for `/metrics`; where no replica is there,
+nothing is.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
 from serving.app import answer_errors
+from serving.auth import identified, require_scope, token_of
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
 from serving.errors import ApiError
 from serving.http import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES, disconnected, read_body
+from serving.keys.ring import KeyRing
+from serving.keys.rules import rule_of
 
 log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
@@ -315,7 +319,9 @@ def _streamed(
     return response
 
 
-def create_front(make_pool: Callable[[], Pool], limits: FrontLimits) -> FastAPI:
+def create_front(
+    make_pool: Callable[[], Pool], limits: FrontLimits, keys: KeyRing | None = None
+) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
 
     @asynccontextmanager
@@ -332,6 +338,8 @@ def create_front(make_pool: Callable[[], Pool], limits: FrontLimits) -> FastAPI:
         return _front(http).health()
 
     async def metrics(http: HttpRequest) -> Response:
+        if keys is not None:
+            require_scope(identified(keys, token_of(http)), rule_of("GET", "/metrics"))
         return await _front(http).metrics()
 
     async def answer(http: HttpRequest) -> Response:

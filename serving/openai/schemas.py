@@ -2,7 +2,7 @@
 
 Parameters of the OpenAI API that greenllm does not support are listed too, with the values that
 mean "off" (see `off`): any other value is a 400 that says so by name. Nothing is accepted and
-ignored, except `user` and `metadata`, which change nothing by their definition.
+ignored, except `user` and `metadata`, which change no answer: they are labels on the receipt.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from serving.errors import UNSUPPORTED
 Positive = Annotated[int, Field(ge=0)]
 TokenIds = list[int]
 Nothing = Annotated[list[Any], Field(max_length=0)]
+User = Annotated[str, Field(max_length=256)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
 
 
 def off(*allowed: Any) -> BeforeValidator:
@@ -109,8 +114,8 @@ class SamplingBody(Body):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     speculative: Speculative | None = None
     approximate: Approximate | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
+    user: User | None = None
+    metadata: Metadata | None = None
 
     @field_validator("stop")
     @classmethod
@@ -246,7 +251,7 @@ class Hyperparameters(Body):
 
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
-    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = "auto"
 
 
 class Supervised(Body):
@@ -286,6 +291,6 @@ class JobBody(Body):
     method: Method | None = None
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     integrations: Nothing | None = None
     recipe: dict[str, str | int | float | bool | list[str]] | None = None

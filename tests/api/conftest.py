@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,10 +41,12 @@ from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.server import Parts, make_state
+from tests.api import trainer
 from tests.api.asgi import AppTransport, Exchange
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
+ROOT = Path(__file__).parents[2]
 URL = "http://app"
 
 
@@ -111,9 +115,13 @@ class App(Client):
         http: Any = self._client()
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
-    def begin(self, path: str, body: dict[str, Any]) -> Exchange:
-        """Post a request, to leave before its answer is there."""
-        return self._transport.begin(self.http.build_request("POST", path, json=body))
+    def begin(
+        self, path: str, body: dict[str, Any], *, blanks: int = 0, **headers: str
+    ) -> Exchange:
+        """Post a request, to leave before its answer is there; `blanks` make its body longer."""
+        content = json.dumps(body) + " " * blanks
+        request = self.http.build_request("POST", path, content=content, headers=headers)
+        return self._transport.begin(request)
 
     def stop_taking(self) -> None:
         """What SIGTERM does first."""
@@ -186,3 +194,21 @@ def _save_adapter(
 def save_adapter() -> Callable[..., Path]:
     """`(folder, seed=1, rank=2, modules=("q_proj",))`: an adapter of the fake model; the folder."""
     return _save_adapter
+
+
+@pytest.fixture(scope="module")
+def fake_training(
+    tmp_path_factory: pytest.TempPathFactory, save_adapter: Callable[..., Path]
+) -> Iterator[None]:
+    """Jobs find another `finetune.job`, first on the path; the rest of finetune is the real one."""
+    root = tmp_path_factory.mktemp("training")
+    package = root / "finetune"
+    save_adapter(package / trainer.ADAPTER)
+    shutil.copy(trainer.__file__, package / "job.py")
+    (package / "__init__.py").write_text(
+        "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(root), str(ROOT))))
+        patch.setenv("PYTHONSAFEPATH", "1")
+        yield

@@ -141,6 +141,23 @@ def test_a_key_gains_nothing_by_sending_many_requests() -> None:
     assert "small" in house.turn()
 
 
+def test_a_long_prompt_lets_a_newcomer_in_after_a_quantum() -> None:
+    blocks = BlockManager(4000, 4, prefix_cache=False)
+    scheduler = Scheduler(blocks, max_num_seqs=PLACES, max_batch_tokens=512, clock=lambda: 0.0)
+    long = make_request("long", [1] * (4 * QUANTUM_TOKENS), max_tokens=1)
+    for seq in sequences_of(long, eos_token_ids=frozenset(), max_len=8 * QUANTUM_TOKENS):
+        scheduler.add(seq)
+    in_batch: list[list[str]] = []
+    while scheduler.has_work:
+        batch = scheduler.schedule()
+        scheduler.commit(batch, [Sample((1,) if c.samples else ()) for c in batch.chunks])
+        in_batch.append([chunk.seq.request.request_id for chunk in batch.chunks])
+        if len(in_batch) == 1:
+            scheduler.add(sequences("short")[0])
+    first = next(step for step, names in enumerate(in_batch) if "short" in names)
+    assert first == QUANTUM_TOKENS // 512
+
+
 def test_blocks_are_shared_too() -> None:
     """There is a place, but the sequences of the hog have grown until no block is free for it."""
     house = House(num_blocks=24)

@@ -207,8 +207,10 @@ class Run:
             self.sent[token.request_id, token.index].append(token)
 
     def _turn(self) -> None:
+        before = self.scheduler.num_preemptions
         batch = self.scheduler.schedule()
-        self._check(batch)
+        # Whoever yields may find a place again in the same step, and then begins anew.
+        self._check(batch, has_preempted=self.scheduler.num_preemptions > before)
         self.runner.copy_blocks(batch.copies)
         batch = self.oracle.draft(batch)
         self._send(self.scheduler.commit(batch, self.runner.run(batch)))
@@ -216,7 +218,7 @@ class Run:
             if chunk.draft:
                 self.computed[chunk.seq] = chunk.seq.num_computed
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch, *, has_preempted: bool) -> None:
         size = self.plan.block_size
         num_tokens = batch.num_tokens + sum(chunk.room for chunk in batch.chunks)
         assert 0 < num_tokens <= self.scheduler.max_batch_tokens
@@ -233,10 +235,11 @@ class Run:
             assert chunk.end + chunk.room <= min(seq.max_len - 1, len(seq.block_table) * size) or (
                 not chunk.room
             )
-            if seq in self.computed:
+            if seq in self.computed and not has_preempted:
                 assert chunk.start == self.computed[seq]
             else:
-                assert chunk.start == 0 or self.plan.prefix_cache
+                begins = chunk.start == 0 or chunk.start == self.computed.get(seq)
+                assert begins or self.plan.prefix_cache
             self.computed[seq] = chunk.end
         fresh = {chunk.seq.block_table[chunk.start // size] for chunk in batch.chunks}
         assert {target for _, target in batch.copies} <= fresh
