@@ -159,6 +159,32 @@ def test_lists_hold_what_is_the_callers(
     assert trained in ada.ids("/v1/models")
 
 
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_no_answer_has_a_word_of_anothers(
+    app: App, ada: As, bob: As, shelf: Path, method: str, path: str
+) -> None:
+    """Whatever Ada has named, told or loaded is a secret; Bob asks every route, for what is his."""
+    if "secret-adapter" not in ada.ids("/v1/models"):
+        ada.load("secret-adapter", shelf / "own")
+        file_id = ada.upload(b'{"text": "secret"}')
+        body = {"model": "bundled", "training_file": file_id, "suffix": "secret", "recipe": ENDLESS}
+        ada.post(JOBS, json={**body, "metadata": {"a": "secret"}})
+        ada.complete(model="secret-adapter", user="secret", metadata={"a": "secret"})
+    ids = {
+        "job_id": bob.train(own := bob.upload(), **ENDLESS).json()["id"],
+        "model_id": "bundled",
+        "file_id": own,
+        "request_id": bob.complete().json()["id"],
+    }
+    more: dict[str, Any] = {"json": {}} if method == "POST" else {}
+    for given in (more, {**more, "params": {"group_by": "user"}}):
+        answer = bob.ask(method, filled(path, **ids), **given)
+        told = answer.text + str(answer.headers)
+        assert "secret" not in told
+        assert str(app.data_dir) not in told
+    bob.post(f"{JOBS}/{ids['job_id']}/cancel")
+
+
 def test_what_bodies_name_is_not_there_either(
     app: App, ada: As, bob: As, adapter: str, trained: str
 ) -> None:
