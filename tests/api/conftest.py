@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,12 @@ class App(Client):
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
     def begin(
-        self, path: str, body: dict[str, Any], *, blanks: int = 0, **headers: str
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: Mapping[str, str] | None = None,
+        *,
+        blanks: int = 0,
     ) -> Exchange:
         """Post a request, to leave before its answer is there; `blanks` make its body longer."""
         content = json.dumps(body) + " " * blanks
