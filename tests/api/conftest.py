@@ -40,6 +40,7 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
+from serving.keys.access import Access
 from serving.server import Parts, make_state
 from tests.api import trainer
 from tests.api.asgi import AppTransport, Exchange
@@ -127,6 +128,12 @@ class App(Client):
         content = json.dumps(body) + " " * blanks
         request = self.http.build_request("POST", path, content=content, headers=headers)
         return self._transport.begin(request)
+
+    @property
+    def access(self) -> Access:
+        """Keys, limits and wrong keys, as the app has them."""
+        found: Access = self._app.state.server.access
+        return found
 
     def stop_taking(self) -> None:
         """What SIGTERM does first."""
