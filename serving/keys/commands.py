@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
@@ -115,14 +115,15 @@ def create(asked: NewKey) -> None:
 def rotate(asked: NamedKey) -> None:
     """Replace a key; what it owns and has used stays with its name."""
     token = new_token()
-    _change(asked, lambda key: replace(key, sha256=hash_of(token.encode())))
+    _change(asked, ("active",), lambda key: replace(key, sha256=hash_of(token.encode())))
     _audit(asked.path, "key.rotate", asked.name)
     _show_once(token, asked.path)
 
 
 def revoke(asked: NamedKey) -> None:
     """End a key's validity."""
-    _change(asked, lambda key: replace(key, revoked_s=int(time.time())))
+    revoked_s = int(time.time())
+    _change(asked, ("active", "expired"), lambda key: replace(key, revoked_s=revoked_s))
     _audit(asked.path, "key.revoke", asked.name)
     done = f"{asked.name} is revoked; servers refuse it within a second"
     make_console().print(done, soft_wrap=True)
@@ -148,13 +149,16 @@ def key_table(keys: Sequence[Key], now_s: float) -> Table:
     return table
 
 
-def _change(asked: NamedKey, change: Callable[[Key], Key]) -> None:
-    """Change one key that is not revoked."""
-    path, name = asked.path, asked.name
+def _change(asked: NamedKey, states: Collection[str], change: Callable[[Key], Key]) -> None:
+    """Change one key that is in one of these states."""
+    path, name, now_s = asked.path, asked.name, time.time()
 
     def apply(keys: tuple[Key, ...]) -> Sequence[Key]:
-        if all(key.name != name or key.revoked_s is not None for key in keys):
-            raise KeyFileError(f"there is no key {name!r} in {path}, or it is revoked")
+        state = next((key.state(now_s) for key in keys if key.name == name), None)
+        if state is None:
+            raise KeyFileError(f"there is no key {name!r} in {path}")
+        if state not in states:
+            raise KeyFileError(f"the key {name!r} is {state}; create another")
         return [change(key) if key.name == name else key for key in keys]
 
     change_keys(path, apply)

@@ -66,8 +66,10 @@ class KeyRing:
         if not self.is_required:
             name = None if token is None else fingerprint(token)
             return Caller(name, frozenset(SCOPES), known=False)
+        if not token:
+            return None
         self._look()
-        given, now_s = hash_of(token or b""), self._wall_clock()
+        given, now_s = hash_of(token), self._wall_clock()
         matches = [name for known, name in self._fixed if hmac.compare_digest(known, given)]
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, given)]
         if found and found[0].state(now_s) == "active":

@@ -140,18 +140,18 @@ _WISHES: Mapping[str, tuple[tuple[JobStatus, ...], JobStatus]] = {
 def _ask(state: ServerState, http: HttpRequest, job_id: str, wish: str) -> dict[str, Any]:
     """What waits changes at once; what runs is told, and changes when its process has ended."""
     found = _find(state, caller_of(http), job_id)
-    audit(http, f"job.{wish}", job_id)
     store, (waiting, then) = state.jobs.store, _WISHES[wish]
-    if found.status in waiting:
-        ended = {"finished_at": int(time.time())} if then == "cancelled" else {}
-        store.note(job_id, then)
-        changed = store.change(job_id, status=then, **ended)
-        if not changed.is_open:
-            store.drop_data(job_id)
-        return job_body(state, changed)
-    if found.status != "running":
+    if found.status not in (*waiting, "running"):
         raise ApiError(400, f"job {job_id} is {found.status}", code="invalid_status")
-    return job_body(state, store.change(job_id, wanted=wish))
+    audit(http, f"job.{wish}", job_id)
+    if found.status == "running":
+        return job_body(state, store.change(job_id, wanted=wish))
+    ended = {"finished_at": int(time.time())} if then == "cancelled" else {}
+    store.note(job_id, then)
+    changed = store.change(job_id, status=then, **ended)
+    if not changed.is_open:
+        store.drop_data(job_id)
+    return job_body(state, changed)
 
 
 @router.get(_PATH + "/{job_id}/events")

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
+from serving.keys.access import Access
 from serving.server import Parts, make_state
 from tests.api import trainer
 from tests.api.asgi import AppTransport, Exchange
@@ -116,12 +117,23 @@ class App(Client):
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
     def begin(
-        self, path: str, body: dict[str, Any], *, blanks: int = 0, **headers: str
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: Mapping[str, str] | None = None,
+        *,
+        blanks: int = 0,
     ) -> Exchange:
         """Post a request, to leave before its answer is there; `blanks` make its body longer."""
         content = json.dumps(body) + " " * blanks
         request = self.http.build_request("POST", path, content=content, headers=headers)
         return self._transport.begin(request)
+
+    @property
+    def access(self) -> Access:
+        """Keys, limits and wrong keys, as the app has them."""
+        found: Access = self._app.state.server.access
+        return found
 
     def stop_taking(self) -> None:
         """What SIGTERM does first."""

@@ -60,7 +60,7 @@ class As:
 
     def begin(self, **more: Any) -> Exchange:
         """A completion, to wait for later."""
-        return self._app.begin("/v1/completions", self._app.completion(**more), **self._headers)
+        return self._app.begin("/v1/completions", self._app.completion(**more), self._headers)
 
     def receipt(self, prompt: Any = "Once", **more: Any) -> dict[str, Any]:
         """Of a completion."""

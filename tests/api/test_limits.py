@@ -132,6 +132,17 @@ def test_wrong_keys_are_counted(app: App) -> None:
     assert counted() == before + 3
 
 
+def test_wrong_keys_are_remembered_by_address_and_missing_ones_are_not(
+    start_app: StartApp, tmp_path: Path
+) -> None:
+    app = start_app(keys_file=write_keys(tmp_path / "keys.json", make_key("ada")))
+    assert app.http.get("/v1/models").status_code == 401
+    assert As(app, "ada").get("/v1/models").status_code == 200
+    assert app.access.attempts.num_addresses == 0
+    assert As(app, "eve").get("/v1/models").status_code == 401
+    assert app.access.attempts.num_addresses == 1
+
+
 def test_each_key_keeps_a_number_of_files_and_bytes(app: App) -> None:
     key = As(app, "free")
     kept = [key.upload() for _ in range(2)]

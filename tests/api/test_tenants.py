@@ -159,6 +159,32 @@ def test_lists_hold_what_is_the_callers(
     assert trained in ada.ids("/v1/models")
 
 
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_no_answer_has_a_word_of_anothers(
+    app: App, ada: As, bob: As, shelf: Path, method: str, path: str
+) -> None:
+    """Whatever Ada has named, told or loaded is a secret; Bob asks every route, for what is his."""
+    if "secret-adapter" not in ada.ids("/v1/models"):
+        ada.load("secret-adapter", shelf / "own")
+        file_id = ada.upload(b'{"text": "secret"}')
+        body = {"model": "bundled", "training_file": file_id, "suffix": "secret", "recipe": ENDLESS}
+        ada.post(JOBS, json={**body, "metadata": {"a": "secret"}})
+        ada.complete(model="secret-adapter", user="secret", metadata={"a": "secret"})
+    ids = {
+        "job_id": bob.train(own := bob.upload(), **ENDLESS).json()["id"],
+        "model_id": "bundled",
+        "file_id": own,
+        "request_id": bob.complete().json()["id"],
+    }
+    more: dict[str, Any] = {"json": {}} if method == "POST" else {}
+    for given in (more, {**more, "params": {"group_by": "user"}}):
+        answer = bob.ask(method, filled(path, **ids), **given)
+        told = answer.text + str(answer.headers)
+        assert "secret" not in told
+        assert str(app.data_dir) not in told
+    bob.post(f"{JOBS}/{ids['job_id']}/cancel")
+
+
 def test_what_bodies_name_is_not_there_either(
     app: App, ada: As, bob: As, adapter: str, trained: str
 ) -> None:
@@ -280,17 +306,17 @@ def test_what_has_no_owner_is_for_administrators(start_app: StartApp, tmp_path: 
 
 
 def test_what_administrators_change_is_in_the_audit_log(
-    app: App, ada: As, ops: As, shelf: Path, job_id: str
+    app: App, ada: As, ops: As, shelf: Path
 ) -> None:
     """Each route that changes something; a new one fails here until it is asked, and notes it."""
     log = app.data_dir / "audit.jsonl"
     before = len(log.read_text().splitlines()) if log.exists() else 0
     file_id = ops.upload()
-    made = ops.train(file_id).json()["id"]
+    made = ops.train(file_id, **ENDLESS).json()["id"]
     asked = {
         "POST /v1/files": file_id,
         f"POST {JOBS}": made,
-        f"POST {JOBS}/{{job_id}}/pause": job_id,
+        f"POST {JOBS}/{{job_id}}/pause": made,
         f"POST {JOBS}/{{job_id}}/resume": made,
         f"POST {JOBS}/{{job_id}}/cancel": made,
         "DELETE /v1/files/{file_id}": file_id,
@@ -299,8 +325,9 @@ def test_what_administrators_change_is_in_the_audit_log(
     }
     changing = {route for route, rule in RULES.items() if "finetune" in rule.scopes}
     assert {route for route in changing if not route.startswith("GET")} == set(asked)
-    ops.post(f"{JOBS}/{job_id}/pause")
     ops.post(f"{JOBS}/{made}/pause")
+    until(lambda: ops.get(f"{JOBS}/{made}").json()["status"] == "paused", "a paused job")
+    assert ops.post(f"{JOBS}/{made}/pause").status_code == 400, "what is refused changes nothing"
     ops.post(f"{JOBS}/{made}/resume")
     ops.post(f"{JOBS}/{made}/cancel")
     ops.ask("DELETE", f"/v1/files/{file_id}")
@@ -310,7 +337,7 @@ def test_what_administrators_change_is_in_the_audit_log(
     lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
     assert {line["who"] for line in lines} == {"ops"}
     assert [line["did"] for line in lines] == [
-        "file.upload", "job.create", "job.pause", "job.pause", "job.resume", "job.cancel",
+        "file.upload", "job.create", "job.pause", "job.resume", "job.cancel",
         "file.delete", "adapter.load", "adapter.unload",
     ]  # fmt: skip
     assert all(what in " ".join(line["what"] for line in lines) for what in asked.values())

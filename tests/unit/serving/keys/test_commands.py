@@ -93,6 +93,15 @@ def test_another_file_may_be_named(run: Run, tmp_path: Path) -> None:
     assert (path.parent / "audit.jsonl").exists()
 
 
+def test_an_expired_key_is_not_renewed_but_may_be_revoked(run: Run) -> None:
+    assert run("create", "ada", "--expires-days", "1e-9")[0] == 0
+    code, out, err = run("rotate", "ada")
+    assert (code, out) == (2, "")
+    assert "'ada' is expired; create another" in " ".join(err.split())
+    assert run("revoke", "ada")[0] == 0
+    assert run("revoke", "bob")[2].startswith("greenllm: there is no key 'bob'")
+
+
 def test_an_audit_log_that_cannot_be_written_hinders_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

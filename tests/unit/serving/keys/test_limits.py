@@ -23,7 +23,7 @@ class Time:
         self.passed_s = 0.0
 
     def limiter(self, **spent: tuple[float, float]) -> Limiter:
-        before: dict[str | None, tuple[float, float]] = {**spent}
+        before: dict[str | None, tuple[float, float]] = dict(spent.items())
         return Limiter(lambda: self.passed_s, lambda: NOON_S + self.passed_s, before)
 
 

@@ -124,6 +124,13 @@ def test_without_keys_everybody_is_an_administrator_by_a_name_but_owns_nothing()
         assert found.name == (None if token is None else fingerprint(token))
 
 
+def test_no_key_is_never_one(path: Path) -> None:
+    """Also where somebody has written the hash of nothing into the file."""
+    change_keys(path, lambda _: [key("nothing", sha256=hash_of(b""))])
+    ring = Time().ring(path=path)
+    assert ring.find(None) is ring.find(b"") is None
+
+
 def test_plain_keys_have_every_scope_but_admin() -> None:
     ring = Time().ring("one", "\u00e9")
     for token in ("one", "\u00e9"):
