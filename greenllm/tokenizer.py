@@ -144,8 +144,10 @@ class Tokenizer:
 
     @cached_property
     def _special_text(self) -> SpecialText:
+        """Without single characters: some models pad with `!`, which everybody writes."""
         added = self._hf.added_tokens_decoder.items()
-        tokens = {token.content: token_id for token_id, token in added if token.special}
+        special = [(token.content, token_id) for token_id, token in added if token.special]
+        tokens = {text: token_id for text, token_id in special if len(text.strip()) > 1}
         return SpecialText(tokens, self._fast, partial(self.encode, add_special_tokens=False))
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:

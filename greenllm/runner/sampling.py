@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -174,21 +175,33 @@ def _adjust(logits: Tensor, rows: list[SamplingPosition]) -> tuple[Tensor, dict[
 def _adjust_row(logits: Tensor, place: SamplingPosition) -> None:
     seq, params = place.seq, place.sampling
     if params.logit_bias:
-        logits[list(params.logit_bias)] += logits.new_tensor(list(params.logit_bias.values()))
+        bias = params.logit_bias
+        logits[_index(bias, logits)] += _numbers(bias.values(), logits)
     if place.is_too_early:
         logits[list(seq.eos_token_ids | set(params.stop_token_ids))] = -math.inf
     if seq.mask is not None:
         allowed = torch.frombuffer(seq.mask.allowed(place.ahead), dtype=torch.bool)
         logits.masked_fill_(~allowed.to(logits.device), -math.inf)
     if params.repetition_penalty != 1:
-        seen = list({*seq.token_ids, *place.ahead})
+        # Those that came more than once are set to the same value as often.
+        seen = _index([*seq.token_ids, *place.ahead], logits)
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     counts = place.output_counts
     if counts and (params.presence_penalty or params.frequency_penalty):
-        times = logits.new_tensor(list(counts.values()))
-        logits[list(counts)] -= params.presence_penalty + params.frequency_penalty * times
+        times = _numbers(counts.values(), logits)
+        logits[_index(counts, logits)] -= params.presence_penalty + params.frequency_penalty * times
+
+
+def _index(token_ids: Iterable[int], logits: Tensor) -> Tensor:
+    """Ids as an index; a list, which may be as long as the context, would be read one by one."""
+    return torch.frombuffer(array("q", token_ids), dtype=torch.int64).to(logits.device)
+
+
+def _numbers(values: Iterable[float], logits: Tensor) -> Tensor:
+    """Numbers beside logits, likewise."""
+    return torch.frombuffer(array("f", values), dtype=torch.float32).to(logits)
 
 
 def _draw(logits: Tensor, rows: list[SamplingPosition]) -> list[int]:

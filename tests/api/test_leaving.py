@@ -240,10 +240,12 @@ def test_a_ledger_that_cannot_be_written_is_a_reason_not_to_be_ready(
 
 
 class Choking(SlowTokenizer):
-    """A bug in the text of answers with a certain stop string, at their third token."""
+    """A bug in the text of answers with certain stop strings, at their third token or at once."""
 
     def stream(self, params: SamplingParams) -> TextStream:
         steps = iter("ab")
+        if "refuse" in params.stop:
+            raise StopIteration
         if "choke" in params.stop:
             return TextStream(lambda token_id: next(steps), lambda ids: "", stop=params.stop)
         found: TextStream = self._real.stream(params)
@@ -251,14 +253,16 @@ class Choking(SlowTokenizer):
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("fault", ["choke", "refuse"])
 def test_what_fails_for_one_of_many_is_told_to_it_alone(
-    start_app: StartApp, tokenizer: Tokenizer, stream: bool
+    start_app: StartApp, tokenizer: Tokenizer, fault: str, stream: bool
 ) -> None:
     server = start_app(tokenizer=Choking(tokenizer))
     good = [server.completion(f"number {n}", max_tokens=8) for n in range(8)]
-    bad = server.completion("bad", max_tokens=8, stop=["choke"], n=2, stream=stream)
+    bad = server.completion("bad", max_tokens=8, stop=[fault], n=2, stream=stream)
     with server.machine.held(), ThreadPoolExecutor(9) as pool:
         jobs = [pool.submit(server.http.post, TEXT, json=body) for body in (*good, bad)]
+        until(lambda: server.machine.waits, "a step")
         until(lambda: server.metric("requests_in_flight") == 9, "all of them")
         server.machine.go_on()
         *answers, failed = (job.result(PATIENCE_S) for job in jobs)

@@ -160,6 +160,16 @@ def test_what_cannot_be_written_as_text_is_refused() -> None:
     assert caught.value.param == "messages"
 
 
+def test_what_everybody_writes_is_no_special_text() -> None:
+    fast = FastTokenizer.from_file(resolve("bundled") + "/tokenizer.json")
+    fast.add_special_tokens([AddedToken("!", special=True), AddedToken("\n", special=True)])
+    tokenizer = made(fast, "{{ messages[0].content }}")
+    for text in ("Hi!\n", "Hi!\n<|im_end|>"):
+        ids = tokenizer.chat_ids(chat(text), add_generation_prompt=True)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+        assert fast.token_to_id("<|im_end|>") not in ids
+
+
 class _Slow:
     """A tokenizer of bytes without a fast backend."""
 
