@@ -30,11 +30,12 @@ from finetune.bill.journal import RunJournal
 from finetune.bill.outcome import RunError, RunOutcome
 from finetune.files import JOURNAL, OUTCOME, REPORT
 from serving.jobs.energy import energy_of, energy_of_journal, spent_since
+from serving.jobs.folder_lock import FolderLock
 from serving.jobs.models import disown, install
 from serving.jobs.store import Job, JobStatus, JobStore, next_of
 
 log = logging.getLogger(__name__)
-_POLL_S, _RETRY_S = 0.25, 5.0
+_POLL_S, _LOOK_S, _RETRY_S = 0.25, 1.0, 5.0
 _LOWEST_PRIORITY = 19
 Follow = Callable[[int, bool], None]
 Spend = Callable[[str, float, float], None]
@@ -56,6 +57,7 @@ class JobRunner:
         self.store = store
         self._spend = spend
         self._longest_s = longest_s
+        self._lock = FolderLock(store.home)
         self._adapters = adapters
         self._follow = follow
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +74,8 @@ class JobRunner:
         self._put_back(job)
 
     async def run(self) -> None:
-        """Turn until cancelled."""
+        """Turn until cancelled, once the folder of jobs is this server's."""
+        await self._own_the_folder()
         await asyncio.to_thread(disown, self._adapters, self.store.models())
         while not self._stopping:
             wait_s = _POLL_S
@@ -83,14 +86,29 @@ class JobRunner:
                 wait_s = _RETRY_S
             await asyncio.sleep(wait_s)
 
+    async def _own_the_folder(self) -> None:
+        """Wait for as long as another server on this folder runs its jobs."""
+        told = None
+        while not self._stopping and (reason := self._reason_to_wait()):
+            if reason != told:
+                log.warning("fine-tuning jobs in %s wait: %s", self.store.home, reason)
+            told = reason
+            await asyncio.sleep(_LOOK_S)
+
+    def _reason_to_wait(self) -> str | None:
+        try:
+            return None if self._lock.take() else "another server looks after them until it ends"
+        except OSError as error:
+            return str(error)
+
     def turn(self) -> None:
         """Look after the job that runs, or start the next."""
         if self._current is None:
-            jobs = self.store.all()
+            jobs = self.store.open_jobs()
             if left := [job for job in jobs if job.status == "running"]:
                 self.recover(left[0])
             elif waiting := [job for job in jobs if job.status == "queued"]:
-                self._start(next_of(waiting, jobs))
+                self._start(next_of(waiting, self.store.all()))
             return
         job = self.store.find(self._current)
         if job is None or self._process is None:
@@ -276,6 +294,12 @@ class JobRunner:
     async def stop(self, timeout_s: float) -> None:
         """Let the job save a checkpoint; it goes on when the server is back."""
         self._stopping = True
+        try:
+            await self._stop_the_current(timeout_s)
+        finally:
+            self._lock.release()
+
+    async def _stop_the_current(self, timeout_s: float) -> None:
         if self._process is None or self._current is None:
             return
         self._interrupt()

@@ -4,7 +4,8 @@
     events.jsonl what happened, in order                  log.txt       what the run said
     output/      checkpoints, weights, report
 
-Contract: `job.json` is replaced as a whole; a server that comes back finds every job as it was.
+Contract: `job.json` is replaced as a whole; a server that comes back finds every job as it was. A
+job that has ended is read once: however many there are, looking costs no more than its open ones.
 Each job has an owner, who may have a number of open jobs; of those that have ended the newest
 `MOST_ENDED` are kept.
 """
@@ -18,7 +19,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ FINE_TUNED = "ft:"
 ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 MOST_ENDED = 500
 DATA_FILES = ("training.jsonl", "validation.jsonl")
+_SETTLED_NS = 2_000_000_000
 _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 
 
@@ -79,9 +81,13 @@ class JobStore:
     """Jobs in a folder."""
 
     def __init__(self, folder: Path, quota: Quota = UNLIMITED) -> None:
-        self._folder = folder
+        self.home = folder
         self._quota = quota
         self._adding = threading.Lock()
+        self._ended: dict[str, Job] = {}
+        self._names: tuple[str, ...] = ()
+        self._live: set[str] = set()
+        self._listed_ns = -1
 
     def add(self, job: Job, fill: Callable[[Path], None] = lambda folder: None) -> None:
         """Keep a new job once its folder is filled; nobody sees one that is not.
@@ -140,6 +146,8 @@ class JobStore:
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
         draft.replace(path)
+        self._ended.pop(job.id, None)
+        self._live.add(job.id)
 
     def change(self, job_id: str, **fields: Any) -> Job:
         """Change some fields of a job."""
@@ -155,14 +163,38 @@ class JobStore:
         if not _ID.fullmatch(job_id):
             return None
         try:
-            return Job(**json.loads((self.folder(job_id) / "job.json").read_text("utf-8")))
+            job = Job(**json.loads((self.folder(job_id) / "job.json").read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+        if not job.is_open:
+            self._ended[job_id] = job
+            self._live.discard(job_id)
+        return job
 
     def all(self) -> list[Job]:
         """All jobs, newest first."""
-        found = [self.find(path.name) for path in self._folder.glob("ftjob-*")]
-        return sorted((j for j in found if j), key=lambda j: (j.created_at, j.id), reverse=True)
+        return _newest_first(self._ended.get(name) or self.find(name) for name in self._ids())
+
+    def open_jobs(self) -> list[Job]:
+        """Those that have not ended, newest first."""
+        self._ids()
+        found = [self.find(name) for name in tuple(self._live)]
+        return _newest_first(job for job in found if job is not None and job.is_open)
+
+    def _ids(self) -> tuple[str, ...]:
+        """Names of the jobs' folders; they are listed anew when there may be others."""
+        try:
+            changed_ns = self.home.stat().st_mtime_ns
+            if changed_ns != self._listed_ns:
+                # What changes within the same tick of the file system's clock is not seen later.
+                is_settled = time.time_ns() - changed_ns > _SETTLED_NS
+                self._names = tuple(path.name for path in self.home.glob("ftjob-*"))
+                self._listed_ns = changed_ns if is_settled else -1
+                self._ended = {n: self._ended[n] for n in self._names if n in self._ended}
+                self._live = set(self._names) - self._ended.keys()
+        except OSError:
+            return ()
+        return self._names
 
     def models(self) -> dict[str, str]:
         """Names of the models that jobs ended with, by their adapters' folders."""
@@ -171,7 +203,7 @@ class JobStore:
 
     def folder(self, job_id: str) -> Path:
         """Where everything of a job is."""
-        return self._folder / job_id
+        return self.home / job_id
 
     def output(self, job_id: str) -> Path:
         """Where its run writes."""
@@ -225,6 +257,11 @@ def next_of(waiting: Sequence[Job], jobs: Sequence[Job]) -> Job:
     for job in jobs:
         last[job.owner] = max(last.get(job.owner, 0), job.started_at or 0)
     return min(waiting, key=lambda job: (last[job.owner], job.created_at, job.id))
+
+
+def _newest_first(jobs: Iterable[Job | None]) -> list[Job]:
+    found = [job for job in jobs if job is not None]
+    return sorted(found, key=lambda job: (job.created_at, job.id), reverse=True)
 
 
 def new_job_id() -> str:

@@ -292,3 +292,33 @@ def test_owners_are_told_each_joule_of_their_training_once(tmp_path: Path) -> No
     ended_s = stands(tmp_path, made).finished_at or 0
     assert store.spent_since(ended_s) == {"ada": (3.0, 1.0)}
     assert store.spent_since(ended_s + 1) == {}
+
+
+def test_looking_reads_open_jobs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = JobStore(tmp_path)
+    ended, waiting = job(status="succeeded"), job()
+    for made in (ended, waiting):
+        store.add(made)
+    assert len(store.all()) == 2
+    read: list[str] = []
+    find = JobStore.find
+
+    def noted(self: JobStore, job_id: str) -> Job | None:
+        read.append(job_id)
+        return find(self, job_id)
+
+    monkeypatch.setattr(JobStore, "find", noted)
+    assert len(store.all()) == 2
+    assert read == [waiting.id]
+
+
+def test_what_another_process_adds_changes_or_deletes_is_seen(tmp_path: Path) -> None:
+    store, other = JobStore(tmp_path), JobStore(tmp_path)
+    assert store.all() == []
+    made, gone = job(), job(status="failed")
+    other.add(made)
+    other.add(gone)
+    assert {one.id for one in store.all()} == {made.id, gone.id}
+    other.change(made.id, status="succeeded")
+    shutil.rmtree(other.folder(gone.id))
+    assert [(one.id, one.status) for one in store.all()] == [(made.id, "succeeded")]
