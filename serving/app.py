@@ -46,6 +46,7 @@ def create_app(make_state: MakeState) -> FastAPI:
             supervising.cancel()
             await state.jobs.stop(state.config.drain_timeout_s)
             await jobs
+            state.preparing.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(state.loop.stop)
             state.ledger.close()
 

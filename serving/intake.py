@@ -30,7 +30,8 @@ async def submit(
     engine = target.served.engine
     _check(state, target, request)
     if request.needs_preparation:
-        await asyncio.to_thread(engine.prepare, request)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(state.preparing, engine.prepare, request)
         _check(state, target, request)
     adapter = await state.models.acquire(target)
     if adapter is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from serving.state import ServerLedger, ServerState
 from serving.supervisor import Supervisor
 
 _LAST_WORDS_S = 10.0
+_PREPARING_THREADS = 2
 OpenLedger = Callable[[ServeConfig, Meter, int], tuple[ServerLedger, str]]
 
 
@@ -128,6 +130,7 @@ def make_state(
             step_timeout_s=config.step_timeout_s,
             min_free_bytes=config.min_free_memory_mb * 1e6,
         ),
+        preparing=ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare"),
         access=access,
     )
 

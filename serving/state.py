@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -66,6 +67,8 @@ class ServerState:
     jobs: JobRunner
     totals: Callable[[], Totals]
     supervisor: Supervisor
+    # What a request's first step would wait for may take seconds: other work has other threads.
+    preparing: Executor
     access: Access
     draining: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 
 from greenllm.energy.ledger import Ledger
 from greenllm.energy.ledger_writer import LedgerState
+from greenllm.engine.native import NativeEngine
 from greenllm.text import TextStream
 from tests.api.machine import STEP_ACTIVE_J, STEP_J, SlowTokenizer
 from tests.waiting import PATIENCE_S, until
@@ -228,6 +230,23 @@ def test_a_server_that_is_short_of_memory_refuses_what_comes(start_app: StartApp
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
     assert int(answer.headers["Retry-After"]) > 0
     assert server.http.get("/health").status_code == 200
+
+
+def test_requests_that_wait_for_what_they_need_keep_nobody_else_waiting(
+    server: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+    monkeypatch.setattr(NativeEngine, "prepare", lambda *given: may_go_on.wait(PATIENCE_S))
+    body = server.completion(max_tokens=2, speculative={"method": "prompt_lookup"})
+    with ThreadPoolExecutor(40) as pool:
+        waiting = [pool.submit(server.http.post, TEXT, json=body) for _ in range(40)]
+        try:
+            texts = {"prompt": "Once upon a time"}
+            assert server.http.post("/tokenize", json=texts).status_code == 200
+            assert server.http.post(TEXT, json=server.completion()).status_code == 200
+        finally:
+            may_go_on.set()
+        assert {job.result(PATIENCE_S).status_code for job in waiting} == {200}
 
 
 def test_a_ledger_that_cannot_be_written_is_a_reason_not_to_be_ready(
