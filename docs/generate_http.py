@@ -198,6 +198,8 @@ def _bounds(field: Json) -> str:
         "maximum": "at most {}",
         "minItems": "at least {} items",
         "maxItems": "at most {} items",
+        "maxLength": "at most {} characters",
+        "maxProperties": "at most {} entries",
     }
     found = [text.format(field[key]) for key, text in words.items() if key in field]
     return f" ({', '.join(found)})" if found else ""

@@ -22,6 +22,9 @@ class HttpOptions(Options):
     api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
     max_body_mb: float = option(8.0, "Largest request body, in megabytes.")
+    max_buffered_mb: float = option(
+        64.0, "Bodies of all requests in memory at once, in megabytes, before new ones get 503."
+    )
     max_file_mb: float = option(512.0, "Largest uploaded file, in megabytes.")
     keep_alive_s: float = option(15.0, "Seconds between keep-alive comments in a silent stream.")
     stream_interval_s: float = option(
@@ -33,6 +36,8 @@ class HttpOptions(Options):
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
         self.require_above_zero("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s")
+        fits = self.max_buffered_mb >= self.max_body_mb
+        self.require(fits, "max_buffered_mb", "must not be less than --max-body-mb")
         for name in ("stream_interval_s", "drain_timeout_s"):
             self.require(getattr(self, name) >= 0, name, "must not be negative")
 

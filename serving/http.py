@@ -1,22 +1,24 @@
-"""HTTP as the routes need it: status codes, bodies read up to a limit, clients that leave."""
+"""HTTP as the routes need it: status codes, keys, bodies that are validated, clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
 from fastapi import Depends
 from fastapi import Request as HttpRequest
+from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
 from serving.errors import ApiError, from_validation
+from serving.limits import MOST_VALUES, has_too_many_values
 from serving.state import ServerState, state_of
 
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
 UNAUTHORIZED = 401
-# Encoding the text of a body this long takes so long that it leaves the event loop.
-LONG_BODY_BYTES = 100_000
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, object]:
@@ -46,7 +48,21 @@ async def parsed_body(http: HttpRequest, state: ServerState, kind: type[B]) -> B
         ApiError: no valid key, too large, or not as declared.
     """
     state.key_of(http)
-    return validated(kind, await read_body(http, state.config.max_body_mb))
+    async with body_of(http, state, kind) as (body, _):
+        return body
+
+
+@asynccontextmanager
+async def body_of(
+    http: HttpRequest, state: ServerState, kind: type[B]
+) -> AsyncIterator[tuple[B, int]]:
+    """A caller's validated body and its size; it counts as held as long as the context lasts.
+
+    Raises:
+        ApiError: too large, or not as declared.
+    """
+    async with state.bodies.read(http) as raw:
+        yield await state.bodies.work(len(raw), lambda: validated(kind, raw)), len(raw)
 
 
 def validated(kind: type[B], raw: bytes) -> B:
@@ -55,35 +71,18 @@ def validated(kind: type[B], raw: bytes) -> B:
     Raises:
         ApiError: it names the first thing that is wrong.
     """
+    if has_too_many_values(raw):
+        counted = "commas and opening brackets"
+        raise ApiError(400, f"the body has more than {MOST_VALUES} {counted}, send it in parts")
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error) from error
 
 
-async def read_body(http: HttpRequest, limit_mb: float) -> bytes:
-    """Read a request body up to a limit.
-
-    Raises:
-        ApiError: it is larger (413) or not UTF-8 (400).
-    """
-    limit = int(limit_mb * 1_000_000)
-    size = http.headers.get("content-length", "0")
-    body = bytearray()
-    too_large = size.isdigit() and int(size) > limit
-    if not too_large:
-        async for part in http.stream():
-            body += part
-            if too_large := len(body) > limit:
-                break
-    if too_large:
-        headers = {"Connection": "close"}
-        raise ApiError(413, f"the body exceeds {limit_mb:g} MB", headers=headers)
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ApiError(400, f"the body is not UTF-8: {error.reason} at {error.start}") from error
-    return bytes(body)
+def json_response(content: bytes, headers: dict[str, str] | None = None) -> Response:
+    """An answer whose JSON has been written already."""
+    return Response(content, headers=headers, media_type="application/json")
 
 
 async def disconnected(http: HttpRequest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
 
 from greenllm.energy.ledger import GROUPS
 from greenllm.energy.period import parse_moment
@@ -17,7 +17,8 @@ from greenllm.energy.units import rounded
 from greenllm.served import Served
 from greenllm.tokenizer import Tokenizer
 from serving.errors import ApiError
-from serving.http import body_schema, parsed_body
+from serving.http import body_of, body_schema, json_response
+from serving.limits import check_characters
 from serving.openai.schemas import DetokenizeBody, TokenizeBody
 from serving.receipts import receipt_object
 from serving.state import ServerState, state_of
@@ -28,21 +29,25 @@ _ENERGY_PARAMETERS = frozenset({"since", "until", "group_by"})
 
 @router.post("/tokenize", openapi_extra=body_schema(TokenizeBody))
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(http: HttpRequest) -> dict[str, Any]:
+async def tokenize(http: HttpRequest) -> Response:
     """Text or messages to ids."""
     state = state_of(http)
-    body = await parsed_body(http, state, TokenizeBody)
-    if (body.prompt is None) == (body.messages is None):
-        raise ApiError(400, "give either prompt or messages", param="prompt")
-    served = await _served(state, body.model)
-    ids = await asyncio.to_thread(_ids, served.tokenizer, body)
-    limit = served.info.context_length
-    return {"tokens": ids, "count": len(ids), "max_model_len": limit}
+    state.key_of(http)
+    async with body_of(http, state, TokenizeBody) as (body, size):
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        served = await _served(state, body.model)
+        return json_response(await state.bodies.work(size, lambda: _tokens(served, body)))
 
 
 async def _served(state: ServerState, asked: str | None) -> Served:
     """The model that is named, or the only one."""
     return state.models.default if asked is None else (await state.models.resolve(asked)).served
+
+
+def _tokens(served: Served, body: TokenizeBody) -> bytes:
+    ids, limit = _ids(served.tokenizer, body), served.info.context_length
+    return to_json({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
 
 def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
@@ -52,20 +57,25 @@ def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
         [message.plain() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt,
     )
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(check_characters(text, "messages"), add_special_tokens=False)
 
 
 @router.post("/detokenize", openapi_extra=body_schema(DetokenizeBody))
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(http: HttpRequest) -> dict[str, Any]:
+async def detokenize(http: HttpRequest) -> Response:
     """Ids to text."""
     state = state_of(http)
-    body = await parsed_body(http, state, DetokenizeBody)
-    tokenizer = (await _served(state, body.model)).tokenizer
-    size = tokenizer.vocab_size
-    if any(not 0 <= token < size for token in body.tokens):
-        raise ApiError(400, f"token ids must be in [0, {size})", param="tokens")
-    return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    state.key_of(http)
+    async with body_of(http, state, DetokenizeBody) as (body, size):
+        served = await _served(state, body.model)
+        return json_response(await state.bodies.work(size, lambda: _text(served, body.tokens)))
+
+
+def _text(served: Served, ids: list[int]) -> bytes:
+    end = served.tokenizer.vocab_size
+    if any(not 0 <= token < end for token in ids):
+        raise ApiError(400, f"token ids must be in [0, {end})", param="tokens")
+    return to_json({"prompt": served.tokenizer.decode(ids, skip_special_tokens=False)})
 
 
 @router.get("/tokenizer_info")

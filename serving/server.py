@@ -23,6 +23,7 @@ from greenllm.engine.loop import RECORD_EVERY_S, EngineLoop
 from greenllm.load import load_engine
 from greenllm.served import Served
 from serving.app import create_app
+from serving.bodies import Bodies
 from serving.bridge import Bridge, Listeners
 from serving.config import ServeConfig
 from serving.front_door import FrontDoor, take_port
@@ -108,6 +109,7 @@ def make_state(
         files=FileStore(workplace / "files"),
         jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, follow),
         totals=totals or (lambda: engine.stats().totals),
+        bodies=Bodies(largest_mb=config.max_body_mb, together_mb=config.max_buffered_mb),
     )
 
 

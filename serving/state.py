@@ -15,6 +15,7 @@ from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.loop import EngineLoop, Recorder
 from serving import auth
+from serving.bodies import Bodies
 from serving.bridge import Bridge
 from serving.config import ServeConfig
 from serving.jobs.files import FileStore
@@ -64,6 +65,7 @@ class ServerState:
     files: FileStore
     jobs: JobRunner
     totals: Callable[[], Totals]
+    bodies: Bodies
     draining: bool = False
 
     def key_of(self, http: HttpRequest) -> str | None:

@@ -275,7 +275,12 @@ def _reason(name: str) -> str:
 def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady) -> None:
     found = asyncio.run(pool.describe())
     base = frozenset(name for one in found for name in one["names"])
-    limits = FrontLimits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
+    limits = FrontLimits(
+        config.max_body_mb,
+        config.max_buffered_mb,
+        (config.replicas or 1) * config.max_queue,
+        base,
+    )
     app = create_front(lambda: pool, limits)
     door = FrontDoor(
         app,

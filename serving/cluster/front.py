@@ -18,6 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -26,11 +27,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
 from serving.app import answer_errors
+from serving.bodies import Bodies
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
 from serving.errors import ApiError
-from serving.http import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES, disconnected, read_body
+from serving.http import CLIENT_CLOSED_REQUEST, disconnected
 
 log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
@@ -48,6 +50,7 @@ class FrontLimits:
     """What the front takes, and under which names replicas serve the base model."""
 
     max_body_mb: float = 8.0
+    max_buffered_mb: float = 64.0
     max_in_flight: int = 256
     base: frozenset[str] = frozenset()
 
@@ -59,6 +62,7 @@ class Front:
         self.draining = False
         self._pool = pool
         self._limits = limits
+        self._bodies = Bodies(largest_mb=limits.max_body_mb, together_mb=limits.max_buffered_mb)
         self._ending = asyncio.Event()
         self._in_flight = 0
         self._reaping: set[asyncio.Task[None]] = set()
@@ -90,14 +94,14 @@ class Front:
             self._in_flight -= 1
 
     async def _answer(self, http: HttpRequest, path: str) -> Response:
-        call = await self._call(http)
-        if path in (LOAD_PATH, UNLOAD_PATH):
-            async with self._adapters:
-                return await self._on_every_replica(call)
-        return await self._cancelled_with(http, call)
+        async with self._bodies.read(http) as body:
+            call = self._call(http, body)
+            if path in (LOAD_PATH, UNLOAD_PATH):
+                async with self._adapters:
+                    return await self._on_every_replica(call)
+            return await self._cancelled_with(http, call)
 
-    async def _call(self, http: HttpRequest) -> Call:
-        body = await read_body(http, self._limits.max_body_mb)
+    def _call(self, http: HttpRequest, body: bytes) -> Call:
         return Call(
             http.method,
             http.url.path,
@@ -153,9 +157,7 @@ class Front:
         )
 
     async def _kin(self, call: Call) -> tuple[str, ...]:
-        if len(call.body) > LONG_BODY_BYTES:
-            return await asyncio.to_thread(kin_of, call, self._limits.base)
-        return kin_of(call, self._limits.base)
+        return await self._bodies.work(len(call.body), partial(kin_of, call, self._limits.base))
 
     async def _body(
         self, first: BodyPart, parts: AsyncIterator[Head | BodyPart]

@@ -197,6 +197,7 @@ def test_bodies_that_are_no_request(server: App, path: str, body: bytes) -> None
 @pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_what_is_too_large_is_not_read_to_its_end(server: App, path: str, announced: bool) -> None:
+    """Nothing of it, or only as much as lets a client that writes on see its answer."""
     block, sent = b" " * 1_000_000, []
 
     def blocks() -> Iterator[bytes]:
@@ -208,7 +209,25 @@ def test_what_is_too_large_is_not_read_to_its_end(server: App, path: str, announ
     answer = server.http.post(path, content=blocks(), headers=headers)
     checked(server, answer, 413)
     assert answer.headers["Connection"] == "close"
-    assert len(sent) == (0 if announced else 9), "8 MB are allowed"
+    assert len(sent) == (0 if announced else 33), "8 MB are allowed, and four times 8 thrown away"
+
+
+def test_what_is_a_little_too_large_is_read_and_thrown_away(server: App) -> None:
+    """Else a client that is still writing sees its connection break, and no answer."""
+    answer = server.http.post(TEXT, content=b" " * 9_000_000)
+    assert "8 MB" in checked(server, answer, 413)["message"]
+    waiting = {"Expect": "100-continue", "Content-Length": "9000000"}
+    sent: list[bytes] = []
+    parts = (sent.append(b" ") or b" " for _ in range(9_000_000))
+    checked(server, server.http.post(TEXT, content=parts, headers=waiting), 413)
+    assert sent == [], "it asked before"
+
+
+def test_log_probabilities_have_a_bound(server: App) -> None:
+    asked = {"logprobs": 20, "n": 128, "max_tokens": 1000, "prompt": ["a", "b"]}
+    error = checked(server, send(server, TEXT, asked))
+    assert (error["param"], error["code"]) == ("logprobs", None)
+    assert "max_tokens" in error["message"]
 
 
 def test_a_large_body_that_is_allowed(server: App) -> None:

@@ -96,7 +96,7 @@ def test_leaving_before_the_answer_has_begun(
 ) -> None:
     """While a long body is worked on, beside the event loop: nothing is computed for nobody."""
     server = start_app(tokenizer=slowly)
-    body = server.completion("slowly", stream=stream, user="u" * 100_000, **LONG)
+    body = server.completion("slowly", stream=stream, stop=["u" * 4000] * 5, **LONG)
     with server.machine.held():
         client = server.begin(TEXT, body)
         assert slowly.reached.wait(PATIENCE_S)
