@@ -26,6 +26,7 @@ from greenllm.engine.protocol import Stats
 from greenllm.speculation.controller import Arm
 from serving import routes
 from serving.app import create_app
+from serving.config import HttpOptions
 from serving.metrics import Metrics
 from serving.openai import files, fine_tuning, generation, models
 from serving.receipts import energy_headers, energy_object, link_headers, receipt_object
@@ -119,7 +120,7 @@ def _routes() -> Iterator[APIRoute]:
 
 
 def _route_parts(found: list[APIRoute]) -> list[str]:
-    documented = create_app(_no_state).openapi()["paths"]
+    documented = create_app(_no_state, HttpOptions()).openapi()["paths"]
     visible = [route for route in found if route.include_in_schema]
     if {route.path_format for route in visible} != set(documented):
         raise SystemExit("the app has routes of a router that is not in ROUTERS, or lacks some")

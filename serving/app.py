@@ -19,15 +19,17 @@ from starlette.requests import ClientDisconnect
 from greenllm import __version__
 from greenllm.core import InvalidRequestError, new_request_id
 from serving import routes
+from serving.config import HttpOptions
 from serving.errors import ApiError, from_invalid_request
 from serving.http import CLIENT_CLOSED_REQUEST
 from serving.openai import files, fine_tuning, generation, models
+from serving.patience import Patience
 from serving.state import ServerState
 
 MakeState = Callable[[asyncio.AbstractEventLoop], ServerState]
 
 
-def create_app(make_state: MakeState) -> FastAPI:
+def create_app(make_state: MakeState, options: HttpOptions) -> FastAPI:
     """Build the app; `make_state` is called on the running event loop at start."""
 
     @asynccontextmanager
@@ -57,7 +59,13 @@ def create_app(make_state: MakeState) -> FastAPI:
     app.include_router(fine_tuning.router)
     app.include_router(routes.router)
     answer_errors(app)
+    guard(app, options)
     return app
+
+
+def guard(app: FastAPI, options: HttpOptions) -> None:
+    """Put before an app what every request passes."""
+    app.add_middleware(Patience, timeout_s=options.client_timeout_s)
 
 
 def answer_errors(app: FastAPI) -> None:

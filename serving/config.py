@@ -20,6 +20,14 @@ class HttpOptions(Options):
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
     api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
+    max_connections: int = option(
+        512, "Connections at a time; beyond them silent ones are closed, then new ones get 503."
+    )
+    client_timeout_s: float = option(
+        30.0,
+        "Seconds that a client gets to send the head of a request, to go on with its body, and to"
+        " read on.",
+    )
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
     max_body_mb: float = option(8.0, "Largest request body, in megabytes.")
     max_buffered_mb: float = option(
@@ -35,6 +43,7 @@ class HttpOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
+        self.require_above_zero("max_connections", "client_timeout_s")
         self.require_above_zero("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s")
         fits = self.max_buffered_mb >= self.max_body_mb
         self.require(fits, "max_buffered_mb", "must not be less than --max-body-mb")

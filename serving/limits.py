@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from greenllm.core import TOO_LONG, InvalidRequestError
 
+# The request line and all headers; more than any client of this API sends.
+MOST_HEAD_BYTES = 32_768
+# Requests that wait on a connection for the answer to the one before.
+MOST_PIPELINED = 16
 # A body of this size is worked on beside the event loop: its text takes some 10 ms to encode.
 LONG_BODY_BYTES = 16_000
 # Commas and opening brackets of a body: JSON of few bytes becomes objects of many.

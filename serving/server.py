@@ -128,11 +128,11 @@ def serve(
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(lambda loop: make_state(config, parts, loop, follow))
+        app = create_app(lambda loop: make_state(config, parts, loop, follow), config)
         server = FrontDoor(
             app,
+            config,
             on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
-            drain_timeout_s=config.drain_timeout_s,
             on_signal=lambda: _stop_taking(app),
             on_drained=lambda: cancel_all(app.state.server),
         )

@@ -275,17 +275,12 @@ def _reason(name: str) -> str:
 def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady) -> None:
     found = asyncio.run(pool.describe())
     base = frozenset(name for one in found for name in one["names"])
-    limits = FrontLimits(
-        config.max_body_mb,
-        config.max_buffered_mb,
-        (config.replicas or 1) * config.max_queue,
-        base,
-    )
-    app = create_front(lambda: pool, limits)
+    limits = FrontLimits((config.replicas or 1) * config.max_queue, base)
+    app = create_front(lambda: pool, config, limits)
     door = FrontDoor(
         app,
+        config,
         on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
-        drain_timeout_s=config.drain_timeout_s,
         on_signal=lambda: drain(app),
         on_drained=lambda: end_all(app),
     )

@@ -26,11 +26,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
-from serving.app import answer_errors
+from serving.app import answer_errors, guard
 from serving.bodies import Bodies
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
+from serving.config import HttpOptions
 from serving.errors import ApiError
 from serving.http import CLIENT_CLOSED_REQUEST, disconnected
 
@@ -47,10 +48,8 @@ REAP_AFTER_S = (0.5, 2.0, 10.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
-    """What the front takes, and under which names replicas serve the base model."""
+    """How much the front takes, and under which names replicas serve the base model."""
 
-    max_body_mb: float = 8.0
-    max_buffered_mb: float = 64.0
     max_in_flight: int = 256
     base: frozenset[str] = frozenset()
 
@@ -58,11 +57,11 @@ class FrontLimits:
 class Front:
     """Sends calls to a pool, again where a replica is lost."""
 
-    def __init__(self, pool: Pool, limits: FrontLimits) -> None:
+    def __init__(self, pool: Pool, options: HttpOptions, limits: FrontLimits) -> None:
         self.draining = False
         self._pool = pool
         self._limits = limits
-        self._bodies = Bodies(largest_mb=limits.max_body_mb, together_mb=limits.max_buffered_mb)
+        self._bodies = Bodies(largest_mb=options.max_body_mb, together_mb=options.max_buffered_mb)
         self._ending = asyncio.Event()
         self._in_flight = 0
         self._reaping: set[asyncio.Task[None]] = set()
@@ -317,12 +316,14 @@ def _streamed(
     return response
 
 
-def create_front(make_pool: Callable[[], Pool], limits: FrontLimits) -> FastAPI:
+def create_front(
+    make_pool: Callable[[], Pool], options: HttpOptions, limits: FrontLimits
+) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.front = Front(make_pool(), limits)
+        app.state.front = Front(make_pool(), options, limits)
         yield
 
     app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, openapi_url=None)
@@ -344,6 +345,7 @@ def create_front(make_pool: Callable[[], Pool], limits: FrontLimits) -> FastAPI:
     app.add_api_route("/metrics", metrics, methods=["GET"])
     app.add_api_route("/{path:path}", answer, methods=METHODS)
     answer_errors(app)
+    guard(app, options)
     return app
 
 

@@ -86,7 +86,7 @@ class App(Client):
             names[0], names[1:], engine.info, engine, tokenizer, drafting, ThreadPlan.fixed(1)
         )
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow))
+        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow), config)
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
 

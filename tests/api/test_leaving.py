@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,23 @@ def test_a_body_that_breaks_off_is_no_request(server: App) -> None:
         server.http.post(TEXT, content=parts())
     answer = server.http.post(TEXT, json=server.completion(max_tokens=1)).json()
     assert only_row(server).request_id == answer["id"]
+
+
+@pytest.mark.parametrize("path", [TEXT, "/v1/files"])
+def test_a_body_that_does_not_come_is_not_waited_for(start_app: StartApp, path: str) -> None:
+    server, is_over = start_app(client_timeout_s=0.2), threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n'
+        is_over.wait(PATIENCE_S)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "99"}
+    answer = server.http.post(path, content=parts(), headers=headers if path != TEXT else {})
+    is_over.set()
+    assert (answer.status_code, answer.headers["Connection"]) == (408, "close")
+    assert answer.json()["error"]["code"] == "body_timeout"
+    if path == TEXT:
+        assert server.row(answer.headers["X-Request-Id"]).http_status == 408
 
 
 def test_full_queue_is_told_when_to_return(narrow: App) -> None:

@@ -19,6 +19,7 @@ from serving.cluster.asgi import answer_of
 from serving.cluster.front import FrontLimits, create_front, drain, end_all
 from serving.cluster.pool import ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket
+from serving.config import HttpOptions
 
 PATIENCE_S = 10.0
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -106,7 +107,7 @@ class FakePool:
 
 @asynccontextmanager
 async def opened(pool: FakePool) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    app = create_front(lambda: pool, FrontLimits(max_body_mb=1.0))
+    app = create_front(lambda: pool, HttpOptions(max_body_mb=1.0), FrontLimits())
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
         transport=transport, base_url="http://front"
@@ -378,7 +379,9 @@ def test_more_than_the_front_takes_at_once_is_told_to_come_back() -> None:
         yield BodyPart(b"ok", False)
 
     async def act() -> list[httpx.Response]:
-        app = create_front(lambda: FakePool({"r1": slow}), FrontLimits(max_in_flight=1))
+        app = create_front(
+            lambda: FakePool({"r1": slow}), HttpOptions(), FrontLimits(max_in_flight=1)
+        )
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
@@ -401,7 +404,7 @@ def test_only_whole_parts_of_a_path_are_refused() -> None:
 
 
 def test_an_app_that_has_not_started_can_be_told_to_drain() -> None:
-    app = create_front(lambda: FakePool({}), FrontLimits(max_body_mb=1.0))
+    app = create_front(lambda: FakePool({}), HttpOptions(), FrontLimits())
     drain(app)
     assert not hasattr(app.state, "front")
 
