@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,9 +25,17 @@ from serving.config import HttpOptions
 from serving.errors import ApiError, from_invalid_request
 from serving.http import CLIENT_CLOSED_REQUEST
 from serving.openai import files, fine_tuning, generation, models
+from serving.openapi import DocumentedApp
 from serving.patience import Patience
 from serving.state import ServerState
 
+# No pages that load scripts from elsewhere, and no redirects to wherever a client says it is.
+PLAIN: dict[str, Any] = {
+    "openapi_url": None,
+    "docs_url": None,
+    "redoc_url": None,
+    "redirect_slashes": False,
+}
 MakeState = Callable[[asyncio.AbstractEventLoop], ServerState]
 
 
@@ -47,11 +57,12 @@ def create_app(make_state: MakeState, options: HttpOptions) -> FastAPI:
             await asyncio.to_thread(state.loop.stop)
             state.ledger.close()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="greenllm",
         version=__version__,
         summary="OpenAI-compatible inference; every answer carries its joules.",
         lifespan=lifespan,
+        **PLAIN,
     )
     app.include_router(generation.router)
     app.include_router(models.router)
@@ -73,6 +84,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(InvalidRequestError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_query)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_crash)
 
@@ -87,6 +99,16 @@ async def _on_invalid_request(_: HttpRequest, error: Exception) -> Response:
     if not isinstance(error, InvalidRequestError):
         raise error
     return from_invalid_request(error).response(new_request_id("req"))
+
+
+async def _on_invalid_query(_: HttpRequest, error: Exception) -> Response:
+    """A parameter of the path or the query; bodies are validated by `http.validated`."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    param = str(first["loc"][-1])
+    refusal = ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
+    return refusal.response(new_request_id("req"))
 
 
 async def _on_http_error(http: HttpRequest, error: Exception) -> Response:

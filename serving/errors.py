@@ -11,7 +11,7 @@ from greenllm.core import InvalidRequestError
 
 UNSUPPORTED = "unsupported"  # the type of pydantic's error for what is refused by name
 _BOUNDS = ("too_long", "string_too_long")  # pydantic's
-_MOST_SHOWN = 128  # characters of a name that a client made up
+MOST_SHOWN = 128  # characters of a name that a client made up
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
@@ -76,7 +76,7 @@ def from_validation(error: ValidationError) -> ApiError:
     names = [part for part in outer if _is_name(part)]
     if _is_name(last) or first["type"] == "extra_forbidden":
         names.append(last)
-    param = ".".join(str(part) for part in names)[:_MOST_SHOWN] or None
+    param = ".".join(str(part) for part in names)[:MOST_SHOWN] or None
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg']}")
     if first["type"] == "extra_forbidden":

@@ -12,7 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
-from serving.errors import ApiError, from_validation
+from serving.errors import MOST_SHOWN, ApiError, from_validation
 from serving.limits import MOST_VALUES, has_too_many_values
 from serving.state import ServerState, state_of
 
@@ -28,13 +28,17 @@ def body_schema(model: type[BaseModel]) -> dict[str, object]:
 
 
 async def authorized(http: HttpRequest) -> ServerState:
-    """The server, for a caller with a valid key.
+    """The server, for a caller with a valid key who asks only what the route knows.
 
     Raises:
-        ApiError: keys are required and this is none of them.
+        ApiError: keys are required and this is none of them, or a parameter is unknown.
     """
     state = state_of(http)
     state.key_of(http)
+    known = {param.alias for param in http.scope["route"].dependant.query_params}
+    if unknown := sorted(set(http.query_params) - known):
+        name = unknown[0][:MOST_SHOWN]
+        raise ApiError(400, f"unknown parameter: {name}", param=name, code="unknown_parameter")
     return state
 
 

@@ -17,14 +17,13 @@ from greenllm.energy.units import rounded
 from greenllm.served import Served
 from greenllm.tokenizer import Tokenizer
 from serving.errors import ApiError
-from serving.http import body_of, body_schema, json_response
+from serving.http import Server, body_of, body_schema, json_response
 from serving.limits import check_characters
 from serving.openai.schemas import DetokenizeBody, TokenizeBody
 from serving.receipts import receipt_object
 from serving.state import ServerState, state_of
 
 router = APIRouter()
-_ENERGY_PARAMETERS = frozenset({"since", "until", "group_by"})
 
 
 @router.post("/tokenize", openapi_extra=body_schema(TokenizeBody))
@@ -80,17 +79,14 @@ def _text(served: Served, ids: list[int]) -> bytes:
 
 @router.get("/tokenizer_info")
 @router.get("/v1/tokenizer_info", include_in_schema=False)
-async def tokenizer_info(http: HttpRequest) -> dict[str, Any]:
+async def tokenizer_info(state: Server) -> dict[str, Any]:
     """Special tokens and chat template."""
-    state = state_of(http)
-    state.key_of(http)
     return state.models.default.tokenizer.describe()
 
 
 @router.get("/v1/energy/{request_id}")
-def receipt(http: HttpRequest, request_id: str) -> dict[str, Any]:
+def receipt(state: Server, http: HttpRequest, request_id: str) -> dict[str, Any]:
     """One request's receipt, as the ledger has it."""
-    state = state_of(http)
     key = state.key_of(http)
     found = state.ledger.receipt(request_id)
     if found is None or (state.config.api_keys and found.key not in (key, None)):
@@ -99,26 +95,25 @@ def receipt(http: HttpRequest, request_id: str) -> dict[str, Any]:
 
 
 @router.get("/v1/energy")
-def energy(http: HttpRequest) -> dict[str, Any]:
+def energy(
+    state: Server,
+    http: HttpRequest,
+    since: str | None = None,
+    until: str | None = None,
+    group_by: str | None = None,
+) -> dict[str, Any]:
     """Sums over a period: `since`, `until` (Unix seconds or ISO 8601) and `group_by`.
 
     Where keys are required, each caller sees the sums of its own key.
     """
-    state = state_of(http)
     key = state.key_of(http)
-    query = dict(http.query_params)
-    unknown = set(query) - _ENERGY_PARAMETERS
-    if unknown:
-        name = min(unknown)
-        raise ApiError(400, f"unknown parameter: {name}", param=name, code="unknown_parameter")
-    group_by = query.get("group_by")
     if group_by is not None and group_by not in GROUPS:
         choices = ", ".join(GROUPS)
         raise ApiError(400, f"group_by must be one of {choices}", param="group_by")
     rows = state.ledger.sums(
         group_by,
-        since_s=_moment("since", query.get("since"), 0.0),
-        until_s=_moment("until", query.get("until"), 1e12),
+        since_s=_moment("since", since, 0.0),
+        until_s=_moment("until", until, 1e12),
         key=key if state.config.api_keys else None,
     )
     totals = state.totals()
@@ -164,6 +159,12 @@ def _moment(name: str, text: str | None, default_s: float) -> float:
         return parse_moment(name, text, default_s)
     except ValueError as error:
         raise ApiError(400, str(error), param=name) from error
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(_: Server, http: HttpRequest) -> Response:
+    """These routes, as OpenAPI."""
+    return JSONResponse(http.app.openapi())
 
 
 @router.get("/health")

@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
-from serving.app import answer_errors, guard
+from serving.app import PLAIN, answer_errors, guard
 from serving.bodies import Bodies
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
@@ -326,7 +326,7 @@ def create_front(
         app.state.front = Front(make_pool(), options, limits)
         yield
 
-    app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, **PLAIN)
 
     async def ready(http: HttpRequest) -> Response:
         return await _front(http).ready()

@@ -21,9 +21,27 @@ from serving.jobs.files import PURPOSE, StoredFile
 from serving.state import ServerState
 
 router = APIRouter()
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"const": PURPOSE},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
 
 
-@router.post("/v1/files")
+@router.post("/v1/files", openapi_extra=_FORM)
 async def upload(state: Server, http: HttpRequest) -> dict[str, Any]:
     """Keep an uploaded file."""
     _refuse_large(http, state)

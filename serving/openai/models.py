@@ -21,7 +21,7 @@ from greenllm.runner.threads import ThreadPlan
 from greenllm.served import Served
 from greenllm.speculation.calibrated_exit import CalibratedExit
 from serving.errors import ApiError
-from serving.http import body_schema, parsed_body
+from serving.http import Server, body_schema, parsed_body
 from serving.jobs.store import FINE_TUNED
 from serving.openai.schemas import LoadAdapterBody, UnloadAdapterBody
 from serving.state import state_of
@@ -30,10 +30,8 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
-async def models(http: HttpRequest) -> dict[str, Any]:
+async def models(state: Server) -> dict[str, Any]:
     """List the base model and its adapters."""
-    state = state_of(http)
-    state.key_of(http)
     served = state.models.default
     adapters = await asyncio.to_thread(served.engine.adapters.list)
     trained = await asyncio.to_thread(state.jobs.store.models)
@@ -43,10 +41,8 @@ async def models(http: HttpRequest) -> dict[str, Any]:
 
 
 @router.get("/v1/models/{model_id:path}")
-async def model(http: HttpRequest, model_id: str) -> dict[str, Any]:
+async def model(state: Server, model_id: str) -> dict[str, Any]:
     """Describe the base model or an adapter."""
-    state = state_of(http)
-    state.key_of(http)
     target = state.models.split(model_id)
     info = await asyncio.to_thread(state.models.adapter, target)
     if info is None:

@@ -40,6 +40,7 @@ from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.server import Parts, make_state
 from tests.api.asgi import AppTransport, Exchange
+from tests.api.documented import check_documented
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
@@ -47,7 +48,10 @@ URL = "http://app"
 
 
 class App(Client):
-    """The app, running, and its clients; `options` are those of `greenllm serve`."""
+    """The app, running, and its clients; `options` are those of `greenllm serve`.
+
+    Whatever it answers has to be in its OpenAPI document.
+    """
 
     def __init__(
         self, folder: Path, tokenizer: Tokenizer, machine: Machine, **options: Any
@@ -104,7 +108,8 @@ class App(Client):
         self._transport.stop()
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(base_url=URL, transport=self._transport)
+        hooks = {"response": [lambda answer: check_documented(self._app.openapi(), answer)]}
+        return httpx.Client(base_url=URL, transport=self._transport, event_hooks=hooks)
 
     def openai_client(self, api_key: str) -> openai.OpenAI:
         """The official client, which takes httpx's and declares its successor's."""

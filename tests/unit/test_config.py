@@ -105,6 +105,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [("zone = " + "[" * 100_000, "nested too deeply"), ("# " + "x" * 1_000_000, "1000000 bytes")],
+)
+def test_a_file_that_is_no_file_of_options_is_told_in_a_sentence(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"greenllm\.toml: .*{words}"):
+        load(ServeConfig, flags={}, file=toml(tmp_path, text))
+
+
+@pytest.mark.parametrize(
     "line",
     [
         'port = "many"',
