@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,6 +24,7 @@ from greenllm.core import InvalidRequestError, new_request_id
 from serving import routes
 from serving.config import HttpOptions
 from serving.errors import ApiError, from_invalid_request
+from serving.gate import Gate
 from serving.http import CLIENT_CLOSED_REQUEST
 from serving.openai import files, fine_tuning, generation, models
 from serving.openapi import DocumentedApp
@@ -75,8 +77,17 @@ def create_app(make_state: MakeState, options: HttpOptions) -> FastAPI:
 
 
 def guard(app: FastAPI, options: HttpOptions) -> None:
-    """Put before an app what every request passes."""
+    """Put before an app what every request passes, the last first."""
     app.add_middleware(Patience, timeout_s=options.client_timeout_s)
+    if options.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(Gate, options=options)
 
 
 def answer_errors(app: FastAPI) -> None:

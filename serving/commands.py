@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import ipaddress
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.machine_roster import join_roster
 from greenllm.energy.meters.scope import Scope
-from serving.config import ServeConfig
+from serving.config import ServeConfig, is_loopback
 
 if TYPE_CHECKING:
     from serving.server import Parts
@@ -124,14 +123,6 @@ def exposures(config: ServeConfig) -> list[str]:
         f"--host {config.host} without --api-keys: whoever reaches this machine can use the model,"
         " load adapters, and read every receipt at /v1/energy and all of /metrics"
     ]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def address(host: str, port: int) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 from greenllm.config import Options, option
 from greenllm.options import EngineConfig
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 # What requests that were cut off get for their last words.
 ABORT_TIMEOUT_S = 10
@@ -19,6 +29,14 @@ class HttpOptions(Options):
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
+    allowed_hosts: tuple[str, ...] = option(
+        (),
+        "Names that clients may call the server by, comma-separated; default is its own on a"
+        " loopback address, else any (*).",
+    )
+    allowed_origins: tuple[str, ...] = option(
+        (), "Sites whose pages may use the server (CORS), as https://example.org; default is none."
+    )
     api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_connections: int = option(
         512, "Connections at a time; beyond them silent ones are closed, then new ones get 503."
@@ -43,6 +61,9 @@ class HttpOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
+        for origin in self.allowed_origins:
+            is_site = origin == "*" or ("://" in origin and not origin.endswith("/"))
+            self.require(is_site, "allowed_origins", "are written as https://example.org:8000")
         self.require_above_zero("max_connections", "client_timeout_s")
         self.require_above_zero("max_queue", "max_body_mb", "max_file_mb", "keep_alive_s")
         fits = self.max_buffered_mb >= self.max_body_mb

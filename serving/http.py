@@ -63,10 +63,27 @@ async def body_of(
     """A caller's validated body and its size; it counts as held as long as the context lasts.
 
     Raises:
-        ApiError: too large, or not as declared.
+        ApiError: of another type, too large, or not as declared.
     """
+    require_type(http, "application/json")
     async with state.bodies.read(http) as raw:
         yield await state.bodies.work(len(raw), lambda: validated(kind, raw)), len(raw)
+
+
+def require_type(http: HttpRequest, media_type: str) -> None:
+    """Refuse a body that does not say it is of a type, as those of other sites' forms do not.
+
+    Raises:
+        ApiError: it says something else, or nothing.
+    """
+    given = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != media_type:
+        raise ApiError(
+            415,
+            f"the body is {given[:MOST_SHOWN] or 'of no type'}: send {media_type}, with the header"
+            f" Content-Type: {media_type}",
+            code="unsupported_media_type",
+        )
 
 
 def validated(kind: type[B], raw: bytes) -> B:

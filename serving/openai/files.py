@@ -16,8 +16,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serving.errors import ApiError
-from serving.http import Server
+from serving.http import Server, require_type
 from serving.jobs.files import PURPOSE, StoredFile
+from serving.limits import MOST_NAME_CHARACTERS
 from serving.state import ServerState
 
 router = APIRouter()
@@ -44,6 +45,7 @@ _FORM: dict[str, Any] = {
 @router.post("/v1/files", openapi_extra=_FORM)
 async def upload(state: Server, http: HttpRequest) -> dict[str, Any]:
     """Keep an uploaded file."""
+    require_type(http, "multipart/form-data")
     _refuse_large(http, state)
     try:
         form = await http.form(max_files=1, max_fields=8)
@@ -61,6 +63,9 @@ async def upload(state: Server, http: HttpRequest) -> dict[str, Any]:
         if (file.size or 0) > state.config.max_file_mb * 1_000_000:
             raise _too_large(state)
         name = Path(file.filename or "upload").name
+        if len(name) > MOST_NAME_CHARACTERS:
+            text = f"the file's name has {len(name)} characters, at most {MOST_NAME_CHARACTERS}"
+            raise ApiError(400, text, param="file")
         try:
             stored = await asyncio.to_thread(state.files.add, file.file, name)
         except OSError as error:

@@ -44,7 +44,7 @@ from tests.api.documented import check_documented
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
-URL = "http://app"
+URL = "http://localhost"
 
 
 class App(Client):

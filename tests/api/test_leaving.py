@@ -117,7 +117,7 @@ def test_a_body_that_breaks_off_is_no_request(server: App) -> None:
         raise ConnectionError("the cable")
 
     with pytest.raises(ConnectionError):
-        server.http.post(TEXT, content=parts())
+        server.http.post(TEXT, content=parts(), headers={"Content-Type": "application/json"})
     answer = server.http.post(TEXT, json=server.completion(max_tokens=1)).json()
     assert only_row(server).request_id == answer["id"]
 
@@ -130,8 +130,9 @@ def test_a_body_that_does_not_come_is_not_waited_for(start_app: StartApp, path: 
         yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n'
         is_over.wait(PATIENCE_S)
 
-    headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "99"}
-    answer = server.http.post(path, content=parts(), headers=headers if path != TEXT else {})
+    kind = "application/json" if path == TEXT else "multipart/form-data; boundary=x"
+    headers = {"Content-Type": kind, "Content-Length": "999"}
+    answer = server.http.post(path, content=parts(), headers=headers)
     is_over.set()
     assert (answer.status_code, answer.headers["Connection"]) == (408, "close")
     assert answer.json()["error"]["code"] == "body_timeout"

@@ -27,7 +27,9 @@ def test_a_hundred_megabytes_are_refused(server: Server, announced: bool) -> Non
         for _ in range(100):
             yield block
 
-    given = {"Content-Length": str(100 * len(block))} if announced else {}
+    given = {"Content-Type": "application/json"}
+    if announced:
+        given["Content-Length"] = str(100 * len(block))
     answer = server.http.post(CHAT, content=blocks(), headers=given)
     assert answer.status_code == 413
     assert answer.headers["Connection"] == "close"

@@ -110,7 +110,7 @@ async def opened(pool: FakePool) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClie
     app = create_front(lambda: pool, HttpOptions(max_body_mb=1.0), FrontLimits())
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-        transport=transport, base_url="http://front"
+        transport=transport, base_url="http://localhost"
     ) as client:  # fmt: skip
         yield app, client
 
@@ -385,7 +385,7 @@ def test_more_than_the_front_takes_at_once_is_told_to_come_back() -> None:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://front") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             first = asyncio.create_task(client.get("/v1/models"))
             await begun.wait()
