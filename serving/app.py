@@ -29,6 +29,7 @@ from serving.http import CLIENT_CLOSED_REQUEST
 from serving.openai import files, fine_tuning, generation, models
 from serving.openapi import DocumentedApp
 from serving.patience import Patience
+from serving.request_log import Log, RequestLog
 from serving.state import ServerState
 
 # No pages that load scripts from elsewhere, and no redirects to wherever a client says it is.
@@ -41,7 +42,7 @@ PLAIN: dict[str, Any] = {
 MakeState = Callable[[asyncio.AbstractEventLoop], ServerState]
 
 
-def create_app(make_state: MakeState, options: HttpOptions) -> FastAPI:
+def create_app(make_state: MakeState, options: HttpOptions, log: Log | None = None) -> FastAPI:
     """Build the app; `make_state` is called on the running event loop at start."""
 
     @asynccontextmanager
@@ -72,11 +73,11 @@ def create_app(make_state: MakeState, options: HttpOptions) -> FastAPI:
     app.include_router(fine_tuning.router)
     app.include_router(routes.router)
     answer_errors(app)
-    guard(app, options)
+    guard(app, options, log)
     return app
 
 
-def guard(app: FastAPI, options: HttpOptions) -> None:
+def guard(app: FastAPI, options: HttpOptions, log: Log | None) -> None:
     """Put before an app what every request passes, the last first."""
     app.add_middleware(Patience, timeout_s=options.client_timeout_s)
     if options.allowed_origins:
@@ -88,6 +89,8 @@ def guard(app: FastAPI, options: HttpOptions) -> None:
             expose_headers=["*"],
         )
     app.add_middleware(Gate, options=options)
+    if log is not None:
+        app.add_middleware(RequestLog, options=options, log=log)
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Literal
 
 from greenllm.config import Options, option
 from greenllm.options import EngineConfig
@@ -55,6 +56,9 @@ class HttpOptions(Options):
     keep_alive_s: float = option(15.0, "Seconds between keep-alive comments in a silent stream.")
     stream_interval_s: float = option(
         0.025, "Shortest time between two writes to a stream; tokens of one interval go together."
+    )
+    log: Literal["text", "json", "off"] = option(
+        "text", "text, json or off: a line on standard output for each request, without its words."
     )
     drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
 

@@ -33,6 +33,7 @@ from serving.jobs.runner import Follow, JobRunner
 from serving.jobs.store import JobStore
 from serving.metrics import Metrics
 from serving.registry import ServedModels
+from serving.request_log import request_log
 from serving.state import ServerLedger, ServerState
 
 OpenLedger = Callable[[ServeConfig, Meter, int], tuple[ServerLedger, str]]
@@ -128,15 +129,16 @@ def serve(
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(lambda loop: make_state(config, parts, loop, follow), config)
-        server = FrontDoor(
-            app,
-            config,
-            on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
-            on_signal=lambda: _stop_taking(app),
-            on_drained=lambda: cancel_all(app.state.server),
-        )
-        server.run(sockets=[listener])
+        with request_log(config) as log:
+            app = create_app(lambda loop: make_state(config, parts, loop, follow), config, log)
+            server = FrontDoor(
+                app,
+                config,
+                on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
+                on_signal=lambda: _stop_taking(app),
+                on_drained=lambda: cancel_all(app.state.server),
+            )
+            server.run(sockets=[listener])
     finally:
         listener.close()
 

@@ -44,6 +44,7 @@ from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.front_door import FrontDoor, StartError, take_port
+from serving.request_log import request_log
 
 log = logging.getLogger(__name__)
 _STATS_EVERY_S = 2.0
@@ -276,12 +277,13 @@ def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady)
     found = asyncio.run(pool.describe())
     base = frozenset(name for one in found for name in one["names"])
     limits = FrontLimits((config.replicas or 1) * config.max_queue, base)
-    app = create_front(lambda: pool, config, limits)
-    door = FrontDoor(
-        app,
-        config,
-        on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
-        on_signal=lambda: drain(app),
-        on_drained=lambda: end_all(app),
-    )
-    door.run(sockets=[listener])
+    with request_log(config) as log:
+        app = create_front(lambda: pool, config, limits, log)
+        door = FrontDoor(
+            app,
+            config,
+            on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
+            on_signal=lambda: drain(app),
+            on_drained=lambda: end_all(app),
+        )
+        door.run(sockets=[listener])

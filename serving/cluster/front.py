@@ -34,8 +34,9 @@ from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
 from serving.config import HttpOptions
 from serving.errors import ApiError
 from serving.http import CLIENT_CLOSED_REQUEST, disconnected
+from serving.request_log import Log
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
 LOAD_PATH, UNLOAD_PATH = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SINGLE_SERVER_PATHS = ("/v1/files", "/v1/fine_tuning")
@@ -182,7 +183,7 @@ class Front:
             await _close(parts)
 
     def _on_loss(self, error: ReplicaLostError) -> None:
-        log.warning("replica %s was lost", error)
+        logger.warning("replica %s was lost", error)
         task = asyncio.create_task(self._reap())
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
@@ -196,10 +197,10 @@ class Front:
             try:
                 lost = await self._pool.reap()
             except Exception:  # whoever keeps the ledger is being started again
-                log.warning("the books of the lost cannot be closed yet", exc_info=True)
+                logger.warning("the books of the lost cannot be closed yet", exc_info=True)
                 continue
             if lost:
-                log.warning("work on %d requests was lost: %s", len(lost), ", ".join(lost))
+                logger.warning("work on %d requests was lost: %s", len(lost), ", ".join(lost))
                 return
 
     async def _on_every_replica(self, call: Call) -> Response:
@@ -317,7 +318,10 @@ def _streamed(
 
 
 def create_front(
-    make_pool: Callable[[], Pool], options: HttpOptions, limits: FrontLimits
+    make_pool: Callable[[], Pool],
+    options: HttpOptions,
+    limits: FrontLimits,
+    log: Log | None = None,
 ) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
 
@@ -345,7 +349,7 @@ def create_front(
     app.add_api_route("/metrics", metrics, methods=["GET"])
     app.add_api_route("/{path:path}", answer, methods=METHODS)
     answer_errors(app)
-    guard(app, options)
+    guard(app, options, log)
     return app
 
 

@@ -95,6 +95,7 @@ async def _generate(http: HttpRequest, endpoint: _Endpoint[B]) -> Response:
             request = await state.bodies.work(size, make)
         form = endpoint.make_form(request, target, body)
         submission = await submit(state, target, request, streaming=bool(body.stream))
+        http.state.submission = submission  # for the log of requests
         if body.stream:
             return _stream(state, submission, form, body)
         return await _complete(http, state, submission, form)

@@ -38,6 +38,7 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
+from serving.request_log import Entry
 from serving.server import Parts, make_state
 from tests.api.asgi import AppTransport, Exchange
 from tests.api.documented import check_documented
@@ -58,6 +59,7 @@ class App(Client):
     ) -> None:
         self.data_dir, self.machine = folder, machine
         self.followed: list[bool] = []
+        self.told: list[Entry] = []
         config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
         runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
         names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
@@ -90,7 +92,9 @@ class App(Client):
             names[0], names[1:], engine.info, engine, tokenizer, drafting, ThreadPlan.fixed(1)
         )
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow), config)
+        self._app = create_app(
+            lambda loop: make_state(config, parts, loop, self._follow), config, self.told.append
+        )
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
 
