@@ -21,7 +21,7 @@ from greenllm.core import GreenllmError
 
 ENVIRONMENT_PREFIX = "GREENLLM_"
 TEST_PREFIX = "GREENLLM_TEST_"
-_LARGEST_FILE_BYTES = 1_000_000
+LARGEST_FILE_BYTES = 1_000_000
 T = TypeVar("T")
 
 
@@ -150,9 +150,9 @@ def _from_file(file: Path | None) -> dict[str, Any]:
         return {}
     try:
         with file.open("rb") as source:
-            raw = source.read(_LARGEST_FILE_BYTES + 1)
-        if len(raw) > _LARGEST_FILE_BYTES:
-            raise ConfigError(f"{file}: a file of options has {_LARGEST_FILE_BYTES} bytes at most")
+            raw = source.read(LARGEST_FILE_BYTES + 1)
+        if len(raw) > LARGEST_FILE_BYTES:
+            raise ConfigError(f"{file}: a file of options has {LARGEST_FILE_BYTES} bytes at most")
         return tomllib.loads(raw.decode("utf-8"))
     except RecursionError as error:
         raise ConfigError(f"{file}: the brackets are nested too deeply") from error

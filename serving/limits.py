@@ -1,4 +1,4 @@
-"""How much of everything a request may hold. `docs/limits.md` lists what is here and in options.
+"""How much of everything a request may hold; `docs/reference/limits.md` lists it, with options.
 
 Contract: a bound is checked before what it bounds costs more than its bytes. Bounds that a server
 may choose are options (`config.HttpOptions`); these are the same for every server.
@@ -19,7 +19,7 @@ MOST_VALUES = 500_000
 # Encoding a text takes some 300 bytes of memory a character.
 MOST_CHARACTERS = 1_000_000
 MOST_TOKEN_IDS = 262_144
-MOST_PROMPTS = 4096
+MOST_PROMPTS = 1024
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
 MOST_STOPS = 16
