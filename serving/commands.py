@@ -125,9 +125,10 @@ def exposures(config: ServeConfig) -> list[str]:
     ]
 
 
-def address(host: str, port: int) -> str:
+def address(config: ServeConfig, host: str, port: int) -> str:
     """The URL of a server."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _say(text: str, *, markup: bool = True) -> None:
@@ -155,11 +156,11 @@ def announce(config: ServeConfig, parts: Parts, port: int) -> None:
 
 
 def _say_how_to_try(config: ServeConfig, name: str, port: int) -> None:
-    _say(f"listening on {address(config.host, port)}", markup=False)
+    _say(f"listening on {address(config, config.host, port)}", markup=False)
     keyed = bool(config.api_keys)
     _say(f"\nTry it{', with KEY set to one of the --api-keys' if keyed else ''}:\n")
     host = "localhost" if config.host in ("0.0.0.0", "127.0.0.1", "::") else config.host
-    _say(curl_line(address(host, port), name, keyed=keyed), markup=False)
+    _say(curl_line(address(config, host, port), name, keyed=keyed), markup=False)
 
 
 def announce_replicas(config: ServeConfig, found: Sequence[Mapping[str, Any]], port: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from greenllm.config import Options, option
@@ -30,6 +31,10 @@ class HttpOptions(Options):
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
+    tls_cert: Path | None = option(
+        None, "Certificate (PEM, with those that vouch for it) for HTTPS; needs --tls-key."
+    )
+    tls_key: Path | None = option(None, "Private key (PEM, not encrypted) of --tls-cert.")
     allowed_hosts: tuple[str, ...] = option(
         (),
         "Names that clients may call the server by, comma-separated; default is its own on a"
@@ -65,6 +70,8 @@ class HttpOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
+        self.require_together("tls_cert", "tls_key")
+        self.require_together("tls_key", "tls_cert")
         for origin in self.allowed_origins:
             is_site = origin == "*" or ("://" in origin and not origin.endswith("/"))
             self.require(is_site, "allowed_origins", "are written as https://example.org:8000")

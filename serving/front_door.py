@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,24 @@ def take_port(host: str, port: int) -> socket.socket:
         raise StartError(f"{reason}; choose another --port") from error
     listener.listen(2048)
     return listener
+
+
+def check_tls(options: HttpOptions) -> None:
+    """Look at certificate and key before anything slow begins.
+
+    Raises:
+        StartError: they cannot be used.
+    """
+    if options.tls_cert is None or options.tls_key is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.tls_cert, options.tls_key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        given = f"--tls-cert {options.tls_cert} with --tls-key {options.tls_key}"
+        raise StartError(
+            f"cannot use {given}: {getattr(error, 'reason', None) or error}"
+        ) from error
 
 
 def num_that_fit(wanted: int) -> int:
@@ -90,6 +109,8 @@ class FrontDoor(uvicorn.Server):
             timeout_graceful_shutdown=cut_off_s,
             http=bounded(fitting),
             ws="none",
+            ssl_certfile=options.tls_cert,
+            ssl_keyfile=options.tls_key,
         )
         super().__init__(config)
         self._on_ready = on_ready

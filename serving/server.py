@@ -26,7 +26,7 @@ from serving.app import create_app
 from serving.bodies import Bodies
 from serving.bridge import Bridge, Listeners
 from serving.config import ServeConfig
-from serving.front_door import FrontDoor, take_port
+from serving.front_door import FrontDoor, check_tls, take_port
 from serving.intake import cancel_all
 from serving.jobs.files import FileStore
 from serving.jobs.runner import Follow, JobRunner
@@ -126,6 +126,7 @@ def serve(
     Raises:
         GreenllmError: the server cannot start.
     """
+    check_tls(config)
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)

@@ -43,7 +43,7 @@ from serving.cluster.replica import Post, Replica, forget
 from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
-from serving.front_door import FrontDoor, StartError, take_port
+from serving.front_door import FrontDoor, StartError, check_tls, take_port
 from serving.request_log import request_log
 
 log = logging.getLogger(__name__)
@@ -206,6 +206,7 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
     Raises:
         GreenllmError: they cannot start.
     """
+    check_tls(config)
     listener = take_port(config.host, config.port)
     run_id = f"s-{int(time.time()):x}-{secrets.token_hex(3)}"
     try:

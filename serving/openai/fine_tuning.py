@@ -27,7 +27,7 @@ from serving.errors import ApiError
 from serving.http import Server, body_schema, parsed_body
 from serving.jobs.store import Job, JobStatus, new_job_id, toml_of
 from serving.openai.files import find_file
-from serving.openai.schemas import Hyperparameters, JobBody, Method
+from serving.openai.job_schemas import Hyperparameters, JobBody, Method
 from serving.state import ServerState, state_of
 
 router = APIRouter()

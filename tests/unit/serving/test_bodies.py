@@ -15,7 +15,8 @@ from serving.bodies import DISCARDED_LIMITS, LONG_AT_A_TIME, Bodies
 from serving.errors import ApiError, from_validation
 from serving.http import validated
 from serving.limits import LONG_BODY_BYTES, MOST_VALUES
-from serving.openai.schemas import ChatBody, CompletionBody, DetokenizeBody, JobBody
+from serving.openai.job_schemas import JobBody
+from serving.openai.schemas import ChatBody, CompletionBody, DetokenizeBody
 
 MB = 1_000_000
 MANY = 20_000
