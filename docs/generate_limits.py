@@ -26,13 +26,15 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "the one that was silent longest is closed; where none is, 503",
     ),
     "client_timeout_s": (
-        "seconds for a head; for a body, and one more for each kilobyte of it; for a client that"
-        " does not read",
+        "seconds for a head; for a pause of a body; for a pause of a client that reads",
         "408, 408, and the connection is closed",
     ),
     "max_queue": ("requests that are being generated or wait for it", "429 `queue_full`"),
     "max_body_mb": ("megabytes of a JSON body", "413"),
-    "max_buffered_mb": ("megabytes of all bodies that are being read", "503 `bodies_full`"),
+    "max_buffered_mb": (
+        "megabytes of all bodies that are read or worked on",
+        "503 `bodies_full` for those longer than 16,000 bytes",
+    ),
     "max_file_mb": ("megabytes of an uploaded file", "413"),
     "max_num_seqs": ("sequences in one step", "others wait"),
     "max_context": ("tokens of a prompt and its answer", "400 `context_length_exceeded`"),
@@ -70,7 +72,7 @@ _OTHERS: tuple[Row, ...] = (
     ),
     (f"{bodies.LONG_AT_A_TIME}", "long bodies and answers worked on at a time", "others wait"),
     (
-        f"{patience.SLOWEST_BYTES_PER_S}",
+        f"{patience.SLOWEST_BYTES_PER_S:,}",
         "bytes a second, on average, of a body",
         "408 after `--client-timeout-s`",
     ),

@@ -1,8 +1,8 @@
 """Bodies of requests: read up to a limit, counted all together, worked on beside the event loop.
 
 Contract: a body counts from its first byte until the caller has done with it; where all of them
-together would exceed their limit, the one that grows is refused. What is too large is read on for a
-while and thrown away, because a client that is still writing may not see an answer.
+together would exceed their limit, a long one that grows is refused. What is too large is read on
+for a while and thrown away, because a client that is still writing may not see an answer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Bodies:
             raise self._too_large()
 
     def _hold(self, body: bytearray, part: bytes) -> None:
-        if self.held_bytes + len(part) > self._together:
+        is_long = len(body) + len(part) > LONG_BODY_BYTES
+        if is_long and self.held_bytes + len(part) > self._together:
             raise ApiError(
                 503,
                 "the bodies of all requests together exceed --max-buffered-mb; try again later",

@@ -15,7 +15,7 @@ MOST_PIPELINED = 16
 # A body of this size is worked on beside the event loop: its text takes some 10 ms to encode.
 LONG_BODY_BYTES = 16_000
 # Commas and opening brackets of a body: JSON of few bytes becomes objects of many.
-MOST_VALUES = 500_000
+MOST_VALUES = 300_000
 # Encoding a text takes some 300 bytes of memory a character.
 MOST_CHARACTERS = 1_000_000
 MOST_TOKEN_IDS = 262_144

@@ -1,7 +1,7 @@
 """How long a server waits for the body of a request: an ASGI middleware.
 
-Contract: a body has the timeout, and a second more for each kilobyte that has come; then its
-request is refused (408). Time in which nobody asks for the body does not count.
+Contract: a body may pause for the timeout, and comes at 10 kB a second or faster on average; else
+its request is refused (408). Time in which nobody asks for the body does not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
 
-SLOWEST_BYTES_PER_S = 1000
+SLOWEST_BYTES_PER_S = 10_000
 
 
 class Patience:
@@ -54,7 +54,8 @@ class _Body:
                 code="body_timeout",
                 headers={"Connection": "close"},
             ) from error
-        come_s = len(message.get("body", b"")) / SLOWEST_BYTES_PER_S
-        self._left_s += come_s - (time.monotonic() - begun_s)
+        earned_s = len(message.get("body", b"")) / SLOWEST_BYTES_PER_S
+        left_s = self._left_s + earned_s - (time.monotonic() - begun_s)
+        self._left_s = min(left_s, self._timeout_s)
         self._is_whole = not message.get("more_body", False)
         return message

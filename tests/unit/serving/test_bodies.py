@@ -106,6 +106,8 @@ def test_a_body_counts_while_it_is_worked_on() -> None:
             with pytest.raises(ApiError) as caught:
                 async with bodies.read(Sent([MB // 2, 1]).http):
                     pass
+            async with bodies.read(Sent([MB // 2 - 1]).http) as rest, bodies.read(Sent([9]).http):
+                assert len(rest) == MB // 2 - 1, "a short one always fits"
         assert (caught.value.status, caught.value.code) == (503, "bodies_full")
         assert caught.value.headers["Retry-After"]
 
