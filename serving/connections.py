@@ -70,8 +70,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Read on, within the bounds of a head."""
         if self._is_refused:
             return
-        if self._part == "none":
-            self._wait_for_head()
+        if self._part == "none" and self._waiting_since_s is None:
+            self._waiting_since_s = self.loop.time()
         self._has_begun = False
         super().data_received(data)
         if self._part == "head" and not self._has_begun:
@@ -79,15 +79,11 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._head_bytes > MOST_HEAD_BYTES:
                 self._refuse_head()
 
-    def _wait_for_head(self) -> None:
-        if self._waiting_since_s is None:
-            self._waiting_since_s = self.loop.time()
-
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._wait_for_head()
         self._part, self._head_bytes, self._has_begun = "head", 0, True
+        self._waiting_since_s = self.loop.time()
 
     def on_headers_complete(self) -> None:
         """The head is there: start answering, unless it is too large."""
@@ -112,11 +108,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._part = "none"
         if not self._is_refused:
             super().on_message_complete()
+        if self.is_silent:  # the answer did not wait for the body
+            self._waiting_since_s = self.loop.time()
 
     def on_response_complete(self) -> None:
-        """A request is answered: from now on the connection is silent."""
+        """A request is answered: what of it, or of the next, has begun to come has its time."""
         super().on_response_complete()
-        self._waiting_since_s = self.loop.time() if self._part == "head" else None
+        self._waiting_since_s = None if self._part == "none" else self.loop.time()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""
@@ -188,10 +186,10 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.is_silent and not self._is_refused
 
     def _end_silence(self) -> None:
-        if self._part == "none":
-            self.transport.close()
-        else:
+        if self._part == "head":
             self._refuse(408, f"no whole head came within {self.options.client_timeout_s:g} s")
+        else:
+            self.transport.close()
 
 
 def _answer(error: ApiError, *headers: tuple[str, str]) -> bytes:

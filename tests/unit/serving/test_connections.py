@@ -148,6 +148,29 @@ def test_a_head_that_does_not_come_is_told_so() -> None:
     visit(act, client_timeout_s=SOON_S)
 
 
+def test_a_body_that_goes_on_after_the_answer_has_an_end() -> None:
+    """As it may where a key is wrong; a connection that then says nothing has one, too."""
+
+    async def act(house: House) -> None:
+        reader, writer = await house.connect(
+            b"POST /at-once HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n"
+        )
+        assert b"200 OK" in await reader.readline()
+        while not writer.is_closing() and not reader.at_eof():
+            writer.write(b" " * 10)
+            await asyncio.sleep(SOON_S / 10)
+            await asyncio.wait((asyncio.ensure_future(reader.read(1000)),), timeout=0.01)
+        writer.transport.abort()
+        head = b"POST /at-once HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
+        reader, writer = await house.connect(head + b"ab")
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(b"c")
+        assert await reader.read() == b""
+        writer.close()
+
+    visit(act, client_timeout_s=SOON_S)
+
+
 def test_what_is_no_http_is_an_error_object() -> None:
     async def act(house: House) -> None:
         check_refusal(await house.ask(b"GARBAGE\r\n\r\n"), 400)
