@@ -97,7 +97,7 @@ class Tracer:
 async def follow(app: Any, tracer: Tracer, num_requests: int) -> list[Trace]:
     """Start the app, ask once, then as often as said with a trace of each."""
     traces: list[Trace] = []
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     async with app.router.lifespan_context(app), client:
         (await client.post("/v1/chat/completions", json=BODY)).raise_for_status()
         for _ in range(num_requests):
