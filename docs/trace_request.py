@@ -32,6 +32,7 @@ import greenllm
 from greenllm.__main__ import main as greenllm_main
 
 ROOT = Path(greenllm.__file__).resolve().parent.parent
+QUIET = ("--log", "off")
 PACKAGES = tuple(f"{ROOT / name}/" for name in ("greenllm", "serving", "finetune", "evals"))
 OPTIONS = ("--meter", "modelled", "--engine", "native", "--speculative", "off")
 BODY = {
@@ -125,7 +126,17 @@ def traced(num_requests: int) -> list[Trace]:
             threading.setprofile(None)
 
     with tempfile.TemporaryDirectory() as folder:
-        command = ["greenllm", "serve", "bundled", "--port", "0", "--data-dir", folder, *OPTIONS]
+        command = [
+            "greenllm",
+            "serve",
+            "bundled",
+            "--port",
+            "0",
+            "--data-dir",
+            folder,
+            *OPTIONS,
+            *QUIET,
+        ]
         with (
             patch.object(uvicorn.Server, "run", run),
             patch.object(sys, "argv", command),

@@ -55,7 +55,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         others = [one for one in self.connections if isinstance(one, BoundedProtocol)]
-        silent = [one for one in others if one.is_silent and one is not self]
+        silent = [
+            one
+            for one in others
+            if one is not self and one.is_silent and not one.transport.is_closing()
+        ]
         if silent:
             min(silent, key=lambda one: one._waiting_since_s or 0.0).transport.abort()
         else:

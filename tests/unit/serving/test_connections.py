@@ -204,6 +204,27 @@ def test_silent_connections_make_room() -> None:
     visit(act, max_connections=2)
 
 
+def test_many_connections_at_once_make_room_for_each_other() -> None:
+    async def act(house: House) -> None:
+        pairs = await asyncio.gather(*(house.connect() for _ in range(50)))
+        while len(house.door.server_state.connections) > 2:
+            await asyncio.sleep(0.01)
+        ends = await asyncio.gather(*(closes(reader) for reader, _ in pairs))
+        assert sum(ends) == 48
+        for _, writer in pairs:
+            writer.transport.abort()
+
+    async def closes(reader: asyncio.StreamReader) -> bool:
+        try:
+            return await asyncio.wait_for(reader.read(), SOON_S) == b""
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+
+    visit(act, max_connections=2)
+
+
 def test_where_all_are_busy_a_new_one_is_refused() -> None:
     async def act(house: House) -> None:
         busy = [await house.connect(GET % b"/slow") for _ in range(2)]
