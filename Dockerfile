@@ -27,7 +27,7 @@ RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-di
 FROM ${BASE}
 RUN groupadd --gid 10001 greenllm \
  && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home greenllm \
- && mkdir /data \
+ && mkdir --mode 700 /data \
  && chown 10001:10001 /data
 COPY --from=build /opt/greenllm /opt/greenllm
 # Everything that is written lies below /data or /tmp: the root file system can be read-only.

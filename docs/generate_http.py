@@ -27,6 +27,8 @@ from greenllm.speculation.controller import Arm
 from serving import routes
 from serving.app import create_app
 from serving.config import HttpOptions
+from serving.keys.caller import SCOPES
+from serving.keys.rules import Rule, rule_of
 from serving.metrics import Metrics
 from serving.openai import files, fine_tuning, generation, models
 from serving.openapi import KNOWN
@@ -71,7 +73,9 @@ _REPLICAS = (
 )
 _HEADERS = (
     "A stream's headers leave before its energy is known: it has those with a star, and the energy"
-    " object in a comment `: energy {...}` before `data: [DONE]`."
+    " object in a comment `: energy {...}` before `data: [DONE]`. Answers to a key with limits also"
+    " have `x-ratelimit-limit-*`, `x-ratelimit-remaining-*` and `x-ratelimit-reset-*`: see"
+    " [keys](../keys.md#limits)."
 )
 _OBJECT = (
     "`usage.energy` in answers, in the last chunk of a stream with `include_usage`, and in the"
@@ -103,9 +107,19 @@ def _route_parts(found: list[APIRoute]) -> list[str]:
         parts.append(first(route.endpoint))
         if aliases:
             parts.append(f"Also as {', '.join(aliases)}.")
+        for method in sorted(route.methods or ()):
+            parts.append(_scope(rule_of(method, route.path)))
         if (body := _body(route)) is not None:
             parts.append(f"Body: [{body['title']}](#{body['title'].lower()}).")
     return parts
+
+
+def _scope(rule: Rule) -> str:
+    """What a key needs, where keys are required."""
+    if rule.is_open:
+        return "Needs no key."
+    scopes = "any" if rule.scopes == set(SCOPES) else " or ".join(sorted(rule.scopes))
+    return f"Scope: {scopes}."
 
 
 def _no_state(_: object) -> Any:

@@ -253,17 +253,22 @@ class Approximation:
             )
 
 
+# The owner of what everybody may use. What has no owner (None) is for administrators alone.
+EVERYBODY = "*"
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A LoRA adapter as a request uses it: the name for people, the digest for its content.
 
     Two adapters of one name, one after the other, have different digests. `num_parameters` is what
-    each token costs in addition.
+    each token costs in addition. `owner` is the key that brought it.
     """
 
     name: str
     digest: str
     num_parameters: int = 0
+    owner: str | None = EVERYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +285,11 @@ _GENERATE_NOTHING = SamplingParams(temperature=0, max_tokens=0)
 class Request:
     """One HTTP request: one or more prompts, each answered `sampling.n` times, or encoded.
 
-    The unit that is charged: all its sequences share one receipt. `key` is a fingerprint of the
-    API key, never the key. `model` is the official name, `asked_model` what the client called the
-    model and its adapter. Without `speculation` the server's default holds; with an `approximation`
-    nothing is drafted.
+    The unit that is charged: all its sequences share one receipt. `key` is the name of the API key,
+    never the key; `team`, `user` and `metadata` are labels for the bill. `model` is the official
+    name, `asked_model` what the client called the model and its adapter. Without `speculation` the
+    server's default holds; with an `approximation` nothing is drafted. Requests share what the
+    prefix cache knows only with those of the same `cache_salt`.
     """
 
     request_id: str
@@ -297,6 +303,10 @@ class Request:
     asked_model: str | None = None
     speculation: Speculation | None = None
     approximation: Approximation | None = None
+    team: str | None = None
+    user: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    cache_salt: str | None = None
 
     @property
     def sampling(self) -> SamplingParams:

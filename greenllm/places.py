@@ -1,4 +1,4 @@
-"""Where the ledger, the adapters and the cache are, and where results may go.
+"""Where the ledger, the adapters, the keys and the cache are, and where results may go.
 
 Contract: the folder given on the command line, else that of the environment, else the
 platform's: the same order as for `greenllm serve`. Results go where nothing is. Not covered: a TOML
@@ -17,7 +17,7 @@ from greenllm.config import ConfigError, load, variable
 from greenllm.options import CacheOptions, DataOptions
 
 # Every command reads these; what else is in the environment is the server's, mistakes too.
-PLACES = ("data_dir", "cache_dir")
+PLACES = ("data_dir", "cache_dir", "keys_file")
 
 
 def ledger_path(data_dir: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -22,10 +22,12 @@ from starlette.requests import ClientDisconnect
 from greenllm import __version__
 from greenllm.core import InvalidRequestError, new_request_id
 from serving import routes
+from serving.auth import admit
 from serving.config import HttpOptions
 from serving.errors import ApiError, from_invalid_request
 from serving.gate import Gate
 from serving.http import CLIENT_CLOSED_REQUEST
+from serving.keys.headers import LimitHeaders
 from serving.openai import files, fine_tuning, generation, models
 from serving.openapi import DocumentedApp
 from serving.patience import Patience
@@ -66,7 +68,9 @@ def create_app(make_state: MakeState, options: HttpOptions, log: Log | None = No
         summary="OpenAI-compatible inference; every answer carries its joules.",
         lifespan=lifespan,
         **PLAIN,
+        dependencies=[Depends(admit)],
     )
+    app.add_middleware(LimitHeaders)
     app.include_router(generation.router)
     app.include_router(models.router)
     app.include_router(files.router)
@@ -90,7 +94,7 @@ def guard(app: FastAPI, options: HttpOptions, log: Log | None) -> None:
         )
     app.add_middleware(Gate, options=options)
     if log is not None:
-        app.add_middleware(RequestLog, options=options, log=log)
+        app.add_middleware(RequestLog, log=log)
 
 
 def answer_errors(app: FastAPI) -> None:

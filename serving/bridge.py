@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from greenllm.core import Request, Token
 from greenllm.energy.receipt import Receipt
+from serving.keys.limits import Limiter
 from serving.metrics import Metrics
 from serving.outcome import status_of
 
@@ -110,6 +111,10 @@ class Bridge:
         """Requests without a receipt."""
         return len(self._open)
 
+    def num_of(self, key: str | None) -> int:
+        """Those of one key."""
+        return sum(submission.request.key == key for submission in self._open.values())
+
     def open_ids(self) -> list[str]:
         """Ids of the requests without a receipt."""
         return list(self._open)
@@ -191,6 +196,7 @@ class Listeners:
 
     metrics: Metrics
     bridge: Bridge
+    limiter: Limiter
 
     def stamp(self, receipt: Receipt) -> Receipt:
         """Add the status of the answer; see `Listener`."""
@@ -201,6 +207,8 @@ class Listeners:
         for receipt in receipts:
             if receipt.status != "provisional":
                 self.metrics.observe(receipt)
+                used = receipt.prompt_tokens + receipt.completion_tokens
+                self.limiter.spend(receipt.key, used, receipt.total_j, receipt.gco2e)
         self.bridge.publish(tokens, receipts)
 
     def failed(self) -> None:

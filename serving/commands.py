@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -43,8 +45,24 @@ def serve(config: ServeConfig) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for warning in filter(None, (*find_clashes(), *exposures(config), world_warning(config))):
+    warnings = (*find_clashes(), *exposures(config), *loose_modes(config), world_warning(config))
+    for warning in filter(None, warnings):
         _say(f"[yellow]warning:[/] {warning}")
+    with private_files():
+        _serve_as_told(config)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What is made meanwhile is its owner's alone: ledger, uploads, jobs, adapters."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _serve_as_told(config: ServeConfig) -> None:
     if config.replicas is not None:
         run_replicas(config)
         return
@@ -117,12 +135,25 @@ def log_handler() -> logging.Handler:
 
 def exposures(config: ServeConfig) -> list[str]:
     """What a server gives away that others can reach."""
-    if config.api_keys or is_loopback(config.host):
+    if config.needs_key or is_loopback(config.host):
         return []
     return [
-        f"--host {config.host} without --api-keys: whoever reaches this machine can use the model,"
-        " load adapters, and read every receipt at /v1/energy and all of /metrics"
+        f"--host {config.host} without --keys-file or --api-keys: whoever reaches this machine can"
+        " use the model, load adapters, and read every receipt at /v1/energy and all of /metrics"
     ]
+
+
+def loose_modes(config: ServeConfig) -> list[str]:
+    """The data folder and the keys file, where other users of this machine can look into them."""
+    found = [path for path in (config.data_path, config.keys_path) if path and _is_loose(path)]
+    return [
+        f"other users of this machine may look into {path}: chmod go= {shlex.quote(str(path))}"
+        for path in found
+    ]
+
+
+def _is_loose(path: Path) -> bool:
+    return path.exists() and bool(path.stat().st_mode & 0o077)
 
 
 def address(config: ServeConfig, host: str, port: int) -> str:
@@ -157,8 +188,8 @@ def announce(config: ServeConfig, parts: Parts, port: int) -> None:
 
 def _say_how_to_try(config: ServeConfig, name: str, port: int) -> None:
     _say(f"listening on {address(config, config.host, port)}", markup=False)
-    keyed = bool(config.api_keys)
-    _say(f"\nTry it{', with KEY set to one of the --api-keys' if keyed else ''}:\n")
+    keyed = config.needs_key
+    _say(f"\nTry it{', with KEY set to one of the keys' if keyed else ''}:\n")
     host = "localhost" if config.host in ("0.0.0.0", "127.0.0.1", "::") else config.host
     _say(curl_line(address(config, host, port), name, keyed=keyed), markup=False)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from greenllm.config import Options, option
-from greenllm.options import EngineConfig
+from greenllm.options import DataOptions, EngineConfig
+from serving.jobs.quota import Quota
 
 
 def is_loopback(host: str) -> bool:
@@ -43,7 +44,6 @@ class HttpOptions(Options):
     allowed_origins: tuple[str, ...] = option(
         (), "Sites whose pages may use the server (CORS), as https://example.org; default is none."
     )
-    api_keys: tuple[str, ...] = option((), "Keys clients must present, comma-separated.")
     max_connections: int = option(
         512, "Connections at a time; beyond them silent ones are closed, then new ones get 503."
     )
@@ -89,6 +89,60 @@ class HttpOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeyOptions(DataOptions):
+    """Who may ask, and what each key may keep here."""
+
+    panel = "Keys and quotas"
+
+    api_keys: tuple[str, ...] | None = option(
+        None,
+        "Keys with every scope but admin, comma-separated; as a flag, other users of this machine"
+        " see them.",
+    )
+    keys_file: Path | None = option(
+        None,
+        "File that `greenllm keys` writes; default is DATA_DIR/keys.json where there is one.",
+    )
+    share_prefix_cache: bool = option(
+        False,
+        "Let keys share the prefix cache: cheaper where prompts begin alike, but each can then find"
+        " out what others have asked.",
+    )
+    max_files: int = option(200, "Uploaded files that each key may keep.")
+    max_stored_mb: float = option(
+        4096.0, "Megabytes of uploaded files, and of what its waiting jobs copied, for each key."
+    )
+    max_job_hours: float = option(24.0, "Hours after which a fine-tuning job is ended.")
+    max_open_jobs: int = option(16, "Fine-tuning jobs of each key that wait, run or are paused.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keys = self.api_keys
+        self.require(
+            keys is None or bool(keys),
+            "api_keys",
+            "has no key in it; leave it out for an open server",
+        )
+        self.require_above_zero("max_files", "max_stored_mb", "max_open_jobs", "max_job_hours")
+
+    @property
+    def quota(self) -> Quota:
+        """What each key may keep."""
+        return Quota(self.max_files, round(self.max_stored_mb * 1e6), self.max_open_jobs)
+
+    @property
+    def keys_path(self) -> Path | None:
+        """The keys file, where keys come from one."""
+        usual = self.data_path / "keys.json"
+        return self.keys_file or (usual if usual.exists() else None)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self.api_keys) or self.keys_path is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaOptions(Options):
     """Several engines behind one address."""
 
@@ -128,7 +182,7 @@ class ReplicaOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(EngineConfig, HttpOptions, ReplicaOptions):
+class ServeConfig(EngineConfig, HttpOptions, KeyOptions, ReplicaOptions):
     """Everything `greenllm serve` can be told."""
 
     def __post_init__(self) -> None:

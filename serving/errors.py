@@ -14,6 +14,7 @@ _BOUNDS = ("too_long", "string_too_long")  # pydantic's
 MOST_SHOWN = 128  # characters of a name that a client made up
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",

@@ -18,7 +18,6 @@ from serving.state import ServerState, state_of
 
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
-UNAUTHORIZED = 401
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, object]:
@@ -27,31 +26,30 @@ def body_schema(model: type[BaseModel]) -> dict[str, object]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
-async def authorized(http: HttpRequest) -> ServerState:
-    """The server, for a caller with a valid key who asks only what the route knows.
+async def server(http: HttpRequest) -> ServerState:
+    """The server, for a caller who asks only what the route knows.
+
+    A coroutine, because others are called in threads.
 
     Raises:
-        ApiError: keys are required and this is none of them, or a parameter is unknown.
+        ApiError: a parameter of the query is unknown.
     """
-    state = state_of(http)
-    state.key_of(http)
     known = {param.alias for param in http.scope["route"].dependant.query_params}
     if unknown := sorted(set(http.query_params) - known):
         name = unknown[0][:MOST_SHOWN]
         raise ApiError(400, f"unknown parameter: {name}", param=name, code="unknown_parameter")
-    return state
+    return state_of(http)
 
 
-Server = Annotated[ServerState, Depends(authorized)]
+Server = Annotated[ServerState, Depends(server)]
 
 
 async def parsed_body(http: HttpRequest, state: ServerState, kind: type[B]) -> B:
-    """Authenticate, read and validate.
+    """Read and validate.
 
     Raises:
-        ApiError: no valid key, too large, or not as declared.
+        ApiError: too large, or not as declared.
     """
-    state.key_of(http)
     async with body_of(http, state, kind) as (body, _):
         return body
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from greenllm.core import Request
+from serving.auth import require_place
 from serving.bridge import QueueFullError, Submission
 from serving.errors import ApiError
 from serving.registry import Target
@@ -22,7 +23,8 @@ async def submit(
     """Check a request, get ready what it needs, and hand it to the engine.
 
     Raises:
-        ApiError: the server stops (503), is full (429), or its adapter cannot be used.
+        ApiError: the server stops (503), is full or busy enough with this key (429), or its
+            adapter cannot be used.
         InvalidRequestError: the engine cannot serve it.
     """
     engine = target.served.engine
@@ -32,11 +34,11 @@ async def submit(
         _check(state, target, request)
     adapter = await state.models.acquire(target)
     if adapter is None:
-        return _hand_over(state, request, streaming=streaming)
+        return _hand_over(state, target, request, streaming=streaming)
     try:
         request = replace(request, adapter=adapter)
         _check(state, target, request)
-        return _hand_over(state, request, streaming=streaming)
+        return _hand_over(state, target, request, streaming=streaming)
     except BaseException:
         engine.adapters.release(adapter)
         raise
@@ -61,7 +63,10 @@ def _check(state: ServerState, target: Target, request: Request) -> None:
     _with_room(state, state.bridge.check_room)
 
 
-def _hand_over(state: ServerState, request: Request, *, streaming: bool) -> Submission:
+def _hand_over(
+    state: ServerState, target: Target, request: Request, *, streaming: bool
+) -> Submission:
+    require_place(state, target.caller)  # others have come since it was let in
     submission = _with_room(state, lambda: state.bridge.open(request, streaming=streaming))
     state.loop.submit(request)
     return submission

@@ -7,8 +7,9 @@ answers is one request and `n` sequences. Not covered: OpenTelemetry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -16,6 +17,7 @@ from greenllm.energy.account.totals import Label
 from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.protocol import Stats
+from serving.keys.limits import Limits
 
 _JOULE_BUCKETS = (0.001, 0.01, 0.1, 1, 10, 100, 1e3, 1e4, 1e5)
 _SECOND_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -48,6 +50,20 @@ class Metrics:
             buckets=_SECOND_BUCKETS,
             registry=self._registry,
         )
+
+        self.wrong_keys = Counter(
+            "greenllm_authentication_failures",
+            "Requests without a valid API key.",
+            registry=self._registry,
+        )
+        self.over_limit = Counter(
+            "greenllm_requests_over_limit",
+            "Requests refused because their key has used what it may.",
+            ["limit"],
+            registry=self._registry,
+        )
+        for spec in fields(Limits):
+            self.over_limit.labels(spec.name)
 
     def observe(self, receipt: Receipt) -> None:
         """Count a finished request."""

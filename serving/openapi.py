@@ -17,7 +17,7 @@ from serving.openai.schemas import ChatBody, CompletionBody
 from serving.receipts import energy_headers, link_headers
 
 Json = dict[str, Any]
-PUBLIC = frozenset({"/health", "/ready", "/metrics"})
+PUBLIC = frozenset({"/health", "/ready"})
 GENERATING = (ChatBody.endpoint, CompletionBody.endpoint)
 UPLOAD = "/v1/files"
 # A receipt of which everything is known, for the names of headers and for examples.
@@ -42,6 +42,10 @@ KNOWN = Receipt(
     draft_j=0.22,
     drafted_tokens=64,
     accepted_tokens=41,
+    key="ada",
+    team="editors",
+    user="u-17",
+    metadata={"project": "stories"},
     domains_j={"cpu": 13.2, "dram": 1.55},
     flops=5.06e8,
     uncertainty=0.06,
@@ -55,8 +59,21 @@ KNOWN = Receipt(
     pue=1.0,
 )
 EVERY_HEADER = tuple(energy_headers(replace(KNOWN, approximate=True)))
-_OF_ALL = {403: "The Host or the Origin is not allowed here.", 500: "A fault of the server."}
-_OF_KEYED = {400: "A parameter is wrong.", 401: "A valid key is required."}
+_OF_ALL = {
+    403: "The Host, the Origin or the key's scope is not allowed here.",
+    500: "A fault of the server.",
+}
+_OF_KEYED = {
+    400: "A parameter is wrong.",
+    401: "A valid key is required.",
+    429: "The key has used what it may, or too many requests are in flight.",
+}
+# What a key with limits is told by every answer.
+STANDINGS = tuple(
+    f"X-RateLimit-{what}-{limit}"
+    for limit in ("Requests", "Tokens", "Joules", "Grams")
+    for what in ("Limit", "Remaining", "Reset")
+)
 _OF_BODIES = {
     408: "The body did not come in time.",
     413: "The body is too large.",
@@ -64,8 +81,8 @@ _OF_BODIES = {
     503: "The server stops, or has no room for another body.",
 }
 _MISSING = {404: "What is named does not exist."}
-_OF_GENERATING = {**_MISSING, 429: "Too many requests are in flight."}
-_OF_PROBES = {503: "Not now."}
+_RETRYING = {429: ("Retry-After", "X-Should-Retry"), 503: ("Retry-After",)}
+_OF_PROBES = {400: "A parameter is wrong.", 503: "Not now."}
 _OF_UPLOADS = {411: "Uploads need a Content-Length."}
 _ERROR: Json = {
     "type": "object",
@@ -132,7 +149,9 @@ def _tell_answers(path: str, operation: Json) -> None:
     answers.pop("422", None)
     if path in GENERATING:
         answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-        answers["200"]["headers"] = _headers(EVERY_HEADER)
+    if path not in PUBLIC:
+        told = EVERY_HEADER if path in GENERATING else ()
+        answers["200"]["headers"] = _headers((*told, *STANDINGS))
     for status, text in sorted(_errors(path, operation).items()):
         answers[str(status)] = _error(path, status, text)
 
@@ -141,14 +160,12 @@ def _errors(path: str, operation: Json) -> dict[int, str]:
     """Statuses of an operation's errors, and what they mean."""
     found = dict(_OF_ALL)
     if path in PUBLIC:
-        return found if path == "/metrics" else found | _OF_PROBES
+        return found | _OF_PROBES
     found |= _OF_KEYED
     if "requestBody" in operation:
         found |= _OF_BODIES | _MISSING
     if "{" in path:
         found |= _MISSING
-    if path in GENERATING:
-        found |= _OF_GENERATING
     if path == UPLOAD and "requestBody" in operation:
         found |= _OF_UPLOADS
     return found
@@ -157,7 +174,7 @@ def _errors(path: str, operation: Json) -> dict[int, str]:
 def _error(path: str, status: int, text: str) -> Json:
     if path in PUBLIC and status == 503:
         return {"description": text, "content": {"application/json": {"schema": {}}}}
-    names = ["X-Request-Id", *(["Retry-After"] if status in (429, 503) else [])]
+    names = ["X-Request-Id", *_RETRYING.get(status, ()), *STANDINGS]
     if path in GENERATING and status in (500, 503):
         names += [name for name in EVERY_HEADER if name not in names]
     schema = {"schema": {"$ref": "#/components/schemas/Error"}}

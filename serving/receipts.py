@@ -68,6 +68,10 @@ def receipt_object(receipt: Receipt) -> dict[str, Any]:
         "prompt_tokens": receipt.prompt_tokens,
         "cached_tokens": receipt.cached_tokens,
         "completion_tokens": receipt.completion_tokens,
+        "key": receipt.key,
+        "team": receipt.team,
+        "user": receipt.user,
+        "metadata": dict(receipt.metadata),
         **energy_object(receipt),
     }
 

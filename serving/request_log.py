@@ -18,16 +18,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import FileIO, RawIOBase
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greenllm.energy.units import rounded
-from serving.auth import key_of
 from serving.config import HttpOptions
-from serving.errors import ApiError
+from serving.keys.caller import Caller
 
 STDOUT = 1
 _MOST_WAITING = 10_000
@@ -127,9 +126,8 @@ def request_log(options: HttpOptions, stream: RawIOBase | None = None) -> Iterat
 class RequestLog:
     """ASGI middleware that tells of every request when its answer has ended."""
 
-    def __init__(self, app: ASGIApp, options: HttpOptions, log: Log) -> None:
+    def __init__(self, app: ASGIApp, log: Log) -> None:
         self._app = app
-        self._options = options
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,18 +161,16 @@ class RequestLog:
             method=scope["method"],
             path=scope["path"][:_MOST_PATH_CHARACTERS],
             id=answer.get("x-request-id"),
-            key=caller_of(scope, self._options),
+            key=caller_of(scope),
             ms=ms,
             **_cost(scope["state"], answer),
         )
 
 
-def caller_of(scope: Scope, options: HttpOptions) -> str | None:
+def caller_of(scope: Scope) -> str | None:
     """The name of the key that a request came with; None without a valid one."""
-    try:
-        return key_of(Headers(scope=scope).get("authorization", ""), options.api_keys)
-    except ApiError:
-        return None
+    caller = scope["state"].get("caller")
+    return None if caller is None else cast(Caller, caller).name
 
 
 def _cost(state: dict[str, Any], answer: Headers) -> dict[str, Any]:

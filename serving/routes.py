@@ -11,37 +11,40 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 
-from greenllm.energy.ledger import GROUPS
+from greenllm.energy.account.totals import Totals
+from greenllm.energy.ledger import GROUPS, GroupSums
 from greenllm.energy.period import parse_moment
 from greenllm.energy.units import rounded
 from greenllm.served import Served
 from greenllm.tokenizer import Tokenizer
+from serving.auth import Asking
 from serving.errors import ApiError
 from serving.http import Server, body_of, body_schema, json_response
+from serving.keys.caller import Caller
 from serving.limits import check_characters
 from serving.openai.schemas import DetokenizeBody, TokenizeBody
 from serving.receipts import receipt_object
-from serving.state import ServerState, state_of
+from serving.state import ServerState
 
 router = APIRouter()
 
 
 @router.post("/tokenize", openapi_extra=body_schema(TokenizeBody))
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(http: HttpRequest) -> Response:
+async def tokenize(state: Server, caller: Asking, http: HttpRequest) -> Response:
     """Text or messages to ids."""
-    state = state_of(http)
-    state.key_of(http)
     async with body_of(http, state, TokenizeBody) as (body, size):
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt")
-        served = await _served(state, body.model)
+        served = await _served(state, body.model, caller)
         return json_response(await state.bodies.work(size, lambda: _tokens(served, body)))
 
 
-async def _served(state: ServerState, asked: str | None) -> Served:
+async def _served(state: ServerState, asked: str | None, caller: Caller) -> Served:
     """The model that is named, or the only one."""
-    return state.models.default if asked is None else (await state.models.resolve(asked)).served
+    if asked is None:
+        return state.models.default
+    return (await state.models.resolve(asked, caller)).served
 
 
 def _tokens(served: Served, body: TokenizeBody) -> bytes:
@@ -61,12 +64,10 @@ def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
 
 @router.post("/detokenize", openapi_extra=body_schema(DetokenizeBody))
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(http: HttpRequest) -> Response:
+async def detokenize(state: Server, caller: Asking, http: HttpRequest) -> Response:
     """Ids to text."""
-    state = state_of(http)
-    state.key_of(http)
     async with body_of(http, state, DetokenizeBody) as (body, size):
-        served = await _served(state, body.model)
+        served = await _served(state, body.model, caller)
         return json_response(await state.bodies.work(size, lambda: _text(served, body.tokens)))
 
 
@@ -85,11 +86,10 @@ async def tokenizer_info(state: Server) -> dict[str, Any]:
 
 
 @router.get("/v1/energy/{request_id}")
-def receipt(state: Server, http: HttpRequest, request_id: str) -> dict[str, Any]:
+def receipt(state: Server, caller: Asking, request_id: str) -> dict[str, Any]:
     """One request's receipt, as the ledger has it."""
-    key = state.key_of(http)
     found = state.ledger.receipt(request_id)
-    if found is None or (state.config.api_keys and found.key not in (key, None)):
+    if found is None or not caller.may_see(found.key):
         raise ApiError(404, f"no receipt for {request_id!r}", param="request_id")
     return receipt_object(found)
 
@@ -97,16 +97,15 @@ def receipt(state: Server, http: HttpRequest, request_id: str) -> dict[str, Any]
 @router.get("/v1/energy")
 def energy(
     state: Server,
-    http: HttpRequest,
+    caller: Asking,
     since: str | None = None,
     until: str | None = None,
     group_by: str | None = None,
 ) -> dict[str, Any]:
     """Sums over a period: `since`, `until` (Unix seconds or ISO 8601) and `group_by`.
 
-    Where keys are required, each caller sees the sums of its own key.
+    A key sees its own sums. An administrator sees those of all, and where the server's joules went.
     """
-    key = state.key_of(http)
     if group_by is not None and group_by not in GROUPS:
         choices = ", ".join(GROUPS)
         raise ApiError(400, f"group_by must be one of {choices}", param="group_by")
@@ -114,43 +113,43 @@ def energy(
         group_by,
         since_s=_moment("since", since, 0.0),
         until_s=_moment("until", until, 1e12),
-        key=key if state.config.api_keys else None,
+        key=None if caller.is_admin else caller.name,
     )
-    totals = state.totals()
     return {
         "object": "energy.report",
         "group_by": group_by,
-        "data": [
-            rounded(
-                {
-                    "group": row.group,
-                    "requests": row.requests,
-                    "prompt_tokens": row.prompt_tokens,
-                    "completion_tokens": row.completion_tokens,
-                    "active_joules": row.active_j,
-                    "energy_joules": row.total_j,
-                    "gco2e": row.gco2e,
-                    "unmetered_requests": row.unmetered,
-                    "refused_requests": row.refused,
-                }
-            )
-            for row in rows
-        ],
-        "session": {
-            **rounded(
-                {
-                    "meter_joules": totals.meter_j,
-                    "load_joules": totals.load_j,
-                    "idle_joules": totals.idle_j,
-                    "training_joules": totals.train_j,
-                    "unattributed_joules": totals.unattributed_j,
-                    "request_joules": totals.requests_j,
-                    "open_joules": totals.open_j,
-                }
-            ),
-            "residual": totals.residual,
-        },
+        "data": [_sums(row) for row in rows],
+        "session": _session(state.totals()) if caller.is_admin else None,
     }
+
+
+def _sums(row: GroupSums) -> dict[str, Any]:
+    figures = {
+        "group": row.group,
+        "requests": row.requests,
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "active_joules": row.active_j,
+        "energy_joules": row.total_j,
+        "gco2e": row.gco2e,
+        "unmetered_requests": row.unmetered,
+        "refused_requests": row.refused,
+    }
+    return rounded(figures)
+
+
+def _session(totals: Totals) -> dict[str, Any]:
+    """Where the meter's joules went, other callers' too."""
+    figures = {
+        "meter_joules": totals.meter_j,
+        "load_joules": totals.load_j,
+        "idle_joules": totals.idle_j,
+        "training_joules": totals.train_j,
+        "unattributed_joules": totals.unattributed_j,
+        "request_joules": totals.requests_j,
+        "open_joules": totals.open_j,
+    }
+    return {**rounded(figures), "residual": totals.residual}
 
 
 def _moment(name: str, text: str | None, default_s: float) -> float:
@@ -168,22 +167,21 @@ async def openapi(_: Server, http: HttpRequest) -> Response:
 
 
 @router.get("/health")
-async def health(http: HttpRequest) -> Response:
+async def health(state: Server) -> Response:
     """Whether the engine turns."""
-    alive = state_of(http).loop.is_alive
+    alive = state.loop.is_alive
     body = {"status": "ok" if alive else "failed"}
     return JSONResponse(body, status_code=200 if alive else 503)
 
 
 @router.get("/ready")
-async def ready(http: HttpRequest) -> Response:
+async def ready(state: Server) -> Response:
     """Whether new requests are taken."""
-    state = state_of(http)
     takes = state.loop.is_alive and not state.draining
     return JSONResponse({"ready": takes, "time": time.time()}, status_code=200 if takes else 503)
 
 
 @router.get("/metrics")
-async def metrics(http: HttpRequest) -> Response:
-    """Prometheus."""
-    return Response(state_of(http).metrics.render(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(state: Server) -> Response:
+    """Prometheus; where keys are required, with the scope `metrics`."""
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -31,6 +32,7 @@ from serving.intake import cancel_all
 from serving.jobs.files import FileStore
 from serving.jobs.runner import Follow, JobRunner
 from serving.jobs.store import JobStore
+from serving.keys.access import Access, open_access
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 from serving.request_log import request_log
@@ -87,6 +89,8 @@ def make_state(
     workplace = workplace or config.data_path
     engine = parts.served.engine
     bridge = Bridge(loop, max_in_flight=config.max_queue)
+    jobs = JobStore(workplace / "fine_tuning", config.quota)
+    access = open_access(config, partial(parts.ledger.sums, "key"), jobs.spent_since)
     metrics = Metrics(
         engine.stats,
         lambda: engine.account.spent_j,
@@ -97,7 +101,7 @@ def make_state(
         engine,
         parts.ledger,
         parts.session_id,
-        Listeners(metrics, bridge),
+        Listeners(metrics, bridge, access.limiter),
         record_every_s=record_every_s,
     )
     return ServerState(
@@ -107,10 +111,21 @@ def make_state(
         loop=engine_loop,
         bridge=bridge,
         metrics=metrics,
-        files=FileStore(workplace / "files"),
-        jobs=JobRunner(JobStore(workplace / "fine_tuning"), config.adapters_path, follow),
+        files=FileStore(workplace / "files", config.quota, jobs.data_bytes),
+        jobs=_job_runner(config, jobs, follow, access),
         totals=totals or (lambda: engine.stats().totals),
         bodies=Bodies(largest_mb=config.max_body_mb, together_mb=config.max_buffered_mb),
+        access=access,
+    )
+
+
+def _job_runner(config: ServeConfig, jobs: JobStore, follow: Follow, access: Access) -> JobRunner:
+    return JobRunner(
+        jobs,
+        config.adapters_path,
+        follow,
+        longest_s=3600 * config.max_job_hours,
+        spend=access.limiter.charge,
     )
 
 

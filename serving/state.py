@@ -14,12 +14,12 @@ from greenllm.energy.ledger import GroupSums
 from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.loop import EngineLoop, Recorder
-from serving import auth
 from serving.bodies import Bodies
 from serving.bridge import Bridge
 from serving.config import ServeConfig
 from serving.jobs.files import FileStore
 from serving.jobs.runner import JobRunner
+from serving.keys.access import Access
 from serving.metrics import Metrics
 from serving.registry import ServedModels
 
@@ -65,12 +65,9 @@ class ServerState:
     files: FileStore
     jobs: JobRunner
     totals: Callable[[], Totals]
+    access: Access
     bodies: Bodies
     draining: bool = False
-
-    def key_of(self, http: HttpRequest) -> str | None:
-        """Fingerprint of the caller's key; see `auth.key_of`."""
-        return auth.key_of(http.headers.get("authorization", ""), self.config.api_keys)
 
     def record(self, receipt: Receipt) -> None:
         """Book a receipt that does not come from the engine."""

@@ -111,7 +111,9 @@ def test_compose_keeps_the_server_read_only_and_waits_for_it() -> None:
 def test_compose_sets_options_that_exist() -> None:
     given = COMPOSE["greenllm"]["environment"]
     assert set(given) <= OPTIONS
-    plain = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for name, text in given.items()}
+    # What has no value is taken from the shell, where it is set there.
+    values = {name: text for name, text in given.items() if text is not None}
+    plain = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for name, text in values.items()}
     assert load(ServeConfig, flags={}, environment=plain) == ServeConfig()
 
 

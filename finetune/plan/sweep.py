@@ -10,6 +10,7 @@ Source: Jamieson and Talwalkar, arXiv:1502.07943. Not covered: settings that are
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
@@ -22,6 +23,7 @@ _SWEEPABLE = frozenset(
      "warmup_share", "targets", "max_grad_norm"}
 )  # fmt: skip
 _FIRST_SHARE = 8
+MOST_TRIALS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ def settings_of(text: str) -> list[dict[str, Any]]:
         if not found:
             raise ConfigError(f"--sweep: {name} has no values; write {name}=A,B", "sweep")
         axes.append([(name, convert(f"--sweep {name}", value, hints[name])) for value in found])
+    if math.prod(map(len, axes)) > MOST_TRIALS:
+        raise ConfigError(f"--sweep has more than {MOST_TRIALS} combinations; name fewer", "sweep")
     combined = [dict(choice) for choice in itertools.product(*axes)]
     if len(combined) < 2:
         raise ConfigError(

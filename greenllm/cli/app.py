@@ -13,6 +13,7 @@ HELP = "Green LLM inference and fine-tuning: every request and adapter comes wit
 GROUPS = {
     "bench": "Measure servers.",
     "adapters": "List, add, remove and merge LoRA adapters.",
+    "keys": "Create, list, rotate and revoke the API keys of a server.",
 }
 COMMANDS = {
     "serve": CommandRow(
@@ -97,6 +98,25 @@ COMMANDS = {
     "adapters merge": CommandRow(
         "greenllm.cli.adapters:merge",
         "Write the base with an adapter merged into it: a full model that any tool can load.",
+    ),
+    "keys create": CommandRow(
+        "serving.keys.commands:create",
+        "Make an API key, and print it once.\n\n"
+        "A server that uses the file knows it within a second.",
+        positional="name",
+    ),
+    "keys list": CommandRow(
+        "serving.keys.commands:show", "Show the keys of a file: names, scopes, limits, state."
+    ),
+    "keys rotate": CommandRow(
+        "serving.keys.commands:rotate",
+        "Replace a key by a new one of the same name, which keeps what the old one owns.",
+        positional="name",
+    ),
+    "keys revoke": CommandRow(
+        "serving.keys.commands:revoke",
+        "End a key's validity. Its name is not given again: what it owns passes to nobody.",
+        positional="name",
     ),
 }
 app = typer.Typer(

@@ -25,7 +25,7 @@ from greenllm.places import ledger_path
 def report(
     data_dir: DataDir = None,
     group_by: Annotated[
-        str, typer.Option(help="model, adapter, key, hour, outcome or endpoint.")
+        str, typer.Option(help="model, adapter, key, team, user, hour, outcome or endpoint.")
     ] = "model",
     since: Annotated[str | None, typer.Option(help="Unix seconds or ISO 8601.")] = None,
     until: Annotated[str | None, typer.Option(help="Unix seconds or ISO 8601.")] = None,

@@ -78,7 +78,8 @@ def slices(ledger: Ledger, period: Period) -> list[Period]:
 
 def _cells(receipt: Receipt) -> list[Any]:
     values = {name: getattr(receipt, name) for name in COLUMNS}
-    values["domains_j"] = json.dumps(dict(receipt.domains_j))
+    for name in ("domains_j", "metadata"):
+        values[name] = json.dumps(dict(getattr(receipt, name)))
     return list(values.values())
 
 

@@ -45,6 +45,8 @@ GROUPS: dict[str, str] = {
     "model": "model",
     "adapter": "adapter",
     "key": "key",
+    "team": "team",
+    "user": "user",
     "outcome": "outcome",
     "endpoint": "endpoint",
     "hour": "strftime('%Y-%m-%dT%H:00Z', created_s, 'unixepoch')",

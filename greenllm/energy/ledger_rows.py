@@ -21,6 +21,7 @@ from greenllm.energy.ledger_schema import transaction
 from greenllm.energy.receipt import Receipt
 
 COLUMNS = tuple(f.name for f in fields(Receipt))
+_MAPPINGS = ("domains_j", "metadata")
 _ALL = (*COLUMNS, "total_j", "gco2e")
 _SENT = "http_status = coalesce(excluded.http_status, requests.http_status)"
 _KEPT = "{0} = CASE requests.status WHEN 'final' THEN requests.{0} ELSE excluded.{0} END"
@@ -187,19 +188,19 @@ def _lost(db: sqlite3.Connection, noted: Receipt) -> Receipt | None:
 def _known(receipt: Receipt) -> dict[str, Any]:
     """The fields that are not None, for JSON."""
     values = {name: getattr(receipt, name) for name in COLUMNS}
-    values["domains_j"] = dict(receipt.domains_j)
+    values |= {name: dict(values[name]) for name in _MAPPINGS}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _values(session_id: str, receipt: Receipt) -> list[Any]:
     values: dict[str, Any] = {name: getattr(receipt, name) for name in COLUMNS}
-    values["domains_j"] = json.dumps(dict(receipt.domains_j))
+    values |= {name: json.dumps(dict(values[name])) for name in _MAPPINGS}
     return [session_id, *values.values(), receipt.total_j, receipt.gco2e]
 
 
 def receipt_of(row: Sequence[Any]) -> Receipt:
     """The receipt of a row with `COLUMNS`."""
     values = dict(zip(COLUMNS, row, strict=True))
-    values["domains_j"] = json.loads(values["domains_j"])
+    values |= {name: json.loads(values[name]) for name in _MAPPINGS}
     values |= {name: bool(values[name]) for name in ("measured", "approximate")}
     return Receipt(**values)

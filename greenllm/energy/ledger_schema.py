@@ -84,6 +84,15 @@ def m007_if_lost(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE sessions ADD COLUMN if_lost TEXT")
 
 
+@migration
+def m008_labels(db: sqlite3.Connection) -> None:
+    """Who else a request is for, beside its key; of older requests it is not known."""
+    db.execute("ALTER TABLE requests ADD COLUMN team TEXT")
+    db.execute("ALTER TABLE requests ADD COLUMN user TEXT")
+    db.execute("ALTER TABLE requests ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}'")
+    db.execute("CREATE INDEX requests_key ON requests (key, created_s)")
+
+
 class LedgerError(GreenllmError):
     """The ledger file cannot be used; the message says why and what to do."""
 

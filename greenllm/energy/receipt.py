@@ -32,7 +32,10 @@ class Receipt:
         measured: Whether a sensor counted every domain in the figures.
         endpoint: Path of the route that took it.
         adapter: Name of the adapter that was asked for.
-        key: Fingerprint of the API key, never the key.
+        key: Name of the API key, or its fingerprint; never the key.
+        team: Team of the key.
+        user: The `user` that the client gave.
+        metadata: The `metadata` that the client gave.
         http_status: What the client was sent, 200 for every stream that began; None where the
             client left before there was an answer.
         prompt_tokens: Tokens of all its prompts, each prompt counted once. [tokens]
@@ -78,6 +81,9 @@ class Receipt:
     asked_model: str | None = None
     adapter: str | None = None
     key: str | None = None
+    team: str | None = None
+    user: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
     http_status: int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -269,11 +269,12 @@ def _belongs(seq: Sequence, request_id: str) -> bool:
 
 
 def _salt(seq: Sequence) -> bytes:
-    """Keys and values depend on the adapter's content, so adapters never share blocks."""
-    adapter = seq.request.adapter
-    if adapter is None:
+    """Keys and values depend on the adapter's content, and tenants must not find each other's."""
+    adapter, salt = seq.request.adapter, seq.request.cache_salt
+    if adapter is None and salt is None:
         return ROOT
-    return hashlib.blake2b(adapter.digest.encode(), digest_size=16).digest()
+    digest = "" if adapter is None else adapter.digest
+    return hashlib.blake2b(f"{digest}\0{salt or ''}".encode(), digest_size=16).digest()
 
 
 def _leader_computes(seq: Sequence) -> bool:

@@ -6,13 +6,16 @@ Not covered: a link that is changed between this look and the reading.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from greenllm.core import EVERYBODY
 from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME, AdapterError
 
 FILES = (CONFIG_NAME, WEIGHTS_NAME)
+OWNER_NAME = "owner.json"
 Stamp = tuple[tuple[int, int, int] | None, ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -58,6 +61,22 @@ def resolved(folder: Path, roots: Iterable[Path]) -> Path:
                 f"{folder} is outside of the folders adapters may come from (adapter_dirs)"
             )
     return places[0]
+
+
+def owner_of(folder: Path) -> str | None:
+    """Whose an adapter is: everybody's, unless a file beside it names another or nobody (None)."""
+    try:
+        found = json.loads((folder / OWNER_NAME).read_text(encoding="utf-8"))["owner"]
+    except FileNotFoundError:
+        return EVERYBODY
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # it is somebody's, and whose is not to be read
+    return found if isinstance(found, str) else None
+
+
+def keep_owner(folder: Path, owner: str | None) -> None:
+    """Note whose an adapter is."""
+    (folder / OWNER_NAME).write_text(json.dumps({"owner": owner}), encoding="utf-8")
 
 
 def stamp_of(folder: Path) -> Stamp | None:

@@ -10,6 +10,8 @@ changed since are refused.
 Adapters in `home/<name>/` are known without being asked for and need no `add`; one that disappears
 from there, or is removed here, is unknown from then on, while requests that use it finish.
 
+Each adapter has an owner, which this only keeps: whoever lets others in decides what it means.
+
 Not covered: what runners keep of weights they were given. No torch: `read` brings the weights.
 """
 
@@ -25,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from greenllm.core import AdapterRef
+from greenllm.core import EVERYBODY, AdapterRef
 from greenllm.model.adapter_cache import WeightCache
-from greenllm.model.adapter_folders import Stamp, check_name, resolved, stamp_of
+from greenllm.model.adapter_folders import Stamp, check_name, owner_of, resolved, stamp_of
 from greenllm.model.lora_config import AdapterError
 from greenllm.model.lora_layout import LoraFacts
 
@@ -54,6 +56,7 @@ class AdapterInfo:
     resident: bool
     in_flight: int
     registered_s: float
+    owner: str | None = EVERYBODY
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +68,7 @@ class _Entry:
     facts: LoraFacts
     stamp: Stamp | None
     in_home: bool
+    owner: str | None
     digest: str | None = None
     registered_s: float = field(default_factory=time.time)
     reading: threading.Lock = field(default_factory=threading.Lock)
@@ -102,7 +106,7 @@ class AdapterRegistry:
         """
         self._prepare = prepare
 
-    def add(self, name: str, folder: Path) -> AdapterInfo:
+    def add(self, name: str, folder: Path, *, owner: str | None = EVERYBODY) -> AdapterInfo:
         """Read an adapter and make it known.
 
         Raises:
@@ -115,7 +119,8 @@ class AdapterRegistry:
         folder = resolved(folder, self._roots)
         stamp = stamp_of(folder)
         facts, weights = self._inspect(folder), self._read(folder)
-        entry = _Entry(name, folder, facts, stamp, self._is_in_home(name, folder), weights.digest)
+        in_home = self._is_in_home(name, folder)
+        entry = _Entry(name, folder, facts, stamp, in_home, owner, weights.digest)
         with self._lock:
             self._refuse_known(name)
             self._known[name] = entry
@@ -186,7 +191,7 @@ class AdapterRegistry:
                 return self._pinned(entry, weights.digest)
 
     def _pinned(self, entry: _Entry, digest: str) -> AdapterRef:
-        ref = AdapterRef(entry.name, digest, entry.facts.num_parameters)
+        ref = AdapterRef(entry.name, digest, entry.facts.num_parameters, entry.owner)
         self._in_flight[ref] += 1
         self._cache.get(digest)
         self._cache.pin(digest)
@@ -244,8 +249,9 @@ class AdapterRegistry:
     def _info(self, entry: _Entry) -> AdapterInfo:
         uses = sum(n for ref, n in self._in_flight.items() if ref.name == entry.name)
         resident = entry.digest is not None and entry.digest in self._cache
+        since_s = entry.registered_s
         return AdapterInfo(
-            entry.name, entry.folder, entry.facts, resident, uses, entry.registered_s
+            entry.name, entry.folder, entry.facts, resident, uses, since_s, entry.owner
         )
 
     def _require_known(self, entry: _Entry) -> None:
@@ -288,7 +294,8 @@ class AdapterRegistry:
         try:
             check_name(name, self._reserved)
             folder = resolved(self._home / name, self._roots)
-            entry = _Entry(name, folder, self._inspect(folder), stamp, in_home=True)
+            facts, owner = self._inspect(folder), owner_of(folder)
+            entry = _Entry(name, folder, facts, stamp, in_home=True, owner=owner)
         except AdapterError as error:
             log.warning("adapter %s: %s", name, error)
             with self._lock:

@@ -189,12 +189,20 @@ class VllmBackend:
         return together(self._llm.collective_rpc(_surveyed))
 
     def add(
-        self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
+        self,
+        name: str,
+        prompt: Sequence[int],
+        values: Mapping[str, Any],
+        adapter: str | None,
+        salt: str | None,
     ) -> None:
         """Queue a sequence."""
         params = _params(values)
         lora = None if adapter is None else self._adapters[adapter]
-        self._llm.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=lora)
+        text: dict[str, Any] = {"prompt_token_ids": list(prompt)}
+        if salt is not None:
+            text["cache_salt"] = salt
+        self._llm.add_request(name, text, params, lora_request=lora)
 
     def check_grammar(self, grammar: Grammar) -> None:
         """Refuse what xgrammar would pass over (see `schema`), or cannot read.

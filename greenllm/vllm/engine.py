@@ -123,11 +123,12 @@ class VllmEngine:
         """Open a bill and queue the request's sequences."""
         sequences = self._in_flight.open(request, self.info)
         digest = None if request.adapter is None else request.adapter.digest
+        salt = request.cache_salt
         with self._lock:
             for seq in sequences:
                 self._sequences[_name(seq)] = seq
                 prompt = seq.token_ids[: seq.prompt_len]
-                self._backend.add(_name(seq), prompt, sampling_values(seq), digest)
+                self._backend.add(_name(seq), prompt, sampling_values(seq), digest, salt)
 
     def step(self) -> list[Token]:
         """Run one step of vLLM, charge it, take its tokens."""

@@ -20,9 +20,17 @@ class Backend(Protocol):
         """Blocks of keys and values that nobody uses."""
 
     def add(
-        self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
+        self,
+        name: str,
+        prompt: Sequence[int],
+        values: Mapping[str, Any],
+        adapter: str | None,
+        salt: str | None,
     ) -> None:
-        """Queue a sequence; `adapter` is a digest that `load` has seen."""
+        """Queue a sequence; `adapter` is a digest that `load` has seen.
+
+        Sequences of another `salt` share no blocks with it.
+        """
 
     def check_grammar(self, grammar: Grammar) -> None:
         """Refuse a grammar that answers cannot be held to, as an `InvalidRequestError`."""

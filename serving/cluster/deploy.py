@@ -44,6 +44,7 @@ from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
 from serving.front_door import FrontDoor, StartError, check_tls, take_port
+from serving.keys.access import ring_of
 from serving.request_log import request_log
 
 log = logging.getLogger(__name__)
@@ -253,6 +254,7 @@ def _absolute(config: ServeConfig) -> ServeConfig:
         adapter_dirs=tuple(folder.absolute() for folder in config.adapter_dirs),
         cache_dir=config.cache_path.absolute(),
         data_dir=config.data_path.absolute(),
+        keys_file=None if config.keys_path is None else config.keys_path.absolute(),
         meter=meter,
     )
 
@@ -279,7 +281,7 @@ def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady)
     base = frozenset(name for one in found for name in one["names"])
     limits = FrontLimits((config.replicas or 1) * config.max_queue, base)
     with request_log(config) as log:
-        app = create_front(lambda: pool, config, limits, log)
+        app = create_front(lambda: pool, config, limits, ring_of(config), log)
         door = FrontDoor(
             app,
             config,

@@ -7,7 +7,8 @@ that replica is lost before the answer has begun, the request goes to another on
 replica after the other, so that the rest serve meanwhile; where one refuses, those that had done it
 undo it. Fine-tuning jobs and files need one server and are refused by name.
 
-Not covered: keys are checked by the replicas; where none is there, nothing is.
+Not covered: keys are checked by the replicas, but for `/metrics`; where no replica is there,
+nothing is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
 from serving.app import PLAIN, answer_errors, guard
+from serving.auth import identified, require_scope, token_of
 from serving.bodies import Bodies
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
@@ -34,6 +36,8 @@ from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
 from serving.config import HttpOptions
 from serving.errors import ApiError
 from serving.http import CLIENT_CLOSED_REQUEST, disconnected
+from serving.keys.ring import KeyRing
+from serving.keys.rules import rule_of
 from serving.request_log import Log
 
 logger = logging.getLogger(__name__)
@@ -321,6 +325,7 @@ def create_front(
     make_pool: Callable[[], Pool],
     options: HttpOptions,
     limits: FrontLimits,
+    keys: KeyRing | None = None,
     log: Log | None = None,
 ) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
@@ -339,6 +344,8 @@ def create_front(
         return _front(http).health()
 
     async def metrics(http: HttpRequest) -> Response:
+        if keys is not None:
+            require_scope(identified(keys, token_of(http)), rule_of("GET", "/metrics"))
         return await _front(http).metrics()
 
     async def answer(http: HttpRequest) -> Response:

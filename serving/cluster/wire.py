@@ -68,14 +68,17 @@ def kin_of(call: Call, base: Collection[str]) -> tuple[str, ...]:
 
     A session is the `X-Session-Id` header, or the body's `user`. The base
     model, by any of its names, is no tie: every replica has it. Bodies that cannot be read have no
-    kin: the replica says what is wrong with them.
+    kin: the replica says what is wrong with them. Sessions and words tie calls of one key only:
+    where a call goes must not tell what others have asked.
     """
     body = _object(call.body)
     session = call.fields.get(SESSION_HEADER) or body.get("user")
     model, words = body.get("model"), _first_words(body)
+    key = call.fields.get("authorization")
+    whose = "" if key is None else f"{_digest(key)}:"
     found = {
-        "session": session if isinstance(session, str) else None,
-        "prefix": None if words is None else f"{model}:{_digest(words)}",
+        "session": whose + session if isinstance(session, str) and session else None,
+        "prefix": None if words is None else f"{whose}{model}:{_digest(words)}",
         "adapter": model if isinstance(model, str) and model not in base else None,
     }
     return tuple(f"{kind}:{value}" for kind, value in found.items() if value)

@@ -4,6 +4,8 @@ Contract: a job survives a restart of the server, also after kill -9: it goes on
 complete checkpoint, and one that was done by then is taken. A change that a full disk refuses is
 tried again. A finished adapter is put where the server finds it before the job says that it
 succeeded. What training draws is told to the server's meter, so that it is not booked to requests.
+Owners take turns: next is a job of the one whose last began longest ago. A job ends after
+`longest_s` in its process at the latest.
 
 Not covered: several jobs at once; training on the GPU that serves.
 """
@@ -13,40 +15,54 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.bill.journal import RunJournal
-from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.bill.outcome import RunError, RunOutcome
 from finetune.files import JOURNAL, OUTCOME, REPORT
-from serving.jobs.store import Job, JobStatus, JobStore, adapter_folder, model_name
+from serving.jobs.energy import energy_of, energy_of_journal, spent_since
+from serving.jobs.models import disown, install
+from serving.jobs.store import Job, JobStatus, JobStore, next_of
 
 log = logging.getLogger(__name__)
 _POLL_S, _RETRY_S = 0.25, 5.0
 _LOWEST_PRIORITY = 19
-_WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 Follow = Callable[[int, bool], None]
+Spend = Callable[[str, float, float], None]
 
 
 class JobRunner:
     """Owns the queue; `follow(pid, is_training)` is told when a job's process comes and goes."""
 
-    def __init__(self, store: JobStore, adapters: Path, follow: Follow) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        adapters: Path,
+        follow: Follow,
+        *,
+        longest_s: float = math.inf,
+        spend: Spend = lambda owner, joules, grams: None,
+    ) -> None:
+        """`spend(owner, joules, grams)` is told what training has used since the last time."""
         self.store = store
+        self._spend = spend
+        self._longest_s = longest_s
         self._adapters = adapters
         self._follow = follow
         self._process: subprocess.Popen[bytes] | None = None
         self._current: str | None = None
         self._seen_steps = 0
         self._started_s = self._interrupted_s = 0.0
-        self._was_interrupted = False
+        self._was_interrupted = self._is_late = False
         self._stopping = False
 
     def recover(self, job: Job) -> None:
@@ -57,6 +73,7 @@ class JobRunner:
 
     async def run(self) -> None:
         """Turn until cancelled."""
+        await asyncio.to_thread(disown, self._adapters, self.store.models())
         while not self._stopping:
             wait_s = _POLL_S
             try:
@@ -73,7 +90,7 @@ class JobRunner:
             if left := [job for job in jobs if job.status == "running"]:
                 self.recover(left[0])
             elif waiting := [job for job in jobs if job.status == "queued"]:
-                self._start(waiting[-1])
+                self._start(next_of(waiting, jobs))
             return
         job = self.store.find(self._current)
         if job is None or self._process is None:
@@ -85,6 +102,9 @@ class JobRunner:
             self._forget()
             self._conclude(job, code)
         elif job.wanted == "cancel":
+            self._process.kill()
+        elif time.time() - self._started_s > self._longest_s:
+            self._is_late = True
             self._process.kill()
         elif job.wanted == "pause":
             self._interrupt()
@@ -114,7 +134,8 @@ class JobRunner:
         pid = self._process.pid
         self._follow(pid, True)
         os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
-        self._current, self._interrupted_s, self._was_interrupted = job.id, 0.0, False
+        self._current, self._interrupted_s = job.id, 0.0
+        self._was_interrupted = self._is_late = False
         self._seen_steps = self.store.last_step(job.id)
         self.store.change(
             job.id, status="running", pid=pid, started_at=job.started_at or int(time.time())
@@ -166,7 +187,14 @@ class JobRunner:
                 self._seen_steps = step
                 data = {"step": step, "train_loss": loss, "valid_loss": scores.get(step)}
                 self.store.note(job.id, f"step {step}: loss {loss:.4f}", data)
-        self.store.change(job.id, energy=energy_of_journal(journal))
+        self._keep_energy(job.id, energy_of_journal(journal))
+
+    def _keep_energy(self, job_id: str, energy: Mapping[str, Any]) -> None:
+        """Keep the joules of a job so far; its owner has spent what is new of them."""
+        job = self.store.find(job_id)
+        if job is not None and job.owner is not None:
+            self._spend(job.owner, *spent_since(job.energy or {}, energy))
+        self.store.change(job_id, energy=energy)
 
     def _conclude(self, job: Job, code: int) -> None:
         """A job whose end cannot be kept has failed; on a full disk it is tried again."""
@@ -182,6 +210,8 @@ class JobRunner:
         outcome = self._outcome(job)
         bill = None if outcome is None else outcome.bill
         energy: dict[str, Any] = {} if bill is None else {"energy": energy_of(bill)}
+        if bill is not None:
+            self._keep_energy(job.id, energy["energy"])
         if job.wanted == "cancel":
             self._finish(job, "cancelled", **energy)
         elif outcome is not None and outcome.is_done:
@@ -191,9 +221,14 @@ class JobRunner:
         elif outcome is not None and outcome.stopped_by == "interrupt":
             self._queue(job, **energy)
         else:
-            crash = RunError(f"the training process ended with code {code}; see log.txt")
-            error = (outcome and outcome.error) or crash
+            error = (outcome and outcome.error) or self._crash(code)
             self._finish(job, "failed", error=error.message, blamed=error.option, **energy)
+
+    def _crash(self, code: int) -> RunError:
+        """Why there is no outcome."""
+        if self._is_late:
+            return RunError(f"it took more than {self._longest_s / 3600:g} hours (--max-job-hours)")
+        return RunError(f"the training process ended with code {code}; see log.txt")
 
     def _put_back(self, job: Job) -> None:
         """A job whose process is gone, not by its own fault: taken if done, else waiting again."""
@@ -215,7 +250,7 @@ class JobRunner:
         """A run that is done becomes a model; what it did unseen is told first."""
         self._seen_steps = self.store.last_step(job.id)
         self._note_progress(job)
-        name = self._install(job)
+        name = install(job, self.store.output(job.id), self._adapters)
         if outcome.stopped_by is not None:
             self.store.note(job.id, f"stopped by {outcome.stopped_by}; the best weights are kept")
         tokens = outcome.tokens
@@ -230,23 +265,13 @@ class JobRunner:
         self.store.note(job.id, "queued again: its process ended before its training did")
 
     def _finish(self, job: Job, status: JobStatus, error: str | None = None, **more: Any) -> None:
+        if error is not None:  # where the server keeps things is its own affair
+            error = error.replace(f"{self.store.folder(job.id)}{os.sep}", "")
         ended = {"status": status, "error": error, "finished_at": int(time.time()), **more}
         self.store.change(job.id, wanted=None, pid=None, **ended)
         said = status if error is None else f"{status}: {error}"
         self.store.note(job.id, said, level="info" if error is None else "error")
-
-    def _install(self, job: Job) -> str:
-        """Put the adapter where the server looks; returns the model's name."""
-        name = model_name(job)
-        target = self._adapters / adapter_folder(name)
-        draft = self._adapters / f".{job.id}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for file in _WEIGHTS:
-            shutil.copy(self.store.output(job.id) / file, draft / file)
-        shutil.rmtree(target, ignore_errors=True)
-        draft.replace(target)
-        return name
+        self.store.drop_data(job.id)
 
     async def stop(self, timeout_s: float) -> None:
         """Let the job save a checkpoint; it goes on when the server is back."""
@@ -266,29 +291,6 @@ class JobRunner:
                 self._put_back(job)
         except Exception:  # the server that comes back finds it as it is
             log.exception("job %s at the stop of the server", job and job.id)
-
-
-def energy_of(bill: TrainingBill) -> dict[str, Any]:
-    """A finished run's joules."""
-    return {
-        "energy_joules": bill.total_j,
-        "joules_per_training_token": bill.joules_per_token,
-        "by_phase_joules": dict(bill.by_phase_j),
-        "method": bill.method,
-        "measured": bill.measured,
-        "uncertainty": bill.uncertainty,
-        "operational_gco2e": bill.operational_g,
-        "predicted_joules": bill.predicted_j,
-    }
-
-
-def energy_of_journal(journal: RunJournal) -> dict[str, Any]:
-    """The joules of a run so far."""
-    return {
-        "energy_joules": journal.total_j,
-        "by_phase_joules": journal.by_phase_j,
-        "predicted_joules": journal.predicted_j,
-    }
 
 
 def _kill_stale(pid: int, recipe: Path) -> None:

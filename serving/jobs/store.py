@@ -5,7 +5,8 @@
     output/      checkpoints, weights, report
 
 Contract: `job.json` is replaced as a whole; a server that comes back finds every job as it was.
-Not covered: jobs of one key hidden from another's.
+Each job has an owner, who may have a number of open jobs; of those that have ended the newest
+`MOST_ENDED` are kept.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ import logging
 import os
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.jobs.energy import spent_since
 from serving.jobs.files import time_ordered_id
+from serving.jobs.quota import UNLIMITED, Quota, QuotaError
 
 log = logging.getLogger(__name__)
 JobStatus = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
 FINE_TUNED = "ft:"
+ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
+MOST_ENDED = 500
+DATA_FILES = ("training.jsonl", "validation.jsonl")
 _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 
 
@@ -59,25 +67,72 @@ class Job:
     pid: int | None = None
     energy: Mapping[str, Any] | None = field(default=None)
     method: Literal["supervised", "dpo"] = "supervised"
+    owner: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still train."""
+        return self.status not in ENDED
 
 
 class JobStore:
     """Jobs in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quota: Quota = UNLIMITED) -> None:
         self._folder = folder
+        self._quota = quota
+        self._adding = threading.Lock()
 
     def add(self, job: Job, fill: Callable[[Path], None] = lambda folder: None) -> None:
-        """Keep a new job once its folder is filled; nobody sees one that is not."""
-        folder = self.folder(job.id)
-        folder.mkdir(parents=True)
-        try:
-            fill(folder)
-            self.note(job.id, "created")
-            self.save(job)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        """Keep a new job once its folder is filled; nobody sees one that is not.
+
+        Raises:
+            QuotaError: its owner has as many open jobs as it may have.
+        """
+        with self._adding:
+            self._make_room(job.owner)
+            folder = self.folder(job.id)
+            folder.mkdir(parents=True)
+            try:
+                fill(folder)
+                self.note(job.id, "created")
+                self.save(job)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+    def _make_room(self, owner: str | None) -> None:
+        """Refuse another open job where there are enough, and forget the oldest that have ended."""
+        own = [job for job in self.all() if job.owner == owner]
+        if sum(job.is_open for job in own) >= self._quota.num_jobs:
+            raise QuotaError(
+                f"{self._quota.num_jobs} fine-tuning jobs wait, run or are paused, which is the"
+                " most; wait for one, or cancel it"
+            )
+        for job in [job for job in own if not job.is_open][MOST_ENDED - 1 :]:
+            shutil.rmtree(self.folder(job.id), ignore_errors=True)
+
+    def data_bytes(self, owner: str | None) -> int:
+        """Bytes of the data that an owner's open jobs have copied."""
+        own = [job for job in self.all() if job.owner == owner and job.is_open]
+        paths = [self.folder(job.id) / name for job in own for name in DATA_FILES]
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
+    def spent_since(self, since_s: float) -> dict[str, tuple[float, float]]:
+        """Joules and grams by owner of the jobs that are open, or have ended since then."""
+        found: dict[str, tuple[float, float]] = {}
+        for job in self.all():
+            if job.owner is not None and (job.is_open or (job.finished_at or 0) >= since_s):
+                joules, grams = spent_since({}, job.energy or {})
+                before = found.get(job.owner, (0.0, 0.0))
+                found[job.owner] = before[0] + joules, before[1] + grams
+        return found
+
+    def drop_data(self, job_id: str) -> None:
+        """Delete the data that it has copied: a job that has ended needs none."""
+        for name in DATA_FILES:
+            with suppress(OSError):
+                (self.folder(job_id) / name).unlink()
 
     def save(self, job: Job) -> None:
         """Replace what is kept of it."""
@@ -162,6 +217,14 @@ class JobStore:
         """The last step that an event told of; 0 before the first."""
         found = (event["data"] for event in self.events(job_id) if event["data"] is not None)
         return next((int(data["step"]) for data in found), 0)
+
+
+def next_of(waiting: Sequence[Job], jobs: Sequence[Job]) -> Job:
+    """The waiting job whose owner's last one began longest ago; of one owner the oldest."""
+    last: dict[str | None, int] = {}
+    for job in jobs:
+        last[job.owner] = max(last.get(job.owner, 0), job.started_at or 0)
+    return min(waiting, key=lambda job: (last[job.owner], job.created_at, job.id))
 
 
 def new_job_id() -> str:

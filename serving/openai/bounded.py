@@ -57,7 +57,12 @@ Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 Stop = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS)]
 TokenIds = Annotated[list[int], items(MOST_TOKEN_IDS)]
 Nothing = Annotated[list[Any], items(0)]
-Labels = Annotated[dict[Name, Name], Field(max_length=MOST_LABELS), entries(MOST_LABELS)]
+User = Annotated[str, Field(max_length=256)]
+Labels = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=MOST_LABELS),
+    entries(MOST_LABELS),
+]
 Biases = Annotated[dict[Name, float], Field(max_length=MOST_BIASES), entries(MOST_BIASES)]
 Path = Annotated[str, Field(min_length=1, max_length=MOST_PATH_CHARACTERS)]
 Value = Annotated[str, Field(max_length=MOST_PATH_CHARACTERS)]

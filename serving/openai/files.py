@@ -1,6 +1,6 @@
 """`/v1/files` as OpenAI has it. Only `fine-tune` is a purpose here.
 
-Not covered: files of one key hidden from another's; expiry.
+A file belongs to the key that uploaded it; for others it is not there. Not covered: expiry.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from fastapi.responses import FileResponse, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from serving.auth import Asking, audit
 from serving.errors import ApiError
 from serving.http import Server, require_type
 from serving.jobs.files import PURPOSE, StoredFile
-from serving.limits import MOST_NAME_CHARACTERS
+from serving.jobs.quota import QuotaError
+from serving.keys.caller import Caller
 from serving.state import ServerState
 
 router = APIRouter()
+_LONGEST_NAME = 255
 _FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -43,14 +46,16 @@ _FORM: dict[str, Any] = {
 
 
 @router.post("/v1/files", openapi_extra=_FORM)
-async def upload(state: Server, http: HttpRequest) -> dict[str, Any]:
+async def upload(state: Server, caller: Asking, http: HttpRequest) -> dict[str, Any]:
     """Keep an uploaded file."""
     require_type(http, "multipart/form-data")
-    _refuse_large(http, state)
     try:
+        await asyncio.to_thread(state.files.check, caller.owner, _size_of(http, state))
         form = await http.form(max_files=1, max_fields=8)
     except HTTPException as error:
         raise ApiError(400, f"the form cannot be read: {error.detail}") from error
+    except QuotaError as error:
+        raise over_quota(error) from error
     try:
         purpose, file = form.get("purpose"), form.get("file")
         if unknown := form.keys() - {"purpose", "file"}:
@@ -63,24 +68,35 @@ async def upload(state: Server, http: HttpRequest) -> dict[str, Any]:
         if (file.size or 0) > state.config.max_file_mb * 1_000_000:
             raise _too_large(state)
         name = Path(file.filename or "upload").name
-        if len(name) > MOST_NAME_CHARACTERS:
-            text = f"the file's name has {len(name)} characters, at most {MOST_NAME_CHARACTERS}"
-            raise ApiError(400, text, param="file")
+        if len(name) > _LONGEST_NAME:
+            raise ApiError(400, f"its name may have {_LONGEST_NAME} characters", param="file")
         try:
-            stored = await asyncio.to_thread(state.files.add, file.file, name)
+            stored = await asyncio.to_thread(state.files.add, file.file, name, caller.owner)
         except OSError as error:
             raise ApiError(500, f"the file cannot be kept: {error.strerror or error}") from error
+        except QuotaError as error:
+            raise over_quota(error) from error
     finally:
         await form.close()
+    audit(http, "file.upload", stored.id)
     return stored.body()
 
 
-def _refuse_large(http: HttpRequest, state: ServerState) -> None:
+def over_quota(error: QuotaError) -> ApiError:
+    """The answer to a key that keeps as much as it may."""
+    # Trying again does not help, and of an upload the rest is not read.
+    headers = {"X-Should-Retry": "false", "Connection": "close"}
+    return ApiError(429, str(error), code="insufficient_quota", headers=headers)
+
+
+def _size_of(http: HttpRequest, state: ServerState) -> int:
+    """Bytes of an upload, which may not be too many."""
     size = http.headers.get("content-length", "")
     if not size.isdigit():
         raise ApiError(411, "uploads need a Content-Length")
     if int(size) > (state.config.max_file_mb + 1) * 1_000_000:
         raise _too_large(state)
+    return int(size)
 
 
 def _too_large(state: ServerState) -> ApiError:
@@ -91,40 +107,42 @@ def _too_large(state: ServerState) -> ApiError:
 
 
 @router.get("/v1/files")
-async def files(state: Server) -> dict[str, Any]:
+async def files(state: Server, caller: Asking) -> dict[str, Any]:
     """List the files."""
     found = await asyncio.to_thread(state.files.all)
-    return {"object": "list", "data": [file.body() for file in found], "has_more": False}
+    data = [file.body() for file in found if caller.may_see(file.owner)]
+    return {"object": "list", "data": data, "has_more": False}
 
 
 @router.get("/v1/files/{file_id}")
-async def file(state: Server, file_id: str) -> dict[str, Any]:
+async def file(state: Server, caller: Asking, file_id: str) -> dict[str, Any]:
     """Describe a file."""
-    return find_file(state, file_id, "file_id").body()
+    return find_file(state, caller, file_id, "file_id").body()
 
 
 @router.get("/v1/files/{file_id}/content")
-async def content(state: Server, file_id: str) -> Response:
+async def content(state: Server, caller: Asking, file_id: str) -> Response:
     """What is in a file."""
-    found = find_file(state, file_id, "file_id")
+    found = find_file(state, caller, file_id, "file_id")
     return FileResponse(state.files.path(found.id), filename=found.filename)
 
 
 @router.delete("/v1/files/{file_id}")
-async def delete(state: Server, file_id: str) -> dict[str, Any]:
+async def delete(state: Server, caller: Asking, http: HttpRequest, file_id: str) -> dict[str, Any]:
     """Delete a file; jobs that have begun have their own copy."""
-    find_file(state, file_id, "file_id")
+    find_file(state, caller, file_id, "file_id")
     await asyncio.to_thread(state.files.remove, file_id)
+    audit(http, "file.delete", file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def find_file(state: ServerState, file_id: str, param: str) -> StoredFile:
+def find_file(state: ServerState, caller: Caller, file_id: str, param: str) -> StoredFile:
     """A file by its id.
 
     Raises:
-        ApiError: there is none (404).
+        ApiError: there is none that the caller may see (404).
     """
     found = state.files.find(file_id)
-    if found is None:
+    if found is None or not caller.may_see(found.owner):
         raise ApiError(404, f"there is no file {file_id!r}", param=param, code="file_not_found")
     return found

@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions` and `POST /v1/completions`.
 
-Contract: every request that reaches a handler with a valid key leaves a row in the ledger, also
-one that is refused. Callers without a valid key leave none: they could fill the disk.
+Contract: every request that reaches a handler leaves a row in the ledger, also one that is refused
+here. Whom `serving.auth` does not let in leaves none.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from greenllm.choices import gather
 from greenllm.core import InvalidRequestError, Request, Token, new_request_id
 from greenllm.energy.receipt import Receipt
 from greenllm.model.adapter_folders import is_name
+from serving.auth import caller_of
 from serving.bridge import EngineDownError, Submission
 from serving.errors import ApiError, from_invalid_request
 from serving.http import (
     CLIENT_CLOSED_REQUEST,
-    UNAUTHORIZED,
     body_of,
     body_schema,
     disconnected,
@@ -83,15 +83,13 @@ async def completions(http: HttpRequest) -> Response:
 
 async def _generate(http: HttpRequest, endpoint: _Endpoint[B]) -> Response:
     """From a body to an answer; a refusal leaves a row in the ledger too."""
-    state, request_id, asked = state_of(http), new_request_id(endpoint.id_prefix), None
+    state, request_id, body = state_of(http), new_request_id(endpoint.id_prefix), None
     try:
-        key = state.key_of(http)
         async with body_of(http, state, endpoint.body) as (body, size):
-            asked = body.model
             # The model is looked up before its prompt costs anything.
-            target = await state.models.resolve(asked)
+            target = await state.models.resolve(body.model, caller_of(http))
             _check_stream(body)
-            make = partial(endpoint.make_request, body, target, request_id=request_id, key=key)
+            make = partial(endpoint.make_request, body, target, request_id=request_id)
             request = await state.bodies.work(size, make)
         form = endpoint.make_form(request, target, body)
         submission = await submit(state, target, request, streaming=bool(body.stream))
@@ -105,8 +103,7 @@ async def _generate(http: HttpRequest, endpoint: _Endpoint[B]) -> Response:
         refusal = error
     except EngineDownError as error:
         return ApiError(500, str(error)).response(request_id)
-    if refusal.status != UNAUTHORIZED:
-        state.record(_refused(http, state, request_id, asked, refusal.status))
+    state.record(_refused(http, state, request_id, body, refusal.status))
     return refusal.response(request_id)
 
 
@@ -118,15 +115,19 @@ def _check_stream(body: SamplingBody) -> None:
 
 
 def _refused(
-    http: HttpRequest, state: ServerState, request_id: str, asked: str | None, http_status: int
+    http: HttpRequest,
+    state: ServerState,
+    request_id: str,
+    body: SamplingBody | None,
+    http_status: int,
 ) -> Receipt:
     """The row of a refused request; its few joules are part of `idle` or of others' windows.
 
     It is under the model's official name and names the adapter that was asked for, there or not,
     if it could be one's name: a client may ask for anything.
     """
-    target = None if asked is None else state.models.split(asked)
-    adapter = None if target is None else target.adapter
+    caller, asked = caller_of(http), None if body is None else body.model
+    adapter = None if asked is None else state.models.split(asked, caller).adapter
     known = adapter is None or is_name(adapter)
     return Receipt(
         request_id=request_id,
@@ -140,7 +141,10 @@ def _refused(
         endpoint=http.url.path,
         adapter=adapter if known else None,
         http_status=http_status,
-        key=state.key_of(http),
+        key=caller.name,
+        team=caller.team,
+        user=None if body is None else body.user,
+        metadata={} if body is None else body.metadata or {},
     )
 
 

@@ -37,7 +37,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
 
-def chat_request(body: ChatBody, target: Target, *, request_id: str, key: str | None) -> Request:
+def chat_request(body: ChatBody, target: Target, *, request_id: str) -> Request:
     """Render the messages and make a request; without a limit the answer may fill the context."""
     _check_chat(body)
     tokenizer, context = target.served.tokenizer, target.served.info.context_length
@@ -56,7 +56,7 @@ def chat_request(body: ChatBody, target: Target, *, request_id: str, key: str | 
         prompt_logprobs=body.prompt_logprobs,
         grammar=_grammar(body),
     )
-    return _request(body, target, (prompt,), sampling, request_id, key)
+    return _request(body, target, (prompt,), sampling, request_id)
 
 
 def _request(
@@ -65,10 +65,9 @@ def _request(
     prompts: tuple[tuple[int, ...], ...],
     sampling: SamplingParams,
     request_id: str,
-    key: str | None,
 ) -> Request:
     """The parts of a request that every endpoint makes alike."""
-    drafting = target.served.drafting
+    drafting, caller = target.served.drafting, target.caller
     _check_logprobs(prompts, sampling)
     return Request(
         request_id=request_id,
@@ -77,7 +76,11 @@ def _request(
         model=target.served.name,
         asked_model=target.asked,
         endpoint=body.endpoint,
-        key=key,
+        key=caller.name,
+        team=caller.team,
+        user=body.user,
+        metadata=body.metadata or {},
+        cache_salt=caller.cache_salt,
         created_s=time.time(),
         speculation=_speculation(body, drafting.speculator.default.num_tokens),
         approximation=_approximation(body, drafting.exit),
@@ -124,9 +127,7 @@ def _check_length(body: ChatBody, prompt_len: int, limit: int, context: int) -> 
         )
 
 
-def completion_request(
-    body: CompletionBody, target: Target, *, request_id: str, key: str | None
-) -> Request:
+def completion_request(body: CompletionBody, target: Target, *, request_id: str) -> Request:
     """Encode the prompts and make a request; see `chat_request`."""
     prompts = tuple(tuple(ids) for ids in _prompt_ids(body.prompt, target.served.tokenizer))
     sampling = _sampling(
@@ -139,7 +140,7 @@ def completion_request(
         else body.prompt_logprobs,
         grammar=None,
     )
-    return _request(body, target, prompts, sampling, request_id, key)
+    return _request(body, target, prompts, sampling, request_id)
 
 
 def _prompt_ids(

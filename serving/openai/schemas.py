@@ -5,7 +5,7 @@ item that is wrong: what a wrong body costs does not grow with it.
 
 Parameters of the OpenAI API that greenllm does not support are listed too, with the values that
 mean "off" (see `off`): any other value is a 400 that says so by name. Nothing is accepted and
-ignored, except `user` and `metadata`, which change nothing by their definition.
+ignored, except `user` and `metadata`, which change no answer: they are labels on the receipt.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from serving.openai.bounded import (
     Stop,
     Text,
     TokenIds,
+    User,
     items,
     refuse_many,
 )
@@ -136,7 +137,7 @@ class SamplingBody(Body):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     speculative: Speculative | None = None
     approximate: Approximate | None = None
-    user: Name | None = None
+    user: User | None = None
     metadata: Labels | None = None
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,16 @@ from greenllm.tokenizer import Tokenizer, load_tokenizer
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
+from serving.keys.access import Access
 from serving.request_log import Entry
 from serving.server import Parts, make_state
+from tests.api import trainer
 from tests.api.asgi import AppTransport, Exchange
 from tests.api.documented import check_documented
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
+ROOT = Path(__file__).parents[2]
 URL = "http://localhost"
 
 
@@ -120,9 +125,27 @@ class App(Client):
         http: Any = self._client()
         return openai.OpenAI(base_url=f"{URL}/v1", api_key=api_key, max_retries=0, http_client=http)
 
-    def begin(self, path: str, body: dict[str, Any]) -> Exchange:
-        """Post a request, to leave before its answer is there."""
-        return self._transport.begin(self.http.build_request("POST", path, json=body))
+    def begin(
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: Mapping[str, str] | None = None,
+        *,
+        blanks: int = 0,
+    ) -> Exchange:
+        """Post a request, to leave before its answer is there; `blanks` make its body longer."""
+        content = json.dumps(body) + " " * blanks
+        kind = {"Content-Type": "application/json"}
+        request = self.http.build_request(
+            "POST", path, content=content, headers={**kind, **(headers or {})}
+        )
+        return self._transport.begin(request)
+
+    @property
+    def access(self) -> Access:
+        """Keys, limits and wrong keys, as the app has them."""
+        found: Access = self._app.state.server.access
+        return found
 
     def stop_taking(self) -> None:
         """What SIGTERM does first."""
@@ -195,3 +218,21 @@ def _save_adapter(
 def save_adapter() -> Callable[..., Path]:
     """`(folder, seed=1, rank=2, modules=("q_proj",))`: an adapter of the fake model; the folder."""
     return _save_adapter
+
+
+@pytest.fixture(scope="module")
+def fake_training(
+    tmp_path_factory: pytest.TempPathFactory, save_adapter: Callable[..., Path]
+) -> Iterator[None]:
+    """Jobs find another `finetune.job`, first on the path; the rest of finetune is the real one."""
+    root = tmp_path_factory.mktemp("training")
+    package = root / "finetune"
+    save_adapter(package / trainer.ADAPTER)
+    shutil.copy(trainer.__file__, package / "job.py")
+    (package / "__init__.py").write_text(
+        "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(root), str(ROOT))))
+        patch.setenv("PYTHONSAFEPATH", "1")
+        yield

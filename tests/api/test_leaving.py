@@ -97,9 +97,9 @@ def test_leaving_before_the_answer_has_begun(
 ) -> None:
     """While a long body is worked on, beside the event loop: nothing is computed for nobody."""
     server = start_app(tokenizer=slowly)
-    body = server.completion("slowly", stream=stream, stop=["u" * 4000] * 5, **LONG)
+    body = server.completion("slowly", stream=stream, **LONG)
     with server.machine.held():
-        client = server.begin(TEXT, body)
+        client = server.begin(TEXT, body, blanks=100_000)
         assert slowly.reached.wait(PATIENCE_S)
         client.close()
         assert server.http.get("/health").status_code == 200

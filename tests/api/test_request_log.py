@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from serving.auth import fingerprint
+from serving.keys.ring import fingerprint
 from tests.api.machine import STEP_J
 from tests.waiting import PATIENCE_S, until
 
@@ -58,7 +58,7 @@ def test_keys_are_told_by_name_and_strangers_not(start_app: StartApp) -> None:
         headers = {"Authorization": f"Bearer {key}"}
         assert locked.http.get("/v1/energy?since=1767225", headers=headers).status_code == status
     known, stranger = until(lambda: locked.told[1:] and locked.told, "both")
-    assert (known.key, known.status, known.path) == (fingerprint(KEY), 200, "/v1/energy")
+    assert (known.key, known.status, known.path) == (fingerprint(KEY.encode()), 200, "/v1/energy")
     assert (stranger.key, stranger.status) == (None, 401)
     assert KEY not in str(locked.told)
 

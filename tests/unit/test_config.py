@@ -104,6 +104,24 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load(ServeConfig, flags={}, file=latin)
 
 
+@pytest.mark.parametrize("given", ["", ",", " , "])
+def test_no_key_among_the_keys_does_not_open_a_server(given: str, tmp_path: Path) -> None:
+    for found in ({"flags": {"api_keys": given}},
+                  {"flags": {}, "environment": {"GREENLLM_API_KEYS": given}},
+                  {"flags": {}, "file": toml(tmp_path, "api_keys = []\n")}):  # fmt: skip
+        with pytest.raises(ConfigError, match="--api-keys has no key in it"):
+            load(ServeConfig, **found)
+
+
+def test_a_keys_file_in_the_data_folder_is_used(tmp_path: Path) -> None:
+    config = ServeConfig(data_dir=tmp_path)
+    assert (config.keys_path, config.needs_key) == (None, False)
+    (tmp_path / "keys.json").touch()
+    assert (config.keys_path, config.needs_key) == (tmp_path / "keys.json", True)
+    named = ServeConfig(data_dir=tmp_path, keys_file=tmp_path / "other.json")
+    assert named.keys_path == tmp_path / "other.json"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("zone = " + "[" * 100_000, "nested too deeply"), ("# " + "x" * 1_000_000, "1000000 bytes")],

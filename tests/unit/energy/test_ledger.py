@@ -106,6 +106,9 @@ def test_a_receipt_comes_back_as_it_was(ledger: Ledger) -> None:
         "a",
         adapter="lora",
         key="k",
+        team="t",
+        user="u",
+        metadata={"for": "test"},
         endpoint="/v1/x",
         http_status=200,
         domains_j={"cpu": 2.5, "gpu": 0.5},
@@ -164,7 +167,9 @@ def test_sums_per_group(ledger: Ledger) -> None:
             make_receipt(
                 "2", model="a", active_j=2.0, idle_j=0.5, operational_g=0.5, embodied_g=0.0
             ),
-            make_receipt("3", model="b", status="provisional", adapter="x", key="k"),
+            make_receipt(
+                "3", model="b", status="provisional", adapter="x", key="k", team="t", user="u"
+            ),
         ],
     )
     assert ledger.sums("model") == [
@@ -176,7 +181,8 @@ def test_sums_per_group(ledger: Ledger) -> None:
     assert total.joules_per_token == 0.4
     assert ledger.sums(key="k") == [GroupSums(None, 1, 10, 5, None, None, None, 1)]
     assert {row.group: row.requests for row in ledger.sums("adapter")} == {None: 2, "x": 1}
-    assert {row.group: row.requests for row in ledger.sums("key")} == {None: 2, "k": 1}
+    for name in ("key", "team", "user"):
+        assert {row.group: row.requests for row in ledger.sums(name)} == {None: 2, name[0]: 1}
     assert [row.group for row in ledger.sums("outcome")] == ["completed"]
     assert [row.group for row in ledger.sums("endpoint")] == [""]
 

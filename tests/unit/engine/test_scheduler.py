@@ -637,3 +637,34 @@ def test_an_approximate_answer_uses_what_others_have_left(
     (seq,) = add(scheduler, ask_early("b", [2] * 3 + [1] * 8, max_tokens=4))
     turn(scheduler)
     assert seq.num_cached == 8
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [("ada", "bob"), ("ada", None), (None, "ada"), ("fox", None)]
+)
+@pytest.mark.parametrize("adapter", [None, "fox"])
+def test_prompts_are_found_with_the_same_salt_only(
+    mine: str | None, theirs: str | None, adapter: str | None
+) -> None:
+    scheduler, prompt = make_scheduler(), list(range(1, 13))
+    request = make_request("a", prompt, max_tokens=1, adapter=adapter)
+
+    def cached(salt: str | None) -> int | None:
+        (seq,) = add(scheduler, replace(request, cache_salt=salt))
+        while not seq.is_finished:
+            turn(scheduler)
+        return seq.num_cached
+
+    assert cached(mine) == 0
+    assert cached(theirs) == 0
+    assert cached(mine) == 11
+
+
+def test_a_salt_is_not_taken_for_an_adapter() -> None:
+    scheduler, prompt = make_scheduler(), list(range(1, 13))
+    (adapted,) = add(scheduler, make_request("a", prompt, max_tokens=1, adapter="fox"))
+    turn(scheduler)
+    salted = replace(make_request("b", prompt, max_tokens=1), cache_salt="digest of fox")
+    (other,) = add(scheduler, salted)
+    turn(scheduler)
+    assert (adapted.num_cached, other.num_cached) == (0, 0)

@@ -29,6 +29,7 @@ def test_every_combination_is_tried() -> None:
         ("", "at least two"),
         ("rank=big,small", "--sweep rank must be of type int"),
         ("schedule=linear,zigzag", "must be one of"),
+        (";".join(["rank=1,2,3,4", "alpha=1,2,3,4"] * 20), "more than 64 combinations"),
     ],
 )
 def test_what_cannot_be_swept_is_named(text: str, reason: str) -> None:

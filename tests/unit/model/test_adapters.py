@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from greenllm.core import AdapterRef
-from greenllm.model.adapter_folders import AdapterNameError
+from greenllm.core import EVERYBODY, AdapterRef
+from greenllm.model.adapter_folders import OWNER_NAME, AdapterNameError, keep_owner
 from greenllm.model.adapters import AdapterRegistry, UnknownAdapterError
 from greenllm.model.lora_config import CONFIG_NAME, WEIGHTS_NAME, AdapterError
 from greenllm.model.lora_layout import LoraFacts
@@ -437,3 +437,20 @@ def test_threads_that_hammer_leave_nothing_behind(shelf: Shelf) -> None:
         registry.remove(name)
     gc.collect()
     assert [weights for weights in shelf.read_weights if weights() is not None] == []
+
+
+def test_adapters_are_everybodys_or_whose_they_are_said_to_be(shelf: Shelf) -> None:
+    for name in ("common", "mine", "nobodys", "garbled"):
+        shelf.put(shelf.home / name)
+    keep_owner(shelf.home / "mine", "ada")
+    keep_owner(shelf.home / "nobodys", None)
+    (shelf.home / "garbled" / OWNER_NAME).write_text("{")
+    registry = shelf.registry()
+    registry.add("added", shelf.put(shelf.home / "later"), owner="bob")
+    owners = {info.name: info.owner for info in registry.list()}
+    assert owners == {
+        "common": EVERYBODY, "later": EVERYBODY, "mine": "ada", "nobodys": None, "garbled": None,
+        "added": "bob",
+    }  # fmt: skip
+    assert use(registry, "mine").owner == "ada"
+    assert use(registry, "added").owner == "bob"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_with_keys_the_line_to_try_has_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = announced(monkeypatch, capsys, api_keys=("sk-1", "sk-2"), served_model_name="it's")
-    assert "Try it, with KEY set to one of the --api-keys:" in lines
+    assert "Try it, with KEY set to one of the keys:" in lines
     words = shlex.split(lines[-1])
     assert words[words.index("Authorization: Bearer $KEY") - 1] == "-H"
     assert '"Authorization: Bearer $KEY"' in lines[-1]
@@ -190,6 +191,30 @@ def test_a_server_open_to_others_is_warned_of(host: str) -> None:
     for word in ("--api-keys", "/metrics", "/v1/energy", host):
         assert word in warning
     assert serve.exposures(ServeConfig(host=host, api_keys=("k",))) == []
+    assert serve.exposures(ServeConfig(host=host, keys_file=Path("keys.json"))) == []
+
+
+def test_what_others_can_look_into_is_warned_of(tmp_path: Path) -> None:
+    data, keys = tmp_path / "data", tmp_path / "it's keys"
+    config = ServeConfig(data_dir=data, keys_file=keys)
+    assert serve.loose_modes(config) == []
+    data.mkdir(mode=0o755)
+    keys.touch(0o644)
+    for path, warning in zip((data, keys), serve.loose_modes(config), strict=True):
+        command = warning.partition(": ")[2]
+        assert shlex.split(command) == ["chmod", "go=", str(path)]
+        subprocess.run(shlex.split(command), check=True)
+    assert serve.loose_modes(config) == []
+
+
+def test_what_a_server_makes_is_private(tmp_path: Path) -> None:
+    with serve.private_files():
+        (tmp_path / "a").touch()
+        (tmp_path / "b").mkdir()
+    (tmp_path / "c").touch()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert (modes["a"], modes["b"]) == (0o600, 0o700)
+    assert modes["c"] != 0o600, "and only then"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])

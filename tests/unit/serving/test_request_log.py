@@ -139,7 +139,7 @@ def told_of(app: Any, log: list[Entry]) -> None:
     async def run() -> None:
         scope = {"type": "http", "method": "GET", "path": "/x" * 1000, "headers": []}
         sink: Log = log.append
-        await RequestLog(app, HttpOptions(), sink)(scope, None, _ignored)  # type: ignore[arg-type]
+        await RequestLog(app, sink)(scope, None, _ignored)  # type: ignore[arg-type]
 
     asyncio.run(run())
 

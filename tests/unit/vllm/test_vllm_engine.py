@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,15 +61,22 @@ class Counting:
     queued: dict[str, Queued] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
+    salts: list[str | None] = field(default_factory=list)
     loaded: list[tuple[str, Path]] = field(default_factory=list)
     num_free_blocks: int = 9
     error: Exception | None = None
     ended: Any = None
 
     def add(
-        self, name: str, prompt: Sequence[int], values: Mapping[str, Any], adapter: str | None
+        self,
+        name: str,
+        prompt: Sequence[int],
+        values: Mapping[str, Any],
+        adapter: str | None,
+        salt: str | None,
     ) -> None:
         self.told.append(dict(values))
+        self.salts.append(salt)
         self.queued[name] = Queued(
             list(prompt), len(prompt), values["max_tokens"], values["stop_token_ids"]
         )
@@ -174,6 +181,13 @@ def run(engine: VllmEngine) -> tuple[list[Token], dict[str, Receipt]]:
 def request(name: str, *prompt: int, **sampling: Any) -> Request:
     values = {"temperature": 0, "max_tokens": 4, **sampling}
     return Request(name, (prompt,), SamplingParams(**values), model="m")
+
+
+def test_sequences_are_queued_with_their_requests_salt(make: Make) -> None:
+    engine, backend = make()
+    engine.add_request(replace(request("a", 1, 2), cache_salt="ada"))
+    engine.add_request(request("b", 1, 2))
+    assert backend.salts == ["ada", None]
 
 
 def test_steps_are_charged_by_what_was_scheduled(make: Make) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,9 @@ from serving.cluster.front import FrontLimits, create_front, drain, end_all
 from serving.cluster.pool import ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket
 from serving.config import HttpOptions
+from serving.keys.caller import Scope
+from serving.keys.ring import KeyRing
+from serving.keys.store import Key, change_keys, hash_of
 
 PATIENCE_S = 10.0
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -417,6 +421,30 @@ def test_the_front_is_ready_with_its_first_replica() -> None:
 def test_a_front_without_replicas_is_not_ready_and_yet_healthy() -> None:
     assert ask(FakePool({}), "GET", "/ready").status_code == 503
     assert ask(FakePool({}), "GET", "/health").status_code == 200
+
+
+def test_metrics_are_for_keys_with_the_scope(tmp_path: Path) -> None:
+    """The front answers these itself; for the rest the replicas look at keys."""
+    path = tmp_path / "keys.json"
+    scopes: dict[str, frozenset[Scope]] = {
+        "a": frozenset({"metrics"}),
+        "b": frozenset({"inference"}),
+    }
+    keys = [Key(name=name, sha256=hash_of(name.encode()), scopes=scopes[name]) for name in scopes]
+    change_keys(path, lambda _: keys)
+    ring = KeyRing((), path, lambda: 0.0, lambda: 0.0)
+    app = create_front(lambda: FakePool({"r1": OK}), HttpOptions(), FrontLimits(), ring)
+
+    async def status(*headers: tuple[bytes, bytes]) -> int:
+        call = Call("GET", "/metrics", b"", headers, b"")
+        async with app.router.lifespan_context(app):
+            head = await anext(answer_of(app, call))
+        assert isinstance(head, Head)
+        return head.status
+
+    for token, expected in ((b"a", 200), (b"b", 403), (b"c", 401)):
+        assert asyncio.run(status((b"authorization", b"Bearer " + token))) == expected
+    assert asyncio.run(status()) == 401
 
 
 def test_metrics_are_those_of_all_replicas() -> None:

@@ -62,6 +62,17 @@ def test_the_same_words_to_another_model_are_another_prefix() -> None:
     assert not one & two
 
 
+def test_calls_of_two_keys_share_neither_words_nor_sessions() -> None:
+    """Whoever guesses another's prompt must not see it in where the guess goes."""
+    body = {"model": "fox", "user": "u", "prompt": "Hi"}
+    one, two, open_ = (
+        kin_of(call(body, **headers), BASE)
+        for headers in ({"authorization": "Bearer a"}, {"authorization": "Bearer b"}, {})
+    )
+    assert one == kin_of(call(body, authorization="Bearer a"), BASE)
+    assert set(one) & set(two) == set(one) & set(open_) == {"adapter:fox"}
+
+
 def test_ids_and_messages_have_prefixes_too() -> None:
     assert kinds({"prompt": [1, 2, 3]}) == ["prefix"]
     assert kin_of(call({"prompt": [1, 2]}), BASE) != kin_of(call({"prompt": [2, 1]}), BASE)

@@ -4,6 +4,7 @@ import errno
 import io
 import shutil
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,21 @@ from hypothesis import strategies as st
 
 from finetune.bill.journal import RunJournal
 from finetune.bill.outcome import RunError, RunOutcome, TrainingBill
+from finetune.bill.phases import PhaseEnergy
 from finetune.files import JOURNAL, OUTCOME
+from serving.jobs import store as store_module
 from serving.jobs.files import FileStore
+from serving.jobs.quota import Quota, QuotaError
 from serving.jobs.runner import JobRunner
-from serving.jobs.store import Job, JobStore, adapter_folder, model_name, new_job_id, toml_of
+from serving.jobs.store import (
+    Job,
+    JobStore,
+    adapter_folder,
+    model_name,
+    new_job_id,
+    next_of,
+    toml_of,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"))
 VALUE = st.one_of(
@@ -213,3 +225,70 @@ def test_a_broken_job_file_hides_no_other_job(tmp_path: Path) -> None:
     (store.folder(first.id) / "job.json").write_text("{half")
     assert store.all() == [second]
     assert store.find("../../etc/passwd") is None
+
+
+def test_owners_take_turns() -> None:
+    ran_ = [job(owner="ada", started_at=9, status="succeeded"), job(owner="bob", started_at=5)]
+    ada, bob = job(owner="ada", created_at=1), [job(owner="bob", created_at=i) for i in (3, 2)]
+    assert next_of([ada, *bob], [ada, *bob, *ran_]) is bob[1]
+    new = job(owner="eve", created_at=8)
+    assert next_of([ada, *bob, new], [ada, *bob, new, *ran_]) is new
+    assert next_of(bob, bob) is bob[1]
+
+
+def test_only_the_newest_ended_jobs_of_an_owner_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MOST_ENDED", 2)
+    store = JobStore(tmp_path, Quota(1, 1, num_jobs=1))
+    ended = [job(owner="ada", created_at=i, status="failed") for i in range(3)]
+    other = job(owner="bob", status="failed")
+    for made in (*ended, other):
+        store.add(made)
+    assert {found.id for found in store.all()} == {other.id, *(made.id for made in ended[1:])}
+    store.add(job(owner="ada", created_at=9))
+    with pytest.raises(QuotaError, match="1 fine-tuning jobs wait"):
+        store.add(job(owner="ada", created_at=10))
+    store.add(job(owner="bob", created_at=10))
+
+
+def test_files_that_come_at_once_keep_to_the_quota(tmp_path: Path) -> None:
+    store = FileStore(tmp_path, Quota(num_files=3, num_bytes=100, num_jobs=1))
+
+    def add(_: int) -> bool:
+        try:
+            store.add(io.BytesIO(b"x"), "a", "ada")
+        except QuotaError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(add, range(8))) == 3
+    assert not list(tmp_path.glob("*.part"))
+    assert len(list(tmp_path.iterdir())) == 6, "three files, each with what is known of it"
+    assert store.add(io.BytesIO(b"x"), "b", "bob").owner == "bob"
+
+
+def test_owners_are_told_each_joule_of_their_training_once(tmp_path: Path) -> None:
+    """As it goes on, after a pause, and when it was done while the server was away."""
+    spent: list[tuple[str, float, float]] = []
+
+    def runner() -> JobRunner:
+        return JobRunner(
+            JobStore(tmp_path / "jobs"), tmp_path / "adapters", lambda pid, is_training: None,
+            spend=lambda *told: spent.append(told),
+        )  # fmt: skip
+
+    made = ran(tmp_path, COMPLETED, owner="ada", energy={"energy_joules": 1.0}, finished_at=None)
+    store = JobStore(tmp_path / "jobs")
+    journal = RunJournal(energy={"training": PhaseEnergy(active_j=2.5)})
+    journal.write(store.output(made.id) / JOURNAL)
+    assert store.spent_since(0) == {"ada": (1.0, 0.0)}
+    runner().turn()
+    assert stands(tmp_path, made).status == "succeeded"
+    assert sum(joules for _, joules, _ in spent) == 2.0, "of the bill's three, one was told before"
+    assert sum(grams for _, _, grams in spent) == 1.0
+    assert {owner for owner, *_ in spent} == {"ada"}
+    ended_s = stands(tmp_path, made).finished_at or 0
+    assert store.spent_since(ended_s) == {"ada": (3.0, 1.0)}
+    assert store.spent_since(ended_s + 1) == {}
