@@ -70,10 +70,10 @@ def test_what_cannot_be_used_is_told_at_once(pair: Pair, tmp_path: Path) -> None
             check_tls(one.options)
 
 
-@pytest.mark.parametrize("name", ["tls_cert", "tls_key"])
-def test_one_needs_the_other(name: str) -> None:
+@pytest.mark.parametrize("given", [{"tls_cert": Path("a.pem")}, {"tls_key": Path("a.pem")}])
+def test_one_needs_the_other(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs --tls-"):
-        HttpOptions(**{name: Path("a.pem")})
+        HttpOptions(**given)
 
 
 def test_the_server_speaks_https(pair: Pair) -> None:
