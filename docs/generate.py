@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 from generate_http import http_page, metrics_page
 from generate_library import library_page
+from generate_limits import limits_page
 from typer.core import TyperCommand, TyperGroup
 
 from greenllm.cli.app import app
@@ -48,6 +49,7 @@ def pages() -> dict[Path, str]:
         "cli.md": cli_page(),
         "http.md": http_page(),
         "library.md": library_page(),
+        "limits.md": limits_page(),
         "metrics.md": metrics_page(),
     }
     schema = json.dumps(card_schema(), indent=2, ensure_ascii=False) + "\n"

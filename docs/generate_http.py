@@ -26,10 +26,12 @@ from greenllm.engine.protocol import Stats
 from greenllm.speculation.controller import Arm
 from serving import routes
 from serving.app import create_app
+from serving.config import HttpOptions
 from serving.keys.caller import SCOPES
 from serving.keys.rules import Rule, rule_of
 from serving.metrics import Metrics
 from serving.openai import files, fine_tuning, generation, models
+from serving.openapi import KNOWN
 from serving.receipts import energy_headers, energy_object, link_headers, receipt_object
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -40,43 +42,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     routes.router,
 )
 UNKNOWN = Receipt("chatcmpl-0", "bundled", "completed", 1767225600.0, "unmetered", "unknown", False)
-KNOWN = Receipt(
-    request_id="chatcmpl-0",
-    model="bundled",
-    outcome="completed",
-    created_s=1767225600.0,
-    status="final",
-    method="measured:rapl",
-    measured=True,
-    endpoint="/v1/chat/completions",
-    http_status=200,
-    prompt_tokens=17,
-    completion_tokens=80,
-    duration_s=0.614,
-    resident_s=0.614,
-    active_j=9.01,
-    idle_j=5.74,
-    prefill_j=0.83,
-    decode_j=7.96,
-    draft_j=0.22,
-    drafted_tokens=64,
-    accepted_tokens=41,
-    key="ada",
-    team="editors",
-    user="u-17",
-    metadata={"project": "stories"},
-    domains_j={"cpu": 13.2, "dram": 1.55},
-    flops=5.06e8,
-    uncertainty=0.06,
-    attribution="ok",
-    operational_g=0.00188,
-    embodied_g=0.00026,
-    intensity_g_per_kwh=458.29,
-    intensity_zone="WORLD",
-    intensity_source="Ember via Our World in Data",
-    intensity_year=2025,
-    pue=1.0,
-)
 Json = Mapping[str, Any]
 
 
@@ -127,7 +92,7 @@ def _routes() -> Iterator[APIRoute]:
 
 
 def _route_parts(found: list[APIRoute]) -> list[str]:
-    documented = create_app(_no_state).openapi()["paths"]
+    documented = create_app(_no_state, HttpOptions()).openapi()["paths"]
     visible = [route for route in found if route.include_in_schema]
     if {route.path_format for route in visible} != set(documented):
         raise SystemExit("the app has routes of a router that is not in ROUTERS, or lacks some")
@@ -216,6 +181,8 @@ def _bounds(field: Json) -> str:
         "maximum": "at most {}",
         "minItems": "at least {} items",
         "maxItems": "at most {} items",
+        "maxLength": "at most {} characters",
+        "maxProperties": "at most {} entries",
     }
     found = [text.format(field[key]) for key, text in words.items() if key in field]
     return f" ({', '.join(found)})" if found else ""

@@ -32,6 +32,7 @@ import greenllm
 from greenllm.__main__ import main as greenllm_main
 
 ROOT = Path(greenllm.__file__).resolve().parent.parent
+QUIET = ("--log", "off")
 PACKAGES = tuple(f"{ROOT / name}/" for name in ("greenllm", "serving", "finetune", "evals"))
 OPTIONS = ("--meter", "modelled", "--engine", "native", "--speculative", "off")
 BODY = {
@@ -97,7 +98,7 @@ class Tracer:
 async def follow(app: Any, tracer: Tracer, num_requests: int) -> list[Trace]:
     """Start the app, ask once, then as often as said with a trace of each."""
     traces: list[Trace] = []
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     async with app.router.lifespan_context(app), client:
         (await client.post("/v1/chat/completions", json=BODY)).raise_for_status()
         for _ in range(num_requests):
@@ -125,7 +126,17 @@ def traced(num_requests: int) -> list[Trace]:
             threading.setprofile(None)
 
     with tempfile.TemporaryDirectory() as folder:
-        command = ["greenllm", "serve", "bundled", "--port", "0", "--data-dir", folder, *OPTIONS]
+        command = [
+            "greenllm",
+            "serve",
+            "bundled",
+            "--port",
+            "0",
+            "--data-dir",
+            folder,
+            *OPTIONS,
+            *QUIET,
+        ]
         with (
             patch.object(uvicorn.Server, "run", run),
             patch.object(sys, "argv", command),

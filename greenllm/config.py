@@ -21,6 +21,7 @@ from greenllm.core import GreenllmError
 
 ENVIRONMENT_PREFIX = "GREENLLM_"
 TEST_PREFIX = "GREENLLM_TEST_"
+LARGEST_FILE_BYTES = 1_000_000
 T = TypeVar("T")
 
 
@@ -148,7 +149,13 @@ def _from_file(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as source:
+            raw = source.read(LARGEST_FILE_BYTES + 1)
+        if len(raw) > LARGEST_FILE_BYTES:
+            raise ConfigError(f"{file}: a file of options has {LARGEST_FILE_BYTES} bytes at most")
+        return tomllib.loads(raw.decode("utf-8"))
+    except RecursionError as error:
+        raise ConfigError(f"{file}: the brackets are nested too deeply") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: {error}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import ipaddress
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from greenllm.energy.meters.choose import open_meter
 from greenllm.energy.meters.cputime import CpuClock
 from greenllm.energy.meters.machine_roster import join_roster
 from greenllm.energy.meters.scope import Scope
-from serving.config import ServeConfig
+from serving.config import ServeConfig, is_loopback
 
 if TYPE_CHECKING:
     from serving.server import Parts
@@ -157,17 +156,10 @@ def _is_loose(path: Path) -> bool:
     return path.exists() and bool(path.stat().st_mode & 0o077)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def address(host: str, port: int) -> str:
+def address(config: ServeConfig, host: str, port: int) -> str:
     """The URL of a server."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _say(text: str, *, markup: bool = True) -> None:
@@ -195,11 +187,11 @@ def announce(config: ServeConfig, parts: Parts, port: int) -> None:
 
 
 def _say_how_to_try(config: ServeConfig, name: str, port: int) -> None:
-    _say(f"listening on {address(config.host, port)}", markup=False)
+    _say(f"listening on {address(config, config.host, port)}", markup=False)
     keyed = config.needs_key
     _say(f"\nTry it{', with KEY set to one of the keys' if keyed else ''}:\n")
     host = "localhost" if config.host in ("0.0.0.0", "127.0.0.1", "::") else config.host
-    _say(curl_line(address(host, port), name, keyed=keyed), markup=False)
+    _say(curl_line(address(config, host, port), name, keyed=keyed), markup=False)
 
 
 def announce_replicas(config: ServeConfig, found: Sequence[Mapping[str, Any]], port: int) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from greenllm.config import Options, option
 from greenllm.options import DataOptions, EngineConfig
 from serving.jobs.quota import Quota
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 # What requests that were cut off get for their last words.
 ABORT_TIMEOUT_S = 10
@@ -21,15 +32,41 @@ class HttpOptions(Options):
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     port: int = option(8000, "Port to listen on.")
+    tls_cert: Path | None = option(
+        None, "Certificate (PEM, with those that vouch for it) for HTTPS; needs --tls-key."
+    )
+    tls_key: Path | None = option(None, "Private key (PEM, not encrypted) of --tls-cert.")
+    allowed_hosts: tuple[str, ...] = option(
+        (),
+        "Names that clients may call the server by, comma-separated; default is its own on a"
+        " loopback address, else any (*).",
+    )
+    allowed_origins: tuple[str, ...] = option(
+        (), "Sites whose pages may use the server (CORS), as https://example.org; default is none."
+    )
+    max_connections: int = option(
+        512, "Connections at a time; beyond them silent ones are closed, then new ones get 503."
+    )
+    client_timeout_s: float = option(
+        30.0,
+        "Seconds that a client gets to send the head of a request, to go on with its body, and to"
+        " read on.",
+    )
     max_queue: int = option(256, "Requests in flight before new ones get 429.")
     max_queue_tokens: int = option(
         4_000_000, "Tokens that the requests in flight may come to before new ones get 429."
     )
     max_body_mb: float = option(8.0, "Largest request body, in megabytes.")
+    max_buffered_mb: float = option(
+        64.0, "Bodies of all requests in memory at once, in megabytes, before new ones get 503."
+    )
     max_file_mb: float = option(512.0, "Largest uploaded file, in megabytes.")
     keep_alive_s: float = option(15.0, "Seconds between keep-alive comments in a silent stream.")
     stream_interval_s: float = option(
         0.025, "Shortest time between two writes to a stream; tokens of one interval go together."
+    )
+    log: Literal["text", "json", "off"] = option(
+        "text", "text, json or off: a line on standard output for each request, without its words."
     )
     drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
     step_timeout_s: float = option(
@@ -42,8 +79,16 @@ class HttpOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 <= self.port <= 65535, "port", "must be in [0, 65535]")
+        self.require_together("tls_cert", "tls_key")
+        self.require_together("tls_key", "tls_cert")
+        for origin in self.allowed_origins:
+            is_site = origin == "*" or ("://" in origin and not origin.endswith("/"))
+            self.require(is_site, "allowed_origins", "are written as https://example.org:8000")
+        self.require_above_zero("max_connections", "client_timeout_s")
         self.require_above_zero("max_queue", "max_queue_tokens", "max_body_mb", "max_file_mb")
         self.require_above_zero("keep_alive_s")
+        fits = self.max_buffered_mb >= self.max_body_mb
+        self.require(fits, "max_buffered_mb", "must not be less than --max-body-mb")
         for name in (
             "stream_interval_s",
             "drain_timeout_s",

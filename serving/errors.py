@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from greenllm.core import InvalidRequestError
 
 UNSUPPORTED = "unsupported"  # the type of pydantic's error for what is refused by name
+_BOUNDS = ("too_long", "string_too_long")  # pydantic's
+MOST_SHOWN = 128  # characters of a name that a client made up
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -68,13 +70,14 @@ def _is_name(part: int | str) -> bool:
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by name."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    """The first thing that is wrong with a body, by name; a bound goes before other types."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    first = next((one for one in found if one["type"] in _BOUNDS), found[0])
     *outer, last = first["loc"] or ("",)
     names = [part for part in outer if _is_name(part)]
     if _is_name(last) or first["type"] == "extra_forbidden":
         names.append(last)
-    param = ".".join(str(part) for part in names) or None
+    param = ".".join(str(part) for part in names)[:MOST_SHOWN] or None
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg']}")
     if first["type"] == "extra_forbidden":

@@ -1,21 +1,23 @@
-"""HTTP as the routes need it: status codes, bodies read up to a limit, clients that leave."""
+"""HTTP as the routes need it: status codes, keys, bodies that are validated, clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
 from fastapi import Depends
 from fastapi import Request as HttpRequest
+from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
-from serving.errors import ApiError, from_validation
+from serving.errors import MOST_SHOWN, ApiError, from_validation
+from serving.limits import MOST_VALUES, has_too_many_values
 from serving.state import ServerState, state_of
 
 B = TypeVar("B", bound=BaseModel)
 CLIENT_CLOSED_REQUEST = 499
-# Encoding the text of a body this long takes so long that it leaves the event loop.
-LONG_BODY_BYTES = 100_000
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, object]:
@@ -25,7 +27,17 @@ def body_schema(model: type[BaseModel]) -> dict[str, object]:
 
 
 async def server(http: HttpRequest) -> ServerState:
-    """The server; a coroutine, because others are called in threads."""
+    """The server, for a caller who asks only what the route knows.
+
+    A coroutine, because others are called in threads.
+
+    Raises:
+        ApiError: a parameter of the query is unknown.
+    """
+    known = {param.alias for param in http.scope["route"].dependant.query_params}
+    if unknown := sorted(set(http.query_params) - known):
+        name = unknown[0][:MOST_SHOWN]
+        raise ApiError(400, f"unknown parameter: {name}", param=name, code="unknown_parameter")
     return state_of(http)
 
 
@@ -38,7 +50,38 @@ async def parsed_body(http: HttpRequest, state: ServerState, kind: type[B]) -> B
     Raises:
         ApiError: too large, or not as declared.
     """
-    return validated(kind, await read_body(http, state.config.max_body_mb))
+    async with body_of(http, state, kind) as (body, _):
+        return body
+
+
+@asynccontextmanager
+async def body_of(
+    http: HttpRequest, state: ServerState, kind: type[B]
+) -> AsyncIterator[tuple[B, int]]:
+    """A caller's validated body and its size; it counts as held as long as the context lasts.
+
+    Raises:
+        ApiError: of another type, too large, or not as declared.
+    """
+    require_type(http, "application/json")
+    async with state.bodies.read(http) as raw:
+        yield await state.bodies.work(len(raw), lambda: validated(kind, raw)), len(raw)
+
+
+def require_type(http: HttpRequest, media_type: str) -> None:
+    """Refuse a body that does not say it is of a type, as those of other sites' forms do not.
+
+    Raises:
+        ApiError: it says something else, or nothing.
+    """
+    given = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != media_type:
+        raise ApiError(
+            415,
+            f"the body is {given[:MOST_SHOWN] or 'of no type'}: send {media_type}, with the header"
+            f" Content-Type: {media_type}",
+            code="unsupported_media_type",
+        )
 
 
 def validated(kind: type[B], raw: bytes) -> B:
@@ -47,35 +90,18 @@ def validated(kind: type[B], raw: bytes) -> B:
     Raises:
         ApiError: it names the first thing that is wrong.
     """
+    if has_too_many_values(raw):
+        counted = "commas and opening brackets"
+        raise ApiError(400, f"the body has more than {MOST_VALUES} {counted}, send it in parts")
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error) from error
 
 
-async def read_body(http: HttpRequest, limit_mb: float) -> bytes:
-    """Read a request body up to a limit.
-
-    Raises:
-        ApiError: it is larger (413) or not UTF-8 (400).
-    """
-    limit = int(limit_mb * 1_000_000)
-    size = http.headers.get("content-length", "0")
-    body = bytearray()
-    too_large = size.isdigit() and int(size) > limit
-    if not too_large:
-        async for part in http.stream():
-            body += part
-            if too_large := len(body) > limit:
-                break
-    if too_large:
-        headers = {"Connection": "close"}
-        raise ApiError(413, f"the body exceeds {limit_mb:g} MB", headers=headers)
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ApiError(400, f"the body is not UTF-8: {error.reason} at {error.start}") from error
-    return bytes(body)
+def json_response(content: bytes, headers: dict[str, str] | None = None) -> Response:
+    """An answer whose JSON has been written already."""
+    return Response(content, headers=headers, media_type="application/json")
 
 
 async def disconnected(http: HttpRequest) -> None:

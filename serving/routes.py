@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
 
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger import GROUPS, GroupSums
@@ -19,27 +19,25 @@ from greenllm.served import Served
 from greenllm.tokenizer import Tokenizer
 from serving.auth import Asking
 from serving.errors import ApiError
-from serving.http import Server, body_schema, parsed_body
+from serving.http import Server, body_of, body_schema, json_response
 from serving.keys.caller import Caller
+from serving.limits import check_messages
 from serving.openai.schemas import DetokenizeBody, TokenizeBody
 from serving.receipts import receipt_object
 from serving.state import ServerState
 
 router = APIRouter()
-_ENERGY_PARAMETERS = frozenset({"since", "until", "group_by"})
 
 
 @router.post("/tokenize", openapi_extra=body_schema(TokenizeBody))
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(state: Server, caller: Asking, http: HttpRequest) -> dict[str, Any]:
+async def tokenize(state: Server, caller: Asking, http: HttpRequest) -> Response:
     """Text or messages to ids."""
-    body = await parsed_body(http, state, TokenizeBody)
-    if (body.prompt is None) == (body.messages is None):
-        raise ApiError(400, "give either prompt or messages", param="prompt")
-    served = await _served(state, body.model, caller)
-    ids = await asyncio.to_thread(_ids, served.tokenizer, body)
-    limit = served.info.context_length
-    return {"tokens": ids, "count": len(ids), "max_model_len": limit}
+    async with body_of(http, state, TokenizeBody) as (body, size):
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        served = await _served(state, body.model, caller)
+        return json_response(await state.bodies.work(size, lambda: _tokens(served, body)))
 
 
 async def _served(state: ServerState, asked: str | None, caller: Caller) -> Served:
@@ -49,23 +47,32 @@ async def _served(state: ServerState, asked: str | None, caller: Caller) -> Serv
     return (await state.models.resolve(asked, caller)).served
 
 
+def _tokens(served: Served, body: TokenizeBody) -> bytes:
+    ids, limit = _ids(served.tokenizer, body), served.info.context_length
+    return to_json({"tokens": ids, "count": len(ids), "max_model_len": limit})
+
+
 def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
     if body.messages is None:
         return tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
-    messages = [message.plain() for message in body.messages]
+    messages = check_messages([message.plain() for message in body.messages])
     return tokenizer.chat_ids(messages, add_generation_prompt=body.add_generation_prompt)
 
 
 @router.post("/detokenize", openapi_extra=body_schema(DetokenizeBody))
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(state: Server, caller: Asking, http: HttpRequest) -> dict[str, Any]:
+async def detokenize(state: Server, caller: Asking, http: HttpRequest) -> Response:
     """Ids to text."""
-    body = await parsed_body(http, state, DetokenizeBody)
-    tokenizer = (await _served(state, body.model, caller)).tokenizer
-    size = tokenizer.vocab_size
-    if any(not 0 <= token < size for token in body.tokens):
-        raise ApiError(400, f"token ids must be in [0, {size})", param="tokens")
-    return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    async with body_of(http, state, DetokenizeBody) as (body, size):
+        served = await _served(state, body.model, caller)
+        return json_response(await state.bodies.work(size, lambda: _text(served, body.tokens)))
+
+
+def _text(served: Served, ids: list[int]) -> bytes:
+    end = served.tokenizer.vocab_size
+    if any(not 0 <= token < end for token in ids):
+        raise ApiError(400, f"token ids must be in [0, {end})", param="tokens")
+    return to_json({"prompt": served.tokenizer.decode(ids, skip_special_tokens=False)})
 
 
 @router.get("/tokenizer_info")
@@ -85,24 +92,24 @@ def receipt(state: Server, caller: Asking, request_id: str) -> dict[str, Any]:
 
 
 @router.get("/v1/energy")
-def energy(state: Server, caller: Asking, http: HttpRequest) -> dict[str, Any]:
+def energy(
+    state: Server,
+    caller: Asking,
+    since: str | None = None,
+    until: str | None = None,
+    group_by: str | None = None,
+) -> dict[str, Any]:
     """Sums over a period: `since`, `until` (Unix seconds or ISO 8601) and `group_by`.
 
     A key sees its own sums. An administrator sees those of all, and where the server's joules went.
     """
-    query = dict(http.query_params)
-    unknown = set(query) - _ENERGY_PARAMETERS
-    if unknown:
-        name = min(unknown)
-        raise ApiError(400, f"unknown parameter: {name}", param=name, code="unknown_parameter")
-    group_by = query.get("group_by")
     if group_by is not None and group_by not in GROUPS:
         choices = ", ".join(GROUPS)
         raise ApiError(400, f"group_by must be one of {choices}", param="group_by")
     rows = state.ledger.sums(
         group_by,
-        since_s=_moment("since", query.get("since"), 0.0),
-        until_s=_moment("until", query.get("until"), 1e12),
+        since_s=_moment("since", since, 0.0),
+        until_s=_moment("until", until, 1e12),
         key=None if caller.is_admin else caller.name,
     )
     return {
@@ -148,6 +155,12 @@ def _moment(name: str, text: str | None, default_s: float) -> float:
         return parse_moment(name, text, default_s)
     except ValueError as error:
         raise ApiError(400, str(error), param=name) from error
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(_: Server, http: HttpRequest) -> Response:
+    """These routes, as OpenAPI."""
+    return JSONResponse(http.app.openapi())
 
 
 @router.get("/health")

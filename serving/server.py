@@ -27,9 +27,10 @@ from greenllm.engine.loop import RECORD_EVERY_S, EngineLoop
 from greenllm.load import load_engine
 from greenllm.served import Served
 from serving.app import create_app
+from serving.bodies import Bodies
 from serving.bridge import Bridge, Listeners, QueueLimits
 from serving.config import ServeConfig
-from serving.front_door import FrontDoor, take_port
+from serving.front_door import FrontDoor, check_tls, take_port
 from serving.intake import cancel_all
 from serving.jobs.files import FileStore
 from serving.jobs.runner import Follow, JobRunner
@@ -37,6 +38,7 @@ from serving.jobs.store import JobStore
 from serving.keys.access import Access, open_access
 from serving.metrics import Metrics
 from serving.registry import ServedModels
+from serving.request_log import request_log
 from serving.state import ServerLedger, ServerState
 from serving.supervisor import Supervisor
 
@@ -132,6 +134,7 @@ def make_state(
         ),
         preparing=ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare"),
         access=access,
+        bodies=Bodies(largest_mb=config.max_body_mb, together_mb=config.max_buffered_mb),
     )
 
 
@@ -157,20 +160,24 @@ def serve(
     Raises:
         GreenllmError: the server cannot start, or its engine has stopped.
     """
+    check_tls(config)
     listener = take_port(config.host, config.port)
     try:
         parts = build(config, meter, first)
-        app = create_app(
-            lambda loop: make_state(config, parts, loop, follow, on_failed=server.fail)
-        )
-        server = FrontDoor(
-            app,
-            on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
-            drain_timeout_s=config.drain_timeout_s,
-            on_signal=lambda: _stop_taking(app),
-            on_drained=lambda: cancel_all(app.state.server),
-        )
-        server.run(sockets=[listener])
+        with request_log(config) as log:
+
+            def start(loop: asyncio.AbstractEventLoop) -> ServerState:
+                return make_state(config, parts, loop, follow, on_failed=server.fail)
+
+            app = create_app(start, config, log)
+            server = FrontDoor(
+                app,
+                config,
+                on_ready=lambda: on_ready(config, parts, listener.getsockname()[1]),
+                on_signal=lambda: _stop_taking(app),
+                on_drained=lambda: cancel_all(app.state.server),
+            )
+            server.run(sockets=[listener])
         if server.failure is not None:
             # A thread that hangs in a kernel must not keep the process from ending.
             faulthandler.dump_traceback_later(_LAST_WORDS_S, exit=True)

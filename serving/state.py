@@ -15,6 +15,7 @@ from greenllm.energy.ledger import GroupSums
 from greenllm.energy.ledger_writer import LedgerState
 from greenllm.energy.receipt import Receipt
 from greenllm.engine.loop import EngineLoop, Recorder
+from serving.bodies import Bodies
 from serving.bridge import Bridge
 from serving.config import ServeConfig
 from serving.jobs.files import FileStore
@@ -70,6 +71,7 @@ class ServerState:
     # What a request's first step would wait for may take seconds: other work has other threads.
     preparing: Executor
     access: Access
+    bodies: Bodies
     draining: bool = False
 
     def record(self, receipt: Receipt) -> None:

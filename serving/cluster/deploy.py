@@ -43,8 +43,9 @@ from serving.cluster.replica import Post, Replica, forget
 from serving.cluster.router import PackingRouter
 from serving.cluster.scaling import Scaling
 from serving.config import ABORT_TIMEOUT_S, ServeConfig
-from serving.front_door import FrontDoor, StartError, take_port
+from serving.front_door import FrontDoor, StartError, check_tls, take_port
 from serving.keys.access import ring_of
+from serving.request_log import request_log
 
 log = logging.getLogger(__name__)
 _STATS_EVERY_S = 2.0
@@ -206,6 +207,7 @@ def run(config: ServeConfig, on_ready: OnReady) -> None:
     Raises:
         GreenllmError: they cannot start.
     """
+    check_tls(config)
     listener = take_port(config.host, config.port)
     run_id = f"s-{int(time.time()):x}-{secrets.token_hex(3)}"
     try:
@@ -277,13 +279,14 @@ def _reason(name: str) -> str:
 def _serve(config: ServeConfig, listener: Any, pool: RayPool, on_ready: OnReady) -> None:
     found = asyncio.run(pool.describe())
     base = frozenset(name for one in found for name in one["names"])
-    limits = FrontLimits(config.max_body_mb, (config.replicas or 1) * config.max_queue, base)
-    app = create_front(lambda: pool, limits, ring_of(config))
-    door = FrontDoor(
-        app,
-        on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
-        drain_timeout_s=config.drain_timeout_s,
-        on_signal=lambda: drain(app),
-        on_drained=lambda: end_all(app),
-    )
-    door.run(sockets=[listener])
+    limits = FrontLimits((config.replicas or 1) * config.max_queue, base)
+    with request_log(config) as log:
+        app = create_front(lambda: pool, config, limits, ring_of(config), log)
+        door = FrontDoor(
+            app,
+            config,
+            on_ready=lambda: on_ready(config, found, listener.getsockname()[1]),
+            on_signal=lambda: drain(app),
+            on_drained=lambda: end_all(app),
+        )
+        door.run(sockets=[listener])

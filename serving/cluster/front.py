@@ -19,6 +19,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -26,17 +27,20 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from greenllm import __version__
-from serving.app import answer_errors
+from serving.app import PLAIN, answer_errors, guard
 from serving.auth import identified, require_scope, token_of
+from serving.bodies import Bodies
 from serving.cluster.merged_metrics import merged
 from serving.cluster.pool import Pool, ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket, kin_of
+from serving.config import HttpOptions
 from serving.errors import ApiError
-from serving.http import CLIENT_CLOSED_REQUEST, LONG_BODY_BYTES, disconnected, read_body
+from serving.http import CLIENT_CLOSED_REQUEST, disconnected
 from serving.keys.ring import KeyRing
 from serving.keys.rules import rule_of
+from serving.request_log import Log
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
 LOAD_PATH, UNLOAD_PATH = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SINGLE_SERVER_PATHS = ("/v1/files", "/v1/fine_tuning")
@@ -49,9 +53,8 @@ REAP_AFTER_S = (0.5, 2.0, 10.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
-    """What the front takes, and under which names replicas serve the base model."""
+    """How much the front takes, and under which names replicas serve the base model."""
 
-    max_body_mb: float = 8.0
     max_in_flight: int = 256
     base: frozenset[str] = frozenset()
 
@@ -59,10 +62,11 @@ class FrontLimits:
 class Front:
     """Sends calls to a pool, again where a replica is lost."""
 
-    def __init__(self, pool: Pool, limits: FrontLimits) -> None:
+    def __init__(self, pool: Pool, options: HttpOptions, limits: FrontLimits) -> None:
         self.draining = False
         self._pool = pool
         self._limits = limits
+        self._bodies = Bodies(largest_mb=options.max_body_mb, together_mb=options.max_buffered_mb)
         self._ending = asyncio.Event()
         self._in_flight = 0
         self._reaping: set[asyncio.Task[None]] = set()
@@ -94,14 +98,14 @@ class Front:
             self._in_flight -= 1
 
     async def _answer(self, http: HttpRequest, path: str) -> Response:
-        call = await self._call(http)
-        if path in (LOAD_PATH, UNLOAD_PATH):
-            async with self._adapters:
-                return await self._on_every_replica(call)
-        return await self._cancelled_with(http, call)
+        async with self._bodies.read(http) as body:
+            call = self._call(http, body)
+            if path in (LOAD_PATH, UNLOAD_PATH):
+                async with self._adapters:
+                    return await self._on_every_replica(call)
+            return await self._cancelled_with(http, call)
 
-    async def _call(self, http: HttpRequest) -> Call:
-        body = await read_body(http, self._limits.max_body_mb)
+    def _call(self, http: HttpRequest, body: bytes) -> Call:
         return Call(
             http.method,
             http.url.path,
@@ -157,9 +161,7 @@ class Front:
         )
 
     async def _kin(self, call: Call) -> tuple[str, ...]:
-        if len(call.body) > LONG_BODY_BYTES:
-            return await asyncio.to_thread(kin_of, call, self._limits.base)
-        return kin_of(call, self._limits.base)
+        return await self._bodies.work(len(call.body), partial(kin_of, call, self._limits.base))
 
     async def _body(
         self, first: BodyPart, parts: AsyncIterator[Head | BodyPart]
@@ -185,7 +187,7 @@ class Front:
             await _close(parts)
 
     def _on_loss(self, error: ReplicaLostError) -> None:
-        log.warning("replica %s was lost", error)
+        logger.warning("replica %s was lost", error)
         task = asyncio.create_task(self._reap())
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
@@ -199,10 +201,10 @@ class Front:
             try:
                 lost = await self._pool.reap()
             except Exception:  # whoever keeps the ledger is being started again
-                log.warning("the books of the lost cannot be closed yet", exc_info=True)
+                logger.warning("the books of the lost cannot be closed yet", exc_info=True)
                 continue
             if lost:
-                log.warning("work on %d requests was lost: %s", len(lost), ", ".join(lost))
+                logger.warning("work on %d requests was lost: %s", len(lost), ", ".join(lost))
                 return
 
     async def _on_every_replica(self, call: Call) -> Response:
@@ -320,16 +322,20 @@ def _streamed(
 
 
 def create_front(
-    make_pool: Callable[[], Pool], limits: FrontLimits, keys: KeyRing | None = None
+    make_pool: Callable[[], Pool],
+    options: HttpOptions,
+    limits: FrontLimits,
+    keys: KeyRing | None = None,
+    log: Log | None = None,
 ) -> FastAPI:
     """Build the app; the pool is made at start, on the running event loop."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.front = Front(make_pool(), limits)
+        app.state.front = Front(make_pool(), options, limits)
         yield
 
-    app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="greenllm", version=__version__, lifespan=lifespan, **PLAIN)
 
     async def ready(http: HttpRequest) -> Response:
         return await _front(http).ready()
@@ -350,6 +356,7 @@ def create_front(
     app.add_api_route("/metrics", metrics, methods=["GET"])
     app.add_api_route("/{path:path}", answer, methods=METHODS)
     answer_errors(app)
+    guard(app, options, log)
     return app
 
 

@@ -72,7 +72,7 @@ class Replica:
         self._mark = (0, 0.0, 0)
         self._learnt: set[str] = set()
         self._heard_s = time.monotonic()
-        self._app = create_app(self._make_state)
+        self._app = create_app(self._make_state, post.config)
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
         await asyncio.to_thread(self._learn_adapters)

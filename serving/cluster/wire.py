@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serving.limits import has_too_many_values
+
 SESSION_HEADER = "x-session-id"
 _PREFIX_CHARACTERS = 256
 # Of an answer that is none: whoever got the call cannot work on it, somebody else should.
@@ -83,6 +85,8 @@ def kin_of(call: Call, base: Collection[str]) -> tuple[str, ...]:
 
 
 def _object(body: bytes) -> Mapping[str, Any]:
+    if has_too_many_values(body):
+        return {}
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from serving.auth import Asking, audit
 from serving.errors import ApiError
-from serving.http import Server
+from serving.http import Server, require_type
 from serving.jobs.files import PURPOSE, StoredFile
 from serving.jobs.quota import QuotaError
 from serving.keys.caller import Caller
@@ -25,11 +25,30 @@ from serving.state import ServerState
 
 router = APIRouter()
 _LONGEST_NAME = 255
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"const": PURPOSE},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
 
 
-@router.post("/v1/files")
+@router.post("/v1/files", openapi_extra=_FORM)
 async def upload(state: Server, caller: Asking, http: HttpRequest) -> dict[str, Any]:
     """Keep an uploaded file."""
+    require_type(http, "multipart/form-data")
     try:
         await asyncio.to_thread(state.files.check, caller.owner, _size_of(http, state))
         form = await http.form(max_files=1, max_fields=8)

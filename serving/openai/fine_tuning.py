@@ -28,8 +28,8 @@ from serving.jobs.quota import QuotaError
 from serving.jobs.store import Job, JobStatus, new_job_id, toml_of
 from serving.keys.caller import Caller
 from serving.openai.files import find_file, over_quota
+from serving.openai.job_schemas import JobBody
 from serving.openai.recipes import check_options, check_recipe, hyperparameters_of, recipe_of
-from serving.openai.schemas import JobBody
 from serving.state import ServerState
 
 router = APIRouter()

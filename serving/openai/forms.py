@@ -1,9 +1,16 @@
-"""The two forms of an answer, a chat message and text: each as a whole and in chunks."""
+"""The two forms of an answer, a chat message and text: each as a whole and in chunks.
+
+Contract: the choices of a whole answer are made one at a time, while it is encoded: with their log
+probabilities they are a hundred times as large as objects as they are as JSON.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import starmap
 from typing import Any, Protocol
+
+from pydantic_core import to_json
 
 from greenllm.choices import Choice, is_hidden
 from greenllm.core import Event, Reasoning, Request, Token, TokenLogprob, ToolCall
@@ -11,6 +18,9 @@ from greenllm.energy.receipt import Receipt
 from greenllm.served import Served
 from serving.openai.logprobs import chat_logprobs, shown_length, text_logprobs
 from serving.receipts import energy_object
+
+# What telling a token costs, beside reading a body.
+BYTES_PER_TOKEN = 16
 
 
 class Form(Protocol):
@@ -30,7 +40,7 @@ class Form(Protocol):
         """The choice of one token's chunk; None when there is nothing to tell yet."""
 
     def answer(self, choices: Sequence[Choice], receipt: Receipt) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """The body of an answer that is not streamed, for `encoded`."""
 
 
 class ChatForm:
@@ -70,7 +80,7 @@ class ChatForm:
         request = self.request
         body = {
             **head(request, "chat.completion"),
-            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "choices": starmap(self._choice, enumerate(choices)),
             "usage": usage(receipt),
             **mark(request),
         }
@@ -135,7 +145,7 @@ class TextForm:
         """The body of an answer; see `Form`."""
         return {
             **head(self.request, self.chunk_object),
-            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "choices": starmap(self._choice, enumerate(choices)),
             "usage": usage(receipt),
             **mark(self.request),
         }
@@ -174,6 +184,24 @@ class TextForm:
 
     def _prompt_text(self, index: int) -> str:
         return self._tokenizer.decode(self._prompt(index))
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """JSON of a body; an iterator becomes a list, item by item.
+
+    Nothing else runs while a value is encoded, so that a long answer has to be encoded in pieces.
+    """
+    parts = [_json(name) + b":" + _value(value) for name, value in body.items()]
+    return b"{" + b",".join(parts) + b"}"
+
+
+def _value(value: Any) -> bytes:
+    listed = isinstance(value, Iterator)
+    return b"[" + b",".join(map(_json, value)) + b"]" if listed else _json(value)
+
+
+def _json(value: Any) -> bytes:
+    return to_json(value, inf_nan_mode="null")
 
 
 def _delta(events: Sequence[Event]) -> dict[str, Any]:

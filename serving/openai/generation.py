@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from greenllm.choices import gather
 from greenllm.core import InvalidRequestError, Request, Token, new_request_id
@@ -26,14 +26,13 @@ from serving.bridge import EngineDownError, Submission
 from serving.errors import ApiError, from_invalid_request
 from serving.http import (
     CLIENT_CLOSED_REQUEST,
-    LONG_BODY_BYTES,
+    body_of,
     body_schema,
     disconnected,
-    read_body,
-    validated,
+    json_response,
 )
 from serving.intake import cancel, submit
-from serving.openai.forms import ChatForm, Form, TextForm
+from serving.openai.forms import BYTES_PER_TOKEN, ChatForm, Form, TextForm, encoded
 from serving.openai.requests import chat_request, completion_request
 from serving.openai.schemas import ChatBody, CompletionBody, SamplingBody
 from serving.openai.stream import events
@@ -86,14 +85,15 @@ async def _generate(http: HttpRequest, endpoint: _Endpoint[B]) -> Response:
     """From a body to an answer; a refusal leaves a row in the ledger too."""
     state, request_id, body = state_of(http), new_request_id(endpoint.id_prefix), None
     try:
-        raw = await read_body(http, state.config.max_body_mb)
-        body = validated(endpoint.body, raw)
-        # The model is looked up before its prompt costs anything.
-        target = await state.models.resolve(body.model, caller_of(http))
-        _check_stream(body)
-        request = await _made(endpoint, body, target, request_id, size=len(raw))
+        async with body_of(http, state, endpoint.body) as (body, size):
+            # The model is looked up before its prompt costs anything.
+            target = await state.models.resolve(body.model, caller_of(http))
+            _check_stream(body)
+            make = partial(endpoint.make_request, body, target, request_id=request_id)
+            request = await state.bodies.work(size, make)
         form = endpoint.make_form(request, target, body)
         submission = await submit(state, target, request, streaming=bool(body.stream))
+        http.state.submission = submission  # for the log of requests
         if body.stream:
             return _stream(state, submission, form, body)
         return await _complete(http, state, submission, form)
@@ -112,17 +112,6 @@ def _check_stream(body: SamplingBody) -> None:
         raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
     if body.prompt_logprobs is not None and body.stream:
         raise ApiError(400, "streams carry no prompt_logprobs", param="prompt_logprobs")
-
-
-async def _made(
-    endpoint: _Endpoint[B], body: B, target: Target, request_id: str, *, size: int
-) -> Request:
-    """Encoding a text of megabytes takes seconds: the event loop does not wait for it."""
-
-    def make() -> Request:
-        return endpoint.make_request(body, target, request_id=request_id)
-
-    return await asyncio.to_thread(make) if size > LONG_BODY_BYTES else make()
 
 
 def _refused(
@@ -191,12 +180,18 @@ async def _complete(
         failure.headers |= headers
         return failure.response(form.request.request_id)
     try:
-        choices = gather(tokens, form.request.num_sequences, form.hidden_ids)
-        return JSONResponse(form.answer(choices, receipt), headers=headers)
+        size = len(tokens) * BYTES_PER_TOKEN * (1 + (form.request.sampling.logprobs or 0))
+        content = await state.bodies.work(size, lambda: _written(form, tokens, receipt))
+        return json_response(content, headers)
     except Exception:
         # The ledger has the status that was decided with the receipt; the client gets another.
         state.loop.record(replace(receipt, http_status=500))
         raise
+
+
+def _written(form: Form, tokens: list[Token], receipt: Receipt) -> bytes:
+    choices = gather(tokens, form.request.num_sequences, form.hidden_ids)
+    return encoded(form.answer(choices, receipt))
 
 
 async def _wait(

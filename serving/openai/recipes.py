@@ -19,7 +19,7 @@ from greenllm.config import ConfigError, load
 from greenllm.options import CarbonOptions
 from serving.errors import ApiError
 from serving.jobs.store import Job
-from serving.openai.schemas import Hyperparameters, JobBody, Method
+from serving.openai.job_schemas import Hyperparameters, JobBody, Method
 from serving.state import ServerState
 
 _BILL = frozenset(field.name for kind in (BillOptions, CarbonOptions) for field in fields(kind))

@@ -23,6 +23,7 @@ from greenllm.core import (
 )
 from greenllm.speculation.calibrated_exit import CalibratedExit
 from greenllm.tokenizer import Tokenizer
+from serving.limits import MOST_LOGPROBS, check_messages
 from serving.openai.schemas import (
     ChatBody,
     CompletionBody,
@@ -40,7 +41,7 @@ def chat_request(body: ChatBody, target: Target, *, request_id: str) -> Request:
     """Render the messages and make a request; without a limit the answer may fill the context."""
     _check_chat(body)
     tokenizer, context = target.served.tokenizer, target.served.info.context_length
-    messages = [message.plain() for message in body.messages]
+    messages = check_messages([message.plain() for message in body.messages])
     prompt = tuple(tokenizer.chat_ids(messages, add_generation_prompt=True))
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if limit is None:
@@ -64,6 +65,7 @@ def _request(
     request_id: str,
 ) -> Request:
     """The parts of a request that every endpoint makes alike."""
+    _check_logprobs(prompts, sampling)
     drafting, caller = target.served.drafting, target.caller
     return Request(
         request_id=request_id,
@@ -81,6 +83,20 @@ def _request(
         speculation=_speculation(body, drafting.speculator.default.num_tokens),
         approximation=_approximation(body, drafting.exit),
     )
+
+
+def _check_logprobs(prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> None:
+    """How many log probabilities an answer may come to, with the alternatives to each token."""
+    told, scored = sampling.logprobs, sampling.prompt_logprobs
+    of_answers = 0 if told is None else len(prompts) * sampling.max_tokens * (1 + told)
+    of_prompts = 0 if scored is None else sum(map(len, prompts)) * (1 + scored)
+    if (asked := sampling.n * (of_answers + of_prompts)) > MOST_LOGPROBS:
+        name = "prompt_logprobs" if of_prompts > of_answers else "logprobs"
+        raise InvalidRequestError(
+            f"{name} and the number of tokens ask for up to {asked} log probabilities, at most"
+            f" {MOST_LOGPROBS} are told in one answer: ask for fewer, or lower max_tokens or n",
+            name,
+        )
 
 
 def _check_chat(body: ChatBody) -> None:

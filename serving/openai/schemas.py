@@ -1,5 +1,8 @@
 """HTTP request bodies. What is not listed here is refused by name.
 
+Every list, text and map has a bound from `limits`, and validation of a list ends with the first
+item that is wrong: what a wrong body costs does not grow with it.
+
 Parameters of the OpenAI API that greenllm does not support are listed too, with the values that
 mean "off" (see `off`): any other value is a 400 that says so by name. Nothing is accepted and
 ignored, except `user` and `metadata`, which change no answer: they are labels on the receipt.
@@ -10,21 +13,36 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from greenllm.core import MOST_DRAFTED, SpeculativeMethod
 from greenllm.messages import Role, plain, refusal_of_parts, refusal_of_role
 from serving.errors import UNSUPPORTED
-
-Positive = Annotated[int, Field(ge=0)]
-TokenIds = list[int]
-Nothing = Annotated[list[Any], Field(max_length=0)]
-User = Annotated[str, Field(max_length=256)]
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
+from serving.limits import (
+    MOST_KEYS,
+    MOST_MESSAGES,
+    MOST_PARTS,
+    MOST_PROMPTS,
+    MOST_STOP_IDS,
+    MOST_STOPS,
+)
+from serving.openai.bounded import (
+    Biases,
+    Labels,
+    Name,
+    Nothing,
+    Path,
+    Positive,
+    Schema,
+    Seed,
+    Stop,
+    Text,
+    TokenIds,
+    User,
+    items,
+    refuse_many,
+)
 
 
 def off(*allowed: Any) -> BeforeValidator:
@@ -58,6 +76,11 @@ class Body(BaseModel):
     """Strict: no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        return refuse_many(value, MOST_KEYS)
 
 
 class StreamOptions(Body):
@@ -93,7 +116,7 @@ class SamplingBody(Body):
 
     endpoint: ClassVar[str]
 
-    model: str
+    model: Name
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -101,10 +124,10 @@ class SamplingBody(Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    logit_bias: Biases | None = None
+    seed: Seed | None = None
+    stop: Stop | Annotated[list[Stop], items(MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int], items(MOST_STOP_IDS)] | None = None
     min_tokens: Positive | None = None
     max_tokens: Positive | None = None
     ignore_eos: bool | None = None
@@ -115,29 +138,24 @@ class SamplingBody(Body):
     speculative: Speculative | None = None
     approximate: Approximate | None = None
     user: User | None = None
-    metadata: Metadata | None = None
-
-    @field_validator("stop")
-    @classmethod
-    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 16:
-            raise ValueError("at most 16 stop strings")
-        return stop
+    metadata: Labels | None = None
 
 
 class TextPart(Body):
     """A text part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     """One message of a conversation."""
 
     role: Annotated[Role, BeforeValidator(_no_tools)]
-    content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)]
-    name: str | None = None
+    content: Annotated[
+        Text | Annotated[list[TextPart], items(MOST_PARTS)] | None, BeforeValidator(_only_text)
+    ]
+    name: Name | None = None
     # What an answer's message carries beside its content, when a client sends it back.
     refusal: Annotated[None, off()] = None
     audio: Annotated[None, off()] = None
@@ -167,9 +185,9 @@ class ObjectFormat(Body):
 class NamedSchema(Body):
     """A JSON schema; the answer is always held to it, `strict` or not."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    description: str | None = None
-    definition: Annotated[dict[str, Any], Field(alias="schema")]
+    name: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+    description: Text | None = None
+    definition: Annotated[Schema, Field(alias="schema")]
     strict: bool | None = None
 
 
@@ -187,7 +205,7 @@ class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
     endpoint = "/v1/chat/completions"
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], items(MOST_MESSAGES, least=1)]
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -196,7 +214,9 @@ class ChatBody(SamplingBody):
     tool_choice: Annotated[Literal["none"] | None, off("none")] = None
     store: Annotated[Literal[False] | None, off(False)] = None
     service_tier: Annotated[Literal["auto", "default"] | None, off("auto", "default")] = None
-    modalities: Annotated[list[Literal["text"]] | None, off(["text"], [])] = None
+    modalities: Annotated[Annotated[list[Literal["text"]], items(1)] | None, off(["text"], [])] = (
+        None
+    )
     functions: Annotated[None, off()] = None
     function_call: Annotated[None, off()] = None
     parallel_tool_calls: Annotated[None, off()] = None
@@ -209,7 +229,12 @@ class CompletionBody(SamplingBody):
     """`POST /v1/completions`."""
 
     endpoint = "/v1/completions"
-    prompt: str | list[str] | TokenIds | list[TokenIds]
+    prompt: (
+        Text
+        | Annotated[list[Text], items(MOST_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], items(MOST_PROMPTS)]
+    )
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[Literal[1] | None, off(1)] = None
@@ -219,9 +244,9 @@ class CompletionBody(SamplingBody):
 class TokenizeBody(Body):
     """`POST /tokenize`: a prompt, or messages to render first."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[Message] | None = None
+    model: Name | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], items(MOST_MESSAGES)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
@@ -229,68 +254,18 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
-    model: str | None = None
+    model: Name | None = None
     tokens: TokenIds
 
 
 class LoadAdapterBody(Body):
     """`POST /v1/load_lora_adapter`."""
 
-    lora_name: str
-    lora_path: Annotated[str, Field(min_length=1)]
+    lora_name: Name
+    lora_path: Path
 
 
 class UnloadAdapterBody(Body):
     """`POST /v1/unload_lora_adapter`."""
 
-    lora_name: str
-
-
-class Hyperparameters(Body):
-    """OpenAI's hyperparameters; `auto` is the recipe's default."""
-
-    n_epochs: Annotated[int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
-    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = "auto"
-
-
-class Supervised(Body):
-    """Settings of supervised fine-tuning."""
-
-    hyperparameters: Hyperparameters | None = None
-
-
-class PreferenceHyperparameters(Hyperparameters):
-    """Those of direct preference optimization."""
-
-    beta: Annotated[float, Field(gt=0, le=2)] | Literal["auto"] = "auto"
-
-
-class Preference(Body):
-    """Settings of direct preference optimization."""
-
-    hyperparameters: PreferenceHyperparameters | None = None
-
-
-class Method(Body):
-    """How to train: from answers or, with dpo, from preferences."""
-
-    type: Literal["supervised", "dpo"] = "supervised"
-    supervised: Supervised | None = None
-    dpo: Preference | None = None
-    reinforcement: Annotated[Any, off()] = None
-
-
-class JobBody(Body):
-    """`POST /v1/fine_tuning/jobs`; `recipe` holds options of `greenllm finetune` by their names."""
-
-    model: str
-    training_file: str
-    validation_file: str | None = None
-    hyperparameters: Hyperparameters | None = None
-    method: Method | None = None
-    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    metadata: Metadata | None = None
-    integrations: Nothing | None = None
-    recipe: dict[str, str | int | float | bool | list[str]] | None = None
+    lora_name: Name

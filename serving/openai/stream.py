@@ -8,6 +8,7 @@ Not covered: HTTP trailers, which the HTTP/1.1 servers in use cannot send.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -40,6 +41,16 @@ def _token_events(batch: list[Token], form: Form, common: dict[str, Any]) -> Ite
             yield event({**common, "choices": [choice]})
 
 
+async def _text_of(batch: list[Token], form: Form, common: dict[str, Any]) -> str:
+    """The events of some tokens as text; a scored prompt takes long, and is told beside."""
+
+    def text() -> str:
+        return "".join(_token_events(batch, form, common))
+
+    is_long = any(token.prompt_logprobs for token in batch)
+    return await asyncio.to_thread(text) if is_long else text()
+
+
 async def events(
     submission: Submission,
     form: Form,
@@ -57,7 +68,7 @@ async def events(
             yield event({**common, "choices": [opening]})
         was_told = False
         async for batch in submission.batches(keep_alive_s, interval_s):
-            yield KEEP_ALIVE if batch is None else "".join(_token_events(batch, form, common))
+            yield KEEP_ALIVE if batch is None else await _text_of(batch, form, common)
             was_told = was_told or any(token.finish_reason in FAILURES for token in batch or ())
         if submission.receipt is not None:
             # An engine that is stopped ends requests without a last token.

@@ -41,24 +41,30 @@ from serving.app import create_app
 from serving.config import ServeConfig
 from serving.intake import cancel_all
 from serving.keys.access import Access
+from serving.request_log import Entry
 from serving.server import Parts, make_state
 from tests.api import trainer
 from tests.api.asgi import AppTransport, Exchange
+from tests.api.documented import check_documented
 from tests.api.machine import LOAD_STEPS, LORA_TARGETS, WIDTH, Machine, SlowTokenizer, Talker
 from tests.client import MODEL, Client
 
 ROOT = Path(__file__).parents[2]
-URL = "http://app"
+URL = "http://localhost"
 
 
 class App(Client):
-    """The app, running, and its clients; `options` are those of `greenllm serve`."""
+    """The app, running, and its clients; `options` are those of `greenllm serve`.
+
+    Whatever it answers has to be in its OpenAPI document.
+    """
 
     def __init__(
         self, folder: Path, tokenizer: Tokenizer, machine: Machine, **options: Any
     ) -> None:
         self.data_dir, self.machine = folder, machine
         self.followed: list[bool] = []
+        self.told: list[Entry] = []
         config = ServeConfig(data_dir=folder, device="cpu", meter="modelled", **options)
         runner = Talker(tokenizer, machine.step, name=MODEL, source=str(folder))
         names = tuple(dict.fromkeys((config.served_model_name or MODEL, MODEL)))
@@ -91,7 +97,9 @@ class App(Client):
             names[0], names[1:], engine.info, engine, tokenizer, drafting, ThreadPlan.fixed(1)
         )
         parts = Parts(served, ledger, session_id)
-        self._app = create_app(lambda loop: make_state(config, parts, loop, self._follow))
+        self._app = create_app(
+            lambda loop: make_state(config, parts, loop, self._follow), config, self.told.append
+        )
         self._transport = AppTransport(self._app)
         self._closing = contextlib.ExitStack()
 
@@ -109,7 +117,8 @@ class App(Client):
         self._transport.stop()
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(base_url=URL, transport=self._transport)
+        hooks = {"response": [lambda answer: check_documented(self._app.openapi(), answer)]}
+        return httpx.Client(base_url=URL, transport=self._transport, event_hooks=hooks)
 
     def openai_client(self, api_key: str) -> openai.OpenAI:
         """The official client, which takes httpx's and declares its successor's."""
@@ -126,7 +135,10 @@ class App(Client):
     ) -> Exchange:
         """Post a request, to leave before its answer is there; `blanks` make its body longer."""
         content = json.dumps(body) + " " * blanks
-        request = self.http.build_request("POST", path, content=content, headers=headers)
+        kind = {"Content-Type": "application/json"}
+        request = self.http.build_request(
+            "POST", path, content=content, headers={**kind, **(headers or {})}
+        )
         return self._transport.begin(request)
 
     @property

@@ -108,7 +108,8 @@ def texts_of(server: Client) -> dict[str, str]:
     ids = server.http.post("/tokenize", json={"prompt": "a b"}).json()
     back = server.http.post("/detokenize", json={"tokens": ids["tokens"]}).json()
     tokens = {"tokenize": ids, "detokenize": back, "info": get("/tokenizer_info")}
-    paths = get("/openapi.json")["paths"]
+    document = get("/openapi.json")
+    paths = document["paths"]
     routes = [f"{method.upper()} {path}" for path, item in paths.items() for method in item]
     return {
         "chat_headers.txt": headers(chat),
@@ -127,10 +128,26 @@ def texts_of(server: Client) -> dict[str, str]:
         "health.json": pretty({"health": get("/health"), "ready": get("/ready")}),
         "metrics.txt": metric_names(server.http.get("/metrics").text),
         "routes.txt": "\n".join(sorted(routes)) + "\n",
-        "parameters.txt": "".join(_parameters(paths[path], path) for path in BODIES),
+        "parameters.txt": "".join(_parameters(document, path) for path in BODIES),
     }
 
 
-def _parameters(item: Any, path: str) -> str:
-    body = item["post"]["requestBody"]["content"]["application/json"]["schema"]
-    return "".join(f"{path} {name}\n" for name in sorted(body["properties"]))
+def body_schema(document: Any, path: str) -> Any:
+    """The schema of a route's body."""
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    return resolved(document, content["application/json"]["schema"])
+
+
+def resolved(document: Any, schema: Any) -> Any:
+    """A schema, or what it refers to."""
+    while "$ref" in schema:
+        found = document
+        for name in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        schema = found
+    return schema
+
+
+def _parameters(document: Any, path: str) -> str:
+    names = body_schema(document, path)["properties"]
+    return "".join(f"{path} {name}\n" for name in sorted(names))

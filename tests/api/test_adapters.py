@@ -282,10 +282,10 @@ def test_what_add_prints_brings_a_running_server_the_new_adapter(
     _, printed = run("adapters", "add", "swapped", str(shelf / "a04"))
     refused = ask(adapted, "swapped").json()["error"]
     assert "have changed since it was loaded" in refused["message"]
-    requests = re.findall(r"localhost:8000(/v1/\S+) .* -d '(.*)'", printed)
+    requests = re.findall(r"localhost:8000(/v1/\S+) -H '([^:]+): ([^']+)' -d '(.*)'", printed)
     assert len(requests) == 2
-    for route, data in requests:
-        assert adapted.http.post(route, content=data).status_code == 200
+    for route, name, value, data in requests:
+        assert adapted.http.post(route, content=data, headers={name: value}).status_code == 200
     assert say(adapted, "swapped") != before
     run("adapters", "remove", "swapped")
     assert ask(adapted, "swapped").status_code == 404

@@ -22,6 +22,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
 TOO_LONG = [9] * 2000
 NAN, INFINITY = float("nan"), float("inf")
+AS_JSON = {"Content-Type": "application/json"}
 MISSING = object()
 NO_MESSAGE, BAD_USER = {"role": "user"}, {"role": "user", "content": 5}
 
@@ -144,12 +145,12 @@ def send(server: App, path: str, change: dict[str, Any]) -> httpx.Response:
         for name, value in {**good, "stream": True, "max_tokens": 8, **change}.items()
         if value is not MISSING
     }
-    return server.http.post(path, content=json.dumps(body).encode())
+    return server.http.post(path, content=json.dumps(body).encode(), headers=AS_JSON)
 
 
 @pytest.mark.parametrize("content", [BODIES["list"], BODIES["null"], BODIES["text"]])
 def test_a_body_of_another_kind_is_called_the_body(server: App, content: bytes) -> None:
-    error = checked(server, server.http.post(CHAT, content=content))
+    error = checked(server, server.http.post(CHAT, content=content, headers=AS_JSON))
     assert error["message"].startswith("the body: ")
     assert error["param"] is None
 
@@ -191,12 +192,13 @@ def test_unknown_models_are_not_found(server: App, path: str, name: str) -> None
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
 def test_bodies_that_are_no_request(server: App, path: str, body: bytes) -> None:
-    assert checked(server, server.http.post(path, content=body))["message"]
+    assert checked(server, server.http.post(path, content=body, headers=AS_JSON))["message"]
 
 
 @pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_what_is_too_large_is_not_read_to_its_end(server: App, path: str, announced: bool) -> None:
+    """Nothing of it, or only as much as lets a client that writes on see its answer."""
     block, sent = b" " * 1_000_000, []
 
     def blocks() -> Iterator[bytes]:
@@ -204,16 +206,39 @@ def test_what_is_too_large_is_not_read_to_its_end(server: App, path: str, announ
             sent.append(number)
             yield block
 
-    headers = {"Content-Length": str(100 * len(block))} if announced else {}
+    headers = AS_JSON | ({"Content-Length": str(100 * len(block))} if announced else {})
     answer = server.http.post(path, content=blocks(), headers=headers)
     checked(server, answer, 413)
     assert answer.headers["Connection"] == "close"
-    assert len(sent) == (0 if announced else 9), "8 MB are allowed"
+    assert len(sent) == (0 if announced else 33), "8 MB are allowed, and four times 8 thrown away"
+
+
+def test_what_is_a_little_too_large_is_read_and_thrown_away(server: App) -> None:
+    """Else a client that is still writing sees its connection break, and no answer."""
+    answer = server.http.post(TEXT, content=b" " * 9_000_000, headers=AS_JSON)
+    assert "8 MB" in checked(server, answer, 413)["message"]
+    waiting = {**AS_JSON, "Expect": "100-continue", "Content-Length": "9000000"}
+
+    taken: list[bool] = []
+
+    def parts() -> Iterator[bytes]:
+        taken.append(True)
+        yield b" "
+
+    checked(server, server.http.post(TEXT, content=parts(), headers=waiting), 413)
+    assert taken == [], "it asked before"
+
+
+def test_log_probabilities_have_a_bound(server: App) -> None:
+    asked = {"logprobs": 20, "n": 128, "max_tokens": 1000, "prompt": ["a", "b"]}
+    error = checked(server, send(server, TEXT, asked))
+    assert (error["param"], error["code"]) == ("logprobs", None)
+    assert "max_tokens" in error["message"]
 
 
 def test_a_large_body_that_is_allowed(server: App) -> None:
     body = json.dumps(server.completion(max_tokens=1)).encode() + b" " * 7_000_000
-    assert server.http.post(TEXT, content=body).status_code == 200
+    assert server.http.post(TEXT, content=body, headers=AS_JSON).status_code == 200
 
 
 def test_a_long_text_holds_nobody_up(start_app: StartApp, slowly: SlowTokenizer) -> None:

@@ -297,6 +297,7 @@ def test_files_come_and_go(trainer: App) -> None:
 
 FILE: dict[str, Any] = {"files": {"file": ("a.jsonl", b"{}")}}
 PURPOSE = {"purpose": "fine-tune"}
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 @pytest.mark.parametrize(
@@ -308,9 +309,10 @@ PURPOSE = {"purpose": "fine-tune"}
         ({"files": {"file": (None, "text")}, "data": PURPOSE}, 400, "file"),
         ({"files": {"file": ("a" * 256, b"{}")}, "data": PURPOSE}, 400, "file"),
         ({"files": {"file": ("a", b" " * 100_001)}, "data": PURPOSE}, 413, "file"),
-        ({"content": b"--x", "headers": {"Content-Length": "3"}}, 400, "purpose"),
-        ({"content": iter([b"x"])}, 411, None),
-        ({"content": b"", "headers": {"Content-Length": str(10**10)}}, 413, "file"),
+        ({"content": b"--x", "headers": {**FORM, "Content-Length": "3"}}, 400, "purpose"),
+        ({"content": iter([b"x"]), "headers": FORM}, 411, None),
+        ({"content": b"", "headers": {**FORM, "Content-Length": str(10**10)}}, 413, "file"),
+        ({"files": {"file": ("a" * 513, b"{}")}, "data": PURPOSE}, 400, "file"),
     ],
 )
 def test_uploads_that_cannot_be_kept_are_refused(

@@ -123,9 +123,27 @@ def test_a_body_that_breaks_off_is_no_request(server: App) -> None:
         raise ConnectionError("the cable")
 
     with pytest.raises(ConnectionError):
-        server.http.post(TEXT, content=parts())
+        server.http.post(TEXT, content=parts(), headers={"Content-Type": "application/json"})
     answer = server.http.post(TEXT, json=server.completion(max_tokens=1)).json()
     assert only_row(server).request_id == answer["id"]
+
+
+@pytest.mark.parametrize("path", [TEXT, "/v1/files"])
+def test_a_body_that_does_not_come_is_not_waited_for(start_app: StartApp, path: str) -> None:
+    server, is_over = start_app(client_timeout_s=0.2), threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n'
+        is_over.wait(PATIENCE_S)
+
+    kind = "application/json" if path == TEXT else "multipart/form-data; boundary=x"
+    headers = {"Content-Type": kind, "Content-Length": "999"}
+    answer = server.http.post(path, content=parts(), headers=headers)
+    is_over.set()
+    assert (answer.status_code, answer.headers["Connection"]) == (408, "close")
+    assert answer.json()["error"]["code"] == "body_timeout"
+    if path == TEXT:
+        assert server.row(answer.headers["X-Request-Id"]).http_status == 408
 
 
 def test_full_queue_is_told_when_to_return(narrow: App) -> None:

@@ -22,6 +22,7 @@ from greenllm.core import Sequence as TokenSequence
 from greenllm.messages import conversation
 from greenllm.runner.sampling import Draw, SamplingPosition, sample
 from tests.api.machine import Talker
+from tests.api.shapes import body_schema
 from tests.fake_engine import make_engine
 from tests.fake_model import EOS, VOCABULARY, FakeRunner
 from tests.sampling_examples import REFUSED_AS, examples
@@ -124,8 +125,7 @@ def test_no_sampling_parameter_is_left_out() -> None:
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_every_documented_parameter_is_known_here(server: App, path: str) -> None:
-    schema = server.http.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]
-    documented = set(schema["content"]["application/json"]["schema"]["properties"])
+    documented = set(body_schema(server.http.get("/openapi.json").json(), path)["properties"])
     reaching = {name for where, change, _ in REACHING if where == path for name in change}
     refused = {name for where, name, _, _ in UNSUPPORTED if where == path}
     assert documented == reaching | refused | OTHERS_OF[path]

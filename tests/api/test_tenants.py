@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from serving.app import create_app
+from serving.config import HttpOptions
 from serving.jobs.store import adapter_folder
 from serving.keys.rules import RULES
 from tests.api.keys import As, make_key, routes_of, write_keys
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.usefixtures("fake_training")
 JOBS = "/v1/fine_tuning/jobs"
 ENDLESS = {"steps": 10**5}
 PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
-ROUTES = sorted(set(routes_of(create_app(lambda loop: pytest.fail("it is not started")))))
+ROUTES = sorted(
+    set(routes_of(create_app(lambda loop: pytest.fail("it is not started"), HttpOptions())))
+)
 WITH_IDS = [(method, path) for method, path in ROUTES if "{" in path]
 
 

@@ -28,11 +28,27 @@ def test_a_hundred_megabytes_are_refused(server: Server, announced: bool) -> Non
         for _ in range(100):
             yield block
 
-    given = {"Content-Length": str(100 * len(block))} if announced else {}
+    given = {"Content-Type": "application/json"}
+    if announced:
+        given["Content-Length"] = str(100 * len(block))
     answer = server.http.post(CHAT, content=blocks(), headers=given)
     assert answer.status_code == 413
     assert answer.headers["Connection"] == "close"
     assert server.row(answer.headers["X-Request-Id"]).http_status == 413
+
+
+def test_a_client_that_only_writes_sees_why_it_is_refused(server: Server) -> None:
+    """It reads when it has written all: a connection that was reset would have no answer."""
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+        connection.sendall(head + 9 * chunk + b"0\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"the body exceeds 8 MB" in answer
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,17 @@ def test_a_keys_file_in_the_data_folder_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [("zone = " + "[" * 100_000, "nested too deeply"), ("# " + "x" * 1_000_000, "1000000 bytes")],
+)
+def test_a_file_that_is_no_file_of_options_is_told_in_a_sentence(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"greenllm\.toml: .*{words}"):
+        load(ServeConfig, flags={}, file=toml(tmp_path, text))
+
+
+@pytest.mark.parametrize(
     "line",
     [
         'port = "many"',
@@ -248,6 +259,9 @@ OWN: dict[str, Any] = {"intensity_g_per_kwh": 20.0, "intensity_source": "supplie
         ("port", [0, 65535], [-1, 65536]),
         ("max_queue", [1], [0, -1]),
         ("max_queue_tokens", [1], [0, -1]),
+        ("max_connections", [1], [0, -1]),
+        ("client_timeout_s", [0.5], [0, -1.0]),
+        ("max_buffered_mb", [8.0], [7.9, 0]),
         ("max_body_mb", [0.5], [0, -1.0]),
         ("keep_alive_s", [0.1], [0, -1.0]),
         ("drain_timeout_s", [0, 1], [-0.5]),

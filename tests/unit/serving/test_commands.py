@@ -87,6 +87,14 @@ def test_addresses_are_urls(
     assert lines[-1].startswith(f"curl -si {asked}/v1/")
 
 
+def test_with_a_certificate_addresses_are_https(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = announced(monkeypatch, capsys, tls_cert=Path("c.pem"), tls_key=Path("k.pem"))
+    assert "listening on https://127.0.0.1:8123" in lines
+    assert lines[-1].startswith("curl -si https://localhost:8123/v1/")
+
+
 def test_with_keys_the_line_to_try_has_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from greenllm.choices import gather
 from greenllm.core import Event, Reasoning, Request, SamplingParams, Token, ToolCall
 from greenllm.energy.receipt import Receipt
 from greenllm.served import Served
-from serving.openai.forms import ChatForm
+from serving.openai.forms import ChatForm, encoded
 
 RECEIPT = Receipt("r", "m", "completed", 0.0, "final", "measured:x", True)
 CALL = ToolCall(0, '{"a"', "call-1", "add")
@@ -57,7 +58,7 @@ def test_a_token_without_events_has_no_chunk_before_the_end(form: ChatForm) -> N
 
 def test_a_whole_message_has_calls_in_place_of_no_text(form: ChatForm) -> None:
     tokens = [Token("r", 0, 5, (Reasoning("so"), CALL)), Token("r", 0, 6, (MORE,))]
-    body = form.answer(gather(tokens, 1, form.hidden_ids), RECEIPT)
+    body = json.loads(encoded(form.answer(gather(tokens, 1, form.hidden_ids), RECEIPT)))
     assert body["model"] == "alias"
     assert body["choices"][0]["message"] == {
         "role": "assistant",
@@ -69,6 +70,13 @@ def test_a_whole_message_has_calls_in_place_of_no_text(form: ChatForm) -> None:
 
 
 def test_a_plain_message_has_no_other_keys(form: ChatForm) -> None:
-    body = form.answer(gather([Token("r", 0, 5, ("hi",))], 1, form.hidden_ids), RECEIPT)
+    tokens = [Token("r", 0, 5, ("hi",))]
+    body = json.loads(encoded(form.answer(gather(tokens, 1, form.hidden_ids), RECEIPT)))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert body["choices"][0]["message"] == message
+
+
+def test_what_has_no_number_is_null_in_json() -> None:
+    numbers = [1.5, float("nan"), float("inf")]
+    found = json.loads(encoded({"a": {"b": numbers}, "choices": iter(numbers)}))
+    assert found == {"a": {"b": [1.5, None, None]}, "choices": [1.5, None, None]}

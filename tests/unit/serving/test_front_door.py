@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.config import HttpOptions
 from serving.front_door import FrontDoor, StartError, take_port
 
 PATIENCE_S = 10.0
@@ -54,7 +55,7 @@ def test_an_address_with_colons_is_of_the_newer_kind() -> None:
 class House:
     """A door before a tiny app, and what it told."""
 
-    def __init__(self, listener: socket.socket, drain_timeout_s: float) -> None:
+    def __init__(self, listener: socket.socket, drain_timeout_s: float, **options: Any) -> None:
         self.told: list[str] = []
         self.ready = asyncio.Event()
         self.reached = asyncio.Event()
@@ -62,8 +63,8 @@ class House:
         self.listener = listener
         self.door = FrontDoor(
             self,
+            HttpOptions(drain_timeout_s=drain_timeout_s, **options),
             on_ready=self.on_ready,
-            drain_timeout_s=drain_timeout_s,
             on_signal=lambda: self.told.append("signal"),
             on_drained=self.on_drained,
         )

@@ -20,6 +20,7 @@ from serving.cluster.asgi import answer_of
 from serving.cluster.front import FrontLimits, create_front, drain, end_all
 from serving.cluster.pool import ReplicaLostError
 from serving.cluster.wire import BodyPart, Call, Head, Ticket
+from serving.config import HttpOptions
 from serving.keys.caller import Scope
 from serving.keys.ring import KeyRing
 from serving.keys.store import Key, change_keys, hash_of
@@ -110,10 +111,10 @@ class FakePool:
 
 @asynccontextmanager
 async def opened(pool: FakePool) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    app = create_front(lambda: pool, FrontLimits(max_body_mb=1.0))
+    app = create_front(lambda: pool, HttpOptions(max_body_mb=1.0), FrontLimits())
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-        transport=transport, base_url="http://front"
+        transport=transport, base_url="http://localhost"
     ) as client:  # fmt: skip
         yield app, client
 
@@ -382,11 +383,13 @@ def test_more_than_the_front_takes_at_once_is_told_to_come_back() -> None:
         yield BodyPart(b"ok", False)
 
     async def act() -> list[httpx.Response]:
-        app = create_front(lambda: FakePool({"r1": slow}), FrontLimits(max_in_flight=1))
+        app = create_front(
+            lambda: FakePool({"r1": slow}), HttpOptions(), FrontLimits(max_in_flight=1)
+        )
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://front") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             first = asyncio.create_task(client.get("/v1/models"))
             await begun.wait()
@@ -405,7 +408,7 @@ def test_only_whole_parts_of_a_path_are_refused() -> None:
 
 
 def test_an_app_that_has_not_started_can_be_told_to_drain() -> None:
-    app = create_front(lambda: FakePool({}), FrontLimits(max_body_mb=1.0))
+    app = create_front(lambda: FakePool({}), HttpOptions(), FrontLimits())
     drain(app)
     assert not hasattr(app.state, "front")
 
@@ -430,7 +433,7 @@ def test_metrics_are_for_keys_with_the_scope(tmp_path: Path) -> None:
     keys = [Key(name=name, sha256=hash_of(name.encode()), scopes=scopes[name]) for name in scopes]
     change_keys(path, lambda _: keys)
     ring = KeyRing((), path, lambda: 0.0, lambda: 0.0)
-    app = create_front(lambda: FakePool({"r1": OK}), FrontLimits(), ring)
+    app = create_front(lambda: FakePool({"r1": OK}), HttpOptions(), FrontLimits(), ring)
 
     async def status(*headers: tuple[bytes, bytes]) -> int:
         call = Call("GET", "/metrics", b"", headers, b"")
