@@ -68,6 +68,8 @@ class Cluster:
         self.run, self.name = run, f"greenllm-{run}"
         _require_answer(config.cluster)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers would give way to any other program, and replicas are the server.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         own: dict[str, Any] = {
             "num_cpus": (config.replicas or 1) * config.cpus_per_replica,
             "include_dashboard": False,
