@@ -102,7 +102,7 @@ def _reply(received: bytes) -> Reply:
 
 def request(body: bytes, *headers: str, path: str = COMPLETIONS, length: str = "") -> bytes:
     """A request as bytes; `length` instead of the body's true one."""
-    lines = [f"POST {path} HTTP/1.1", "Host: chaos", "Connection: close", *headers]
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", *headers]
     lines += ["Content-Type: application/json", f"Content-Length: {length or len(body)}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
