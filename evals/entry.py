@@ -26,11 +26,19 @@ class BenchError(GreenllmError):
 def finish(module: str, command: Callable[[], object]) -> None:
     """Run a command line; `module` is what is typed after `python -m`."""
     end_like_interrupts()
+    mistakes: list[BaseException] = []
     try:
         command()
-    except GreenllmError as error:
-        print(f"{module}: {error}", file=sys.stderr)
+    except* GreenllmError as group:
+        mistakes = [_first_of(group)]
+    if mistakes:
+        print(f"{module}: {mistakes[0]}", file=sys.stderr)
         sys.exit(2)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The first of a group of errors, such as tasks that run side by side end in."""
+    return _first_of(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def origin(module: str) -> dict[str, str]:

@@ -66,6 +66,15 @@ def running_server(
     """
     require_model(model)
     port = free_port()
+    command = [sys.executable, "-m", "greenllm", "serve", model, "--port", str(port)]
+    environment = {} if tree is None else {"PYTHONPATH": str(tree)}
+    command += ["--data-dir", str(data_dir), *options]
+    with running(command, ready_on(port), environment=environment) as started:
+        yield started
+
+
+def ready_on(port: int) -> Callable[[], str | None]:
+    """Tells the URL of a server of this machine, once it takes requests."""
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> str | None:
@@ -73,11 +82,7 @@ def running_server(
             return url
         return None
 
-    command = [sys.executable, "-m", "greenllm", "serve", model, "--port", str(port)]
-    environment = {} if tree is None else {"PYTHONPATH": str(tree)}
-    command += ["--data-dir", str(data_dir), *options]
-    with running(command, ready, environment=environment) as started:
-        yield started
+    return ready
 
 
 @contextmanager

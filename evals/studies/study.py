@@ -42,6 +42,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads of the model.")]
 Batches = Annotated[str, typer.Option(help="Requests in flight, comma-separated.")]
 Arms = Annotated[str, typer.Option(help="What is compared, comma-separated; else all.")]
 Name = Annotated[str, typer.Option(help="Name of the result.")]
+Output = Annotated[Path, typer.Option(help="Folder of the result.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +50,21 @@ class Study:
     """How a study is called, and how its result is shown.
 
     Args:
-        name: the module's, below `evals.studies`.
+        name: the module's, below `package`.
         page: Markdown of a result.
         plot: draws a result.
+        package: where its module is.
     """
 
     name: str
     page: Callable[[Result], str] | None = None
     plot: Callable[[Figure, Result], None] | None = None
+    package: str = "evals.studies"
 
     @property
     def module(self) -> str:
         """As it is typed after `python -m`."""
-        return f"evals.studies.{self.name}"
+        return f"{self.package}.{self.name}"
 
     def run(self, command: typer.Typer | Callable[..., None]) -> None:
         """Run its command line."""
@@ -90,9 +93,9 @@ class Study:
             draw(self.plot, result, path.with_suffix(".svg"))
         return path
 
-    def report(self, figures: Result, name: str = "") -> Path:
+    def report(self, figures: Result, name: str = "", *, folder: Path | None = None) -> Path:
         """Save a result, and print it."""
-        path = self.save(figures, name)
+        path = self.save(figures, name, folder=folder)
         shown = path.with_suffix(".md") if self.page is not None else path
         typer.echo(shown.read_text(encoding="utf-8"))
         console.print(f"written to {path}")

@@ -3,7 +3,8 @@
 Contract: each connection is used by one thread at a time. Before anything is written, the path is
 looked at: where it leads to another file than the one that is open (it was moved, deleted or
 replaced), both connections let go of the old file, with all that was written in it, and begin the
-new one.
+new one. A file that was overwritten in its place is not written to: SQLite would go on beside what
+is there now, and those rows would be lost with it.
 
 A write that hangs (a network disk) does not keep `close` for longer than `_PATIENCE_S`.
 
@@ -17,12 +18,12 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from greenllm.energy.ledger_schema import LedgerError, connect, is_old, prepare
+from greenllm.energy.ledger_schema import LedgerError, connect, is_old, prepare, version_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class LedgerConnection:
         with self._writing:
             if self._db is not None and _identity(self.path) != self._file:
                 self._leave_the_file()
+            elif self._db is not None and _is_overwritten(self.path):
+                raise sqlite3.DatabaseError("it was overwritten with something else; move it away")
             return work(self._db or self._begin_file())
 
     def close(self) -> None:
@@ -146,3 +149,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _is_overwritten(path: Path) -> bool:
+    """Whether a file is no database any more; one that cannot be looked at now is taken for one.
+
+    SQLite looks, past its log: whoever opened and closed the file besides would drop the locks that
+    this process holds on it.
+    """
+    try:
+        with closing(connect(f"file:{quote(str(path))}?mode=ro&immutable=1")) as db:
+            version_of(db)
+    except sqlite3.DatabaseError as error:
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB
+    return False

@@ -125,8 +125,11 @@ class EngineLoop:
         self._commands.put(lambda: self._listener.publish(self._engine.abort(request_id), ()))
 
     def record(self, receipt: Receipt) -> None:
-        """Write a receipt for a request that never reached the engine."""
-        self._commands.put(lambda: self._record([receipt]))
+        """Write a receipt for a request that never reached the engine, which may have stopped."""
+        if self.error is None:
+            self._commands.put(lambda: self._record([receipt]))
+        else:
+            self._ledger.record(self._session_id, [receipt])
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Finish the step, close the books and end the thread; one that is given up stays."""
@@ -196,13 +199,21 @@ class EngineLoop:
         self._ledger.record(self._session_id, receipts, totals, if_lost=lost)
 
     def _save_what_can_be_saved(self) -> None:
-        """Give every request of a dying engine its row."""
+        """Give every request of a dying engine its row, also those that it has not taken yet."""
+        self._carry_out_what_waits()
         try:
             receipts = self._stamped(self._engine.drain("failed"))
             self._ledger.record(self._session_id, receipts, self._engine.account.published)
         except Exception:
             # The engine is already broken; what it cannot tell any more is lost, and logged.
             log.critical("requests in flight leave no receipts", exc_info=True)
+
+    def _carry_out_what_waits(self) -> None:
+        while not self._commands.empty():
+            try:
+                self._commands.get()()
+            except Exception:
+                log.critical("a command failed after the engine had stopped", exc_info=True)
 
     def _finish(self) -> None:
         receipts = self._stamped(self._engine.drain())

@@ -495,6 +495,43 @@ def test_a_file_that_is_gone_is_noticed_and_begun_again(
         old.close()
 
 
+def test_rows_wait_until_a_file_that_was_overwritten_is_moved_away(
+    path: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.record("s", [make_receipt("a")], Totals(meter_j=3.0, requests_j=3.0))
+    with path.open("r+b") as file:
+        file.write(b"garbage" * (path.stat().st_size // 7 + 1))
+    ledger.record("s", [make_receipt("b")], Totals(meter_j=6.0, requests_j=6.0))
+    until(lambda: not ledger.state.is_writable, "that it is noticed")
+    assert "was overwritten with something else; move it away" in caplog.text
+    assert ledger.receipt("b") == make_receipt("b")
+    path.rename(path.with_name("garbage"))
+    ledger.record("s", [make_receipt("c")], Totals(meter_j=9.0, requests_j=9.0))
+    until(lambda: ledger.state.is_writable, "a new file")
+    assert ids(ledger) == ["b", "c"]
+    assert ledger.sessions()[0].totals.requests_j == 9.0
+
+
+COUNT = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+print(db.execute("SELECT count(*) FROM requests").fetchone()[0])
+db.close()
+"""
+
+
+def test_another_process_that_lets_go_of_the_file_takes_no_rows_along(
+    path: Path, ledger: Ledger
+) -> None:
+    """The last one to close a database deletes its log; it must see that this one has it open."""
+    for count in (1, 2, 3):
+        ledger.record("s", [make_receipt(str(count))])
+        assert ids(ledger) == [str(number) for number in range(1, count + 1)]
+        command = [sys.executable, "-c", COUNT, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) == count
+
+
 def test_rows_wait_for_a_folder_that_is_gone(tmp_path: Path) -> None:
     folder, away = tmp_path / "data", tmp_path / "away"
     folder.mkdir()

@@ -270,6 +270,32 @@ def test_a_crash_is_kept_and_reported(
     assert not house.ledger.sessions()[0].closed
 
 
+def test_what_waits_for_an_engine_that_dies_or_comes_later_has_rows(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_die = threading.Event(), threading.Event()
+
+    def crash() -> list[Token]:
+        begun.set()
+        assert may_die.wait(PATIENCE_S)
+        raise SystemExit("the device is gone")
+
+    monkeypatch.setattr(house.engine, "step", crash)
+    house.loop.submit(make_request("taken", [1]))
+    assert begun.wait(PATIENCE_S)
+    house.loop.submit(make_request("waiting", [1]))
+    house.loop.record(make_receipt("refused", outcome="refused"))
+    may_die.set()
+    assert house.has_failed.wait(PATIENCE_S)
+    house.loop.record(make_receipt("late", outcome="refused"))
+    house.loop.stop(PATIENCE_S)
+    outcomes = {row.request_id: row.outcome for row in house.ledger.receipts()}
+    assert outcomes == {
+        **{"taken": "failed", "waiting": "failed"},
+        **{"refused": "refused", "late": "refused"},
+    }
+
+
 def test_a_failing_runner_does_not_stop_the_loop(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
