@@ -29,13 +29,38 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "seconds for a head; for a pause of a body; for a pause of a client that reads",
         "408, 408, and the connection is closed",
     ),
-    "max_queue": ("requests that are being generated or wait for it", "429 `queue_full`"),
+    "max_queue": (
+        "requests that are being generated or wait for it; of one key three quarters",
+        "429 `queue_full`",
+    ),
+    "max_queue_tokens": (
+        "tokens that these may come to, each sequence with its prompt",
+        "429 `queue_full`, unless the queue is empty",
+    ),
+    "min_free_memory_mb": (
+        "megabytes of memory that must be free, of the machine and of its cgroup",
+        "503 `out_of_memory`",
+    ),
+    "step_timeout_s": (
+        "seconds of a step",
+        "every open request gets an error, and the server ends",
+    ),
     "max_body_mb": ("megabytes of a JSON body", "413"),
     "max_buffered_mb": (
         "megabytes of all bodies that are read or worked on",
         "503 `bodies_full` for those longer than 16,000 bytes",
     ),
     "max_file_mb": ("megabytes of an uploaded file", "413"),
+    "max_files": ("files that a key keeps", "429 `insufficient_quota`"),
+    "max_stored_mb": (
+        "megabytes of a key's files, and of what its waiting jobs have copied",
+        "429 `insufficient_quota`",
+    ),
+    "max_open_jobs": (
+        "fine-tuning jobs of a key that wait, run or are paused",
+        "429 `insufficient_quota`",
+    ),
+    "max_job_hours": ("hours of a fine-tuning job", "it is ended"),
     "max_num_seqs": ("sequences in one step", "others wait"),
     "max_context": ("tokens of a prompt and its answer", "400 `context_length_exceeded`"),
     "drain_timeout_s": ("seconds of running requests after SIGTERM", "503, or the stream's end"),
