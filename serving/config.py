@@ -70,7 +70,7 @@ class HttpOptions(Options):
     )
     drain_timeout_s: float = option(30.0, "Seconds that running requests get after SIGTERM.")
     step_timeout_s: float = option(
-        300.0, "Seconds after which a step that does not end stops the server; 0 for never."
+        1200.0, "Seconds after which a step that does not end stops the server; 0 for never."
     )
     min_free_memory_mb: float = option(
         256.0, "Megabytes of free memory below which new requests get 503; 0 for never."
