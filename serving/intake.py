@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from greenllm.core import Request
+from greenllm.energy.account.bill import Bill
 from serving.auth import require_place
 from serving.bridge import QueueFullError, Submission
 from serving.errors import ApiError
@@ -76,6 +77,11 @@ def _hand_over(
 ) -> Submission:
     require_place(state, target.caller)  # others have come since it was let in
     submission = _with_room(lambda: state.bridge.open(request, streaming=streaming))
+    if streaming:
+        # Its client is told its id at once, and so it has a row whatever happens.
+        meter = target.served.engine.account.meter
+        bill = Bill(request, opened_s=0.0)
+        state.ledger.opened(state.session_id, bill.if_lost(meter, 0.0, has_worked=True))
     state.loop.submit(request)
     return submission
 

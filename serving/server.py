@@ -120,6 +120,7 @@ def make_state(
         config=config,
         models=ServedModels(parts.served),
         ledger=parts.ledger,
+        session_id=parts.session_id,
         loop=engine_loop,
         bridge=bridge,
         metrics=metrics,

@@ -50,6 +50,9 @@ class ServerLedger(Recorder, Protocol):
     ) -> list[GroupSums]:
         """Sums per group."""
 
+    def opened(self, session_id: str, if_lost: Receipt) -> None:
+        """Keep a request's receipt, should its process die before it is noted; must not raise."""
+
     def close(self) -> None:
         """Let go of it."""
 
@@ -61,6 +64,7 @@ class ServerState:
     config: ServeConfig
     models: ServedModels
     ledger: ServerLedger
+    session_id: str
     loop: EngineLoop
     bridge: Bridge
     metrics: Metrics

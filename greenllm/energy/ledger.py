@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,14 @@ from typing import Any
 
 from greenllm.energy.account.totals import Totals
 from greenllm.energy.ledger_connection import LedgerConnection
-from greenllm.energy.ledger_rows import COLUMNS, Entry, SessionStart, book_lost, receipt_of
+from greenllm.energy.ledger_rows import (
+    COLUMNS,
+    Entry,
+    SessionStart,
+    book_lost,
+    line_of,
+    receipt_of,
+)
 from greenllm.energy.ledger_schema import LedgerError
 from greenllm.energy.ledger_writer import LedgerState, LedgerWriter
 from greenllm.energy.receipt import Receipt
@@ -211,6 +218,23 @@ class Ledger:
         number = self._written.put(Entry(session_id, tuple(receipts), known, closed, lost))
         if receipts or closed:
             self._written.keep_up(number, _PATIENCE_S)
+        self._forget_opened(session_id, (*receipts, *(lost or ())))
+
+    def opened(self, session_id: str, if_lost: Receipt) -> None:
+        """Keep a request's receipt, should its process die before the ledger hears of it again.
+
+        For requests whose clients are told their ids at once. It costs a line in a file.
+        """
+        lock = self._locks.get(session_id)
+        if lock is not None:
+            with suppress(OSError):  # on a full disk it has a row with the next note
+                lock.note(if_lost.request_id, line_of(if_lost))
+
+    def _forget_opened(self, session_id: str, receipts: Iterable[Receipt]) -> None:
+        lock = self._locks.get(session_id)
+        if lock is not None:
+            with suppress(OSError):
+                lock.forget(receipt.request_id for receipt in receipts)
 
     def book_lost(self) -> None:
         """Close the sessions whose process is gone, and give their open requests rows.
@@ -222,7 +246,7 @@ class Ledger:
             if lock is None:
                 continue
             try:
-                lost = self.close_lost(session.session_id)
+                lost = self.close_lost(session.session_id, lock.lines())
                 lock.release()
             except LedgerError as error:
                 log.warning("%s", error)
@@ -231,8 +255,10 @@ class Ledger:
                 text = "session %s was not closed: its process is gone, with %d requests"
                 log.warning(text, session.session_id, len(lost))
 
-    def close_lost(self, session_id: str) -> list[str]:
+    def close_lost(self, session_id: str, opened: Sequence[str] = ()) -> list[str]:
         """Close a session whose process is gone; ids of the requests that were lost with it.
+
+        `opened` are the lines that `opened` has left.
 
         Raises:
             LedgerError: the file is locked or cannot be written.
@@ -241,7 +267,7 @@ class Ledger:
             # Written afterwards, they would open the session again.
             raise LedgerError(f"ledger {self.path}: session {session_id}: rows wait to be written")
         try:
-            return self._written.do(lambda db: book_lost(db, session_id))
+            return self._written.do(lambda db: book_lost(db, session_id, opened))
         except sqlite3.Error as error:
             raise LedgerError(f"ledger {self.path}: session {session_id}: {error}") from error
 

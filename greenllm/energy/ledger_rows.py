@@ -13,6 +13,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -139,9 +140,10 @@ def _update_session(db: sqlite3.Connection, entry: Entry) -> None:
     )
 
 
-def book_lost(db: sqlite3.Connection, session_id: str) -> list[str]:
+def book_lost(db: sqlite3.Connection, session_id: str, opened: Sequence[str] = ()) -> list[str]:
     """Close a session whose process is gone; ids of the requests that it had open.
 
+    `opened` are lines of `line_of` about requests that it may not have noted.
     Their rows have the joules up to the last note. What its totals have beyond that as open stays
     open: it was theirs, and nobody knows whose of them.
     """
@@ -153,7 +155,10 @@ def book_lost(db: sqlite3.Connection, session_id: str) -> list[str]:
     if found is None:
         return []
     noted, requests_j, open_j, unattributed_j = found
-    lost = [r for one in json.loads(noted or "[]") if (r := _lost(db, Receipt(**one)))]
+    known = [Receipt(**one) for one in json.loads(noted or "[]")]
+    # What was noted later says more than what was said when the request came.
+    by_id = {receipt.request_id: receipt for receipt in (*receipts_of(opened), *known)}
+    lost = [receipt for one in by_id.values() if (receipt := _lost(db, one))]
     db.executemany(_UPSERT, [_values(session_id, receipt) for receipt in lost])
     lost_j = sum(receipt.total_j or 0.0 for receipt in lost if receipt.status == "final")
     # A request that was given up meanwhile is not among the open ones any more.
@@ -169,6 +174,18 @@ def book_lost(db: sqlite3.Connection, session_id: str) -> list[str]:
         ),
     )
     return [receipt.request_id for receipt in lost]
+
+
+def line_of(receipt: Receipt) -> str:
+    """A receipt as a line, for `receipts_of`."""
+    return json.dumps(_known(receipt))
+
+
+def receipts_of(lines: Sequence[str]) -> Iterator[Receipt]:
+    """The receipts of lines; what a kill has cut off is left out."""
+    for line in lines:
+        with suppress(ValueError, TypeError):
+            yield Receipt(**json.loads(line))
 
 
 def _lost(db: sqlite3.Connection, noted: Receipt) -> Receipt | None:

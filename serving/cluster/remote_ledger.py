@@ -74,6 +74,9 @@ class RemoteLedger:
         if closed:
             self._look_after(_PATIENCE_S)
 
+    def opened(self, session_id: str, if_lost: Receipt) -> None:
+        """Nothing: what a replica has open is noted four times a second."""
+
     def _look_after(self, patience_s: float) -> None:
         """Forget what has arrived; keep what has not for the next time."""
         while self._sent:

@@ -896,3 +896,25 @@ def test_a_write_that_hangs_does_not_hang_who_closes(
     may_go_on.set()
     hanging.join()
     connection.close()
+
+
+def test_a_request_that_was_never_noted_has_a_row_all_the_same(path: Path) -> None:
+    """Its client was told its id, and a moment later the server was killed."""
+    killed = Ledger(path)
+    killed.open_session("s", method="measured:x", measured=True)
+    unknown = {"status": "provisional", "outcome": "lost", "active_j": None, "idle_j": None}
+    for name in ("never", "noted", "answered"):
+        killed.opened("s", make_receipt(name, **unknown))
+    killed.record("s", [make_receipt("answered")], Totals())
+    killed.record("s", [], Totals(), if_lost=[make_receipt("noted", outcome="lost")])
+    killed._locks["s"]._stream.write('{"request_id": "cut o')
+    leave(killed)
+    later = Ledger(path)
+    later.book_lost()
+    rows = {row.request_id: (row.outcome, row.status, row.total_j) for row in later.receipts()}
+    later.close()
+    assert rows == {
+        "never": ("lost", "provisional", None),
+        "noted": ("lost", "final", 3.0),
+        "answered": ("completed", "final", 3.0),
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from greenllm.energy import session_lock
 from greenllm.energy.session_lock import hold, take_over
 
 HOLDER = """
@@ -81,3 +82,30 @@ def test_where_files_cannot_be_locked_there_is_no_lock(
     assert hold(ledger, "s") is None
     assert hold(ledger / "missing", "s") is None
     assert list(ledger.parent.iterdir()) == []
+
+
+def test_lines_are_there_for_whoever_takes_over(ledger: Path) -> None:
+    own = hold(ledger, "s")
+    assert own is not None
+    for name in "abc":
+        own.note(name, f"about {name}")
+    own.forget(["b"])
+    own.leave()
+    taken = take_over(ledger, "s")
+    assert taken is not None
+    assert taken.lines() == ["about a", "about b", "about c"], "as long as there are few"
+    taken.release()
+
+
+def test_lines_that_are_forgotten_leave_when_there_are_many(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_lock, "_MOST_BYTES", 1000)
+    own = hold(ledger, "s")
+    assert own is not None
+    for number in range(1000):
+        own.note(str(number), f"about {number}")
+        own.forget([str(number - 1)])
+    assert own.lines()[-1] == "about 999"
+    assert len("\n".join(own.lines())) < 2000
+    own.release()
