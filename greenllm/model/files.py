@@ -195,7 +195,8 @@ class Weights:
         try:
             check_header(path)
         except OSError as error:
-            raise LoadError(f"cannot load {self._folder}: {path.name}: {error}") from error
+            reason = error.strerror or error
+            raise LoadError(f"cannot load {self._folder}: {path.name}: {reason}") from error
 
     def _opened(self, path: Path) -> Any:
         try:

@@ -212,8 +212,9 @@ class Letters:
     def decode(self, ids: tuple[int, ...]) -> str:
         return "".join(map(chr, ids))
 
-    def chat(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return "".join(turn["content"] for turn in turns) + ":" * add_generation_prompt
+    def chat_ids(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
+        text = "".join(turn["content"] for turn in turns)
+        return self.encode(text + ":" * add_generation_prompt)
 
 
 LETTERS = cast(Tokenizer, Letters())

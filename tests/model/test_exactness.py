@@ -127,11 +127,11 @@ def test_answers_are_those_without_guesses(
 
 
 def _take_all_guesses(patch: pytest.MonkeyPatch) -> None:
-    def checked(chunk: Chunk, choices: list[Draw], prompt: tuple[Any, ...]) -> Sample:
+    def checked(chunk: Chunk, choices: list[Draw], scored: Sample) -> Sample:
         if not choices:
-            return Sample(prompt=prompt)
+            return scored
         scores = tuple(choice.logprob for choice in choices if choice.logprob is not None)
-        return Sample((*chunk.draft, choices[-1].token_id), scores, prompt)
+        return Sample((*chunk.draft, choices[-1].token_id), scores, scored.prompt)
 
     patch.setattr(readout, "_checked", checked)
 

@@ -203,7 +203,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, server: Server) -> dict[str
 CULPRITS = {
     "missing folder": "nothing",
     "no decoder": "BertModel",
-    "corrupt weights": "corrupt: model.safetensors: Error while deserializing",
+    "corrupt weights": "corrupt: model.safetensors: its header has 18446744073709551615 bytes",
     "port taken": "--port",
     "unknown zone": "Atlantis",
     "unknown value": "--dtype",
