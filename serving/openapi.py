@@ -6,7 +6,7 @@ routes read their bodies and not FastAPI, so that errors are OpenAI's error obje
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +102,12 @@ _ERROR: Json = {
 }
 
 
+_NOT_JSON: Mapping[str, str] = {
+    "/metrics": "text/plain",
+    "/v1/files/{file_id}/content": "application/octet-stream",
+}
+
+
 class DocumentedApp(FastAPI):
     """FastAPI with a document that is complete."""
 
@@ -149,6 +155,8 @@ def _tell_answers(path: str, operation: Json) -> None:
     answers.pop("422", None)
     if path in GENERATING:
         answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    if path in _NOT_JSON:
+        answers["200"]["content"] = {_NOT_JSON[path]: {"schema": {"type": "string"}}}
     if path not in PUBLIC:
         told = EVERY_HEADER if path in GENERATING else ()
         answers["200"]["headers"] = _headers((*told, *STANDINGS))

@@ -124,7 +124,9 @@ async def file(state: Server, caller: Asking, file_id: str) -> dict[str, Any]:
 async def content(state: Server, caller: Asking, file_id: str) -> Response:
     """What is in a file."""
     found = find_file(state, caller, file_id, "file_id")
-    return FileResponse(state.files.path(found.id), filename=found.filename)
+    # Whatever its name says: a browser must not take it for a page of this server.
+    kind = "application/octet-stream"
+    return FileResponse(state.files.path(found.id), media_type=kind, filename=found.filename)
 
 
 @router.delete("/v1/files/{file_id}")

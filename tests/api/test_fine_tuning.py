@@ -284,6 +284,15 @@ def test_files_come_and_go(trainer: App) -> None:
     found = files.retrieve(file_id)
     assert (found.filename, found.purpose, found.bytes) == ("a.jsonl", "fine-tune", 13)
     assert files.content(file_id).read() == b'{"text": "a"}'
+    page = trainer.http.post(
+        "/v1/files",
+        data={"purpose": "fine-tune"},
+        files={"file": ("page.html", b'{"text": "<script>"}', "text/html")},
+    ).json()["id"]
+    answer = trainer.http.get(f"/v1/files/{page}/content")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert trainer.http.delete(f"/v1/files/{page}").status_code == 200
     later = upload(trainer, {"text": "b"})
     assert [found.id for found in files.list()][:2] == [later, file_id]
     assert files.delete(file_id).deleted
