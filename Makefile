@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each makes the environment first where it is not there yet.
 # MODEL, QUANT, PORT and ARGS are optional: what is not set is left to the environment and --config.
-# Tests run in WORKERS processes.
+# Tests run in WORKERS processes; CASES is how many requests `make fuzz` sends to a route.
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve check fix test test-vllm fast unit lint types imports docs lock audit sbom clean
+.PHONY: help serve check fix test test-vllm fast unit lint types imports docs fuzz lock audit sbom clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -78,6 +78,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
+# Schemathesis has an environment of its own: the product needs nothing of it.
+FUZZ := .venv-fuzz
+FUZZ_READY := $(FUZZ)/.ready
+CASES ?= 200
+
+fuzz: $(READY) $(FUZZ_READY) ## send a server made-up requests, CASES to each route
+	$(BIN)/python -m evals.chaos.fuzz $(FUZZ)/bin/st --cases $(CASES)
+
+$(FUZZ_READY): Makefile
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet schemathesis==4.32.5
+	touch $(FUZZ_READY)
+
 # The tools that look after dependencies have an environment of their own.
 SUPPLY := .venv-supply
 SUPPLY_READY := $(SUPPLY)/.ready
@@ -98,4 +111,4 @@ $(SUPPLY_READY): Makefile
 	touch $(SUPPLY_READY)
 
 clean: ## remove the environments
-	rm -rf $(VENV) $(VLLM) $(SUPPLY) build dist
+	rm -rf $(VENV) $(VLLM) $(FUZZ) $(SUPPLY) build dist
