@@ -14,7 +14,7 @@ import json
 import random
 import tempfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from evals.chaos.fuzz import memory_mb
 from evals.chaos.mutations import RIGHT, mutated
 from evals.entry import finish
 from evals.servers import running_server
+from evals.studies import study
 from evals.tables import table
 
 HEADERS = {"Content-Type": "application/json"}
@@ -47,9 +48,9 @@ class Found:
         self.failures += other.failures
 
 
-def send(url: str, cases: int, seed: int) -> Found:
+def send(url: str, cases: int, seed: int, found: Found) -> None:
     """Send bodies on one connection, one after the other."""
-    source, found = random.Random(seed), Found()
+    source = random.Random(seed)
     target = urlsplit(url)
     connection = http.client.HTTPConnection(target.netloc, timeout=PATIENCE_S)
     paths = list(RIGHT)
@@ -68,7 +69,6 @@ def send(url: str, cases: int, seed: int) -> Found:
         if not _is_right(status, text):
             found.failures.append(f"{path} {status} {body[:300]!r}: {text[:200]!r}")
     connection.close()
-    return found
 
 
 def _is_right(status: int | str, text: bytes) -> bool:
@@ -90,17 +90,25 @@ def main(
     model: Annotated[str, typer.Option(help="Served as bundled.")] = "bundled",
 ) -> None:
     """Send a server bodies with mistakes."""
-    found = Found()
+    parts = [Found() for _ in range(connections)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         names = ("--served-model-name", "bundled", "--log", "off")
         url, pid = stack.enter_context(running_server(model, folder, *names))
         before_mb = memory_mb(pid)
         pool = stack.enter_context(ThreadPoolExecutor(connections))
-        seeds = range(seed * connections, (seed + 1) * connections)
-        jobs = [pool.submit(send, url, cases // connections, one) for one in seeds]
-        for job in jobs:
-            found.add(job.result())
+        share = cases // connections
+        jobs = {
+            pool.submit(send, url, share, seed * connections + number, part)
+            for number, part in enumerate(parts)
+        }
+        with study.console.status("sending") as status:
+            while wait(jobs, timeout=1.0).not_done:
+                status.update(f"{sum(part.statuses.total() for part in parts):,} of {cases:,}")
+        found = Found()
+        for job, part in zip(jobs, parts, strict=True):
+            job.result()
+            found.add(part)
         path = "/v1/completions"
         http_ = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
         http_.request("POST", path, json.dumps(RIGHT[path][0]), HEADERS)

@@ -49,7 +49,7 @@ RIGHT: Mapping[str, Sequence[Body]] = {
 }  # fmt: skip
 _NUMBERS = (0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 1e-40, 1e308, 0.5, -0.0, 1e39, 65_536)
 _TEXTS = ("", "\x00", "a" * 5000, "\ud7ff\U0001f600", "<|im_end|>", "../..", "5", "\u202e", "null")
-_MANY = ([{}] * 50, list(range(3000)))
+_MANY: tuple[Any, ...] = ([{}] * 50, list(range(3000)))
 _OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": None}, *_MANY)
 
 

@@ -55,3 +55,17 @@ def test_growth_is_told_and_held_against_its_bound(tmp_path: Path) -> None:
     assert len(result["hours"]) == len(result["samples"]["threads"])
     assert min(result["samples"]["resident memory, MB"]) > 50
     assert (tmp_path / "soak.svg").read_text().startswith("<?xml")
+
+
+def test_bodies_with_mistakes_get_error_objects() -> None:
+    command = [sys.executable, "-m", "evals.chaos.mutate", "--cases", "400", "--seed", "7"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=5 * PATIENCE_S,
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| /v1/chat/completions |" in done.stdout
