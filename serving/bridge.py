@@ -44,16 +44,26 @@ class QueueLimits:
     max_requests: int = 256
     max_tokens: int = 4_000_000
 
-    def reason_against(
-        self, request: Request, in_flight: Sequence[Request], part: float
-    ) -> str | None:
+    def reason_against(self, request: Request, in_flight: _Load, part: float) -> str | None:
         """What there is too much of for another request within a part of the limits."""
-        if len(in_flight) >= max(1, int(part * self.max_requests)):
-            return f"{len(in_flight)} requests"
-        tokens = sum(one.most_tokens for one in in_flight)
-        if in_flight and tokens + request.most_tokens > part * self.max_tokens:
-            return f"requests for up to {tokens} tokens"
+        if in_flight.requests >= max(1, int(part * self.max_requests)):
+            return f"{in_flight.requests} requests"
+        if in_flight.requests and in_flight.tokens + request.most_tokens > part * self.max_tokens:
+            return f"requests for up to {in_flight.tokens} tokens"
         return None
+
+
+@dataclass(slots=True)
+class _Load:
+    """Requests in flight, and the tokens that they may come to."""
+
+    requests: int = 0
+    tokens: int = 0
+
+    def add(self, request: Request, sign: int) -> None:
+        """One more (1) or one less (-1)."""
+        self.requests += sign
+        self.tokens += sign * request.most_tokens
 
 
 class EngineDownError(Exception):
@@ -129,6 +139,8 @@ class Bridge:
         self._loop = loop
         self._limits = limits
         self._open: dict[str, Submission] = {}
+        self._all = _Load()
+        self._of_key: dict[str, _Load] = {}
         self._mean_duration_s = 1.0
 
     @property
@@ -138,7 +150,7 @@ class Bridge:
 
     def num_of(self, key: str | None) -> int:
         """Those of one key."""
-        return sum(submission.request.key == key for submission in self._open.values())
+        return self._load_of(key).requests
 
     def open_ids(self) -> list[str]:
         """Ids of the requests without a receipt."""
@@ -150,9 +162,8 @@ class Bridge:
         Raises:
             QueueFullError: too much is in flight, in all or of the request's key.
         """
-        others = [submission.request for submission in self._open.values()]
-        own = [one for one in others if one.key is not None and one.key == request.key]
-        for found, part, whose in ((others, 1.0, ""), (own, _MOST_OF_ONE_KEY, " of this key")):
+        own = self._load_of(request.key)
+        for found, part, whose in ((self._all, 1.0, ""), (own, _MOST_OF_ONE_KEY, " of this key")):
             reason = self._limits.reason_against(request, found, part)
             if reason is not None:
                 retry_after_s = max(1, round(self._mean_duration_s))
@@ -167,7 +178,21 @@ class Bridge:
         self.check_room(request)
         submission = Submission(request, streaming=streaming)
         self._open[request.request_id] = submission
+        self._count(request, 1)
         return submission
+
+    def _load_of(self, key: str | None) -> _Load:
+        """What one key has in flight; requests without a key are nobody's."""
+        return _Load() if key is None else self._of_key.get(key, _Load())
+
+    def _count(self, request: Request, sign: int) -> None:
+        """Keep the loads in step with what is open: they are asked for with every request."""
+        self._all.add(request, sign)
+        if request.key is not None:
+            load = self._of_key.setdefault(request.key, _Load())
+            load.add(request, sign)
+            if not load.requests:
+                del self._of_key[request.key]
 
     def leave(self, submission: Submission) -> bool:
         """The client is gone; returns whether the engine still works for it."""
@@ -203,6 +228,7 @@ class Bridge:
         for receipt in receipts:
             submission = self._open.pop(receipt.request_id, None)
             if submission is not None:
+                self._count(submission.request, -1)
                 submission.receipt = receipt
                 self._mean_duration_s += 0.1 * (receipt.duration_s - self._mean_duration_s)
                 wake.add(submission)
@@ -218,6 +244,8 @@ class Bridge:
             submission.broken = True
             submission.wake.set()
         self._open.clear()
+        self._all = _Load()
+        self._of_key.clear()
 
 
 @dataclass(frozen=True, slots=True)

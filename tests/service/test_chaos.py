@@ -16,17 +16,21 @@ from tests.waiting import PATIENCE_S
 pytestmark = pytest.mark.slow
 
 
-def run(module: str, output: Path, *words: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, result and page of a command."""
-    command = [sys.executable, "-m", f"evals.{module}", "--output", str(output), *words]
-    done = subprocess.run(
-        command,
+def ended(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command that has come to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", f"evals.{module}", *words],
         capture_output=True,
         text=True,
         timeout=5 * PATIENCE_S,
-        cwd=output,
+        cwd=cwd,
         env=environment(PYTHONPATH=str(ROOT)),
     )
+
+
+def run(module: str, output: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, result and page of a command."""
+    done = ended(module, "--output", str(output), *words, cwd=output)
     assert (output / f"{module}.json").exists(), done.stderr
     return done.returncode, json.loads((output / f"{module}.json").read_text()), done.stdout
 
@@ -58,14 +62,6 @@ def test_growth_is_told_and_held_against_its_bound(tmp_path: Path) -> None:
 
 
 def test_bodies_with_mistakes_get_error_objects() -> None:
-    command = [sys.executable, "-m", "evals.chaos.mutate", "--cases", "400", "--seed", "7"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=5 * PATIENCE_S,
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT)),
-    )
+    done = ended("chaos.mutate", "--cases", "400", "--seed", "7", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| /v1/chat/completions |" in done.stdout

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from greenllm.core import Request, SamplingParams
+from greenllm.energy.receipt import Receipt
 from serving.bridge import Bridge, QueueFullError, QueueLimits
 
 MakeBridge = Callable[..., Bridge]
@@ -64,3 +65,17 @@ def test_one_key_leaves_a_quarter_of_the_queue_to_others(make_bridge: MakeBridge
 
 def test_a_queue_of_one_has_room_for_a_key(make_bridge: MakeBridge) -> None:
     make_bridge(max_requests=1).check_room(request("a", key="a"))
+
+
+def test_who_has_an_answer_makes_room(make_bridge: MakeBridge) -> None:
+    bridge = make_bridge(max_requests=4)
+    asked = [request(f"a{number}", key="a") for number in range(3)]
+    fill(bridge, *asked)
+    assert bridge.num_of("a") == 3
+    for one in asked:
+        receipt = Receipt(one.request_id, "m", "completed", 0.0, "final", "measured:x", True)
+        bridge._deliver(set(), [receipt])
+    assert (bridge.num_of("a"), bridge.num_in_flight, bridge._of_key) == (0, 0, {})
+    fill(bridge, *asked)
+    bridge._break_all()
+    bridge.check_room(request("a", key="a"))
