@@ -137,16 +137,7 @@ def _sums(row: GroupSums) -> dict[str, Any]:
 
 def _session(totals: Totals) -> dict[str, Any]:
     """Where the meter's joules went, other callers' too."""
-    figures = {
-        "meter_joules": totals.meter_j,
-        "load_joules": totals.load_j,
-        "idle_joules": totals.idle_j,
-        "training_joules": totals.train_j,
-        "unattributed_joules": totals.unattributed_j,
-        "request_joules": totals.requests_j,
-        "open_joules": totals.open_j,
-    }
-    return {**rounded(figures), "residual": totals.residual}
+    return {**rounded(totals.told()), "residual": totals.residual}
 
 
 def _moment(name: str, text: str | None, default_s: float) -> float:

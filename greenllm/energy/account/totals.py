@@ -19,6 +19,18 @@ class Totals:
     open_j: float = 0.0
     train_j: float = 0.0
 
+    def told(self) -> dict[str, float]:
+        """The sums by the names that people and clients are told."""
+        return {
+            "meter_joules": self.meter_j,
+            "load_joules": self.load_j,
+            "idle_joules": self.idle_j,
+            "training_joules": self.train_j,
+            "unattributed_joules": self.unattributed_j,
+            "request_joules": self.requests_j,
+            "open_joules": self.open_j,
+        }
+
     @property
     def residual(self) -> float:
         """What is missing or too much, relative to the meter."""
